@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: MIT */
+/* Where segments live: the table of memory backends. */
+#ifndef CQD_MEM_H
+#define CQD_MEM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "cq/err.h"
+
+/**
+ * struct cqd_mem - memory of one segment
+ * @bytes: size, fixed for life
+ * @fd:    owner's descriptor, goes to the fd store
+ * @ro_fd: what clients get; for memfd an O_RDONLY reopen
+ * @base:  mapping in the daemon, NULL where it has none
+ */
+struct cqd_mem {
+	uint64_t bytes;
+	int fd;
+	int ro_fd;
+	void *base;
+};
+
+/**
+ * struct cqd_mem_ops - a memory backend
+ * @name:    unique, as written in cqd.conf: "memfd", "cuda"
+ * @usable:  0, or -errno with the reason; called once
+ * @create:  reserve @mem->bytes and fill the rest of @mem
+ * @adopt:   the same around @mem->fd, which came back from the fd store
+ * @destroy: undo either; the memory lives on while others hold fds
+ * @write:   copy @len bytes from @src_fd at @src_off to @dst_off; short source is
+ *           -EFAULT
+ * @fill:    copy @len bytes from memory
+ * @check:   XXH3-128 over XXH3-64 of each 4 KiB of [@off, @off + @len)
+ *
+ * All callbacks are mandatory and registration refuses a table with a hole.
+ * They may block and run on worker threads, never two at a time on the same
+ * range of the same segment.
+ */
+struct cqd_mem_ops {
+	const char *name;
+	int (*usable)(struct cq_err *err);
+	int (*create)(struct cqd_mem *mem, struct cq_err *err);
+	int (*adopt)(struct cqd_mem *mem, struct cq_err *err);
+	void (*destroy)(struct cqd_mem *mem);
+	int (*write)(struct cqd_mem *mem, uint64_t dst_off, int src_fd,
+		     uint64_t src_off, uint64_t len);
+	int (*fill)(struct cqd_mem *mem, uint64_t dst_off, const void *src, uint64_t len);
+	int (*check)(struct cqd_mem *mem, uint64_t off, uint64_t len,
+		     uint64_t *lo, uint64_t *hi);
+};
+
+/* 0, or -EINVAL: a hole, or the name is taken. */
+int cqd_mem_register(const struct cqd_mem_ops *ops);
+/* NULL if there is none of that name. */
+const struct cqd_mem_ops *cqd_mem_find(const char *name);
+
+extern const struct cqd_mem_ops cqd_mem_memfd;
+
+#endif /* CQD_MEM_H */

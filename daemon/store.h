@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The store: namespaces, models, segments, pages, pins and clients, and the
+ * index that makes them survive a restart. It knows no sockets and no
+ * messages; daemon/conn.c and the handlers stand before it.
+ *
+ * Everything here runs on the event loop's thread. What is slow (reserving
+ * memory, copying, checksums, pushing fds to the service manager) is queued to
+ * worker threads by the store itself; completions run on the loop.
+ */
+#ifndef CQD_STORE_H
+#define CQD_STORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <uv.h>
+#include "cq/err.h"
+#include "proto/index.h"
+#include "proto/key.h"
+#include "proto/proto.h"
+
+struct cqd_store;	/* one per daemon */
+struct cqd_ns;		/* namespace */
+struct cqd_model;	/* loaded model file */
+struct cqd_shard;	/* namespace x model x range: owner of segments */
+struct cqd_client;	/* a session: what pins belong to; outlives connections */
+struct cqd_segment;
+
+/**
+ * struct cqd_store_opts - limits and what came back from the fd store
+ * @pool_bytes:  limit on bytes of segments
+ * @max_pages:   page records in the index
+ * @max_clients: client records
+ * @max_pins:    pin records
+ * @segment_min: bytes of a shard's first segment, @segment_max of its largest
+ * @low, @high:  eviction watermarks in percent of @pool_bytes in use
+ * @verify_rate: bytes per second of background verification after re-adoption
+ * @backend:     memory backend by name, "memfd"
+ * @fds:         descriptors handed over by the service manager, @names their
+ *               names, @n_fds their number; the store owns them from now on
+ * @push_fds:    a service manager with an fd store is there (else nothing is pushed)
+ */
+struct cqd_store_opts {
+	uint64_t pool_bytes;
+	uint32_t max_pages, max_clients, max_pins;
+	uint64_t segment_min, segment_max;
+	uint32_t low, high;
+	uint64_t verify_rate;
+	const char *backend;
+	const int *fds;
+	char *const *names;
+	unsigned int n_fds;
+	bool push_fds;
+};
+
+/* Builds or re-adopts the index. 0, -ENOMEM, -EINVAL. */
+int cqd_store_new(uv_loop_t *loop, const struct cqd_store_opts *opts,
+		  struct cqd_store **out, struct cq_err *err);
+/* Stops background work and closes; calls @done on the loop when nothing runs
+ * any more. The fds stay in the service manager's store. */
+void cqd_store_close(struct cqd_store *st, void (*done)(void *arg), void *arg);
+
+const uint8_t *cqd_store_boot_id(const struct cqd_store *st);
+
+/**
+ * struct cqd_ns_opts - a namespace as configured
+ * @quota_bytes: slots, sinks and arenas together; 0: the pool's limit
+ * @quota_pages, @quota_pins: 0: no limit of its own
+ * @salt: mixed into root keys
+ */
+struct cqd_ns_opts {
+	uint64_t quota_bytes;
+	uint64_t quota_pages;
+	uint64_t quota_pins;
+	const char *salt;
+};
+
+/* Finds the namespace or makes it, and sets its limits. 0, -ENOSPC, -ENOMEM. */
+int cqd_ns_get(struct cqd_store *st, const char *name,
+	       const struct cqd_ns_opts *opts, struct cqd_ns **out,
+	       struct cq_err *err);
+const char *cqd_ns_name(const struct cqd_ns *ns);
+
+/* --- models --- */
+
+typedef void (*cqd_model_cb)(void *arg, int ret, const uint8_t hash[32],
+			     bool existing, const struct cq_err *err);
+
+/**
+ * cqd_model_load() - copy a model file into a sealed memfd of the daemon's own
+ * @name: name workers open it by; loading another file under a name in use
+ *        is -EEXIST
+ * @fd:   readable file; a duplicate is taken
+ * @done: called on the loop, exactly once, unless an error is returned
+ */
+int cqd_model_load(struct cqd_store *st, const char *name, int fd,
+		   cqd_model_cb done, void *arg, struct cq_err *err);
+/* -ENOENT; -EBUSY sessions have it open or pages are pinned; drops its pages. */
+int cqd_model_unload(struct cqd_store *st, const char *name, struct cq_err *err);
+
+/**
+ * struct cqd_shard_info - what ModelOk carries
+ * @id:         of the shard, for messages
+ * @model_fd:   sealed memfd, owned by the store
+ * @state_fd:   read-only fd of the namespace's state words, owned by the store
+ */
+struct cqd_shard_info {
+	uint32_t id;
+	uint8_t hash[32];
+	struct cqp_key root;
+	uint64_t model_bytes;
+	uint64_t state_words;
+	int model_fd;
+	int state_fd;
+};
+
+/* Range all 0 = whole model. 0; -ENOENT; -EINVAL; -ENOMEM. */
+int cqd_shard_get(struct cqd_client *client, const char *model,
+		  const struct cqp_shard *range, struct cqd_shard **out,
+		  struct cqd_shard_info *info, struct cq_err *err);
+/* Shard of a message: only one that this client opened. NULL if not. */
+struct cqd_shard *cqd_shard_find(struct cqd_client *client, uint32_t id);
+
+/* --- clients --- */
+
+/**
+ * cqd_client_new() - record of a process; pins are counted on it
+ * @start_time: of the process (with pid: its identity across restarts)
+ */
+int cqd_client_new(struct cqd_store *st, struct cqd_ns *ns, pid_t pid,
+		   uint64_t start_time, uid_t uid, const char *name,
+		   struct cqd_client **out, struct cq_err *err);
+/* Session of an orphan with the same namespace, pid and start time, or NULL. */
+struct cqd_client *cqd_client_resume(struct cqd_store *st, struct cqd_ns *ns,
+				     uint64_t session, pid_t pid,
+				     uint64_t start_time);
+/* Connected <-> orphaned. Orphans keep their pins until cqd_client_end(). */
+void cqd_client_set_orphan(struct cqd_client *client, bool orphan);
+/* The process is gone or said Bye: every pin, arena and open seal is dropped. */
+void cqd_client_end(struct cqd_client *client);
+uint64_t cqd_client_session(const struct cqd_client *client);
+struct cqd_ns *cqd_client_ns(const struct cqd_client *client);
+pid_t cqd_client_pid(const struct cqd_client *client);
+uint64_t cqd_client_start_time(const struct cqd_client *client);
+/* Connection layer's own pointer on it. */
+void cqd_client_set_data(struct cqd_client *client, void *data);
+void *cqd_client_data(const struct cqd_client *client);
+/* Calls @fn for each client; it may end the one it is given. */
+void cqd_client_for_each(struct cqd_store *st,
+			 void (*fn)(struct cqd_client *client, void *arg), void *arg);
+
+/**
+ * cqd_arena_offer() - register a worker's arena
+ * @fd:    memfd of at least @bytes, F_SEAL_SHRINK set; a duplicate is taken
+ * @arena: id for Seal
+ *
+ * 0; -EINVAL not such an fd; -EDQUOT; -ENOMEM.
+ */
+int cqd_arena_offer(struct cqd_client *client, struct cqd_shard *shard, int fd,
+		    uint64_t bytes, uint32_t *arena, struct cq_err *err);
+
+/* --- pages --- */
+
+/**
+ * cqd_lookup() - longest run of resident pages
+ * @keys:  [n] chained keys in order
+ * @pin:   pin the last page matched
+ * @pages: [n] filled up to the return value
+ * @sink:  the sink object of page 0, if @keys[0] is a page 0 and has one; else
+ *         sink->segment is CQP_NONE
+ * @filling: the first page missing is being sealed by another client
+ *
+ * Return: pages matched, or -EDQUOT / -ENOSPC (pins).
+ */
+int cqd_lookup(struct cqd_client *client, struct cqd_shard *shard,
+	       const struct cqp_key *keys, unsigned int n, bool pin,
+	       struct cqp_page *pages, struct cqp_page *sink, bool *filling,
+	       struct cq_err *err);
+
+/**
+ * struct cqd_segment_info - what SegmentOk carries
+ * @fd: read-only, owned by the store
+ */
+struct cqd_segment_info {
+	uint64_t bytes, slot_bytes, word_base;
+	uint32_t slots;
+	int fd;
+};
+
+/* 0; -ENOENT: no such segment of this client's namespace. */
+int cqd_segment_get(struct cqd_client *client, uint32_t id,
+		    struct cqd_segment_info *info);
+
+/**
+ * struct cqd_seal_req - a page to be copied and published
+ * @arena:       id from cqd_arena_offer()
+ * @parent:      key of the page before, or the shard's root key
+ * @offset:      of the payload in the arena
+ * @sink_offset: of the sink payload, UINT64_MAX if none
+ */
+struct cqd_seal_req {
+	uint32_t arena;
+	struct cqp_key parent;
+	uint32_t tokens[CQ_PAGE_TOKENS];
+	const void *extra;
+	size_t extra_len;
+	uint64_t offset;
+	uint64_t sink_offset;
+};
+
+struct cqd_seal_result {
+	struct cqp_key key;
+	struct cqp_page page;	/* pinned for the client */
+	struct cqp_page sink;	/* segment CQP_NONE if none */
+	bool existing;
+};
+
+typedef void (*cqd_seal_cb)(void *arg, int ret, const struct cqd_seal_result *res,
+			    const struct cq_err *err);
+
+/**
+ * cqd_seal() - copy into a free slot, checksum the copy, publish
+ * @done: called on the loop, exactly once and possibly before return, also
+ *        when the client ended meanwhile (-ECANCELED); not called when an
+ *        error is returned
+ *
+ * Failures given to @done: -ENOSPC pool full of pages that cannot go;
+ * -EDQUOT; -ENOENT parent not resident; -EFAULT arena too short; -ENOMEM.
+ */
+int cqd_seal(struct cqd_client *client, struct cqd_shard *shard,
+	     const struct cqd_seal_req *req, cqd_seal_cb done, void *arg,
+	     struct cq_err *err);
+
+/* Drops one pin per entry. 0, or -EINVAL: an entry names no page pinned by this
+ * client (entries before it are done). */
+int cqd_release(struct cqd_client *client, const struct cqp_page *pages,
+		unsigned int n, struct cq_err *err);
+
+/* --- administration --- */
+
+typedef void (*cqd_verify_cb)(void *arg, uint64_t checked, uint64_t failed,
+			      uint64_t bytes);
+/* Checksum of every sealed page now; mismatches are dropped with descendants. */
+int cqd_verify(struct cqd_store *st, cqd_verify_cb done, void *arg);
+
+struct cqd_stats {
+	uint64_t pool_limit, pool_reserved, pool_used;
+	uint64_t index_used, codebook_bytes, arena_bytes;
+	uint64_t pages_sealed, pages_filling, pages_pinned;
+	uint64_t clients, orphans;
+	uint64_t hits, misses, seals, evictions;
+	uint64_t checksum_failures, verify_pending;
+	uint64_t fdstore;
+};
+void cqd_store_stats(const struct cqd_store *st, struct cqd_stats *out);
+
+/**
+ * struct cqd_item - one line of a listing; unused fields are 0 or NULL
+ * Strings and @hash point into the store and hold until the loop runs on.
+ */
+struct cqd_item {
+	const char *name, *tenant, *model, *state, *backend;
+	char text[65];		/* storage for @name when it is computed */
+	char k[16], v[16];
+	const uint8_t *hash;
+	uint64_t id, bytes, limit, pages, pins, slots, age_us, slot_bytes;
+	uint32_t pid, uid, layers, heads, kv_heads, head_dim, depth, sinks, window;
+};
+
+/* Item at or after @cursor (0 = first). True and *cursor moved past it, or
+ * false at the end. @kind: Cqp__Kind (0 models .. 4 pages). */
+bool cqd_store_item(struct cqd_store *st, unsigned int kind, uint64_t *cursor,
+		    struct cqd_item *out);
+
+#endif /* CQD_STORE_H */

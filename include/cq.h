@@ -1,0 +1,388 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * libcq - attach to, extend and attend over key/value caches that cqd shares.
+ *
+ * A worker opens a context, a model, and sequences. Opening a sequence with
+ * token ids finds the longest prefix that any worker of its namespace has
+ * published and maps it in place. Every layer then appends its keys and
+ * values; commit makes the tokens part of the sequence and encodes each full
+ * page of 64; sealing publishes it to others. Attention reads the shared codes
+ * where they are.
+ *
+ *	cq_open()        context: one connection, at most one own thread
+ *	cq_model_open()  model (or shard), arena
+ *	cq_seq_open()    sequence, with the prefix already matched
+ *	cq_batch_new()   a batch; cq_step() says which sequences and rows
+ *	cq_append(), cq_attention() per layer; cq_commit()
+ *
+ * Threads: all calls on a context and on what was opened from it are made by
+ * one thread at a time, except that cq_attention() calls on kv-head ranges
+ * that do not overlap may run concurrently.
+ *
+ * Errors: functions return 0 or a negative errno and leave outputs untouched
+ * on failure; cq_last_error() has the sentence. After fork() every call in the
+ * child returns -EOWNERDEAD: open anew there.
+ */
+#ifndef CQ_H
+#define CQ_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct cq_ctx;
+struct cq_model;
+struct cq_seq;
+struct cq_batch;
+
+enum cq_dtype {
+	CQ_F32 = 0,
+	CQ_F16 = 1,	/* IEEE half */
+	CQ_BF16 = 2,
+};
+
+/**
+ * struct cq_view - [token][head][channel] in the caller's memory
+ * @data:         first element
+ * @dtype:        enum cq_dtype
+ * @pad:          0
+ * @stride_token: elements between tokens (rows)
+ * @stride_head:  elements between heads
+ *
+ * Channels are contiguous. NHD and HND layouts differ in strides only.
+ */
+struct cq_view {
+	void *data;
+	uint32_t dtype;
+	uint32_t pad;
+	int64_t stride_token;
+	int64_t stride_head;
+};
+
+/* Device of a call. Only host memory so far; CUDA devices are >= 0. */
+#define CQ_DEVICE_HOST (-1)
+
+#define CQ_OPEN_POLL (1u << 0)	/* no own thread: the caller drives cq_poll() */
+
+/**
+ * struct cq_open_opts - options of cq_open()
+ * @sz:      sizeof(struct cq_open_opts)
+ * @socket:  path of cqd's socket; NULL: $CQ_SOCKET, else /run/cq/cqd.sock
+ * @name:    shown by cqctl; NULL: the program's name
+ * @tenant:  namespace by name; NULL: decided by cqd
+ * @flags:   CQ_OPEN_*
+ * @timeout_ms: for each request that waits for cqd; 0: 5000
+ */
+struct cq_open_opts {
+	size_t sz;
+	const char *socket;
+	const char *name;
+	const char *tenant;
+	uint32_t flags;
+	uint32_t timeout_ms;
+};
+
+/**
+ * struct cq_model_opts - options of cq_model_open()
+ * @sz:          sizeof(struct cq_model_opts)
+ * @device:      CQ_DEVICE_HOST
+ * @pad:         0
+ * @arena_bytes: memory for this worker's own tokens (window, tails, pages not
+ *               sealed yet), reserved at once; 0: 256 blocks of 64 tokens
+ * @layer_begin, @layer_end, @head_begin, @head_end: shard (kv heads); all 0:
+ *               the whole model
+ */
+struct cq_model_opts {
+	size_t sz;
+	int32_t device;
+	uint32_t pad;
+	uint64_t arena_bytes;
+	uint32_t layer_begin, layer_end;
+	uint32_t head_begin, head_end;
+};
+
+/**
+ * struct cq_model_info - what a model is
+ * @sz: set by the caller to sizeof(struct cq_model_info)
+ * The rest is filled in: shape of the shard, coding of layer 0 ("4c8b", "fp16"),
+ * sinks and window in tokens, bytes per page slot and codebook file, the hash,
+ * kernels in use, and the arena's size and free bytes.
+ */
+struct cq_model_info {
+	size_t sz;
+	uint32_t n_layers, n_heads, n_kv_heads, head_dim;
+	uint32_t max_position;
+	uint32_t sinks, window;
+	uint32_t pad;
+	uint64_t slot_bytes;
+	uint64_t file_bytes;
+	uint64_t arena_bytes, arena_free;
+	uint8_t hash[32];
+	char k[16], v[16];
+	char kernels[16];
+};
+
+/**
+ * struct cq_seq_opts - options of cq_seq_open()
+ * @sz:       sizeof(struct cq_seq_opts)
+ * @flags:    CQ_SEQ_*
+ * @position: position of token 0 (added to every position)
+ * @extra:    bytes mixed into the key of every page (image hashes and the like)
+ * @extra_len: at most 1024
+ */
+struct cq_seq_opts {
+	size_t sz;
+	uint32_t flags;
+	uint32_t position;
+	const void *extra;
+	size_t extra_len;
+};
+
+#define CQ_SEQ_NOMATCH (1u << 0)	/* attach to nothing: start empty */
+#define CQ_SEQ_PRIVATE (1u << 1)	/* publish nothing */
+
+#define CQ_APPEND_ROTATED (1u << 0)	/* keys come rotated to their positions */
+
+/**
+ * struct cq_append_opts - options of cq_append()
+ * @sz:     sizeof(struct cq_append_opts)
+ * @flags:  CQ_APPEND_*
+ * @device: CQ_DEVICE_HOST
+ * @stream: NULL (CUDA stream on a device)
+ */
+struct cq_append_opts {
+	size_t sz;
+	uint32_t flags;
+	int32_t device;
+	void *stream;
+};
+
+#define CQ_ATTN_Q_ROTATED (1u << 0)	/* queries come rotated to their positions */
+#define CQ_ATTN_LSE_BASE2 (1u << 1)	/* lse in log2 units; default natural */
+
+/**
+ * struct cq_attn_opts - options of cq_attention()
+ * @sz:         sizeof(struct cq_attn_opts)
+ * @flags:      CQ_ATTN_*
+ * @device:     CQ_DEVICE_HOST
+ * @stream:     NULL
+ * @scale:      0: 1/sqrt(head_dim)
+ * @soft_cap:   0: none
+ * @sliding_window: tokens; 0: none
+ * @head_begin, @head_end: kv heads of this call; both 0: all
+ * @lse:        [rows][n_heads] f32, NULL: not wanted
+ * @lse_stride: floats between rows; 0: n_heads
+ */
+struct cq_attn_opts {
+	size_t sz;
+	uint32_t flags;
+	int32_t device;
+	void *stream;
+	float scale;
+	float soft_cap;
+	uint32_t sliding_window;
+	uint32_t head_begin, head_end;
+	uint32_t pad;
+	float *lse;
+	size_t lse_stride;
+};
+
+/**
+ * struct cq_seq_info - what a sequence holds
+ * @sz:        set by the caller
+ * @tokens:    committed tokens
+ * @matched:   tokens found published when it was opened
+ * @sealed:    tokens in pages that others can attach to
+ * @coded:     tokens read from codes (sealed or still private)
+ * @pages:     full pages
+ * @shared_bytes: bytes of shared slots it reads
+ * @private_bytes: bytes of this worker's arena it holds
+ */
+struct cq_seq_info {
+	size_t sz;
+	uint64_t tokens, matched, sealed, coded;
+	uint64_t pages;
+	uint64_t shared_bytes, private_bytes;
+};
+
+/* Version of the library, "0.1.0". */
+const char *cq_version(void);
+
+/**
+ * cq_last_error() - the sentence of this thread's last failure
+ *
+ * Return: text owned by the library, valid until the thread's next cq call;
+ * "" if nothing failed yet.
+ */
+const char *cq_last_error(void);
+
+/**
+ * cq_open() - connect to cqd
+ * @opts: NULL for all defaults
+ * @out:  context, ended with cq_close()
+ *
+ * Return: 0; -ENOENT or -ECONNREFUSED no daemon (the path is in the text);
+ * -EPROTO other protocol version or feature; -EACCES not a member of the
+ * namespace; -E2BIG options newer than this library; -EINVAL; -ENOMEM;
+ * -ETIMEDOUT.
+ */
+int cq_open(const struct cq_open_opts *opts, struct cq_ctx **out);
+
+/* Ends everything opened from it, releases every pin. Accepts NULL. */
+void cq_close(struct cq_ctx *ctx);
+
+/**
+ * cq_poll() - do what the own thread would do (CQ_OPEN_POLL)
+ * @timeout_ms: how long to wait for something to do; 0: do not wait
+ *
+ * Return: number of events handled; -EINVAL the context has its own thread;
+ * -ENOTCONN cqd is away (tokens stay private, calls go on).
+ */
+int cq_poll(struct cq_ctx *ctx, int timeout_ms);
+
+/* eventfd: readable after something was sealed or arena memory came free. */
+int cq_event_fd(struct cq_ctx *ctx);
+
+/**
+ * cq_model_open() - get a model and reserve an arena
+ * @name: as loaded with cqctl
+ *
+ * Return: 0; -ENOENT no such model; -EDQUOT arena over the namespace's quota;
+ * -ENOMEM; -EINVAL shard outside the model; -EOPNOTSUPP device.
+ */
+int cq_model_open(struct cq_ctx *ctx, const char *name,
+		  const struct cq_model_opts *opts, struct cq_model **out);
+int cq_model_get_info(struct cq_model *model, struct cq_model_info *info);
+void cq_model_close(struct cq_model *model);	/* closes its sequences too */
+
+/**
+ * cq_seq_open() - start a sequence on the longest published prefix
+ * @ids: token ids of the prompt, [n]; at most n - 1 of them are matched, in
+ *       whole pages, since a row must be left to compute
+ * @n:   0 is allowed: an empty sequence
+ *
+ * The sequence then has cq_seq_length() tokens; the caller appends and commits
+ * the rest. When cqd is away, nothing matches and the sequence starts empty.
+ *
+ * Return: 0; -ENOMEM; -EINVAL.
+ */
+int cq_seq_open(struct cq_model *model, const uint32_t *ids, size_t n,
+		const struct cq_seq_opts *opts, struct cq_seq **out);
+void cq_seq_close(struct cq_seq *seq);		/* accepts NULL */
+
+/* Committed tokens. */
+size_t cq_seq_length(const struct cq_seq *seq);
+int cq_seq_get_info(struct cq_seq *seq, struct cq_seq_info *info);
+
+/**
+ * cq_append() - keys and values of @n new tokens, one layer
+ * @layer: layer of the shard; every layer gets the same @n before cq_commit()
+ * @k:     [n][n_kv_heads][head_dim], pre-RoPE unless CQ_APPEND_ROTATED
+ * @v:     the same shape
+ *
+ * Appending the same layer again before commit continues after what it
+ * already has. Values are rounded to fp16. No system call, no lock.
+ *
+ * Return: 0; -EINVAL a NaN, Inf or value beyond fp16 (layer, head and token
+ * are named); -ENOBUFS arena full (nothing changed; wait on cq_event_fd() or
+ * close something); -ERANGE beyond max_position; -EOWNERDEAD.
+ */
+int cq_append(struct cq_seq *seq, uint32_t layer, const struct cq_view *k,
+	      const struct cq_view *v, size_t n, const struct cq_append_opts *opts);
+
+/**
+ * cq_commit() - make the first @n appended tokens part of the sequence
+ * @ids: their token ids
+ *
+ * Full pages are encoded here and handed over for sealing: at most one eventfd
+ * write per page, no other system call.
+ *
+ * Return: 0; -EINVAL a layer has fewer than @n tokens (it is named);
+ * -ENOBUFS no arena memory for the coded page (nothing changed).
+ */
+int cq_commit(struct cq_seq *seq, const uint32_t *ids, size_t n);
+
+/**
+ * cq_seal() - wait until every full page is published
+ * @timeout_ms: -1: without limit
+ *
+ * Return: 0; -ETIMEDOUT; -ENOTCONN cqd is away; -EDQUOT or -ENOSPC the daemon
+ * has no room (the pages stay private and usable).
+ */
+int cq_seal(struct cq_seq *seq, int timeout_ms);
+
+/* A second sequence with the same tokens; shared blocks are counted, only the
+ * part-filled one is copied. 0; -ENOBUFS; -EBUSY uncommitted tokens. */
+int cq_fork(struct cq_seq *seq, const struct cq_seq_opts *opts, struct cq_seq **out);
+
+/* Keep the first @n tokens. Inside a coded page its codes are kept verbatim.
+ * 0; -EINVAL n beyond the length; -ENOBUFS. Uncommitted tokens are dropped. */
+int cq_truncate(struct cq_seq *seq, size_t n);
+
+/**
+ * cq_batch_new() - memory for steps
+ * @max_seqs: sequences in one step
+ * @max_rows: query rows in one step, all sequences together
+ * @max_tokens: tokens of the longest sequence; 0: the model's max_position
+ *
+ * Return: 0; -ENOMEM; -EINVAL.
+ */
+int cq_batch_new(struct cq_model *model, uint32_t max_seqs, uint32_t max_rows,
+		 uint64_t max_tokens, struct cq_batch **out);
+void cq_batch_free(struct cq_batch *batch);
+
+/**
+ * cq_step() - what the next attention calls are about
+ * @seqs: [n], each at most once
+ * @rows: [n] tokens of each sequence in this step: the @rows[i] tokens that
+ *        follow its committed ones. They are appended to layer l before
+ *        cq_attention() on layer l, and are its query rows: the first stands
+ *        at position cq_seq_length(). Rows of a sequence follow each other in
+ *        q and o, sequences in the order of @seqs
+ * @n:    sequences
+ *
+ * Updates the one block of memory that append and attention read about the
+ * batch, and reserves arena memory for the rows, so that cq_append() of them
+ * cannot fail with -ENOBUFS. A step holds until the next cq_step() on the batch
+ * or the next commit, truncate or close of one of its sequences.
+ *
+ * Return: 0; -EINVAL; -ENOSPC batch too small; -ENOBUFS arena full (nothing
+ * changed); -ERANGE beyond max_position.
+ */
+int cq_step(struct cq_batch *batch, struct cq_seq *const *seqs,
+	    const uint32_t *rows, uint32_t n);
+
+/**
+ * cq_attention() - one layer of attention over the batch
+ * @q: [rows][n_heads][head_dim]
+ * @o: the same shape; may be f32, f16 or bf16
+ *
+ * No system call, no lock, no allocation. Source: Dao et al., FlashAttention,
+ * arXiv 2205.14135, algorithm 1 (online softmax), over decoded centroids.
+ *
+ * Return: 0; -ESTALE a shared page was taken back meanwhile, o and lse are
+ * void (close the sequence and open it anew); -EINVAL; -EOWNERDEAD.
+ */
+int cq_attention(struct cq_batch *batch, uint32_t layer, const struct cq_view *q,
+		 const struct cq_view *o, const struct cq_attn_opts *opts);
+
+/**
+ * cq_read() - keys and values as attention sees them
+ * @from: first token, @n tokens, all committed
+ * @k:    [n][n_kv_heads][head_dim], pre-RoPE, f32/f16/bf16; NULL: not wanted
+ * @v:    the same
+ *
+ * Return: 0; -ESTALE; -EINVAL.
+ */
+int cq_read(struct cq_seq *seq, uint32_t layer, size_t from, size_t n,
+	    const struct cq_view *k, const struct cq_view *v);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* CQ_H */

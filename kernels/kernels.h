@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The kernel table: one implementation of encode, decode and attention per
+ * instruction set. Portable C is the specification; every other row is tested
+ * against it. No I/O, no allocation, no system call in any callback.
+ */
+#ifndef CQK_KERNELS_H
+#define CQK_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "cq.h"
+#include "kernels/model.h"
+
+/**
+ * struct cqk_rope - cos/sin tables of one model, half-split pairs
+ * @half:    rope_dim / 2 pairs; 0 = no rotation at all
+ * @n_base:  positions covered: 64 * n_base
+ * @base:    [n_base][2][half]: cos then sin of (64 i) * freq[j]
+ * @in_page: [64][2][half]: cos then sin of t * freq[j], t = 0..63
+ *
+ * freq[j] = theta^(-2j / rope_dim) (Su et al., RoFormer, arXiv 2104.09864,
+ * section 3.2.2; half-split pairing as in GPT-NeoX and Llama checkpoints).
+ * Rotation at p = 64 i + t is the product of both entries.
+ */
+struct cqk_rope {
+	uint32_t half;
+	uint32_t n_base;
+	const float *base;
+	const float *in_page;
+};
+
+/**
+ * enum cqk_block_kind - what a block of up to 64 tokens is stored as
+ * @CQK_BLOCK_CODES: base = payload of a page ([layer][kv_head][K|V][block])
+ * @CQK_BLOCK_F16:   base = [layer][kv_head][K|V][tokens][d] IEEE half
+ */
+enum cqk_block_kind {
+	CQK_BLOCK_CODES = 0,
+	CQK_BLOCK_F16 = 1,
+};
+
+/**
+ * struct cqk_block - one block of tokens, decoded once for all its spans
+ * @base:       first byte, all layers of the shard
+ * @kind:       enum cqk_block_kind
+ * @tokens:     64 for CQK_BLOCK_CODES; 1..64 for CQK_BLOCK_F16
+ * @span_first: first of its spans in cqk_attn.spans
+ * @n_spans:    number of spans
+ */
+struct cqk_block {
+	const uint8_t *base;
+	uint32_t kind;
+	uint32_t tokens;
+	uint32_t span_first;
+	uint32_t n_spans;
+};
+
+/**
+ * struct cqk_span - one sequence's use of a block
+ * @mask:      bit t set: token t of the block counts for this sequence
+ * @row_first: first query row of the sequence in the batch
+ * @n_rows:    query rows
+ * @pos:       position of token 0 of the block in this sequence
+ *
+ * Row r sees token t if the mask has it, @pos + t <= row_pos[r], and, with a
+ * sliding window w > 0, @pos + t > row_pos[r] - w.
+ */
+struct cqk_span {
+	uint64_t mask;
+	uint32_t row_first;
+	uint32_t n_rows;
+	uint32_t pos;
+	uint32_t pad;
+};
+
+/**
+ * struct cqk_attn - one attention call: one layer, a range of kv heads
+ * @model:      geometry and codebooks
+ * @rope:       tables covering every row and token position; unused (may be
+ *              NULL) unless the model's keys are CQK_KEYS_PRE_ROPE, or
+ *              CQK_KEYS_ROTATED with a q that is not rotated yet
+ * @layer:      layer of the shard
+ * @head_begin: first kv head, @head_end one past the last
+ * @blocks:     [n_blocks], in any order
+ * @spans:      grouped by block
+ * @row_pos:    [n_rows] position of each query row
+ * @n_rows:     query rows in the batch
+ * @q:          [n_rows][n_heads][d], f32/f16/bf16; head h reads kv head
+ *              h / (n_heads / n_kv_heads)
+ * @o:          [n_rows][n_heads][d], f32/f16/bf16; rows that see no token get 0
+ * @lse:        [n_rows][n_heads] f32 log-sum-exp of the scaled (and capped)
+ *              scores, -inf for rows that see no token; NULL if not wanted
+ * @lse_stride: floats between rows of @lse
+ * @scale:      factor on q.k, usually 1/sqrt(d)
+ * @soft_cap:   > 0: s -> cap * tanh(s / cap) (Gemma 2, arXiv 2408.00118, 2)
+ * @sliding_window: tokens, 0 = none
+ * @flags:      CQ_ATTN_* of cq.h
+ * @scratch:    64-byte aligned, at least cqk_ops.scratch_bytes(model, n_rows)
+ *
+ * With head ranges that do not overlap and separate scratch, calls may run
+ * concurrently.
+ */
+struct cqk_attn {
+	const struct cqk_model *model;
+	const struct cqk_rope *rope;
+	uint32_t layer;
+	uint32_t head_begin, head_end;
+	const struct cqk_block *blocks;
+	uint32_t n_blocks;
+	const struct cqk_span *spans;
+	const uint32_t *row_pos;
+	uint32_t n_rows;
+	struct cq_view q;
+	struct cq_view o;
+	float *lse;
+	size_t lse_stride;
+	float scale;
+	float soft_cap;
+	uint32_t sliding_window;
+	uint32_t flags;
+	void *scratch;
+};
+
+/**
+ * struct cqk_ops - one implementation of the kernel set
+ * @name:      unique: "portable", "avx2", "avx512"; also what CQ_KERNELS= takes
+ * @priority:  higher is preferred
+ * @usable:    true if this CPU and OS can run it; called once
+ * @encode:    codes of @n tokens of one kv head. @x: [n][d] IEEE half, row
+ *             stride d. @codes: the head's block, [group][64]; tokens >= @n are
+ *             left as they are, @first is the index of the first token in the
+ *             block. Nearest centroid under
+ *             argmin_k(half_norm[k] - sum_j x_j * c_kj), evaluated in f32 as
+ *             acc = half_norm; acc = acc - x_j * c_kj for j ascending, product
+ *             and difference each rounded (no FMA); ties: lowest k. Bit-exact
+ *             between implementations. Input must be finite.
+ * @decode:    out[n][d] f32 from the head's block (stored values exactly)
+ * @scratch_bytes: scratch for @attention with that many rows
+ * @attention: see struct cqk_attn. Cannot fail: the caller has validated.
+ *
+ * All callbacks are mandatory, thread-safe, and neither allocate nor make
+ * system calls.
+ */
+struct cqk_ops {
+	const char *name;
+	int priority;
+	bool (*usable)(void);
+	void (*encode)(const struct cqk_codebook *cb, uint32_t kv_head,
+		       const uint16_t *x, uint32_t first, uint32_t n,
+		       uint8_t *codes);
+	void (*decode)(const struct cqk_codebook *cb, uint32_t kv_head,
+		       const uint8_t *codes, uint32_t first, uint32_t n,
+		       float *out);
+	size_t (*scratch_bytes)(const struct cqk_model *model, uint32_t n_rows);
+	void (*attention)(const struct cqk_attn *a);
+};
+
+/**
+ * cqk_select() - the implementation to use
+ * @want: name, or NULL for the best usable one
+ *
+ * Return: a table, or NULL if @want names none or one this CPU cannot run.
+ */
+const struct cqk_ops *cqk_select(const char *want);
+
+/* Implementations compiled in, best first, usable or not; NULL past the end. */
+const struct cqk_ops *cqk_nth(unsigned int i);
+
+/* Bytes of tables for @positions positions, and their filling. half = 0 is legal. */
+size_t cqk_rope_bytes(const struct cqk_geom *geom, uint32_t positions);
+void cqk_rope_init(struct cqk_rope *rope, const struct cqk_geom *geom,
+		   uint32_t positions, void *mem);
+/**
+ * cqk_rope_rotate() - rotate vectors in place by +pos or -pos
+ * @x:       [n][stride] f32, one head each
+ * @inverse: true undoes the rotation
+ */
+void cqk_rope_rotate(const struct cqk_rope *rope, float *x, size_t n,
+		     size_t stride, uint32_t pos, bool inverse);
+
+#endif /* CQK_KERNELS_H */

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A model as cq knows it: geometry, RoPE, coding per layer and codebooks.
+ *
+ * The file is safetensors; this library parses and writes it in memory and
+ * never opens a file. Everything that computes uses the centroids exactly as
+ * stored (f16, or i8 times a scale per channel).
+ */
+#ifndef CQK_MODEL_H
+#define CQK_MODEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "cq/err.h"
+#include "cq/page.h"
+
+enum cqk_keys {			/* what the stored keys are */
+	CQK_KEYS_PRE_ROPE = 0,	/* coded before RoPE; the model rotates */
+	CQK_KEYS_ROTATED = 1,	/* coded after RoPE at their absolute position */
+	CQK_KEYS_NONE = 2,	/* the model has no RoPE */
+};
+
+enum cqk_centroids {
+	CQK_CENTROIDS_F16 = 0,
+	CQK_CENTROIDS_I8 = 1,	/* value = i8 * scale[kv_head][channel] (f32) */
+};
+
+/**
+ * struct cqk_geom - shape of the attention of a model (or of a shard of it)
+ * @n_layers:     layers
+ * @n_heads:      query heads, a multiple of @n_kv_heads
+ * @n_kv_heads:   key/value heads
+ * @head_dim:     channels per head
+ * @max_position: context length the model was made for
+ * @keys:         enum cqk_keys
+ * @rope_dim:     leading channels that are rotated (half-split: channel i with
+ *                i + rope_dim/2), 0 if none; even
+ * @rope_theta:   RoPE base
+ */
+struct cqk_geom {
+	uint32_t n_layers;
+	uint32_t n_heads;
+	uint32_t n_kv_heads;
+	uint32_t head_dim;
+	uint32_t max_position;
+	uint32_t keys;
+	uint32_t rope_dim;
+	double rope_theta;
+};
+
+/**
+ * struct cqk_codebook - centroids of one (layer, K or V), all kv heads
+ * @code:      coding; for CQ_CODE_F16 every pointer below is NULL
+ * @centroids: enum cqk_centroids
+ * @head_dim:  channels per head (d)
+ * @n_kv_heads: kv heads
+ * @n_groups:  d / code.channels (G)
+ * @stored:    as in the file: [kv_head][group][256][c], uint16_t (f16) or
+ *             int8_t; points into the caller's file image
+ * @scale:     [kv_head][d] f32 for i8, else NULL; points into the file image
+ * @f32:       decoded values, channel-major: [kv_head][d][256]; plane of
+ *             channel ch of head h is f32 + (h * d + ch) * 256
+ * @half_norm: [kv_head][G][256]: |C|^2 / 2 over the stored values, summed in
+ *             channel order in f32; the encoder's constant term
+ * @i8:        [kv_head][d][256] int8_t, channel-major, 64-byte aligned; NULL for f16
+ */
+struct cqk_codebook {
+	struct cq_code code;
+	uint32_t centroids;
+	uint32_t head_dim;
+	uint32_t n_kv_heads;
+	uint32_t n_groups;
+	const void *stored;
+	const float *scale;
+	float *f32;
+	float *half_norm;
+	int8_t *i8;
+};
+
+/**
+ * struct cqk_layer - one layer of a model
+ * @k: codebook of the keys
+ * @v: codebook of the values
+ * @k_bytes: bytes of one kv head's K block in a page
+ * @v_bytes: bytes of one kv head's V block
+ * @offset:  offset of the layer inside a page's payload; kv head h starts at
+ *           offset + h * (k_bytes + v_bytes), its V block k_bytes later
+ */
+struct cqk_layer {
+	struct cqk_codebook k, v;
+	uint64_t k_bytes, v_bytes;
+	uint64_t offset;
+};
+
+/**
+ * struct cqk_model - a parsed model; read-only after cqk_model_parse()
+ * @geom:        shape
+ * @sinks:       tokens at the start of a sequence kept in fp16 (sink object)
+ * @window:      recent tokens the owner reads in fp16, a multiple of 64
+ * @hash:        SHA-256 of the canonical header and codebooks
+ * @fingerprint: SHA-256 of the language model's weights, as calibrated
+ * @payload:     bytes of a page's payload
+ * @slot_bytes:  bytes of a page's slot
+ * @sink_payload: bytes of a sink object's payload, 0 if @sinks is 0
+ * @sink_slot_bytes: bytes of its slot, 0 if @sinks is 0
+ * @f16_block:   bytes of an fp16 block of 64 tokens
+ * @layers:      [geom.n_layers]
+ */
+struct cqk_model {
+	struct cqk_geom geom;
+	uint32_t sinks;
+	uint32_t window;
+	uint8_t hash[32];
+	uint8_t fingerprint[32];
+	uint64_t payload, slot_bytes;
+	uint64_t sink_payload, sink_slot_bytes;
+	uint64_t f16_block;
+	struct cqk_layer *layers;
+};
+
+/**
+ * cqk_model_parse() - check a model file image and prepare its codebooks
+ * @image: the whole safetensors file, 8-byte aligned; must stay mapped and
+ *         unchanged until cqk_model_free() (a private copy or a sealed memfd)
+ * @size:  its bytes
+ * @out:   set on success only; owned by the caller
+ * @err:   text of the failure, may be NULL
+ *
+ * Nothing in the image is trusted: offsets, shapes, types, every float
+ * (NaN/Inf refused by tensor and index), metadata and counts are checked.
+ *
+ * Return: 0; -EINVAL malformed or unsupported value; -EPROTO not a cq model or
+ * another format version; -ENOMEM; -EOPNOTSUPP a coding this build lacks.
+ * Thread-safe.
+ */
+int cqk_model_parse(const void *image, size_t size, struct cqk_model **out,
+		    struct cq_err *err);
+
+/* Accepts NULL. */
+void cqk_model_free(struct cqk_model *model);
+
+/**
+ * cqk_model_head() - parse and check without preparing codebooks
+ *
+ * As cqk_model_parse(), but @out's codebooks carry only @code, @centroids,
+ * sizes, @stored and @scale: what the daemon needs (it never decodes).
+ */
+int cqk_model_head(const void *image, size_t size, struct cqk_model **out,
+		   struct cq_err *err);
+
+/* "4c8b", "fp16" -> coding. 0 or -EINVAL / -EOPNOTSUPP with the reason in @err. */
+int cqk_code_parse(const char *text, uint32_t head_dim, struct cq_code *out,
+		   struct cq_err *err);
+/* Writes "4c8b" or "fp16"; @buf holds at least 16 bytes. Returns @buf. */
+const char *cqk_code_name(struct cq_code code, char *buf);
+
+#endif /* CQK_MODEL_H */
