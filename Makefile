@@ -7,6 +7,10 @@
 #	cqk-$(CONFIG_X86_64)	+= x86/foo.o	only on x86-64
 #	CFLAGS_foo_avx512.o	:= -mavx512f	extra flags for one object
 #	tests-y			+= test_foo	test program from test_foo.c
+#	bench-y			+= bench_foo	bench program from bench_foo.c
+#	fuzz-y			+= fuzz_foo	fuzzer from fuzz_foo.c
+#	FUZZ_AIM_fuzz_foo	:= proto/foo.c	the file it must cover
+#	LIBS_test_foo		:= -lfoo	extra libraries for one program
 #
 # "make help" lists targets and knobs.
 
@@ -20,26 +24,24 @@ MAKEFLAGS += -rR --no-print-directory
 .DEFAULT_GOAL := all
 
 O	?= build
-PREFIX	?= /usr/local
-LIBDIR	?= $(PREFIX)/lib
-BINDIR	?= $(PREFIX)/bin
-SBINDIR	?= $(PREFIX)/sbin
-INCLUDEDIR ?= $(PREFIX)/include
-MANDIR	?= $(PREFIX)/share/man
-DESTDIR	?=
-# make's built-in CC is "cc", so ?= would never apply
-ifeq ($(origin CC),default)
+# make has a CC of its own ("cc"), so ?= would never apply
+ifneq ($(filter default undefined,$(origin CC)),)
 CC	:= gcc
 endif
-ifeq ($(origin AR),default)
+ifneq ($(filter default undefined,$(origin AR)),)
 AR	:= ar
 endif
 PKG_CONFIG ?= pkg-config
 PROTOC_C ?= protoc-c
 SPARSE	?= sparse
+OBJCOPY	?= objcopy
 
-# Goals that must work before a compiler is installed read no probes.
-ifneq ($(filter-out deps clean help,$(or $(MAKECMDGOALS),all)),)
+# Goals that must work before a compiler is installed read no probes: they
+# install first and then call make again for the real work.
+early := deps clean help demo check bench eval ci uninstall
+ifneq ($(filter-out $(early),$(or $(MAKECMDGOALS),all)),)
 include scripts/Makefile.build
+include scripts/Makefile.check
+include scripts/Makefile.install
 endif
 include scripts/Makefile.targets
