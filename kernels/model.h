@@ -149,6 +149,44 @@ void cqk_model_free(struct cqk_model *model);
 int cqk_model_head(const void *image, size_t size, struct cqk_model **out,
 		   struct cq_err *err);
 
+/**
+ * struct cqk_model_desc - a model file to be written
+ * @geom:        shape
+ * @k:           coding of keys, [n_layers]; @v: coding of values, [n_layers]
+ * @centroids:   enum cqk_centroids
+ * @sinks:       as in struct cqk_model
+ * @window:      as in struct cqk_model
+ * @fingerprint: SHA-256 of the language model's weights
+ * @provenance:  free text, NULL for none
+ * @codebooks:   [2 * n_layers]: K of layer 0, V of layer 0, K of layer 1, ...;
+ *               each [kv_head][group][256][c], uint16_t (half) or int8_t; NULL
+ *               for fp16
+ * @scales:      [2 * n_layers], each [kv_head][d]; unused with f16 centroids
+ */
+struct cqk_model_desc {
+	struct cqk_geom geom;
+	const struct cq_code *k, *v;
+	uint32_t centroids;
+	uint32_t sinks, window;
+	uint8_t fingerprint[32];
+	const char *provenance;
+	const void *const *codebooks;
+	const float *const *scales;
+};
+
+/**
+ * cqk_model_write() - build a model file image
+ * @desc:  contents; not checked beyond what keeps the writer safe, parse the
+ *         image to be sure of it
+ * @image: malloc()ed on success, owned by the caller
+ * @size:  its bytes
+ * @err:   text of the failure, may be NULL
+ *
+ * Return: 0; -EINVAL a coded layer without codebook or scale; -ENOMEM.
+ */
+int cqk_model_write(const struct cqk_model_desc *desc, void **image, size_t *size,
+		    struct cq_err *err);
+
 /* "4c8b", "fp16" -> coding. 0 or -EINVAL / -EOPNOTSUPP with the reason in @err. */
 int cqk_code_parse(const char *text, uint32_t head_dim, struct cq_code *out,
 		   struct cq_err *err);

@@ -39,8 +39,11 @@ void st_close(struct st_file *f);	/* accepts NULL */
 const struct st_tensor *st_find(const struct st_file *f, const char *name);
 /* Metadata string, or NULL. */
 const char *st_meta(const struct st_file *f, const char *key);
+/* Walks the metadata: key after @key (NULL: the first), NULL at the end. */
+const char *st_meta_next(const struct st_file *f, const char *key);
 size_t st_count(const struct st_file *f);
 const struct st_tensor *st_nth(const struct st_file *f, size_t i);
+uint32_t st_dtype_bytes(uint32_t dtype);
 
 /**
  * st_header() - header of a file about to be written
