@@ -19,6 +19,7 @@
  * @n_base:  positions covered: 64 * n_base
  * @base:    [n_base][2][half]: cos then sin of (64 i) * freq[j]
  * @in_page: [64][2][half]: cos then sin of t * freq[j], t = 0..63
+ * @in_page_t: the same values, [half][2][64]
  *
  * freq[j] = theta^(-2j / rope_dim) (Su et al., RoFormer, arXiv 2104.09864,
  * section 3.2.2; half-split pairing as in GPT-NeoX and Llama checkpoints).
@@ -29,6 +30,7 @@ struct cqk_rope {
 	uint32_t n_base;
 	const float *base;
 	const float *in_page;
+	const float *in_page_t;
 };
 
 /**
@@ -59,7 +61,8 @@ struct cqk_block {
 
 /**
  * struct cqk_span - one sequence's use of a block
- * @mask:      bit t set: token t of the block counts for this sequence
+ * @mask:      bit t set: token t of the block counts for this sequence; memory
+ *             of tokens that no span's mask has may hold anything, NaN too
  * @row_first: first query row of the sequence in the batch
  * @n_rows:    query rows
  * @pos:       position of token 0 of the block in this sequence

@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: MIT
+/*
+ * The driver of attention by tiles: which rows see which tokens, scratch,
+ * queries in, results out. No arithmetic on tiles: that is tile.h.
+ */
+#include <math.h>
+#include <string.h>
+#include "kernels/attn.h"
+#include "kernels/f16.h"
+
+static uint32_t pad_dim(const struct cqk_model *model)
+{
+	return (uint32_t)ALIGN_UP(model->geom.head_dim, CQK_PAD);
+}
+
+static size_t floats(size_t n)
+{
+	return ALIGN_UP(n * sizeof(float), 64);
+}
+
+size_t cqk_head_bytes(const struct cqk_model *model, uint32_t n_rows)
+{
+	size_t gqa = model->geom.n_heads / model->geom.n_kv_heads;
+	size_t nq = n_rows * gqa, dpad = pad_dim(model);
+
+	return ALIGN_UP(sizeof(struct cqk_head), 64) +
+	       2 * floats(nq * dpad) + 2 * floats(nq) +		/* q o m l */
+	       floats(model->geom.rope_dim) +			/* turn */
+	       floats(CQK_CHUNK * dpad) + floats(CQK_CHUNK * CQK_T) +
+	       2 * floats(CQK_T * dpad);			/* k v */
+}
+
+static float *carve(uint8_t **at, size_t n)
+{
+	float *p = (float *)(void *)*at;
+
+	*at += floats(n);
+	return p;
+}
+
+static void lay_out(struct cqk_head *h)
+{
+	uint8_t *at = (uint8_t *)h + ALIGN_UP(sizeof(*h), 64);
+	size_t nq = h->nq, dpad = h->dpad;
+
+	h->q = carve(&at, nq * dpad);
+	h->o = carve(&at, nq * dpad);
+	h->m = carve(&at, nq);
+	h->l = carve(&at, nq);
+	h->turn = carve(&at, h->a->model->geom.rope_dim);
+	h->chunk.q = carve(&at, CQK_CHUNK * dpad);
+	h->chunk.s = carve(&at, CQK_CHUNK * CQK_T);
+	h->chunk.k = carve(&at, CQK_T * dpad);
+	h->chunk.v = carve(&at, CQK_T * dpad);
+	h->extra = at;
+}
+
+static float load_scalar(const struct cq_view *view, size_t at)
+{
+	if (view->dtype == CQ_F32)
+		return ((const float *)view->data)[at];
+	if (view->dtype == CQ_F16)
+		return cqk_f16_to_f32(((const uint16_t *)view->data)[at]);
+	return cqk_bf16_to_f32(((const uint16_t *)view->data)[at]);
+}
+
+static void store_scalar(const struct cq_view *view, size_t at, float x)
+{
+	if (view->dtype == CQ_F32)
+		((float *)view->data)[at] = x;
+	else if (view->dtype == CQ_F16)
+		((uint16_t *)view->data)[at] = cqk_f32_to_f16(x);
+	else
+		((uint16_t *)view->data)[at] = cqk_f32_to_bf16(x);
+}
+
+/* Element of channel 0 of vector @i in the caller's view. */
+static size_t vector_at(const struct cqk_head *h, const struct cq_view *view,
+			uint32_t i)
+{
+	int64_t row = i / h->gqa, head = h->head * h->gqa + i % h->gqa;
+
+	return (size_t)(row * view->stride_token + head * view->stride_head);
+}
+
+static void load_queries(struct cqk_head *h)
+{
+	const struct cqk_attn *a = h->a;
+	uint32_t d = a->model->geom.head_dim, i, ch;
+	bool turn = a->model->geom.keys != CQK_KEYS_NONE && a->rope &&
+		    !(a->flags & CQ_ATTN_Q_ROTATED);
+
+	for (i = 0; i < h->nq; i++) {
+		float *q = h->q + (size_t)i * h->dpad;
+		size_t at = vector_at(h, &a->q, i);
+
+		for (ch = 0; ch < d; ch++)
+			q[ch] = load_scalar(&a->q, at + ch) * a->scale;
+		memset(q + d, 0, (h->dpad - d) * sizeof(*q));
+		if (turn)
+			cqk_rope_rotate(a->rope, q, 1, d,
+					a->row_pos[i / h->gqa], false);
+	}
+}
+
+struct cqk_head *cqk_head_begin(const struct cqk_attn *a, uint32_t head)
+{
+	const struct cqk_geom *geom = &a->model->geom;
+	struct cqk_head *h = a->scratch;
+	uint32_t i;
+
+	h->a = a;
+	h->head = head;
+	h->gqa = geom->n_heads / geom->n_kv_heads;
+	h->nq = a->n_rows * h->gqa;
+	h->dpad = pad_dim(a->model);
+	h->chunk.n = 0;
+	h->chunk.d = geom->head_dim;
+	h->chunk.dpad = h->dpad;
+	h->chunk.soft_cap = a->soft_cap;
+	lay_out(h);
+	load_queries(h);
+	memset(h->o, 0, (size_t)h->nq * h->dpad * sizeof(float));
+	memset(h->l, 0, h->nq * sizeof(float));
+	for (i = 0; i < h->nq; i++)
+		h->m[i] = -INFINITY;
+	return h;
+}
+
+static uint64_t bits_below(int64_t n)
+{
+	if (n <= 0)
+		return 0;
+	return n >= 64 ? ~0ull : (1ull << n) - 1;
+}
+
+uint64_t cqk_visible(const struct cqk_attn *a, const struct cqk_block *b,
+		     const struct cqk_span *s, uint32_t row_pos)
+{
+	int64_t last = (int64_t)row_pos - s->pos;	/* causal */
+	uint64_t vis = s->mask & bits_below(b->tokens) & bits_below(last + 1);
+
+	if (a->sliding_window)
+		vis &= ~bits_below(last - (int64_t)a->sliding_window + 1);
+	return vis;
+}
+
+struct cqk_src cqk_block_src(const struct cqk_attn *a, const struct cqk_block *b,
+			     uint32_t head, bool v, uint64_t live)
+{
+	const struct cqk_layer *layer = &a->model->layers[a->layer];
+	const struct cqk_codebook *cb = v ? &layer->v : &layer->k;
+	uint32_t d = a->model->geom.head_dim;
+	struct cqk_src src = {
+		.kv_head = head, .tokens = b->tokens, .d = d, .live = live,
+	};
+	uint64_t index = (uint64_t)a->layer * a->model->geom.n_kv_heads + head;
+
+	if (b->kind == CQK_BLOCK_F16) {
+		src.data = b->base + (index * 2 + v) * b->tokens * d * 2;
+		return src;
+	}
+	src.data = b->base + layer->offset +
+		   head * (layer->k_bytes + layer->v_bytes) +
+		   (v ? layer->k_bytes : 0);
+	src.cb = cb->code.type == CQ_CODE_F16 ? NULL : cb;
+	return src;
+}
+
+void cqk_turn_init(const struct cqk_rope *rope, uint32_t pos, float *out)
+{
+	uint32_t half = rope->half, j;
+	size_t row = (size_t)2 * half;
+	const float *b = rope->base + pos / CQK_T * row;
+	const float *t = rope->in_page + pos % CQK_T * row;
+
+	for (j = 0; j < half; j++) {
+		out[j] = b[j] * t[j] - b[half + j] * t[half + j];
+		out[half + j] = b[half + j] * t[j] + b[j] * t[half + j];
+	}
+}
+
+void cqk_turn_query(const float *turn, uint32_t half, const float *q,
+		    uint32_t d, float *out)
+{
+	uint32_t j;
+
+	for (j = 0; j < half; j++) {
+		float c = turn[j], s = turn[half + j];
+		float lo = q[j], hi = q[half + j];
+
+		out[j] = lo * c + hi * s;
+		out[half + j] = hi * c - lo * s;
+	}
+	memcpy(out + 2 * half, q + 2 * half, (d - 2 * half) * sizeof(*out));
+}
+
+static void load_tile(struct cqk_head *h, const struct cqk_block *b,
+		      const struct cqk_tile_ops *ops)
+{
+	const struct cqk_attn *a = h->a;
+	uint64_t live = 0;
+	struct cqk_src src;
+	uint32_t i;
+
+	for (i = 0; i < b->n_spans; i++)
+		live |= a->spans[b->span_first + i].mask;
+	src = cqk_block_src(a, b, h->head, false, live);
+	ops->load_k(&src, cqk_turns_keys(a) ? a->rope : NULL, h->chunk.k);
+	src = cqk_block_src(a, b, h->head, true, live);
+	ops->load_v(&src, h->chunk.v, h->dpad);
+	h->chunk.tokens = b->tokens;
+	h->loaded = true;
+}
+
+static void flush(struct cqk_head *h, const struct cqk_block *b,
+		  const struct cqk_tile_ops *ops)
+{
+	if (!h->chunk.n)
+		return;
+	if (!h->loaded)
+		load_tile(h, b, ops);
+	ops->scores(&h->chunk);
+	ops->softmax(&h->chunk);
+	ops->accum(&h->chunk);
+	h->chunk.n = 0;
+}
+
+static void add_vector(struct cqk_head *h, uint32_t i, uint64_t vis)
+{
+	struct cqk_chunk *c = &h->chunk;
+	const float *q = h->q + (size_t)i * h->dpad;
+	float *out = c->q + (size_t)c->n * h->dpad;
+
+	if (cqk_turns_keys(h->a))
+		cqk_turn_query(h->turn, h->a->rope->half, q, c->d, out);
+	else
+		memcpy(out, q, c->d * sizeof(*out));
+	c->vis[c->n] = vis;
+	c->o[c->n] = h->o + (size_t)i * h->dpad;
+	c->m[c->n] = h->m + i;
+	c->l[c->n] = h->l + i;
+	c->n++;
+}
+
+static void add_span(struct cqk_head *h, const struct cqk_block *b,
+		     const struct cqk_span *s, const struct cqk_tile_ops *ops)
+{
+	const struct cqk_attn *a = h->a;
+	bool turned = false;
+	uint32_t row, g;
+
+	for (row = s->row_first; row < s->row_first + s->n_rows; row++) {
+		uint64_t vis = cqk_visible(a, b, s, a->row_pos[row]);
+
+		if (!vis)
+			continue;
+		if (!turned && cqk_turns_keys(a))
+			cqk_turn_init(a->rope, s->pos, h->turn);
+		turned = true;
+		for (g = 0; g < h->gqa; g++) {
+			add_vector(h, row * h->gqa + g, vis);
+			if (h->chunk.n == CQK_CHUNK)
+				flush(h, b, ops);
+		}
+	}
+}
+
+void cqk_head_block(struct cqk_head *h, const struct cqk_block *b,
+		    const struct cqk_tile_ops *ops)
+{
+	uint32_t i;
+
+	h->loaded = false;
+	for (i = 0; i < b->n_spans; i++)
+		add_span(h, b, &h->a->spans[b->span_first + i], ops);
+	flush(h, b, ops);
+}
+
+void cqk_head_end(struct cqk_head *h)
+{
+	const struct cqk_attn *a = h->a;
+	uint32_t i, ch;
+
+	for (i = 0; i < h->nq; i++) {
+		const float *o = h->o + (size_t)i * h->dpad;
+		size_t at = vector_at(h, &a->o, i);
+		float lse = h->m[i] + logf(h->l[i]);
+		float inv = h->l[i] > 0.0f ? 1.0f / h->l[i] : 0.0f;
+
+		for (ch = 0; ch < a->model->geom.head_dim; ch++)
+			store_scalar(&a->o, at + ch, o[ch] * inv);
+		if (!a->lse)
+			continue;
+		if (a->flags & CQ_ATTN_LSE_BASE2)
+			lse *= (float)M_LOG2E;
+		a->lse[i / h->gqa * a->lse_stride + h->head * h->gqa + i % h->gqa] =
+			h->l[i] > 0.0f ? lse : -INFINITY;
+	}
+}
+
+void cqk_attn_tiled(const struct cqk_attn *a, const struct cqk_tile_ops *ops)
+{
+	uint32_t head, i;
+
+	for (head = a->head_begin; head < a->head_end; head++) {
+		struct cqk_head *h = cqk_head_begin(a, head);
+
+		for (i = 0; i < a->n_blocks; i++)
+			cqk_head_block(h, &a->blocks[i], ops);
+		cqk_head_end(h);
+	}
+}

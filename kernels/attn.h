@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Inside the kernels only: attention by decoded tiles, shared by every
+ * implementation.
+ *
+ * The driver (portable_attn.c) walks blocks and spans, collects query vectors
+ * that see something of a block and hands them to struct cqk_tile_ops in
+ * chunks: scores, softmax, accumulation. A block is decoded at most once per
+ * kv head, whatever number of spans and rows reads it. The arithmetic is
+ * tile.h, compiled once per instruction set; an implementation may also take
+ * a block for itself and use the driver's state (struct cqk_head).
+ */
+#ifndef CQK_ATTN_H
+#define CQK_ATTN_H
+
+#include "kernels/kernels.h"
+
+#define CQK_T CQ_PAGE_TOKENS
+/* Query vectors handled together: a multiple of every kernel's row block. */
+#define CQK_CHUNK 48
+/* Tile rows are padded to this many floats with zeros. */
+#define CQK_PAD 32
+/* Centroids of one group: 2^8. */
+#define CQK_CENTROIDS 256
+
+/**
+ * struct cqk_src - one block of one kv head, K or V, as it is stored
+ * @data:    first byte
+ * @cb:      codebook, or NULL: halves, [tokens][d]
+ * @kv_head: head in @cb
+ * @tokens:  tokens stored, 64 for codes
+ * @d:       channels
+ * @live:    tokens that some span reads; the others may be garbage
+ */
+struct cqk_src {
+	const uint8_t *data;
+	const struct cqk_codebook *cb;
+	uint32_t kv_head;
+	uint32_t tokens;
+	uint32_t d;
+	uint64_t live;
+};
+
+/**
+ * struct cqk_chunk - query vectors against one tile
+ * @n:     vectors, at most CQK_CHUNK
+ * @d:     channels
+ * @dpad:  floats between rows of @q, @v and of each @o
+ * @q:     [n][dpad] scaled, turned into the block's frame
+ * @k:     [d][64] keys, turned by the in-page offset
+ * @v:     [64][dpad] values, 0 for tokens not read
+ * @s:     [n][64] scores, then probabilities
+ * @vis:   [n] tokens each vector sees, never 0
+ * @o:     [n] output accumulators
+ * @m:     [n] running maxima, -inf at first
+ * @l:     [n] running sums
+ * @soft_cap: 0 = none
+ * @tokens: tokens of the block
+ */
+struct cqk_chunk {
+	uint32_t n, d, dpad, tokens;
+	float soft_cap;
+	float *q, *k, *v, *s;
+	uint64_t vis[CQK_CHUNK];
+	float *o[CQK_CHUNK];
+	float *m[CQK_CHUNK];
+	float *l[CQK_CHUNK];
+};
+
+/**
+ * struct cqk_tile_ops - arithmetic of one instruction set
+ * @load_k:  decode @src to [d][64], turned by the in-page offset if @rope
+ * @load_v:  decode @src to [64][dpad]; rows not in @src->live become 0
+ * @scores:  chunk.s = q k
+ * @softmax: cap, mask, running max and sum, chunk.s = exp(s - m), o rescaled
+ * @accum:   chunk.o += s v
+ */
+struct cqk_tile_ops {
+	void (*load_k)(const struct cqk_src *src, const struct cqk_rope *rope,
+		       float *k);
+	void (*load_v)(const struct cqk_src *src, float *v, uint32_t dpad);
+	void (*scores)(const struct cqk_chunk *c);
+	void (*softmax)(struct cqk_chunk *c);
+	void (*accum)(const struct cqk_chunk *c);
+};
+
+/**
+ * struct cqk_head - state of one kv head during a call, in the scratch
+ * @a:      the call
+ * @head:   kv head
+ * @gqa:    query heads per kv head; vector i is row i / gqa, head i % gqa
+ * @nq:     vectors: rows * gqa
+ * @q:      [nq][dpad], scaled; rotated to the row's position where keys are
+ * @o, @m, @l: [nq][dpad], [nq], [nq] softmax state
+ * @turn:   [2][half] rotation by the position of the span at hand
+ * @extra:  what the implementation asked for beyond cqk_head_bytes()
+ * @loaded: the tile in @chunk is the block at hand
+ */
+struct cqk_head {
+	const struct cqk_attn *a;
+	uint32_t head, gqa, nq, dpad;
+	float *q, *o, *m, *l;
+	float *turn;
+	void *extra;
+	bool loaded;
+	struct cqk_chunk chunk;
+};
+
+/* Scratch of the driver for @n_rows rows, a multiple of 64 bytes. */
+size_t cqk_head_bytes(const struct cqk_model *model, uint32_t n_rows);
+
+/* Starts a kv head: lays out the scratch, loads the queries. */
+struct cqk_head *cqk_head_begin(const struct cqk_attn *a, uint32_t head);
+
+/* Adds one block. */
+void cqk_head_block(struct cqk_head *h, const struct cqk_block *b,
+		    const struct cqk_tile_ops *ops);
+
+/* Writes o and lse. */
+void cqk_head_end(struct cqk_head *h);
+
+/* The whole call by tiles: what a struct cqk_ops.attention may consist of. */
+void cqk_attn_tiled(const struct cqk_attn *a, const struct cqk_tile_ops *ops);
+
+/* Tokens of @b that a row at @row_pos sees through @s. */
+uint64_t cqk_visible(const struct cqk_attn *a, const struct cqk_block *b,
+		     const struct cqk_span *s, uint32_t row_pos);
+
+/* Where K (@v false) or V of a block lies, and how it is coded. */
+struct cqk_src cqk_block_src(const struct cqk_attn *a, const struct cqk_block *b,
+			     uint32_t head, bool v, uint64_t live);
+
+/* True if keys are turned by their position in the kernel. */
+static inline bool cqk_turns_keys(const struct cqk_attn *a)
+{
+	return a->model->geom.keys == CQK_KEYS_PRE_ROPE &&
+	       a->model->geom.rope_dim && a->rope;
+}
+
+/* Fill @out, [2][half], with cos and sin of position @pos. */
+void cqk_turn_init(const struct cqk_rope *rope, uint32_t pos, float *out);
+
+/* @out = @q turned by minus the position in @turn, [d] floats. */
+void cqk_turn_query(const float *turn, uint32_t half, const float *q,
+		    uint32_t d, float *out);
+
+/* The portable encoder and decoder: for tails and codings others do not speed up. */
+void cqk_portable_encode(const struct cqk_codebook *cb, uint32_t kv_head,
+			 const uint16_t *x, uint32_t first, uint32_t n,
+			 uint8_t *codes);
+void cqk_portable_decode(const struct cqk_codebook *cb, uint32_t kv_head,
+			 const uint8_t *codes, uint32_t first, uint32_t n,
+			 float *out);
+
+extern const struct cqk_tile_ops cqk_tile_portable;
+
+extern const struct cqk_ops cqk_portable;
+#ifdef __x86_64__
+extern const struct cqk_ops cqk_avx2;
+extern const struct cqk_ops cqk_avx512;
+
+bool cqk_cpu_has_avx2(void);
+bool cqk_cpu_has_avx512(void);
+#endif
+
+#endif /* CQK_ATTN_H */

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Which implementation runs. The table is sorted by priority; the portable
+ * one ends it and always works. Callers pass the value of CQ_KERNELS=.
+ */
+#include <string.h>
+#include "kernels/attn.h"
+
+static const struct cqk_ops *const table[] = {
+	&cqk_portable,
+};
+
+const struct cqk_ops *cqk_nth(unsigned int i)
+{
+	return i < ARRAY_SIZE(table) ? table[i] : NULL;
+}
+
+const struct cqk_ops *cqk_select(const char *want)
+{
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(table); i++) {
+		if (want && strcmp(want, table[i]->name))
+			continue;
+		if (table[i]->usable())
+			return table[i];
+	}
+	return NULL;
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Portable encoder and decoder: the specification that every other
+ * implementation is tested against, bit by bit.
+ */
+#include <string.h>
+#include "kernels/attn.h"
+#include "kernels/f16.h"
+
+#define K CQK_CENTROIDS
+
+/* dist[k] = half_norm[k] - sum_j x_j * c_kj, in that order, each step rounded */
+static void distances(const float *half_norm, const float *planes,
+		      const uint16_t *x, uint32_t c, float *dist)
+{
+	uint32_t j, k;
+
+	memcpy(dist, half_norm, K * sizeof(*dist));
+	for (j = 0; j < c; j++) {
+		const float *plane = planes + (size_t)j * K;
+		float xj = cqk_f16_to_f32(x[j]);
+
+		for (k = 0; k < K; k++)
+			dist[k] -= xj * plane[k];
+	}
+}
+
+/* The lowest k with the least value; 0 if nothing compares. */
+static uint8_t nearest(const float *dist)
+{
+	uint32_t k, best = 0;
+
+	for (k = 1; k < K; k++)
+		if (dist[k] < dist[best])
+			best = k;
+	return (uint8_t)best;
+}
+
+/**
+ * cqk_portable_encode() - see struct cqk_ops.encode
+ */
+void cqk_portable_encode(const struct cqk_codebook *cb, uint32_t kv_head,
+			 const uint16_t *x, uint32_t first, uint32_t n,
+			 uint8_t *codes)
+{
+	uint32_t d = cb->head_dim, c = cb->code.channels, g, t;
+	float dist[K];
+
+	if (cb->code.type == CQ_CODE_F16) {
+		memcpy(codes + (size_t)first * d * 2, x, (size_t)n * d * 2);
+		return;
+	}
+	for (g = 0; g < cb->n_groups; g++) {
+		const float *norm = cb->half_norm +
+			((size_t)kv_head * cb->n_groups + g) * K;
+		const float *planes = cb->f32 + ((size_t)kv_head * d + g * c) * K;
+
+		for (t = 0; t < n; t++) {
+			distances(norm, planes, x + (size_t)t * d + g * c, c, dist);
+			codes[g * CQK_T + first + t] = nearest(dist);
+		}
+	}
+}
+
+static void decode_halves(const uint8_t *block, uint32_t d, uint32_t first,
+			  uint32_t n, float *out)
+{
+	size_t i;
+
+	block += (size_t)first * d * 2;
+	for (i = 0; i < (size_t)n * d; i++) {
+		uint16_t h;
+
+		memcpy(&h, block + 2 * i, sizeof(h));
+		out[i] = cqk_f16_to_f32(h);
+	}
+}
+
+/**
+ * cqk_portable_decode() - see struct cqk_ops.decode
+ */
+void cqk_portable_decode(const struct cqk_codebook *cb, uint32_t kv_head,
+			 const uint8_t *codes, uint32_t first, uint32_t n,
+			 float *out)
+{
+	uint32_t d = cb->head_dim, ch, t;
+
+	if (cb->code.type == CQ_CODE_F16) {
+		decode_halves(codes, d, first, n, out);
+		return;
+	}
+	for (ch = 0; ch < d; ch++) {
+		const float *plane = cb->f32 + ((size_t)kv_head * d + ch) * K;
+		const uint8_t *code = codes + ch / cb->code.channels * CQK_T;
+
+		for (t = 0; t < n; t++)
+			out[(size_t)t * d + ch] = plane[code[first + t]];
+	}
+}
+
+static bool always(void)
+{
+	return true;
+}
+
+static void portable_attention(const struct cqk_attn *a)
+{
+	cqk_attn_tiled(a, &cqk_tile_portable);
+}
+
+const struct cqk_ops cqk_portable = {
+	.name = "portable",
+	.priority = 0,
+	.usable = always,
+	.encode = cqk_portable_encode,
+	.decode = cqk_portable_decode,
+	.scratch_bytes = cqk_head_bytes,
+	.attention = portable_attention,
+};

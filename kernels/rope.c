@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Rotary position embedding: tables, and rotation of vectors in float.
+ *
+ * A position p = 64 i + t is split, so that n / 64 + 64 entries replace n:
+ * angles add, hence the rotation by p is the one by 64 i followed by the one
+ * by t. Kernels use the second table for tokens of a page and the first for
+ * the page itself.
+ */
+#include <math.h>
+#include "kernels/kernels.h"
+
+#define TABLE_ALIGN 64
+
+static uint32_t rope_half(const struct cqk_geom *geom)
+{
+	return geom->keys == CQK_KEYS_NONE ? 0 : geom->rope_dim / 2;
+}
+
+static uint32_t rope_n_base(uint32_t positions)
+{
+	return positions / CQ_PAGE_TOKENS + (positions % CQ_PAGE_TOKENS != 0);
+}
+
+/**
+ * cqk_rope_bytes() - memory for cqk_rope_init()
+ * @geom:      model
+ * @positions: positions 0 .. @positions - 1 are covered
+ *
+ * Return: bytes, never 0; any alignment of the memory will do.
+ */
+size_t cqk_rope_bytes(const struct cqk_geom *geom, uint32_t positions)
+{
+	size_t row = (size_t)2 * rope_half(geom) * sizeof(float);
+	size_t rows = (size_t)rope_n_base(positions) + 2 * CQ_PAGE_TOKENS;
+
+	return TABLE_ALIGN + ALIGN_UP(row * rows, TABLE_ALIGN) + 2 * TABLE_ALIGN;
+}
+
+/* cos and sin of pos * freq[j] for every pair, reduced in double. */
+static void fill_row(float *row, uint32_t half, double theta, double pos)
+{
+	uint32_t j;
+
+	for (j = 0; j < half; j++) {
+		double a = pos * pow(theta, -(double)j / half);
+
+		row[j] = (float)cos(a);
+		row[half + j] = (float)sin(a);
+	}
+}
+
+/* [64][2][half] -> [half][2][64] */
+static void transpose_in_page(const float *in, uint32_t half, float *tmp)
+{
+	uint32_t j, part, t;
+
+	for (t = 0; t < CQ_PAGE_TOKENS; t++)
+		for (part = 0; part < 2; part++)
+			for (j = 0; j < half; j++)
+				tmp[(j * 2 + part) * CQ_PAGE_TOKENS + t] =
+					in[(t * 2 + part) * half + j];
+}
+
+/**
+ * cqk_rope_init() - fill the tables
+ * @rope:      set
+ * @geom:      model; keys CQK_KEYS_NONE or rope_dim 0 give half = 0
+ * @positions: as for cqk_rope_bytes()
+ * @mem:       cqk_rope_bytes() bytes, owned by the caller, kept by @rope
+ */
+void cqk_rope_init(struct cqk_rope *rope, const struct cqk_geom *geom,
+		   uint32_t positions, void *mem)
+{
+	uint32_t half = rope_half(geom);
+	size_t row = (size_t)2 * half;
+	float *in_page, *in_page_t, *base;
+	uint32_t i;
+
+	in_page_t = (float *)ALIGN_UP((uintptr_t)mem, TABLE_ALIGN);
+	in_page = in_page_t + row * CQ_PAGE_TOKENS;
+	base = in_page + row * CQ_PAGE_TOKENS;
+
+	for (i = 0; i < CQ_PAGE_TOKENS; i++)
+		fill_row(in_page + i * row, half, geom->rope_theta, i);
+	transpose_in_page(in_page, half, in_page_t);
+	for (i = 0; i < rope_n_base(positions); i++)
+		fill_row(base + i * row, half, geom->rope_theta,
+			 (double)i * CQ_PAGE_TOKENS);
+	rope->half = half;
+	rope->n_base = rope_n_base(positions);
+	rope->base = base;
+	rope->in_page = in_page;
+	rope->in_page_t = in_page_t;
+}
+
+static void rotate_one(float *x, const float *base, const float *in_page,
+		       uint32_t half, float sign)
+{
+	uint32_t j;
+
+	for (j = 0; j < half; j++) {
+		float c = base[j] * in_page[j] - base[half + j] * in_page[half + j];
+		float s = base[half + j] * in_page[j] + base[j] * in_page[half + j];
+		float lo = x[j], hi = x[half + j];
+
+		s *= sign;
+		x[j] = lo * c - hi * s;
+		x[half + j] = lo * s + hi * c;
+	}
+}
+
+void cqk_rope_rotate(const struct cqk_rope *rope, float *x, size_t n,
+		     size_t stride, uint32_t pos, bool inverse)
+{
+	size_t row = (size_t)2 * rope->half;
+	const float *base = rope->base + pos / CQ_PAGE_TOKENS * row;
+	const float *in_page = rope->in_page + pos % CQ_PAGE_TOKENS * row;
+	size_t i;
+
+	if (!rope->half)
+		return;
+	for (i = 0; i < n; i++)
+		rotate_one(x + i * stride, base, in_page, rope->half,
+			   inverse ? -1.0f : 1.0f);
+}

@@ -1,0 +1,434 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Attention of every implementation that runs here, against double precision
+ * over the centroids as stored.
+ */
+#include "tests/kernels/scene.h"
+
+/* Portable computes in float throughout; others may quantise p and q. */
+static double bound(const struct cqk_ops *ops, const struct scene *s)
+{
+	double eps = s->o.dtype == CQ_F32 ? 0 : s->o.dtype == CQ_F16 ? 4e-4 : 3e-3;
+
+	return eps + (strcmp(ops->name, "portable") ? 1e-3 : 1e-5);
+}
+
+static void check_ops(struct scene *s, const struct cqk_ops *ops)
+{
+	double e;
+
+	if (!ops->usable())
+		return;
+	scene_run(s, ops);
+	e = scene_error(s);
+	if (getenv("SHOW"))
+		printf("# %-12s %.2e\n", ops->name, e);
+	if (!(e <= bound(ops, s)))
+		FAIL("%s: d %u c %u/%u i8 %d rows %u: error %.3e", ops->name,
+		     s->o.toy.d, s->o.toy.ck, s->o.toy.cv, s->o.toy.i8,
+		     s->o.rows, e);
+}
+
+static void check_scene(struct scene *s)
+{
+	unsigned int i;
+
+	for (i = 0; cqk_nth(i); i++)
+		check_ops(s, cqk_nth(i));
+}
+
+static void check(const struct scene_opts *o)
+{
+	struct scene *s = scene_new(o);
+
+	check_scene(s);
+	scene_free(s);
+}
+
+static struct scene_opts plain(uint32_t d, uint32_t c, bool i8)
+{
+	return (struct scene_opts){
+		.toy = { .n_layers = 2, .n_heads = 8, .n_kv_heads = 2, .d = d,
+			 .rope_dim = d, .ck = c, .cv = c, .i8 = i8 },
+		.shared = 3, .tail = 21, .layer = 1,
+	};
+}
+
+TEST(every_head_dim_and_group_size)
+{
+	static const uint32_t dims[] = { 64, 80, 96, 112, 128, 256 };
+	uint32_t i, c, i8;
+
+	for (i = 0; i < ARRAY_SIZE(dims); i++)
+		for (c = 1; c <= 16; c++)
+			for (i8 = 0; i8 < 2 && dims[i] % c == 0; i8++) {
+				struct scene_opts o = plain(dims[i], c, i8);
+
+				check(&o);
+			}
+}
+
+TEST(every_kind_of_keys)
+{
+	static const uint32_t flags[] = { 0, CQ_ATTN_Q_ROTATED };
+	uint32_t keys, f, i8;
+
+	for (keys = CQK_KEYS_PRE_ROPE; keys <= CQK_KEYS_NONE; keys++)
+		for (f = 0; f < 2; f++)
+			for (i8 = 0; i8 < 2; i8++) {
+				struct scene_opts o = plain(128, 8, i8);
+
+				o.toy.keys = keys;
+				o.flags = flags[f];
+				o.shared = 20;
+				check(&o);
+				o.toy.rope_dim = 32;
+				check(&o);
+				o.toy.rope_dim = 0;
+				check(&o);
+			}
+}
+
+TEST(no_tables_needed_when_keys_and_queries_come_rotated)
+{
+	struct scene_opts o = plain(64, 4, true);
+	struct scene *s;
+
+	o.toy.keys = CQK_KEYS_ROTATED;
+	o.flags = CQ_ATTN_Q_ROTATED;
+	s = scene_new(&o);
+	s->a.rope = NULL;
+	check_scene(s);
+	scene_free(s);
+}
+
+TEST(gqa_from_1_to_16)
+{
+	static const uint32_t gqa[] = { 1, 2, 3, 4, 7, 8, 16 };
+	uint32_t i;
+
+	for (i = 0; i < ARRAY_SIZE(gqa); i++) {
+		struct scene_opts o = plain(128, 4, i % 2);
+
+		o.toy.n_heads = 2 * gqa[i];
+		check(&o);
+		o.rows = 3;
+		check(&o);
+	}
+}
+
+TEST(many_rows_are_causal)
+{
+	static const uint32_t rows[] = { 2, 5, 16, 64, 97, 200 };
+	uint32_t i;
+
+	for (i = 0; i < ARRAY_SIZE(rows); i++) {
+		struct scene_opts o = plain(64, 8, i % 2);
+
+		o.rows = rows[i];
+		o.toy.n_heads = 4;
+		check(&o);
+	}
+}
+
+TEST(rows_that_see_nothing_give_zero)
+{
+	struct scene_opts o = plain(64, 4, true);
+	struct scene *s;
+	uint32_t i;
+
+	o.rows = 4;
+	s = scene_new(&o);
+	for (i = 0; i < s->n_spans; i++)
+		s->spans[i].pos += 1;	/* row 0 loses its last token only */
+	s->row_pos[1] = 0;
+	check_scene(s);
+	for (i = 0; i < s->n_spans; i++)
+		s->spans[i].mask = 0;
+	check_scene(s);
+	s->a.n_blocks = 0;
+	check_scene(s);
+	scene_free(s);
+}
+
+TEST(sinks_tails_masks)
+{
+	uint32_t sinks, tail, i8;
+
+	for (i8 = 0; i8 < 2; i8++)
+		for (sinks = 0; sinks <= 4; sinks += 4)
+			for (tail = 0; tail < 65; tail += 8) {
+				struct scene_opts o = plain(64, 4, i8);
+
+				o.sinks = sinks;
+				o.tail = tail;
+				o.holes = true;
+				check(&o);
+			}
+}
+
+TEST(batches_share_pages_at_other_positions)
+{
+	uint32_t i8, rows;
+
+	for (i8 = 0; i8 < 2; i8++)
+		for (rows = 1; rows < 8; rows += 3) {
+			struct scene_opts o = plain(128, 8, i8);
+
+			o.seqs = 7;
+			o.rows = rows;
+			o.own = 1;
+			o.shift = 77;
+			o.holes = true;
+			o.sinks = 4;
+			check(&o);
+		}
+}
+
+TEST(soft_cap_window_base2)
+{
+	uint32_t window, i8;
+
+	for (i8 = 0; i8 < 2; i8++)
+		for (window = 0; window <= 150; window += 50) {
+			struct scene_opts o = plain(128, 4, i8);
+
+			o.soft_cap = 1.5f;
+			o.window = window;
+			o.flags = CQ_ATTN_LSE_BASE2;
+			check(&o);
+			o.rows = 20;
+			check(&o);
+		}
+}
+
+TEST(views_of_every_type)
+{
+	uint32_t dtype;
+
+	for (dtype = CQ_F32; dtype <= CQ_BF16; dtype++) {
+		struct scene_opts o = plain(96, 4, true);
+
+		o.dtype = dtype;
+		check(&o);
+		o.rows = 9;
+		check(&o);
+	}
+}
+
+TEST(head_ranges_touch_only_their_heads)
+{
+	struct scene_opts o = plain(64, 4, true);
+	struct scene *s = scene_new(&o);
+	const uint8_t *out;
+	unsigned int i;
+	uint32_t ch;
+
+	for (i = 0; cqk_nth(i); i++) {
+		if (!cqk_nth(i)->usable())
+			continue;
+		s->a.head_begin = 1;
+		scene_run(s, cqk_nth(i));
+		out = s->a.o.data;
+		for (ch = 0; ch < 4 * 67 * 4; ch++)
+			ASSERT(out[ch] == 0xff);
+		ASSERT(out[4 * 67 * 4] != 0xff || out[4 * 67 * 4 + 1] != 0xff);
+		s->a.head_begin = 0;
+		s->a.head_end = 1;
+		scene_run(s, cqk_nth(i));
+		for (ch = 4 * 67 * 4; ch < 8 * 67 * 4; ch++)
+			ASSERT(out[ch] == 0xff);
+		s->a.head_end = 2;
+	}
+	scene_free(s);
+}
+
+TEST(pass_through_pages)
+{
+	uint32_t which;
+
+	for (which = 0; which < 4; which++) {
+		struct scene_opts o = plain(128, 8, which > 1);
+
+		if (which & 1)
+			o.toy.cv = 0;
+		else
+			o.toy.ck = 0;
+		check(&o);
+		o.rows = 12;
+		check(&o);
+	}
+}
+
+TEST(different_codings_of_k_and_v)
+{
+	struct scene_opts o = plain(128, 2, true);
+
+	o.toy.cv = 8;
+	check(&o);
+	o.toy.ck = 16;
+	o.toy.cv = 1;
+	check(&o);
+}
+
+TEST(large_and_tiny_scales)
+{
+	static const float size[] = { 1e-4f, 1e-2f, 30.0f, 1000.0f };
+	uint32_t i, i8;
+
+	for (i = 0; i < ARRAY_SIZE(size); i++)
+		for (i8 = 0; i8 < 2; i8++) {
+			struct scene_opts o = plain(128, 8, i8);
+
+			o.tail = 0;
+			o.toy.k_size = size[i];
+			o.q_size = 1 / size[i];
+			o.toy.v_size = size[i];
+			check(&o);
+		}
+}
+
+TEST(positions_far_out)
+{
+	struct scene_opts o = plain(128, 8, true);
+
+	o.seqs = 2;
+	o.shift = 100000;
+	check(&o);
+}
+
+/* A query along one token's key: its score is @above the rest. */
+static void aim(struct scene *s, uint32_t block, uint32_t t, double above)
+{
+	const struct cqk_geom *g = &s->toy.m.geom;
+	uint32_t h, ch, kv;
+
+	for (h = 0; h < g->n_heads; h++) {
+		float *q = (float *)s->a.q.data + h * s->a.q.stride_head;
+		double norm = 0, k[256];
+
+		kv = h / (g->n_heads / g->n_kv_heads);
+		for (ch = 0; ch < g->head_dim; ch++) {
+			k[ch] = toy_value(&s->a, &s->blocks[block], kv, false, t, ch);
+			norm += k[ch] * k[ch];
+		}
+		for (ch = 0; ch < g->head_dim; ch++)
+			q[ch] = (float)(k[ch] / norm * above / (double)s->a.scale);
+	}
+}
+
+TEST(one_score_above_16384_others)
+{
+	uint32_t above, i8, keys;
+
+	for (keys = CQK_KEYS_PRE_ROPE; keys <= CQK_KEYS_NONE; keys += 2)
+		for (i8 = 0; i8 < 2; i8++) {
+			struct scene_opts o = plain(64, 8, i8);
+			struct scene *s;
+
+			o.toy.keys = keys;
+			o.toy.n_heads = 2;
+			o.toy.n_kv_heads = 1;
+			o.shared = 257;
+			o.tail = 0;
+			s = scene_new(&o);
+			for (above = 6; above <= 12; above += 2) {
+				aim(s, above * 20, above * 5, above);
+				check_scene(s);
+			}
+			scene_free(s);
+		}
+}
+
+TEST(all_codes_equal_and_one_token)
+{
+	uint32_t i, i8;
+
+	for (i8 = 0; i8 < 2; i8++) {
+		struct scene_opts o = plain(128, 4, i8);
+		struct scene *s = scene_new(&o);
+
+		for (i = 0; i < 3; i++)
+			memset(s->mem[i], 0x80, s->toy.m.payload);
+		check_scene(s);
+		for (i = 0; i < 3; i++)
+			memset(s->mem[i], 0xff, s->toy.m.payload);
+		check_scene(s);
+		for (i = 0; i < s->n_spans; i++)
+			s->spans[i].mask = i == 1 ? 1ull << 37 : 0;
+		check_scene(s);
+		memset(s->q, 0, 4 * (size_t)s->a.q.stride_token);
+		check_scene(s);
+		scene_free(s);
+	}
+}
+
+TEST(blocks_at_odd_addresses)
+{
+	uint32_t i, i8;
+
+	for (i8 = 0; i8 < 2; i8++) {
+		struct scene_opts o = plain(112, 7, i8);
+		struct scene *s = scene_new(&o);
+
+		for (i = 0; i < s->a.n_blocks; i++) {
+			uint8_t *mem = s->mem[i];
+
+			memmove(mem + 1, mem, s->blocks[i].kind == CQK_BLOCK_CODES ?
+				s->toy.m.payload :
+				cq_f16_block_bytes(2, 2, 112, s->blocks[i].tokens));
+			s->blocks[i].base = mem + 1;
+		}
+		check_scene(s);
+		scene_free(s);
+	}
+}
+
+TEST(garbage_in_tokens_nobody_reads)
+{
+	struct scene_opts o = plain(64, 4, true);
+	struct scene *s;
+	uint32_t i;
+
+	o.tail = 64;
+	s = scene_new(&o);
+	s->spans[3].mask = low_bits(9);
+	for (i = 0; i < s->o.toy.n_layers * 2 * 2; i++)
+		memset((uint8_t *)s->mem[3] + (i * 64 + 9) * 64 * 2, 0xff, 55 * 64 * 2);
+	check_scene(s);
+	scene_free(s);
+}
+
+static unsigned int loads;
+
+static void counted_k(const struct cqk_src *src, const struct cqk_rope *rope, float *k)
+{
+	loads++;
+	cqk_tile_portable.load_k(src, rope, k);
+}
+
+static void counted_v(const struct cqk_src *src, float *v, uint32_t dpad)
+{
+	loads++;
+	cqk_tile_portable.load_v(src, v, dpad);
+}
+
+TEST(a_block_is_decoded_once)
+{
+	struct scene_opts o = plain(64, 4, true);
+	struct cqk_tile_ops ops = cqk_tile_portable;
+	struct scene *s;
+
+	o.seqs = 9;
+	o.rows = 30;
+	o.shift = 64;
+	o.tail = 0;
+	s = scene_new(&o);
+	scene_run(s, &cqk_portable);
+	ops.load_k = counted_k;
+	ops.load_v = counted_v;
+	cqk_attn_tiled(&s->a, &ops);
+	ASSERT_EQ(loads, 3 * 2 * 2);	/* blocks, kv heads, K and V */
+	ASSERT(scene_error(s) < 1e-5);
+	scene_free(s);
+}

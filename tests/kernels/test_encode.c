@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: MIT
+/* Encoding and decoding: bit-exact between implementations. */
+#include "tests/harness.h"
+#include "tests/kernels/toy.h"
+
+#define N 64
+
+static struct toy_opts shape(uint32_t d, uint32_t c, bool i8)
+{
+	return (struct toy_opts){ .n_layers = 1, .n_heads = 2, .n_kv_heads = 2,
+				  .d = d, .ck = c, .cv = c, .i8 = i8 };
+}
+
+/* The definition, one token and group at a time, from the stored values. */
+static uint8_t nearest(const struct cqk_codebook *cb, uint32_t head, uint32_t g,
+		       const uint16_t *x)
+{
+	uint32_t c = cb->code.channels, k, j, best = 0;
+	float least = 0;
+
+	for (k = 0; k < 256; k++) {
+		size_t group = (size_t)head * cb->n_groups + g;
+		volatile float acc = cb->half_norm[group * 256 + k];
+
+		for (j = 0; j < c; j++) {
+			size_t ch = (size_t)head * cb->head_dim + g * c + j;
+			volatile float prod = cqk_f16_to_f32(x[g * c + j]) *
+					      cb->f32[ch * 256 + k];
+
+			acc = acc - prod;
+		}
+		if (k == 0 || acc < least) {
+			least = acc;
+			best = k;
+		}
+	}
+	return (uint8_t)best;
+}
+
+static void check_codes(const struct cqk_codebook *cb, const uint16_t *x,
+			uint32_t first, uint32_t n)
+{
+	size_t bytes = (size_t)cb->n_groups * 64, i;
+	uint8_t *got = malloc(bytes);
+	uint32_t d = cb->head_dim, g, t;
+	unsigned int o;
+
+	for (o = 0; cqk_nth(o); o++) {
+		if (!cqk_nth(o)->usable())
+			continue;
+		memset(got, 0xa5, bytes);
+		cqk_nth(o)->encode(cb, 1, x, first, n, got);
+		for (g = 0; g < cb->n_groups; g++)
+			for (t = 0; t < 64; t++) {
+				uint8_t want = 0xa5;
+
+				if (t >= first && t < first + n)
+					want = nearest(cb, 1, g, x + (t - first) * d);
+				i = g * 64 + t;
+				if (got[i] != want)
+					FAIL("%s d %u c %u group %u token %u: %u, want %u",
+					     cqk_nth(o)->name, d, cb->code.channels,
+					     g, t, got[i], want);
+			}
+	}
+	free(got);
+}
+
+TEST(codes_are_the_nearest_centroids)
+{
+	static const uint32_t dims[] = { 64, 80, 96, 112, 128, 256 };
+	uint32_t i, c, i8;
+
+	for (i = 0; i < ARRAY_SIZE(dims); i++)
+		for (c = 1; c <= 16; c++)
+			for (i8 = 0; i8 < 2 && dims[i] % c == 0; i8++) {
+				struct toy_opts o = shape(dims[i], c, i8);
+				uint8_t *x = toy_alloc((size_t)N * dims[i] * 2);
+				struct toy t;
+
+				toy_init(&t, &o, 64);
+				toy_halves(x, (size_t)N * dims[i], 1.0f);
+				check_codes(&t.m.layers[0].k, (uint16_t *)(void *)x,
+					    c % 5, 17 + c);
+				free(x);
+				toy_free(&t);
+			}
+}
+
+TEST(ties_take_the_lowest_code)
+{
+	struct toy_opts o = shape(64, 4, true);
+	struct cqk_codebook *cb;
+	uint16_t x[64 * 4];
+	struct toy t;
+	size_t i;
+
+	toy_init(&t, &o, 64);
+	cb = &t.m.layers[0].k;
+	for (i = 0; i < 2 * 64; i++)	/* every centroid four times */
+		memcpy(cb->f32 + i * 256 + 64, cb->f32 + i * 256, 192 * 4);
+	toy_half_norm(cb);
+	toy_halves((uint8_t *)x, 64 * 4, 1.0f);
+	check_codes(cb, x, 0, 4);
+	memset(cb->f32, 0, (size_t)2 * 64 * 256 * 4);
+	toy_half_norm(cb);
+	for (i = 0; i < 64; i++)	/* 0 and -0 are the same distance */
+		x[i] = i % 2 ? 0x8000 : 0;
+	check_codes(cb, x, 60, 4);
+	toy_free(&t);
+}
+
+TEST(extreme_inputs)
+{
+	struct toy_opts o = shape(64, 8, false);
+	struct toy t;
+	uint16_t x[64 * 4];
+	size_t i;
+
+	o.k_size = 3000.0f;
+	toy_init(&t, &o, 64);
+	for (i = 0; i < 256; i++)
+		x[i] = (uint16_t)((i % 2 ? 0x8000 : 0) | (i % 3 ? 0x7bff : i % 5));
+	check_codes(&t.m.layers[0].k, x, 0, 4);
+	toy_free(&t);
+}
+
+TEST(a_codebook_of_nan_is_survived)
+{
+	struct toy_opts o = shape(64, 8, false);
+	uint16_t x[64] = { 0x3c00 };
+	uint8_t codes[8 * 64];
+	struct toy t;
+	unsigned int i;
+
+	toy_init(&t, &o, 64);
+	memset(t.m.layers[0].k.f32, 0xff, (size_t)2 * 64 * 256 * 4);
+	memset(t.m.layers[0].k.half_norm, 0xff, 2 * 8 * 256 * 4);
+	for (i = 0; cqk_nth(i); i++)
+		if (cqk_nth(i)->usable())
+			cqk_nth(i)->encode(&t.m.layers[0].k, 1, x, 0, 1, codes);
+	toy_free(&t);
+}
+
+static void check_decode(uint32_t d, uint32_t c, bool i8)
+{
+	struct toy_opts o = shape(d, c, i8);
+	const struct cqk_codebook *cb;
+	struct cqk_attn a = { 0 };
+	struct cqk_block b = { .tokens = 64 };
+	float *out = toy_alloc((size_t)65 * d * 4);
+	uint8_t *page;
+	uint32_t t, ch, n;
+	struct toy toy;
+
+	toy_init(&toy, &o, 64);
+	page = toy_alloc(toy.m.payload);
+	toy_payload(&toy, page);
+	cb = &toy.m.layers[0].k;
+	a.model = &toy.m;
+	b.base = page;
+	for (n = 0; cqk_nth(n); n++) {
+		if (!cqk_nth(n)->usable())
+			continue;
+		memset(out, 0xff, (size_t)65 * d * 4);
+		cqk_nth(n)->decode(cb, 1, page + toy.m.layers[0].k_bytes * 2, 5, 41, out);
+		for (t = 0; t < 41; t++)
+			for (ch = 0; ch < d; ch++)
+				ASSERT((double)out[t * d + ch] ==
+				       toy_value(&a, &b, 1, false, 5 + t, ch));
+		ASSERT(isnan(out[41 * d]));
+	}
+	free(out);
+	free(page);
+	toy_free(&toy);
+}
+
+TEST(decoding_gives_the_stored_values)
+{
+	uint32_t c, i8;
+
+	for (i8 = 0; i8 < 2; i8++)
+		for (c = 0; c <= 16; c++)
+			if (!c || 112 % c == 0) {
+				check_decode(112, c, i8);
+				check_decode(112 * 2, c, i8);
+			}
+}
+
+TEST(pass_through_copies)
+{
+	struct toy_opts o = shape(64, 0, false);
+	uint8_t x[64 * 3 * 2], out[64 * 64 * 2];
+	struct toy t;
+	unsigned int i;
+
+	toy_init(&t, &o, 64);
+	toy_halves(x, 64 * 3, 1.0f);
+	for (i = 0; cqk_nth(i); i++) {
+		if (!cqk_nth(i)->usable())
+			continue;
+		memset(out, 0, sizeof(out));
+		cqk_nth(i)->encode(&t.m.layers[0].k, 0, (uint16_t *)(void *)x, 7, 3, out);
+		ASSERT(!memcmp(out + 7 * 128, x, sizeof(x)));
+		ASSERT(!out[7 * 128 - 1] && !out[10 * 128]);
+	}
+	toy_free(&t);
+}

@@ -1,0 +1,330 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Models and batches made of random numbers, for tests and benchmarks of the
+ * kernels. Built by hand, not through the model parser, so that every shape
+ * and coding can be had.
+ */
+#ifndef TOY_H
+#define TOY_H
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "kernels/attn.h"
+#include "kernels/f16.h"
+
+struct toy_opts {
+	uint32_t n_layers, n_heads, n_kv_heads, d;
+	uint32_t keys, rope_dim;
+	uint32_t ck, cv;	/* channels per group; 0: pass-through */
+	bool i8;
+	float k_size, v_size;	/* 0: 1 */
+	double theta;		/* 0: 10000 */
+};
+
+struct toy {
+	struct cqk_model m;
+	struct cqk_rope rope;
+	void *rope_mem;
+};
+
+static uint64_t toy_state = 1;
+
+static inline uint32_t toy_u32(void)
+{
+	toy_state = toy_state * 6364136223846793005ull + 1442695040888963407ull;
+	return (uint32_t)(toy_state >> 33);
+}
+
+/* Roughly normal, variance 1. */
+static inline float toy_normal(void)
+{
+	float sum = 0.0f;
+	int i;
+
+	for (i = 0; i < 6; i++)
+		sum += (float)toy_u32() / 2147483648.0f - 0.5f;
+	return sum * 1.41421356f;
+}
+
+static inline void *toy_alloc(size_t n)
+{
+	void *p = aligned_alloc(64, ALIGN_UP(n + 1, 64));
+
+	if (!p)
+		abort();
+	memset(p, 0, ALIGN_UP(n + 1, 64));
+	return p;
+}
+
+static inline void toy_half_norm(struct cqk_codebook *cb)
+{
+	uint32_t c = cb->code.channels, h, g, k, j;
+
+	for (h = 0; h < cb->n_kv_heads; h++)
+		for (g = 0; g < cb->n_groups; g++)
+			for (k = 0; k < 256; k++) {
+				float sum = 0.0f;
+
+				for (j = 0; j < c; j++) {
+					size_t ch = (size_t)h * cb->head_dim + g * c + j;
+					float x = cb->f32[ch * 256 + k];
+
+					sum += x * x;
+				}
+				cb->half_norm[((size_t)h * cb->n_groups + g) * 256 + k] =
+					sum / 2;
+			}
+}
+
+static inline void toy_fill(struct cqk_codebook *cb, float size)
+{
+	size_t n_ch = (size_t)cb->n_kv_heads * cb->head_dim, ch, k;
+	uint32_t c = cb->code.channels;
+	uint16_t *f16 = toy_alloc(n_ch * 256 * 2);
+	int8_t *i8 = toy_alloc(n_ch * 256);
+	float *scale = toy_alloc(n_ch * 4);
+
+	for (ch = 0; ch < n_ch; ch++) {
+		scale[ch] = size * (0.5f + (float)(toy_u32() % 1000) / 1000) / 50;
+		for (k = 0; k < 256; k++) {
+			size_t at = (ch / c * 256 + k) * c + ch % c;
+			float x = toy_normal() * size;
+			int q = (int)lrintf(x / scale[ch]);
+
+			f16[at] = cqk_f32_to_f16(x);
+			i8[at] = (int8_t)MAX(-127, MIN(127, q));
+			cb->f32[ch * 256 + k] = cqk_f16_to_f32(f16[at]);
+			if (cb->centroids == CQK_CENTROIDS_F16)
+				continue;
+			cb->f32[ch * 256 + k] = (float)i8[at] * scale[ch];
+			cb->i8[ch * 256 + k] = i8[at];
+		}
+	}
+	cb->stored = cb->centroids == CQK_CENTROIDS_F16 ? (void *)f16 : (void *)i8;
+	cb->scale = cb->centroids == CQK_CENTROIDS_F16 ? NULL : scale;
+	free(cb->centroids == CQK_CENTROIDS_F16 ? (void *)i8 : (void *)f16);
+	if (cb->centroids == CQK_CENTROIDS_F16)
+		free(scale);
+}
+
+static inline void toy_codebook(struct cqk_codebook *cb, const struct toy_opts *o,
+				uint32_t c, float size)
+{
+	size_t values = (size_t)o->n_kv_heads * o->d * 256;
+
+	memset(cb, 0, sizeof(*cb));
+	cb->head_dim = o->d;
+	cb->n_kv_heads = o->n_kv_heads;
+	if (!c) {
+		cb->code.type = CQ_CODE_F16;
+		return;
+	}
+	cb->code = (struct cq_code){ CQ_CODE_CQ, (uint8_t)c, 8, 0 };
+	cb->centroids = o->i8 ? CQK_CENTROIDS_I8 : CQK_CENTROIDS_F16;
+	cb->n_groups = o->d / c;
+	cb->f32 = toy_alloc(values * 4);
+	cb->half_norm = toy_alloc((size_t)o->n_kv_heads * cb->n_groups * 256 * 4);
+	cb->i8 = o->i8 ? toy_alloc(values) : NULL;
+	toy_fill(cb, size > 0 ? size : 1.0f);
+	toy_half_norm(cb);
+}
+
+static inline void toy_init(struct toy *t, const struct toy_opts *o,
+			    uint32_t positions)
+{
+	uint32_t l;
+
+	memset(t, 0, sizeof(*t));
+	t->m.geom = (struct cqk_geom){
+		.n_layers = o->n_layers, .n_heads = o->n_heads,
+		.n_kv_heads = o->n_kv_heads, .head_dim = o->d,
+		.max_position = positions, .keys = o->keys,
+		.rope_dim = o->rope_dim,
+		.rope_theta = o->theta > 0 ? o->theta : 1e4,
+	};
+	t->m.layers = toy_alloc(o->n_layers * sizeof(*t->m.layers));
+	for (l = 0; l < o->n_layers; l++) {
+		struct cqk_layer *y = &t->m.layers[l];
+
+		toy_codebook(&y->k, o, o->ck, o->k_size);
+		toy_codebook(&y->v, o, o->cv, o->v_size);
+		y->k_bytes = cq_code_block_bytes(y->k.code, o->d);
+		y->v_bytes = cq_code_block_bytes(y->v.code, o->d);
+		y->offset = t->m.payload;
+		t->m.payload += o->n_kv_heads * (y->k_bytes + y->v_bytes);
+	}
+	t->rope_mem = malloc(cqk_rope_bytes(&t->m.geom, positions));
+	cqk_rope_init(&t->rope, &t->m.geom, positions, t->rope_mem);
+}
+
+static inline void toy_codebook_free(struct cqk_codebook *cb)
+{
+	free((void *)(uintptr_t)cb->stored);
+	free((void *)(uintptr_t)cb->scale);
+	free(cb->f32);
+	free(cb->half_norm);
+	free(cb->i8);
+}
+
+static inline void toy_free(struct toy *t)
+{
+	uint32_t l;
+
+	for (l = 0; l < t->m.geom.n_layers; l++) {
+		toy_codebook_free(&t->m.layers[l].k);
+		toy_codebook_free(&t->m.layers[l].v);
+	}
+	free(t->m.layers);
+	free(t->rope_mem);
+}
+
+/* @n halves, normal, times @size */
+static inline void toy_halves(uint8_t *out, size_t n, float size)
+{
+	size_t i;
+
+	for (i = 0; i < n; i++) {
+		uint16_t h = cqk_f32_to_f16(toy_normal() * size);
+
+		memcpy(out + 2 * i, &h, 2);
+	}
+}
+
+static inline void toy_payload(const struct toy *t, uint8_t *out)
+{
+	uint32_t l, h;
+	size_t i;
+
+	for (i = 0; i < t->m.payload; i++)
+		out[i] = (uint8_t)(toy_u32() >> 11);
+	for (l = 0; l < t->m.geom.n_layers; l++) {
+		const struct cqk_layer *y = &t->m.layers[l];
+
+		for (h = 0; h < t->m.geom.n_kv_heads; h++) {
+			uint8_t *at = out + y->offset + h * (y->k_bytes + y->v_bytes);
+
+			if (y->k.code.type == CQ_CODE_F16)
+				toy_halves(at, y->k_bytes / 2, 1.0f);
+			if (y->v.code.type == CQ_CODE_F16)
+				toy_halves(at + y->k_bytes, y->v_bytes / 2, 1.0f);
+		}
+	}
+}
+
+/* One stored K or V value, in double, from the stored centroids. */
+static inline double toy_value(const struct cqk_attn *a, const struct cqk_block *b,
+			       uint32_t head, bool v, uint32_t t, uint32_t ch)
+{
+	struct cqk_src s = cqk_block_src(a, b, head, v, ~0ull);
+	size_t c, at;
+	uint16_t h;
+
+	if (!s.cb) {
+		memcpy(&h, s.data + ((size_t)t * s.d + ch) * 2, 2);
+		return (double)cqk_f16_to_f32(h);
+	}
+	c = s.cb->code.channels;
+	at = ((size_t)head * s.d + ch) / c * 256 + s.data[ch / c * 64 + t];
+	at = at * c + ch % c;
+	if (s.cb->centroids == CQK_CENTROIDS_F16)
+		return (double)cqk_f16_to_f32(((const uint16_t *)s.cb->stored)[at]);
+	return (double)((float)((const int8_t *)s.cb->stored)[at] *
+			s.cb->scale[(size_t)head * s.d + ch]);
+}
+
+static inline double toy_load(const struct cq_view *v, uint32_t row, uint32_t head,
+			      uint32_t ch)
+{
+	int64_t at = row * v->stride_token + head * v->stride_head + ch;
+
+	if (v->dtype == CQ_F32)
+		return (double)((const float *)v->data)[at];
+	if (v->dtype == CQ_F16)
+		return (double)cqk_f16_to_f32(((const uint16_t *)v->data)[at]);
+	return (double)cqk_bf16_to_f32(((const uint16_t *)v->data)[at]);
+}
+
+static inline void toy_rotate(double *x, const struct cqk_geom *g, double pos)
+{
+	uint32_t half = g->rope_dim / 2, j;
+
+	for (j = 0; j < half; j++) {
+		double w = pos * pow(g->rope_theta, -2.0 * j / g->rope_dim);
+		double lo = x[j], hi = x[half + j];
+
+		x[j] = lo * cos(w) - hi * sin(w);
+		x[half + j] = lo * sin(w) + hi * cos(w);
+	}
+}
+
+/* Score of one visible token; -inf if the row does not see it. */
+static inline double toy_score(const struct cqk_attn *a, const struct cqk_block *b,
+			       const struct cqk_span *s, uint32_t row,
+			       uint32_t kv_head, const double *q, uint32_t t)
+{
+	const struct cqk_geom *g = &a->model->geom;
+	int64_t pos = (int64_t)s->pos + t, rp = a->row_pos[row];
+	double k[256], dot = 0;
+	uint32_t ch;
+
+	if (t >= b->tokens || !(s->mask >> t & 1) || pos > rp ||
+	    (a->sliding_window && pos <= rp - (int64_t)a->sliding_window))
+		return -INFINITY;
+	for (ch = 0; ch < g->head_dim; ch++)
+		k[ch] = toy_value(a, b, kv_head, false, t, ch);
+	if (g->keys == CQK_KEYS_PRE_ROPE)
+		toy_rotate(k, g, (double)pos);
+	for (ch = 0; ch < g->head_dim; ch++)
+		dot += q[ch] * k[ch];
+	dot *= (double)a->scale;
+	if (a->soft_cap > 0)
+		dot = (double)a->soft_cap * tanh(dot / (double)a->soft_cap);
+	return dot;
+}
+
+/* One (row, head) in double: o[d], returns the natural lse. */
+static inline double toy_reference(const struct cqk_attn *a, uint32_t row,
+				   uint32_t head, double *o)
+{
+	const struct cqk_geom *g = &a->model->geom;
+	uint32_t kv = head / (g->n_heads / g->n_kv_heads), i, j, t, ch;
+	double q[256], top = -INFINITY, sum = 0;
+	double *s = malloc((size_t)a->n_blocks * 64 * sizeof(*s));
+
+	for (ch = 0; ch < g->head_dim; ch++)
+		q[ch] = toy_load(&a->q, row, head, ch);
+	if (g->keys != CQK_KEYS_NONE && !(a->flags & CQ_ATTN_Q_ROTATED))
+		toy_rotate(q, g, a->row_pos[row]);
+	memset(o, 0, g->head_dim * sizeof(*o));
+	for (i = 0; i < a->n_blocks; i++)
+		for (t = 0; t < 64; t++)
+			s[i * 64 + t] = -INFINITY;
+	for (i = 0; i < a->n_blocks; i++)
+		for (j = 0; j < a->blocks[i].n_spans; j++) {
+			const struct cqk_span *sp =
+				&a->spans[a->blocks[i].span_first + j];
+
+			if (row < sp->row_first || row >= sp->row_first + sp->n_rows)
+				continue;
+			for (t = 0; t < 64; t++)
+				s[i * 64 + t] = toy_score(a, &a->blocks[i], sp, row,
+							  kv, q, t);
+		}
+	for (i = 0; i < a->n_blocks * 64; i++)
+		top = s[i] > top ? s[i] : top;
+	for (i = 0; top > (double)-INFINITY && i < a->n_blocks * 64; i++) {
+		double p = exp(s[i] - top);
+
+		sum += p;
+		for (ch = 0; p > 0 && ch < g->head_dim; ch++)
+			o[ch] += p * toy_value(a, &a->blocks[i / 64], kv, true,
+					       i % 64, ch);
+	}
+	for (ch = 0; sum > 0 && ch < g->head_dim; ch++)
+		o[ch] /= sum;
+	free(s);
+	return sum > 0 ? top + log(sum) : (double)-INFINITY;
+}
+
+#endif /* TOY_H */
