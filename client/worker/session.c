@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+/*
+ * What run, bench and score have in common: the language model, its
+ * tokenizer, the connection to cqd, and the prompt.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "client/worker/worker.h"
+#include "cq.h"
+
+int wk_session_open(struct wk_session *s, const struct wk_opts *o)
+{
+	struct cq_open_opts open = { .sz = sizeof(open), .socket = o->socket,
+				     .name = o->name };
+	char path[WK_PATH];
+	int ret;
+
+	memset(s, 0, sizeof(*s));
+	if (!o->model || !o->prefix)
+		return wk_error(-EINVAL, "--model NAME and --prefix FILE are needed");
+	ret = wk_lm_load(o->lm, o->chunk, &s->lm);
+	if (ret)
+		return ret;
+	s->cfg = wk_lm_config(s->lm);
+	ret = wk_path(path, o->lm, "merges.json");
+	if (!ret)
+		ret = wk_tok_load(path, &s->tok);
+	if (!ret)
+		ret = wk_ids_read(o->prefix, s->cfg->vocab, &s->ids, &s->n_prefix);
+	if (ret)
+		return ret;
+	s->n = s->n_prefix;
+	s->logits = malloc(s->cfg->vocab * sizeof(float));
+	if (!s->logits)
+		return wk_error(-ENOMEM, "out of memory");
+	ret = cq_open(&open, &s->ctx);
+	if (ret)
+		return wk_cq_error(ret, "open");
+	return wk_shared_open(&s->sh, s->ctx, o->model, s->cfg, o->chunk);
+}
+
+void wk_session_close(struct wk_session *s)
+{
+	wk_shared_close(&s->sh);
+	cq_close(s->ctx);
+	free(s->logits);
+	free(s->ids);
+	wk_tok_free(s->tok);
+	wk_lm_free(s->lm);
+}
+
+int wk_session_ask(struct wk_session *s, const char *text)
+{
+	uint32_t *more, *all;
+	size_t n;
+	int ret;
+
+	ret = wk_tok_encode(s->tok, text, strlen(text), &more, &n);
+	if (ret)
+		return ret;
+	all = realloc(s->ids, (s->n + n + 1) * sizeof(*all));
+	if (!all) {
+		free(more);
+		return wk_error(-ENOMEM, "out of memory");
+	}
+	memcpy(all + s->n, more, n * sizeof(*more));
+	free(more);
+	s->ids = all;
+	s->n += n;
+	return 0;
+}
+
+int wk_session_first(struct wk_session *s, uint32_t flags, struct wk_sampler *sampler,
+		     struct wk_first *out)
+{
+	double start = wk_now_ms();
+	int ret;
+
+	if (!s->n)
+		return wk_error(-EINVAL, "an empty prompt");
+	ret = wk_shared_start(&s->sh, s->ids, s->n, flags, &out->matched);
+	if (ret)
+		return ret;
+	out->attach_ms = wk_now_ms() - start;
+	ret = wk_lm_forward(s->lm, &s->sh.cache, s->ids + out->matched,
+			    s->n - out->matched, 1, s->logits);
+	if (ret)
+		return ret;
+	out->token = wk_sample(sampler, s->logits, s->cfg->vocab);
+	out->ttft_ms = wk_now_ms() - start;
+	return 0;
+}
+
+int wk_session_next(struct wk_session *s, struct wk_sampler *sampler, uint32_t *token)
+{
+	int ret;
+
+	ret = wk_lm_forward(s->lm, &s->sh.cache, token, 1, 1, s->logits);
+	if (!ret)
+		*token = wk_sample(sampler, s->logits, s->cfg->vocab);
+	return ret;
+}
+
+int wk_session_bytes(struct wk_session *s, uint64_t *shared, uint64_t *own)
+{
+	struct cq_seq_info info = { .sz = sizeof(info) };
+	int ret;
+
+	ret = cq_seq_get_info(s->sh.seq, &info);
+	if (ret)
+		return wk_cq_error(ret, "sequence");
+	*shared = info.shared_bytes;
+	*own = info.private_bytes;
+	return 0;
+}
