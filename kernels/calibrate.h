@@ -51,7 +51,7 @@ struct cqk_calib_error {
  * cqk_calibrate() - learn codebooks and build a model file image
  * @dump:   safetensors image of the activations: layers.<l>.<k|v>
  *          [kv_head][token][d] F16 or F32, optional layers.<l>.<k|v>.fisher of
- *          the same shape; metadata "geometry" as written by the worker
+ *          the same shape; metadata as in Documentation/formats.md
  * @size:   its bytes
  * @opts:   options
  * @errors: [n_layers], filled on success; may be NULL
@@ -64,13 +64,36 @@ struct cqk_calib_error {
  * k-means++ start (Arthur, Vassilvitskii, SODA 2007).
  *
  * Return: 0; -EINVAL bad dump or options (NaN/Inf: layer, head and token are
- * named); -ECANCELED; -ENOMEM.
+ * named); -EPROTO not a dump; -EOPNOTSUPP a coding this build lacks;
+ * -ECANCELED; -ENOMEM.
  */
 int cqk_calibrate(const void *dump, size_t size, const struct cqk_calib_opts *opts,
 		  struct cqk_calib_error *errors, void **image,
 		  size_t *image_size, struct cq_err *err);
 
-/* Geometry stored in an activation dump. 0 or -EINVAL. */
+/**
+ * struct cqk_dump_info - what an activation dump is
+ * @geom:            shape of the language model's attention
+ * @tokens:          tokens per tensor
+ * @sequence_tokens: tokens per sequence
+ * @fisher:          squared gradients are there
+ * @fingerprint:     SHA-256 of the language model's weights
+ * @source:          start of its free text, printable bytes only
+ */
+struct cqk_dump_info {
+	struct cqk_geom geom;
+	uint64_t tokens;
+	uint32_t sequence_tokens;
+	bool fisher;
+	uint8_t fingerprint[32];
+	char source[160];
+};
+
+/* Reads metadata and shapes, no values. 0, -EINVAL, -EPROTO (no dump), -ENOMEM. */
+int cqk_dump_info(const void *dump, size_t size, struct cqk_dump_info *out,
+		  struct cq_err *err);
+
+/* Geometry stored in an activation dump. 0, -EINVAL, -EPROTO, -ENOMEM. */
 int cqk_dump_geom(const void *dump, size_t size, struct cqk_geom *out,
 		  struct cq_err *err);
 

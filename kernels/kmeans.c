@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Weighted k-means (Lloyd) with a k-means++ start (Arthur, Vassilvitskii, SODA
+ * 2007), 256 centroids, one channel group at a time.
+ *
+ * Deterministic: the random numbers come from the seed alone, sums of doubles
+ * have one order, and the inner loops give the same bits everywhere.
+ */
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "cq/util.h"
+#include "kernels/kmeans_ops.h"
+
+#define K CQK_KMEANS_K
+#define STOP 1e-4
+#define ALIGN 64
+
+static const struct cqk_kmeans_ops *const table[] = {
+#ifdef __x86_64__
+	&cqk_kmeans_avx2,
+#endif
+	&cqk_kmeans_portable,
+};
+
+/**
+ * cqk_kmeans_nth() - table of implementations
+ * @i: 0 is the best
+ *
+ * Return: the implementation, usable here or not; NULL past the end.
+ */
+const struct cqk_kmeans_ops *cqk_kmeans_nth(unsigned int i)
+{
+	return i < ARRAY_SIZE(table) ? table[i] : NULL;
+}
+
+static const struct cqk_kmeans_ops *best_ops(void)
+{
+	unsigned int i = 0;
+
+	while (!table[i]->usable())
+		i++;
+	return table[i];
+}
+
+static void *floats(size_t n)
+{
+	return aligned_alloc(ALIGN, ALIGN_UP(n * sizeof(float), ALIGN));
+}
+
+int cqk_kmeans_init(struct cqk_kmeans *km, uint32_t n, uint32_t c)
+{
+	size_t stride = ALIGN_UP((size_t)n, CQK_KMEANS_BLOCK);
+
+	*km = (struct cqk_kmeans){ .ops = best_ops() };
+	km->x = floats(stride * c);
+	km->w = floats(stride);
+	km->d2 = floats(stride);
+	km->idx = floats(stride);
+	km->block = floats(stride / CQK_KMEANS_BLOCK);
+	km->cen = floats((size_t)K * c);
+	km->half_norm = floats(K);
+	km->sum = calloc((size_t)K * c, sizeof(*km->sum));
+	km->weight = calloc(K, sizeof(*km->weight));
+	if (km->x && km->w && km->d2 && km->idx && km->block && km->cen &&
+	    km->half_norm && km->sum && km->weight)
+		return 0;
+	cqk_kmeans_free(km);
+	return -ENOMEM;
+}
+
+void cqk_kmeans_free(struct cqk_kmeans *km)
+{
+	free(km->x);
+	free(km->w);
+	free(km->d2);
+	free(km->idx);
+	free(km->block);
+	free(km->cen);
+	free(km->half_norm);
+	free(km->sum);
+	free(km->weight);
+	*km = (struct cqk_kmeans){ 0 };
+}
+
+static void point_of(const struct cqk_kmeans *km, size_t t, float *out)
+{
+	uint32_t j;
+
+	for (j = 0; j < km->c; j++)
+		out[j] = km->x[j * km->stride + t];
+}
+
+/*
+ * Draws a token with probability w * d2 / total, total being the sum of the
+ * blocks; -1 if every token already lies on a centroid.
+ */
+static ssize_t draw(const struct cqk_kmeans *km, uint64_t *rng)
+{
+	size_t b, t, last = 0, n_blocks = km->stride / CQK_KMEANS_BLOCK;
+	double total = 0, r;
+
+	for (b = 0; b < n_blocks; b++)
+		total += (double)km->block[b];
+	if (!(total > 0))
+		return -1;
+	r = (double)(cqk_random(rng) >> 11) * 0x1p-53 * total;
+	for (b = 0; b + 1 < n_blocks && r >= (double)km->block[b]; b++)
+		r -= (double)km->block[b];
+	/* Rounding may leave r behind the block's end: take its last candidate. */
+	for (t = b * CQK_KMEANS_BLOCK; t < (b + 1) * CQK_KMEANS_BLOCK; t++) {
+		if (!(km->w[t] * km->d2[t] > 0))
+			continue;
+		last = t + 1;
+		r -= (double)(km->w[t] * km->d2[t]);
+		if (r < 0)
+			break;
+	}
+	if (last)
+		return (ssize_t)(last - 1);
+	for (t = 0; !(km->w[t] * km->d2[t] > 0); t++)
+		;
+	return (ssize_t)t;
+}
+
+/* k-means++; what is left when the points run out are copies, never chosen. */
+static void seed_centroids(struct cqk_kmeans *km, uint64_t *rng)
+{
+	size_t t, b;
+	uint32_t k;
+	ssize_t at;
+
+	memset(km->block, 0, km->stride / CQK_KMEANS_BLOCK * sizeof(float));
+	for (t = 0; t < km->stride; t++) {
+		b = t / CQK_KMEANS_BLOCK;
+		km->d2[t] = 1;
+		km->block[b] += km->w[t];
+	}
+	for (k = 0; k < K; k++) {
+		at = draw(km, rng);
+		if (at < 0 && k == 0)
+			at = 0;
+		if (at < 0) {
+			memcpy(km->cen + (size_t)k * km->c, km->cen,
+			       km->c * sizeof(float));
+			continue;
+		}
+		point_of(km, (size_t)at, km->cen + (size_t)k * km->c);
+		if (k == 0)
+			for (t = 0; t < km->stride; t++)
+				km->d2[t] = INFINITY;
+		km->ops->spread(km->x, km->stride, km->c, km->cen + (size_t)k * km->c,
+				km->w, km->d2, km->block);
+	}
+}
+
+/* The encoder's constant term, in its order of operations. */
+static void assign(struct cqk_kmeans *km)
+{
+	const float *c = km->cen;
+	uint32_t k, j;
+	float sum;
+
+	for (k = 0; k < K; k++) {
+		sum = 0;
+		for (j = 0; j < km->c; j++, c++)
+			sum += *c * *c;
+		km->half_norm[k] = sum * 0.5f;
+	}
+	km->ops->assign(km->x, km->stride, km->c, km->cen, km->half_norm, km->idx);
+}
+
+/* Sums per cluster; leaves each token's weighted error in d2. Returns the loss. */
+static double gather(struct cqk_kmeans *km)
+{
+	uint32_t c = km->c, j, k;
+	double loss = 0, w, d, err;
+	const float *x, *cen;
+	double *sum;
+	size_t t;
+
+	memset(km->sum, 0, (size_t)K * c * sizeof(*km->sum));
+	memset(km->weight, 0, K * sizeof(*km->weight));
+	for (t = 0; t < km->n; t++) {
+		k = (uint32_t)km->idx[t];
+		w = (double)km->w[t];
+		x = km->x + t;
+		cen = km->cen + (size_t)k * c;
+		sum = km->sum + (size_t)k * c;
+		for (err = 0, j = 0; j < c; j++) {
+			d = (double)x[j * km->stride] - (double)cen[j];
+			err += d * d;
+			sum[j] += w * (double)x[j * km->stride];
+		}
+		km->weight[k] += w;
+		km->d2[t] = (float)(w * err);
+		loss += w * err;
+	}
+	return loss;
+}
+
+/* An empty cluster moves to the token that now costs most. */
+static void reseed(struct cqk_kmeans *km, uint32_t k)
+{
+	size_t t, worst = 0;
+
+	for (t = 1; t < km->n; t++)
+		if (km->d2[t] > km->d2[worst])
+			worst = t;
+	if (km->d2[worst] > 0) {
+		point_of(km, worst, km->cen + (size_t)k * km->c);
+		km->d2[worst] = 0;
+	}
+}
+
+static void update(struct cqk_kmeans *km)
+{
+	uint32_t k, j;
+
+	for (k = 0; k < K; k++) {
+		if (!(km->weight[k] > 0)) {
+			reseed(km, k);
+			continue;
+		}
+		for (j = 0; j < km->c; j++)
+			km->cen[(size_t)k * km->c + j] =
+				(float)(km->sum[(size_t)k * km->c + j] /
+					km->weight[k]);
+	}
+}
+
+uint32_t cqk_kmeans_run(struct cqk_kmeans *km, uint32_t iterations, uint64_t seed)
+{
+	double loss, before = INFINITY;
+	uint64_t rng = seed;
+	uint32_t i;
+
+	seed_centroids(km, &rng);
+	for (i = 0; i < iterations; i++) {
+		assign(km);
+		loss = gather(km);
+		if (!(loss > 0) || before - loss < STOP * loss)
+			break;
+		before = loss;
+		update(km);
+	}
+	return i;
+}
+
+double cqk_kmeans_error(struct cqk_kmeans *km, double *norm)
+{
+	double err = 0, sq = 0, d, x;
+	uint32_t j;
+	size_t t;
+
+	assign(km);
+	for (t = 0; t < km->n; t++) {
+		for (j = 0; j < km->c; j++) {
+			x = (double)km->x[j * km->stride + t];
+			d = x - (double)km->cen[(size_t)km->idx[t] * km->c + j];
+			err += d * d;
+			sq += x * x;
+		}
+	}
+	*norm = sq;
+	return err;
+}
+
+static int cmp_float(const void *a, const void *b)
+{
+	float x = *(const float *)a, y = *(const float *)b;
+
+	return (x > y) - (x < y);
+}
+
+void cqk_kmeans_clip(float *w, uint32_t n, float *tmp)
+{
+	float limit;
+	uint32_t t;
+
+	memcpy(tmp, w, (size_t)n * sizeof(*tmp));
+	qsort(tmp, n, sizeof(*tmp), cmp_float);
+	limit = tmp[(uint64_t)(n - 1) * 999 / 1000];
+	for (t = 0; t < n; t++)
+		w[t] = MIN(w[t], limit);
+}

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Weighted k-means with 256 centroids over the tokens of one channel group.
+ *
+ * Distances are those of the encoder (struct cqk_ops, encode): what is learnt
+ * is what will be coded. The two steps that take the time come in one
+ * implementation per instruction set; all give the same bits.
+ */
+#ifndef CQK_KMEANS_H
+#define CQK_KMEANS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define CQK_KMEANS_K 256u
+#define CQK_KMEANS_MAX_C 16u
+#define CQK_KMEANS_BLOCK 64u	/* tokens are padded to a multiple of this */
+
+/**
+ * struct cqk_kmeans_ops - inner loops
+ * @name:   "portable", "avx2"
+ * @usable: can this CPU run it?
+ * @assign: idx[t] = argmin_k(half_norm[k] - sum_j x[j][t] * cen[k][j]), f32,
+ *          j ascending, each product and difference rounded, ties: lowest k
+ * @spread: d2[t] = min(d2[t], sum_j (x[j][t] - point[j])^2), and
+ *          block[i] = sum of w[t] * d2[t] over the i-th 64 tokens, in sixteen
+ *          partial sums t mod 16 that are then added in order
+ *
+ * x is [c][stride], channel by channel; stride is a multiple of 64 and x, w,
+ * d2 and idx are 64-byte aligned. All callbacks are mandatory and
+ * thread-safe.
+ */
+struct cqk_kmeans_ops {
+	const char *name;
+	bool (*usable)(void);
+	void (*assign)(const float *x, size_t stride, uint32_t c, const float *cen,
+		       const float *half_norm, int32_t *idx);
+	void (*spread)(const float *x, size_t stride, uint32_t c, const float *point,
+		       const float *w, float *d2, float *block);
+};
+
+/* Implementations compiled in, best first, usable or not; NULL past the end. */
+const struct cqk_kmeans_ops *cqk_kmeans_nth(unsigned int i);
+
+/**
+ * struct cqk_kmeans - memory of one learner, used for one group after another
+ * @ops:    implementation
+ * @c:      channels of the group, set by the caller
+ * @n:      tokens, set by the caller, at most what init was given
+ * @stride: @n rounded up to a block, set by the caller
+ * @x:      [c][stride], filled by the caller; tokens n..stride-1 zero
+ * @w:      [stride], filled by the caller; not negative; padding zero
+ * @cen:    [256][c], the result
+ * The rest is working memory.
+ */
+struct cqk_kmeans {
+	const struct cqk_kmeans_ops *ops;
+	uint32_t c;
+	uint32_t n;
+	size_t stride;
+	float *x, *w;
+	float *cen;
+	float *half_norm;
+	float *d2;
+	float *block;
+	int32_t *idx;
+	double *sum;
+	double *weight;
+};
+
+/* Memory for groups of up to @n tokens and @c channels. 0 or -ENOMEM. */
+int cqk_kmeans_init(struct cqk_kmeans *km, uint32_t n, uint32_t c);
+void cqk_kmeans_free(struct cqk_kmeans *km);
+
+/**
+ * cqk_kmeans_run() - learn @km->cen from @km->x and @km->w
+ * @iterations: at most; stops at a relative change of the loss < 1e-4
+ * @seed:       of the k-means++ start
+ *
+ * Return: iterations made.
+ */
+uint32_t cqk_kmeans_run(struct cqk_kmeans *km, uint32_t iterations, uint64_t seed);
+
+/**
+ * cqk_kmeans_error() - squared error of coding @km->x with @km->cen as it is
+ * @norm: sum of squares of @km->x
+ *
+ * Return: the unweighted sum of squared distances.
+ */
+double cqk_kmeans_error(struct cqk_kmeans *km, double *norm);
+
+/* Cut the largest of @w [n] down to the quantile 0.999; @tmp: [n]. */
+void cqk_kmeans_clip(float *w, uint32_t n, float *tmp);
+
+/* Next number of a splitmix64 sequence (Steele, Lea, Flood, OOPSLA 2014). */
+static inline uint64_t cqk_random(uint64_t *state)
+{
+	uint64_t z = *state += 0x9e3779b97f4a7c15ull;
+
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+	z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+	return z ^ z >> 31;
+}
+
+#endif /* CQK_KMEANS_H */

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The inner loops of k-means, once per instruction set. The including file
+ * defines vf and vi (vectors of LANES floats and int32), LANES, and
+ * vf_less(a, b) (all ones where a < b) and vf_pick(mask, a, b) (a where the
+ * mask is set). Sixteen tokens go through together whatever LANES is, so every
+ * sum has one order.
+ */
+#define NV (16 / LANES)
+
+static inline __attribute__((always_inline)) vf vf_all(float x)
+{
+	return x - (vf){ 0 };
+}
+
+/* Vectors at an address that kmeans.h promises to be aligned. */
+static inline __attribute__((always_inline)) vf *vf_at(const void *p)
+{
+	return __builtin_assume_aligned(p, LANES * 4);
+}
+
+static inline __attribute__((always_inline))
+void assign_16(const float *x, size_t stride, uint32_t c, const float *cen,
+	       const float *half_norm, int32_t *idx)
+{
+	vf best[NV], acc[NV], p;
+	vi at[NV], less;
+	uint32_t j, k;
+	int i;
+
+	for (i = 0; i < NV; i++) {
+		best[i] = vf_all(__builtin_inff());
+		at[i] = (vi){ 0 };
+	}
+	for (k = 0; k < CQK_KMEANS_K; k++) {
+		for (i = 0; i < NV; i++)
+			acc[i] = vf_all(half_norm[k]);
+		for (j = 0; j < c; j++) {
+			p = vf_all(cen[k * c + j]);
+			for (i = 0; i < NV; i++)
+				acc[i] -= vf_at(x + j * stride)[i] * p;
+		}
+		for (i = 0; i < NV; i++) {
+			less = vf_less(acc[i], best[i]);
+			best[i] = vf_pick(less, acc[i], best[i]);
+			at[i] = (vi)vf_pick(less, (vf)((int32_t)k - (vi){ 0 }),
+					    (vf)at[i]);
+		}
+	}
+	for (i = 0; i < NV; i++)
+		vf_at(idx)[i] = (vf)at[i];
+}
+
+static inline __attribute__((always_inline))
+void assign_all(const float *x, size_t stride, uint32_t c, const float *cen,
+		const float *half_norm, int32_t *idx)
+{
+	size_t t;
+
+	for (t = 0; t < stride; t += 16)
+		assign_16(x + t, stride, c, cen, half_norm, idx + t);
+}
+
+/* A constant number of channels keeps a token's values in registers. */
+static void tile_assign(const float *x, size_t stride, uint32_t c, const float *cen,
+			const float *half_norm, int32_t *idx)
+{
+	switch (c) {
+	case 1:
+		assign_all(x, stride, 1, cen, half_norm, idx);
+		return;
+	case 2:
+		assign_all(x, stride, 2, cen, half_norm, idx);
+		return;
+	case 4:
+		assign_all(x, stride, 4, cen, half_norm, idx);
+		return;
+	case 8:
+		assign_all(x, stride, 8, cen, half_norm, idx);
+		return;
+	case 16:
+		assign_all(x, stride, 16, cen, half_norm, idx);
+		return;
+	default:
+		assign_all(x, stride, c, cen, half_norm, idx);
+	}
+}
+
+static inline __attribute__((always_inline))
+float spread_64(const float *x, size_t stride, uint32_t c, const float *point,
+		const float *w, float *d2)
+{
+	vf part[NV], d, diff, *near;
+	float lanes[16], sum = 0;
+	uint32_t j, t;
+	int i;
+
+	for (i = 0; i < NV; i++)
+		part[i] = vf_all(0);
+	for (t = 0; t < CQK_KMEANS_BLOCK; t += 16) {
+		for (i = 0; i < NV; i++) {
+			d = vf_all(0);
+			for (j = 0; j < c; j++) {
+				diff = vf_at(x + j * stride + t)[i] - vf_all(point[j]);
+				d += diff * diff;
+			}
+			near = vf_at(d2 + t) + i;
+			*near = vf_pick(vf_less(d, *near), d, *near);
+			part[i] += vf_at(w + t)[i] * *near;
+		}
+	}
+	memcpy(lanes, part, sizeof(lanes));
+	for (i = 0; i < 16; i++)
+		sum += lanes[i];
+	return sum;
+}
+
+static void tile_spread(const float *x, size_t stride, uint32_t c, const float *point,
+			const float *w, float *d2, float *block)
+{
+	size_t t, b = 0;
+
+	for (t = 0; t < stride; t += CQK_KMEANS_BLOCK, b++) {
+		if (c == 4)
+			block[b] = spread_64(x + t, stride, 4, point, w + t, d2 + t);
+		else
+			block[b] = spread_64(x + t, stride, c, point, w + t, d2 + t);
+	}
+}

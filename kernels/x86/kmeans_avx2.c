@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: MIT
+/* Inner loops of k-means with AVX2; no FMA, or the bits would differ. */
+#include <immintrin.h>
+#include <string.h>
+#include "kernels/kmeans_ops.h"
+
+#define LANES 8
+typedef float vf __attribute__((vector_size(32), may_alias));
+typedef int32_t vi __attribute__((vector_size(32), may_alias));
+
+static inline __attribute__((always_inline)) vi vf_less(vf a, vf b)
+{
+	return a < b;
+}
+
+static inline __attribute__((always_inline)) vf vf_pick(vi mask, vf a, vf b)
+{
+	return (vf)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)mask);
+}
+
+#include "kernels/kmeans_tile.h"
+
+static bool avx2_usable(void)
+{
+	return __builtin_cpu_supports("avx2");
+}
+
+const struct cqk_kmeans_ops cqk_kmeans_avx2 = {
+	.name = "avx2",
+	.usable = avx2_usable,
+	.assign = tile_assign,
+	.spread = tile_spread,
+};
