@@ -1,0 +1,36 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+#
+# kernel-doc: what is written is well formed (the kernel's own script says so),
+# and every function that another file can call has a comment, in a header or
+# beside its body.
+set -u
+cd "$(dirname "$0")/.." || exit 2
+O=${O:-build}
+bad=0
+
+src=$(git ls-files 'include/*.h' 'proto/*.[ch]' 'kernels/*.[ch]' 'daemon/*.[ch]' 'client/*.[ch]')
+if [ -e "${KERNEL_DOC:-}" ]; then
+	# shellcheck disable=SC2086
+	perl "$KERNEL_DOC" -none $src 2>&1 | grep -v ': warning: no structured comments found' &&
+		bad=1
+elif [ "${CI:-}" = true ]; then
+	echo "no kernel-doc script: install linux-kbuild-6.1"
+	bad=1
+fi
+
+# shellcheck disable=SC2086
+sed -nE 's/^[[:space:]]*\* ([a-zA-Z0-9_]+)\(\).*/\1/p' $src | sort -u >"$O/kdoc.have"
+for f in $src; do
+	case $f in
+	*.c) obj=$O/${f%.c}.o ;;
+	*) continue ;;
+	esac
+	[ -e "$obj" ] || continue
+	nm -g --defined-only "$obj" | awk -v f="$f" '$2 == "T" && $3 != "main" { print $3, f }'
+done | sort >"$O/kdoc.want"
+while read -r name f; do
+	echo "$f: $name() has no kernel-doc"
+	bad=1
+done < <(join -v 2 "$O/kdoc.have" "$O/kdoc.want")
+exit $bad

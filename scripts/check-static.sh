@@ -1,0 +1,178 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# TIMEOUT=1500
+# shellcheck disable=SC2317,SC2086,SC2046,SC2048,SC2016
+#
+# Static checks, as TAP: one line each, findings on stderr. A check whose tool
+# is missing is skipped. "check-static.sh NAME..." runs the ones named.
+set -u
+top=$(cd "$(dirname "$0")/.." && pwd)
+cd "$top" || exit 2
+O=${O:-$top/build}
+kbuild=${KBUILD:-$(printf '%s\n' /usr/lib/linux-kbuild-*/scripts | tail -n 1)}
+jobs=$(nproc)
+
+checks='werror-gcc werror-clang headers abi arrows size banned spdx
+	kernel-doc checkpatch cppcheck clang-tidy sparse codespell shellcheck
+	man alone'
+
+files() {	# patterns
+	git ls-files -- "$@" 2>/dev/null | while read -r f; do
+		[ ! -e "$f" ] || echo "$f"
+	done
+}
+
+sources() {
+	files 'include/*.h' 'proto/*.[ch]' 'kernels/*.[ch]' 'daemon/*.[ch]' 'client/*.[ch]'
+}
+
+need() {	# tool
+	command -v "$1" >/dev/null && return 0
+	why="$1 is not installed"
+	return 1
+}
+
+flags() {
+	make -s O="$O" print-cppflags
+}
+
+werror() {
+	need "$1" || return 77
+	make -s -j "$jobs" O="$O/werror-$1" CC="$1" WERROR=1 all tests benches
+}
+check_werror_gcc() { werror gcc; }
+check_werror_clang() { werror clang; }
+
+check_headers() { make -s O="$O" check-headers; }
+
+check_abi() { make -s -j "$jobs" O="$O" check-abi; }
+
+check_arrows() { scripts/check-arrows.sh; }
+
+check_size() {
+	local bad=0
+
+	awk -f scripts/check-size.awk $(files '*.[ch]') >&2 || bad=1
+	files '*.[ch]' '*.sh' '*.awk' Makefile 'scripts/*' | xargs wc -L |
+		awk '$1 > 100 && $2 != "total" { print $2 ": " $1 " columns"; bad = 1 }
+		     END { exit bad }' >&2 || bad=1
+	return $bad
+}
+
+check_banned() {
+	local all='strcpy|strcat|sprintf|vsprintf|strncpy|strncat|gets|strtok|atoi|atol|atoll|atof'
+
+	all="$all|alloca|tmpnam|tempnam|mktemp|asctime|ctime|gmtime|localtime|rand|srand"
+	files '*.[ch]' | xargs -r grep -nE "(^|[^a-zA-Z0-9_>.\"])($all) ?\(" |
+		grep -vE ':[0-9]+:[[:space:]]*(\*|/\*|//)' >&2 && return 1
+	sources | xargs -r grep -nE '(^|[^a-zA-Z0-9_>.])(system|popen|perror) ?\(' >&2 && return 1
+	return 0
+}
+
+check_spdx() {
+	local f bad=0
+
+	for f in $(files '*.[ch]' '*.sh' '*.py' '*.proto' '*.awk' '*.bats' '*/Build' Makefile \
+		'scripts/*' 'systemd/*' '*.[1-8]' '.ci/run'); do
+		head -n 3 "$f" | grep -q 'SPDX-License-Identifier: MIT' && continue
+		case $f in
+		*.supp) continue ;;
+		esac
+		echo "$f: no SPDX line" >&2
+		bad=1
+	done
+	return $bad
+}
+
+check_kernel_doc() { KERNEL_DOC=$kbuild/kernel-doc scripts/check-kdoc.sh; }
+
+check_checkpatch() {
+	local cp=${CHECKPATCH:-$O/checkpatch/scripts/checkpatch.pl} tree tar
+
+	tar=$(printf '%s\n' /usr/src/linux-source-*.tar.xz | tail -n 1)
+	if [ ! -e "$cp" ] && [ -e "$tar" ]; then
+		mkdir -p "$O/checkpatch"
+		tree=$(basename "$tar" .tar.xz)
+		tar -C "$O/checkpatch" --strip-components=1 -xf "$tar" "$tree/scripts/checkpatch.pl" \
+			"$tree/scripts/spelling.txt" "$tree/scripts/const_structs.checkpatch"
+	fi
+	if [ ! -e "$cp" ]; then
+		why='no checkpatch.pl: install linux-source-6.1 or set CHECKPATCH='
+		return 77
+	fi
+	files '*.[ch]' | xargs perl "$cp" --no-tree --terse --no-summary --strict -f \
+		--max-line-length=100 --ignore "$(grep -v '^#' scripts/checkpatch.ignore |
+		paste -sd,)" >&2
+}
+
+check_cppcheck() {
+	need cppcheck || return 77
+	sources | grep '\.c$' | xargs -r cppcheck --quiet --library=posix --std=c11 \
+		--enable=warning,portability,performance --inline-suppr -j "$jobs" \
+		--error-exitcode=1 --suppressions-list=scripts/cppcheck.supp \
+		-D__x86_64__ -D_GNU_SOURCE -Iinclude -I. -I"$O/proto" >&2
+}
+
+check_clang_tidy() {
+	need clang-tidy || return 77
+	make -s O="$O" "$O/proto/cq.pb-c.h" || return 1
+	sources | grep '\.c$' | grep -v '^kernels/x86/' |
+		xargs -r -n 4 -P "$jobs" sh -c 'for f; do
+			clang-tidy --quiet --warnings-as-errors="*" "$f" -- '"$(flags)"' \
+				2>/dev/null || exit 1
+		done' sh >&2
+}
+
+check_sparse() {
+	need sparse || return 77
+	make -s O="$O" check-sparse >&2
+}
+
+check_codespell() {
+	need codespell || return 77
+	files '*.[ch]' '*.md' '*.sh' '*.[1-8]' '*.proto' 'systemd/*' |
+		grep -v '^client/worker/lm/' |
+		xargs codespell --ignore-words=scripts/codespell.ignore >&2
+}
+
+check_shellcheck() {
+	need shellcheck || return 77
+	{ files '*.sh'; files .ci/run; } | xargs -r shellcheck >&2
+}
+
+check_man() {
+	local f bad=0
+
+	need mandoc || return 77
+	for f in $(files '*.[1-8]'); do
+		mandoc -T lint -W warning "$f" >&2 || bad=1
+	done
+	return $bad
+}
+
+# The repository speaks of the project alone: no path of somebody's machine.
+check_alone() {
+	local words='/wor[k]/|\.\./share[d]|/tmp/buil[d]-|/home/[a-z]'
+
+	files '*' | grep -vE '^client/worker/lm/.*(u16|safetensors|json)$' |
+		xargs -r grep -nIE "$words" >&2 && return 1
+	return 0
+}
+
+set -- ${*:-$checks}
+echo "TAP version 13"
+echo "1..$#"
+n=0 failed=0
+for check; do
+	n=$((n + 1))
+	why=
+	echo "# $check" >&2
+	"check_${check//-/_}" >"$O/static.out" 2>&1
+	rc=$?
+	case $rc in
+	0) echo "ok $n - $check" ;;
+	77) echo "ok $n - $check # SKIP $why" ;;
+	*) echo "not ok $n - $check"; sed 's/^/# /' "$O/static.out" | head -n 60; failed=1 ;;
+	esac
+done
+exit $failed
