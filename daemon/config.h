@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * cqd.conf: what cqd is allowed to use, who may connect, and which models are
+ * loaded at start. cqd.conf.5 describes every key.
+ */
+#ifndef CQD_CONFIG_H
+#define CQD_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include "cq/err.h"
+
+#define CQD_DEFAULT_CONFIG "/etc/cq/cqd.conf"
+
+/**
+ * struct cqd_names - list of words
+ * @n: words in @name
+ */
+struct cqd_names {
+	char **name;
+	unsigned int n;
+};
+
+/**
+ * struct cqd_uids - who belongs to a namespace
+ * @any: everybody ("*")
+ * @n:   uids in @uid
+ */
+struct cqd_uids {
+	uid_t *uid;
+	unsigned int n;
+	bool any;
+};
+
+/**
+ * struct cqd_size - bytes, or a share of something that is known later
+ * @bytes:   when @percent is 0
+ * @percent: 1 to 100
+ */
+struct cqd_size {
+	uint64_t bytes;
+	uint32_t percent;
+};
+
+/**
+ * struct cqd_ns_config - one [namespace NAME] section
+ * @socket:      path of a socket of its own, NULL: reached through the common one
+ * @quota_bytes: resolved against the pool; 0: the pool's limit
+ * @connections: at the same time; 0: no limit of its own
+ * @models:      those its members may open; empty: all
+ */
+struct cqd_ns_config {
+	char *name;
+	struct cqd_uids uid;
+	char *socket;
+	struct cqd_size quota_bytes;
+	uint64_t quota_pages;
+	uint64_t quota_pins;
+	uint32_t connections;
+	char *salt;
+	struct cqd_names models;
+};
+
+/* One [model NAME] section: a file loaded at start. */
+struct cqd_model_config {
+	char *name;
+	char *path;
+};
+
+/**
+ * struct cqd_config - a whole file, checked
+ * @pool_bytes: resolved against the machine's memory by cqd_config_load()
+ */
+struct cqd_config {
+	char *socket, *admin_socket;
+	uint32_t socket_mode;
+	struct cqd_size pool_bytes;
+	uint32_t max_pages, max_clients, max_pins;
+	uint64_t segment_min, segment_max;
+	uint32_t low, high;
+	uint64_t verify_rate;
+	char *backend;
+	uint32_t max_connections, uid_connections;
+	struct cqd_ns_config *ns;
+	unsigned int n_ns;
+	struct cqd_model_config *model;
+	unsigned int n_models;
+};
+
+/**
+ * cqd_config_load() - read and check a file
+ * @path: file; NULL: all defaults
+ * @out:  configuration, freed with cqd_config_free()
+ *
+ * Return: 0; -ENOENT no such file; -EINVAL with the file, the line and what is
+ * wrong there; -ENOMEM; other -errno of reading.
+ */
+int cqd_config_load(const char *path, struct cqd_config **out, struct cq_err *err);
+void cqd_config_free(struct cqd_config *cfg);	/* accepts NULL */
+
+/**
+ * cqd_config_fixed() - first key that differs and that a reload cannot take
+ *
+ * Return: name of the key, NULL if there is none.
+ */
+const char *cqd_config_fixed(const struct cqd_config *old,
+			     const struct cqd_config *new);
+
+/* The namespace of that name, or NULL. */
+const struct cqd_ns_config *cqd_config_ns(const struct cqd_config *cfg,
+					  const char *name);
+bool cqd_uids_match(const struct cqd_uids *uids, uid_t uid);
+/* [A-Za-z0-9._-], 1 to 63 characters, not starting with '.' or '-'. */
+bool cqd_name_ok(const char *name);
+
+/* Values. Each returns 0 or -EINVAL with the reason, and leaves @out alone then. */
+int cqd_value_u64(const char *s, uint64_t min, uint64_t max, uint64_t *out,
+		  struct cq_err *err);
+/* 4096, 16M, 1.5G are bytes (suffixes k, M, G, T: powers of 1024); 25% a share. */
+int cqd_value_size(const char *s, bool share, struct cqd_size *out,
+		   struct cq_err *err);
+int cqd_value_mode(const char *s, uint32_t *out, struct cq_err *err);
+int cqd_value_uids(const char *s, struct cqd_uids *out, struct cq_err *err);
+int cqd_value_names(const char *s, struct cqd_names *out, struct cq_err *err);
+
+#endif /* CQD_CONFIG_H */

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Values of cqd.conf: numbers, sizes, modes, lists. Everything is refused that
+ * is not understood to its last character.
+ */
+#include <ctype.h>
+#include <errno.h>
+#include <pwd.h>
+#include <stdlib.h>
+#include <string.h>
+#include "daemon/config.h"
+#include "proto/proto.h"
+
+#define SEPARATORS ", \t"
+
+/* Decimal digits at @s; @end after them. False: none, or over 64 bits. */
+static bool digits(const char *s, uint64_t *out, const char **end)
+{
+	uint64_t v = 0;
+
+	if (!isdigit((unsigned char)*s))
+		return false;
+	for (; isdigit((unsigned char)*s); s++)
+		if (__builtin_mul_overflow(v, 10, &v) ||
+		    __builtin_add_overflow(v, (uint64_t)(*s - '0'), &v))
+			return false;
+	*out = v;
+	*end = s;
+	return true;
+}
+
+/**
+ * cqd_value_u64() - whole decimal number
+ * @s:   text
+ * @min: smallest value allowed
+ * @max: largest
+ * @out: number
+ * @err: reason of a failure
+ *
+ * Return: 0 or -EINVAL.
+ */
+int cqd_value_u64(const char *s, uint64_t min, uint64_t max, uint64_t *out,
+		  struct cq_err *err)
+{
+	const char *end;
+	uint64_t v;
+
+	if (!digits(s, &v, &end) || *end)
+		return cq_err_set(err, -EINVAL, "\"%s\" is not a whole number", s);
+	if (v < min || v > max)
+		return cq_err_set(err, -EINVAL, "%s is outside %llu to %llu", s,
+				  (unsigned long long)min, (unsigned long long)max);
+	*out = v;
+	return 0;
+}
+
+static uint64_t unit_of(char c)
+{
+	switch (c) {
+	case '\0':
+		return 1;
+	case 'k':
+	case 'K':
+		return 1ull << 10;
+	case 'M':
+		return 1ull << 20;
+	case 'G':
+		return 1ull << 30;
+	case 'T':
+		return 1ull << 40;
+	default:
+		return 0;
+	}
+}
+
+/**
+ * cqd_value_size() - bytes or a share
+ * @s:     "4096", "16M", "25%"
+ * @share: a percentage is allowed
+ * @out:   size
+ * @err:   reason of a failure
+ *
+ * Return: 0 or -EINVAL.
+ */
+int cqd_value_size(const char *s, bool share, struct cqd_size *out,
+		   struct cq_err *err)
+{
+	const char *end;
+	uint64_t v, unit;
+
+	if (!digits(s, &v, &end))
+		return cq_err_set(err, -EINVAL, "\"%s\" is not a size: write bytes, "
+				  "or a number with k, M, G or T", s);
+	if (end[0] == '%' && !end[1]) {
+		if (!share)
+			return cq_err_set(err, -EINVAL, "%s: no percentage here", s);
+		if (v < 1 || v > 100)
+			return cq_err_set(err, -EINVAL, "%s is outside 1%% to 100%%", s);
+		*out = (struct cqd_size){ .percent = (uint32_t)v };
+		return 0;
+	}
+	unit = unit_of(*end);
+	if (!unit || (*end && end[1]))
+		return cq_err_set(err, -EINVAL, "\"%s\" is not a size: unknown unit \"%s\", "
+				  "use k, M, G or T%s", s, end, share ? " or %" : "");
+	if (__builtin_mul_overflow(v, unit, &v))
+		return cq_err_set(err, -EINVAL, "%s is more than 64 bits", s);
+	*out = (struct cqd_size){ .bytes = v };
+	return 0;
+}
+
+/**
+ * cqd_value_mode() - octal permission bits
+ * @s:   up to four digits, "0660"
+ * @out: mode
+ * @err: reason of a failure
+ *
+ * Return: 0 or -EINVAL.
+ */
+int cqd_value_mode(const char *s, uint32_t *out, struct cq_err *err)
+{
+	size_t len = strspn(s, "01234567");
+	unsigned long v;
+
+	if (!len || len > 4 || s[len])
+		return cq_err_set(err, -EINVAL, "\"%s\" is not an octal mode like 0660", s);
+	v = strtoul(s, NULL, 8);
+	if (v > 0777)
+		return cq_err_set(err, -EINVAL, "mode %s is over 0777", s);
+	*out = (uint32_t)v;
+	return 0;
+}
+
+static int one_uid(const char *word, uid_t *out, struct cq_err *err)
+{
+	const struct passwd *pw;
+	uint64_t v;
+
+	if (isdigit((unsigned char)*word)) {
+		/* (uid_t)-1 is nobody's */
+		if (cqd_value_u64(word, 0, UINT32_MAX - 1, &v, err) < 0)
+			return -EINVAL;
+		*out = (uid_t)v;
+		return 0;
+	}
+	pw = getpwnam(word);
+	if (!pw)
+		return cq_err_set(err, -EINVAL, "no user \"%s\" on this machine", word);
+	*out = pw->pw_uid;
+	return 0;
+}
+
+/**
+ * cqd_value_uids() - "*", or uids and user names
+ * @s:   words separated by commas or spaces
+ * @out: list, @out->uid is malloced
+ * @err: reason of a failure
+ *
+ * Return: 0, -EINVAL or -ENOMEM.
+ */
+int cqd_value_uids(const char *s, struct cqd_uids *out, struct cq_err *err)
+{
+	struct cqd_uids list = { 0 };
+	char *copy, *word, *save = NULL;
+	int ret = 0;
+
+	copy = strdup(s);
+	list.uid = calloc(strlen(s) + 1, sizeof(*list.uid));
+	if (!copy || !list.uid) {
+		ret = cq_err_set(err, -ENOMEM, "out of memory");
+		goto out;
+	}
+	for (word = strtok_r(copy, SEPARATORS, &save); word && !ret;
+	     word = strtok_r(NULL, SEPARATORS, &save)) {
+		if (!strcmp(word, "*"))
+			list.any = true;
+		else
+			ret = one_uid(word, &list.uid[list.n++], err);
+	}
+	if (!ret && !list.n && !list.any)
+		ret = cq_err_set(err, -EINVAL, "no uid given; \"*\" means everybody");
+	if (!ret) {
+		*out = list;
+		list.uid = NULL;
+	}
+out:
+	free(list.uid);
+	free(copy);
+	return ret;
+}
+
+static void names_free(struct cqd_names *list)
+{
+	unsigned int i;
+
+	for (i = 0; i < list->n; i++)
+		free(list->name[i]);
+	free(list->name);
+}
+
+/**
+ * cqd_value_names() - list of names
+ * @s:   words separated by commas or spaces
+ * @out: list, malloced
+ * @err: reason of a failure
+ *
+ * Return: 0, -EINVAL or -ENOMEM.
+ */
+int cqd_value_names(const char *s, struct cqd_names *out, struct cq_err *err)
+{
+	struct cqd_names list = { 0 };
+	char *copy, *word, *save = NULL;
+	int ret = 0;
+
+	copy = strdup(s);
+	list.name = calloc(strlen(s) + 1, sizeof(*list.name));
+	if (!copy || !list.name) {
+		ret = cq_err_set(err, -ENOMEM, "out of memory");
+		goto out;
+	}
+	for (word = strtok_r(copy, SEPARATORS, &save); word && !ret;
+	     word = strtok_r(NULL, SEPARATORS, &save)) {
+		if (!cqd_name_ok(word))
+			ret = cq_err_set(err, -EINVAL, "bad name \"%s\"", word);
+		else if (!(list.name[list.n] = strdup(word)))
+			ret = cq_err_set(err, -ENOMEM, "out of memory");
+		else
+			list.n++;
+	}
+	if (!ret && !list.n)
+		ret = cq_err_set(err, -EINVAL, "empty list");
+out:
+	free(copy);
+	if (ret)
+		names_free(&list);
+	else
+		*out = list;
+	return ret;
+}
+
+/**
+ * cqd_name_ok() - may this be the name of a namespace or model?
+ * @name: text
+ *
+ * Return: true for 1 to 63 of [A-Za-z0-9._-] that start with neither '.' nor
+ * '-': names become parts of paths and arguments.
+ */
+bool cqd_name_ok(const char *name)
+{
+	size_t i;
+
+	if (!name[0] || name[0] == '.' || name[0] == '-')
+		return false;
+	for (i = 0; name[i]; i++)
+		if (i >= CQP_MAX_NAME - 1 ||
+		    (!isalnum((unsigned char)name[i]) && !strchr("._-", name[i])))
+			return false;
+	return true;
+}
+
+/**
+ * cqd_uids_match() - is @uid in the list?
+ * @uids: list
+ * @uid:  of a peer
+ */
+bool cqd_uids_match(const struct cqd_uids *uids, uid_t uid)
+{
+	unsigned int i;
+
+	if (uids->any)
+		return true;
+	for (i = 0; i < uids->n; i++)
+		if (uids->uid[i] == uid)
+			return true;
+	return false;
+}

@@ -1,0 +1,482 @@
+// SPDX-License-Identifier: MIT
+/*
+ * cqd - owner of the memory of shared key/value caches.
+ *
+ * Order at start: options, configuration, sockets (as root, if started so),
+ * then the last privilege goes, then the store, which must create its memory
+ * under cqd's own uid. cqd.8 is the manual.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <grp.h>
+#include <pwd.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sysexits.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+#include "cq/log.h"
+#include "daemon/server.h"
+
+#define FDNAME_TENANTS	"cqd"
+#define FDNAME_ADMIN	"cqd-admin"
+#define FDS_PER_CONN	4	/* socket, pidfd, arenas */
+#define FDS_OTHER	1024	/* segments, models, listeners */
+
+struct options {
+	const char *config, *socket, *admin_socket, *user;
+	bool check;
+};
+
+/**
+ * struct daemon - the process
+ * @fds, @names, @n_fds: what the service manager handed over
+ */
+struct daemon {
+	uv_loop_t loop;
+	struct cqd_server srv;
+	struct cqd_notify *notify;
+	uv_signal_t sigs[3];
+	char **names;
+	unsigned int n_fds;
+	bool sigs_live;
+};
+
+static struct daemon the_daemon;	/* large: not on the stack */
+
+static struct daemon *daemon_of(struct cqd_server *srv)
+{
+	return container_of(srv, struct daemon, srv);
+}
+
+/* --- options --- */
+
+static void usage(void)
+{
+	puts("Usage: cqd [OPTION...]\n"
+	     "Own and share the memory of coupled-quantised key/value caches.\n"
+	     "\n"
+	     "  -c, --config FILE        configuration (default " CQD_DEFAULT_CONFIG ")\n"
+	     "      --check-config       check it and exit\n"
+	     "  -s, --socket PATH        socket of the workers\n"
+	     "  -a, --admin-socket PATH  socket of cqctl\n"
+	     "  -u, --user NAME          run as this user (after binding the sockets)\n"
+	     "      --foreground         accepted; cqd never does anything else\n"
+	     "  -h, --help               this text\n"
+	     "      --version            version\n"
+	     "\n"
+	     "Manual: cqd(8), cqd.conf(5).");
+}
+
+/* Exit status of what is answered at once, or -1 to go on. */
+static int parse_options(int argc, char **argv, struct options *o)
+{
+	static const struct option longs[] = {
+		{ "config", required_argument, NULL, 'c' },
+		{ "check-config", no_argument, NULL, 'C' },
+		{ "socket", required_argument, NULL, 's' },
+		{ "admin-socket", required_argument, NULL, 'a' },
+		{ "user", required_argument, NULL, 'u' },
+		{ "foreground", no_argument, NULL, 'f' },
+		{ "help", no_argument, NULL, 'h' },
+		{ "version", no_argument, NULL, 'V' },
+		{ NULL, 0, NULL, 0 },
+	};
+	int c;
+
+	while ((c = getopt_long(argc, argv, "c:s:a:u:h", longs, NULL)) >= 0) {
+		switch (c) {
+		case 'c':
+			o->config = optarg;
+			break;
+		case 'C':
+			o->check = true;
+			break;
+		case 's':
+			o->socket = optarg;
+			break;
+		case 'a':
+			o->admin_socket = optarg;
+			break;
+		case 'u':
+			o->user = optarg;
+			break;
+		case 'f':
+			break;
+		case 'h':
+			usage();
+			return EXIT_SUCCESS;
+		case 'V':
+			puts("cqd " CQ_VERSION);
+			return EXIT_SUCCESS;
+		default:
+			return EX_USAGE;
+		}
+	}
+	if (optind < argc) {
+		cq_err("unexpected argument \"%s\"; see cqd --help", argv[optind]);
+		return EX_USAGE;
+	}
+	return -1;
+}
+
+/* --- before the loop --- */
+
+static int load_config(struct cqd_server *srv, const struct options *o)
+{
+	struct cq_err err = { "" };
+	int ret;
+
+	srv->config_path = o->config;
+	if (!o->config && access(CQD_DEFAULT_CONFIG, F_OK) == 0)
+		srv->config_path = CQD_DEFAULT_CONFIG;
+	ret = cqd_config_load(srv->config_path, &srv->config, &err);
+	if (ret)
+		cq_err("%s", err.text);
+	return ret;
+}
+
+/* Each client costs descriptors, and what the store holds counts as well. */
+static void raise_nofile(const struct cqd_config *cfg)
+{
+	uint64_t want = (uint64_t)cfg->max_connections * FDS_PER_CONN + FDS_OTHER;
+	struct rlimit rl;
+
+	if (getrlimit(RLIMIT_NOFILE, &rl) < 0)
+		return;
+	rl.rlim_cur = rl.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &rl) < 0)
+		cq_warn("cannot raise the limit of open files: %s", strerror(errno));
+	else if (rl.rlim_max < want)
+		cq_info("%llu open files allowed, %u connections may need %llu: raise "
+			"LimitNOFILE= or lower max_connections",
+			(unsigned long long)rl.rlim_max, cfg->max_connections,
+			(unsigned long long)want);
+}
+
+static void server_init(struct daemon *d)
+{
+	struct cqd_server *srv = &d->srv;
+
+	uv_loop_init(&d->loop);
+	srv->loop = &d->loop;
+	srv->started_us = cqd_now_us();
+	list_init(&srv->tenants);
+	list_init(&srv->listeners);
+	list_init(&srv->conns);
+	list_init(&srv->waiting);
+	list_init(&srv->sessions);
+	list_init(&srv->uids);
+	uv_timer_init(srv->loop, &srv->tick);
+}
+
+/* Listening sockets of the service manager; the rest is the store's. */
+static int take_sockets(struct daemon *d, int *store_fds, char **store_names,
+			unsigned int *n_store, bool *tenants, bool *admin)
+{
+	struct cq_err err = { "" };
+	unsigned int i;
+	int fd, ret;
+	bool is_admin;
+
+	for (i = 0; i < d->n_fds; i++) {
+		fd = SD_LISTEN_FDS_START + (int)i;
+		is_admin = !strcmp(d->names[i], FDNAME_ADMIN);
+		if (!is_admin && strcmp(d->names[i], FDNAME_TENANTS) != 0) {
+			store_fds[*n_store] = fd;
+			store_names[(*n_store)++] = d->names[i];
+			continue;
+		}
+		ret = cqd_listen_fd(&d->srv, fd, is_admin, &err);
+		if (ret) {
+			cq_err("%s", err.text);
+			return ret;
+		}
+		*(is_admin ? admin : tenants) = true;
+	}
+	return 0;
+}
+
+static int bind_one(struct cqd_server *srv, const char *path, bool admin)
+{
+	struct cq_err err = { "" };
+	int ret = cqd_listen(srv, path, admin ? 0600 : srv->config->socket_mode, admin, &err);
+
+	if (ret)
+		cq_err("%s", err.text);
+	return ret;
+}
+
+/* Is a socket of that path there already, from the service manager? */
+static bool listening(struct cqd_server *srv, const char *path)
+{
+	struct list_head *pos;
+
+	list_for_each(pos, &srv->listeners)
+		if (!strcmp(list_entry(pos, struct cqd_listener, node)->path, path))
+			return true;
+	return false;
+}
+
+static int bind_rest(struct cqd_server *srv, const struct options *o, bool tenants,
+		     bool admin)
+{
+	const struct cqd_config *cfg = srv->config;
+	unsigned int i;
+	int ret = 0;
+
+	if (!tenants)
+		ret = bind_one(srv, o->socket ? o->socket : cfg->socket, false);
+	if (!ret && !admin)
+		ret = bind_one(srv, o->admin_socket ? o->admin_socket : cfg->admin_socket,
+			       true);
+	for (i = 0; i < cfg->n_ns && !ret; i++)
+		if (cfg->ns[i].socket && !listening(srv, cfg->ns[i].socket))
+			ret = bind_one(srv, cfg->ns[i].socket, false);
+	return ret;
+}
+
+static void own_sockets(struct cqd_server *srv, const struct passwd *pw)
+{
+	struct list_head *pos;
+	struct cqd_listener *l;
+
+	list_for_each(pos, &srv->listeners) {
+		l = list_entry(pos, struct cqd_listener, node);
+		if (l->own && lchown(l->path, pw->pw_uid, pw->pw_gid) < 0)
+			cq_warn("cannot give %s to %s: %s", l->path, pw->pw_name,
+				strerror(errno));
+	}
+}
+
+static int drop_privileges(struct cqd_server *srv, const char *user)
+{
+	const struct passwd *pw;
+
+	if (!user) {
+		if (geteuid() == 0)
+			cq_warn("running as root: no other uid can then be kept from the "
+				"memory by its owner alone; use --user or cqd.service");
+		return 0;
+	}
+	pw = getpwnam(user);
+	if (!pw) {
+		cq_err("--user %s: no such user", user);
+		return -ENOENT;
+	}
+	if (geteuid() == pw->pw_uid)
+		return 0;
+	own_sockets(srv, pw);
+	if (initgroups(user, pw->pw_gid) < 0 || setgid(pw->pw_gid) < 0 ||
+	    setuid(pw->pw_uid) < 0) {
+		cq_err("--user %s: %s; start cqd as root or as that user", user,
+		       strerror(errno));
+		return -EPERM;
+	}
+	return 0;
+}
+
+static int open_store(struct cqd_server *srv, const int *fds, char *const *names,
+		      unsigned int n_fds)
+{
+	const struct cqd_config *cfg = srv->config;
+	struct cqd_store_opts opts = {
+		.pool_bytes = cfg->pool_bytes.bytes,
+		.max_pages = cfg->max_pages,
+		.max_clients = cfg->max_clients,
+		.max_pins = cfg->max_pins,
+		.segment_min = cfg->segment_min,
+		.segment_max = cfg->segment_max,
+		.low = cfg->low,
+		.high = cfg->high,
+		.verify_rate = cfg->verify_rate,
+		.backend = cfg->backend,
+		.fds = fds,
+		.names = names,
+		.n_fds = n_fds,
+		.push_fds = getenv("NOTIFY_SOCKET") != NULL,
+	};
+	struct cq_err err = { "" };
+	int ret = cqd_store_new(srv->loop, &opts, &srv->store, &err);
+
+	if (!ret)
+		ret = cqd_tenants_apply(srv, cfg, &err);
+	if (ret)
+		cq_err("%s", err.text);
+	return ret;
+}
+
+/* Sockets first, while there may be a privilege to bind them with. */
+static int open_all(struct daemon *d, const struct options *o)
+{
+	bool tenants = false, admin = false;
+	unsigned int n_store = 0;
+	char **names = NULL;
+	int *fds, ret = -ENOMEM;
+
+	fds = calloc(d->n_fds + 1, sizeof(*fds));
+	names = calloc(d->n_fds + 1, sizeof(*names));
+	if (!fds || !names) {
+		cq_err("out of memory");
+		goto out;
+	}
+	ret = take_sockets(d, fds, names, &n_store, &tenants, &admin);
+	if (!ret)
+		ret = bind_rest(&d->srv, o, tenants, admin);
+	if (!ret)
+		ret = drop_privileges(&d->srv, o->user);
+	if (!ret)
+		ret = open_store(&d->srv, fds, names, n_store);
+out:
+	free(names);
+	free(fds);
+	return ret;
+}
+
+/* --- signals --- */
+
+static void on_loaded(struct cqd_server *srv)
+{
+	if (!srv->stopping)
+		cqd_notify_ready(daemon_of(srv)->notify);
+}
+
+static void reload(struct daemon *d)
+{
+	struct cqd_server *srv = &d->srv;
+	struct cqd_config *new, *old = srv->config;
+	struct cq_err err = { "" };
+	const char *fixed;
+
+	cqd_notify_reloading(d->notify);
+	if (cqd_config_load(srv->config_path, &new, &err)) {
+		cq_err("%s; the configuration in force stays", err.text);
+		on_loaded(srv);
+		return;
+	}
+	fixed = cqd_config_fixed(old, new);
+	if (fixed)
+		cq_warn("%s: %s changed; that takes effect when cqd is restarted",
+			srv->config_path, fixed);
+	if (cqd_tenants_apply(srv, new, &err))
+		cq_err("%s: %s", srv->config_path, err.text);
+	srv->config = new;
+	cqd_config_free(old);
+	cq_info("configuration reloaded");
+	cqd_models_load(srv, new, on_loaded);
+}
+
+static void on_store_closed(void *arg)
+{
+}
+
+/* Handles close now, the loop ends when the store has nothing under way. */
+static void stop(struct daemon *d)
+{
+	struct cqd_server *srv = &d->srv;
+	unsigned int i;
+
+	if (srv->stopping)
+		return;
+	srv->stopping = true;
+	cqd_notify_stopping(d->notify);
+	cqd_conn_close_all(srv);
+	cqd_sessions_close_all(srv);
+	cqd_listen_close_all(srv);
+	cqd_notify_close(d->notify);
+	d->notify = NULL;
+	for (i = 0; i < ARRAY_SIZE(d->sigs) && d->sigs_live; i++)
+		uv_close((uv_handle_t *)&d->sigs[i], NULL);
+	uv_close((uv_handle_t *)&srv->tick, NULL);
+	if (srv->store)
+		cqd_store_close(srv->store, on_store_closed, NULL);
+	srv->store = NULL;
+}
+
+static void on_signal(uv_signal_t *sig, int signum)
+{
+	struct daemon *d = sig->data;
+
+	if (signum == SIGHUP)
+		reload(d);
+	else
+		stop(d);
+}
+
+static void watch_signals(struct daemon *d)
+{
+	static const int nums[] = { SIGTERM, SIGINT, SIGHUP };
+	unsigned int i;
+
+	signal(SIGPIPE, SIG_IGN);
+	for (i = 0; i < ARRAY_SIZE(nums); i++) {
+		uv_signal_init(&d->loop, &d->sigs[i]);
+		d->sigs[i].data = d;
+		uv_signal_start(&d->sigs[i], on_signal, nums[i]);
+	}
+	d->sigs_live = true;
+}
+
+static int serve(struct daemon *d)
+{
+	struct cqd_server *srv = &d->srv;
+
+	cqd_sessions_adopt(srv);
+	d->notify = cqd_notify_new(srv);
+	if (!d->notify) {
+		cq_err("out of memory");
+		return -ENOMEM;
+	}
+	watch_signals(d);
+	cq_info("cqd " CQ_VERSION " serves %u namespaces, pool %llu MiB", srv->config->n_ns,
+		(unsigned long long)(srv->config->pool_bytes.bytes >> 20));
+	cqd_models_load(srv, srv->config, on_loaded);
+	uv_run(srv->loop, UV_RUN_DEFAULT);
+	return 0;
+}
+
+static void cleanup(struct daemon *d)
+{
+	unsigned int i;
+
+	stop(d);
+	uv_run(&d->loop, UV_RUN_DEFAULT);
+	if (uv_loop_close(&d->loop))
+		cq_warn("handles left open at exit");
+	cqd_tenants_free(&d->srv);
+	cqd_config_free(d->srv.config);
+	for (i = 0; i < d->n_fds; i++)
+		free(d->names[i]);
+	free(d->names);
+}
+
+int main(int argc, char **argv)
+{
+	struct daemon *d = &the_daemon;
+	struct options o = { 0 };
+	int n, ret;
+
+	ret = parse_options(argc, argv, &o);
+	if (ret >= 0)
+		return ret;
+	if (load_config(&d->srv, &o) < 0)
+		return EX_CONFIG;
+	if (o.check) {
+		printf("%s: no errors\n", d->srv.config_path ? d->srv.config_path :
+		       "built-in configuration");
+		cqd_config_free(d->srv.config);
+		return EXIT_SUCCESS;
+	}
+	n = sd_listen_fds_with_names(1, &d->names);
+	if (n > 0)
+		d->n_fds = (unsigned int)n;
+	raise_nofile(d->srv.config);
+	server_init(d);
+	ret = open_all(d, &o);
+	if (!ret)
+		ret = serve(d);
+	cleanup(d);
+	return ret ? EXIT_FAILURE : EXIT_SUCCESS;
+}

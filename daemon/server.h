@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What stands before the store: sockets, connections, sessions, handlers.
+ * Everything here runs on the event loop's thread.
+ *
+ *	listener   a listening socket; says which namespaces it leads to
+ *	conn       one accepted connection and its queue of replies
+ *	session    a client of the store, watched by a pidfd; outlives its conn
+ *	tenant     a configured namespace: who may enter, how many are inside
+ *	handler    one row per request
+ */
+#ifndef CQD_SERVER_H
+#define CQD_SERVER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <uv.h>
+#include "cq/err.h"
+#include "cq/kref.h"
+#include "cq/list.h"
+#include "daemon/config.h"
+#include "daemon/store.h"
+#include "proto/frame.h"
+
+#define CQD_QUEUE_BYTES		(256u << 10)	/* replies queued before reading stops */
+#define CQD_STALL_MS		10000		/* ... and before the connection is closed */
+#define CQD_HELLO_MS		10000		/* time to say Hello */
+#define CQD_BURST		16		/* messages per wake-up of a connection */
+#define CQD_MAX_PENDING		256		/* requests being worked on, per connection */
+
+struct cqd_server;
+
+/**
+ * struct cqd_tenant - a namespace as the sockets see it
+ * @cfg:    section of the configuration in force, NULL when it is gone (then
+ *          nobody enters any more)
+ * @ns:     the store's
+ * @inside: sessions with a connection
+ */
+struct cqd_tenant {
+	struct list_head node;
+	const struct cqd_ns_config *cfg;
+	struct cqd_ns *ns;
+	unsigned int inside;
+};
+
+/**
+ * struct cqd_listener - a listening socket
+ * @path:    as bound
+ * @admin:   takes administrator's requests
+ * @own:     bound here, not by the service manager: unlinked at the end
+ * @retry:   runs while accepting is paused for want of descriptors
+ * @closing: handles still to be closed before it is freed
+ */
+struct cqd_listener {
+	struct list_head node;
+	struct cqd_server *srv;
+	uv_poll_t poll;
+	uv_timer_t retry;
+	unsigned int closing;
+	int fd;
+	bool admin;
+	bool own;
+	char path[108];
+};
+
+/* A reply that the socket had no room for; descriptors are duplicates. */
+struct cqd_reply {
+	struct list_head node;
+	size_t len;
+	unsigned int n_fds;
+	int fds[2];
+	uint8_t buf[];
+};
+
+/* Connections of one uid. */
+struct cqd_uid {
+	struct list_head node;
+	uid_t uid;
+	unsigned int n;
+};
+
+/**
+ * struct cqd_conn - one connection
+ * @ref:      one while open, one per pending request
+ * @wait:     on the server's list while a deadline runs
+ * @deadline: loop time at which it is closed
+ * @queue:    replies, oldest first, @queued bytes of them with overhead
+ * @events:   what the poll handle waits for
+ * @pending:  requests whose reply comes later
+ * @listener: NULL once that is closed
+ * @session:  NULL before Hello, after Bye, and on admin sockets
+ * @greeted:  Hello was answered
+ * @stalled:  over the limit of the queue, not read from
+ * @starved:  the kernel has no room for descriptors in flight: tried again
+ *            by the timer
+ * @closed:   on its way out
+ */
+struct cqd_conn {
+	struct kref ref;
+	struct list_head node, wait;
+	struct cqd_server *srv;
+	struct cqd_listener *listener;
+	struct cqd_session *session;
+	struct cqd_uid *uid;
+	uv_poll_t poll;
+	uint64_t deadline;
+	struct list_head queue;
+	size_t queued;
+	unsigned int pending;
+	int events;
+	int fd;
+	bool admin, greeted, stalled, starved, closed;
+	struct ucred cred;
+};
+
+/**
+ * struct cqd_session - a client of the store and the process behind it
+ * @conn:   NULL while orphaned
+ * @pidfd:  readable once the process is gone
+ */
+struct cqd_session {
+	struct list_head node;
+	struct cqd_server *srv;
+	struct cqd_client *client;
+	struct cqd_conn *conn;
+	struct cqd_tenant *tenant;
+	uv_poll_t poll;
+	int pidfd;
+};
+
+/**
+ * struct cqd_server - the daemon less its store
+ * @config_path: file read at start and at SIGHUP, NULL: none
+ * @loading:     model files of the configuration still being loaded
+ * @tick:        runs while @waiting is not empty
+ * @frame, @tx:  the one datagram being read, the one being written
+ */
+struct cqd_server {
+	uv_loop_t *loop;
+	struct cqd_store *store;
+	struct cqd_config *config;
+	const char *config_path;
+	struct list_head tenants, listeners, conns, waiting, sessions, uids;
+	unsigned int n_conns;
+	unsigned int loading;
+	uint64_t started_us;
+	uv_timer_t tick;
+	bool ticking, stopping, full_logged;
+	struct cqp_frame frame;
+	uint8_t tx[CQP_MAX_MSG];
+};
+
+/* --- listen.c --- */
+
+/* Binds @path with @mode. A socket that nobody answers on is replaced; a live
+ * one is -EADDRINUSE. */
+int cqd_listen(struct cqd_server *srv, const char *path, uint32_t mode, bool admin,
+	       struct cq_err *err);
+/* Takes over a listening socket from the service manager. */
+int cqd_listen_fd(struct cqd_server *srv, int fd, bool admin, struct cq_err *err);
+void cqd_listen_close_all(struct cqd_server *srv);
+
+/* --- conn.c --- */
+
+/* Takes over @fd, a connected socket. NULL: refused, @fd is closed. */
+struct cqd_conn *cqd_conn_new(struct cqd_listener *l, int fd);
+void cqd_conn_close(struct cqd_conn *conn);	/* its session becomes an orphan */
+void cqd_conn_close_all(struct cqd_server *srv);
+/* Sends or queues; closes the connection when neither is possible. */
+void cqd_conn_send(struct cqd_conn *conn, const Cqp__Msg *msg, const int *fds,
+		   unsigned int n_fds);
+void cqd_conn_error(struct cqd_conn *conn, uint64_t id, int code, const char *text);
+void cqd_conn_ok(struct cqd_conn *conn, uint64_t id);
+/* Deadline of @ms from now, replacing an earlier one; 0: none. */
+void cqd_conn_deadline(struct cqd_conn *conn, uint64_t ms);
+/* Recompute what the poll handle waits for. */
+void cqd_conn_update(struct cqd_conn *conn);
+
+/* A request whose reply comes later: keeps the connection's memory. */
+struct cqd_pending {
+	struct cqd_conn *conn;
+	uint64_t id;
+	uint64_t started_us;
+};
+/* NULL: no memory. Ended with cqd_pending_end(), after the reply. */
+struct cqd_pending *cqd_pending_new(struct cqd_conn *conn, uint64_t id);
+void cqd_pending_end(struct cqd_pending *p);
+
+/* --- peer.c --- */
+
+/* pidfd of the process that connected @fd, and its start time. */
+int cqd_peer_open(int fd, pid_t pid, int *pidfd, uint64_t *start_time,
+		  struct cq_err *err);
+/* pidfd of @pid if it is still the process that started then; -ESRCH if not. */
+int cqd_process_open(pid_t pid, uint64_t start_time, int *pidfd);
+/* Field 22 of /proc/<pid>/stat. */
+int cqd_start_time(pid_t pid, uint64_t *start_time);
+
+/* --- session.c --- */
+
+/* Tenants, and sessions of the clients that the store has found. */
+int cqd_tenants_apply(struct cqd_server *srv, const struct cqd_config *cfg,
+		      struct cq_err *err);
+void cqd_sessions_adopt(struct cqd_server *srv);
+void cqd_sessions_close_all(struct cqd_server *srv);
+void cqd_tenants_free(struct cqd_server *srv);
+int cqd_session_hello(struct cqd_conn *conn, const Cqp__Msg *msg, struct cq_err *err);
+/* The connection is gone: keep the pins until the process is gone too. */
+void cqd_session_orphan(struct cqd_session *s);
+/* Clean end, or the process is gone. */
+void cqd_session_end(struct cqd_session *s);
+/* May this session open that model? */
+bool cqd_session_model_ok(const struct cqd_session *s, const char *model);
+
+/* --- handlers.c --- */
+
+/**
+ * struct cqd_req - a request being handled
+ * @frame: its descriptors; those not taken are closed afterwards
+ */
+struct cqd_req {
+	struct cqd_conn *conn;
+	const Cqp__Msg *msg;
+	struct cqp_frame *frame;
+	struct cq_err *err;
+};
+
+/* Parses and answers @srv->frame. -errno: the connection must be closed. */
+int cqd_dispatch(struct cqd_conn *conn, struct cqp_frame *frame);
+
+/* --- admin.c --- */
+
+int cqd_admin_status(struct cqd_req *req);
+int cqd_admin_list(struct cqd_req *req);
+int cqd_admin_load(struct cqd_req *req);
+int cqd_admin_unload(struct cqd_req *req);
+int cqd_admin_verify(struct cqd_req *req);
+
+/* --- autoload.c --- */
+
+/* Starts loading the files of @cfg that are not loaded; calls @done when all
+ * have been tried, possibly before return. */
+void cqd_models_load(struct cqd_server *srv, const struct cqd_config *cfg,
+		     void (*done)(struct cqd_server *srv));
+
+/* --- notify.c --- */
+
+struct cqd_notify;
+/* Starts the watchdog's timer if the service manager wants one. NULL: no memory. */
+struct cqd_notify *cqd_notify_new(struct cqd_server *srv);
+void cqd_notify_close(struct cqd_notify *n);
+void cqd_notify_ready(struct cqd_notify *n);
+void cqd_notify_reloading(struct cqd_notify *n);
+void cqd_notify_stopping(struct cqd_notify *n);
+
+/* Microseconds of CLOCK_MONOTONIC. */
+uint64_t cqd_now_us(void);
+
+#endif /* CQD_SERVER_H */
