@@ -195,35 +195,44 @@ void cqk_turn_query(const float *turn, uint32_t half, const float *q,
 	memcpy(out + 2 * half, q + 2 * half, (d - 2 * half) * sizeof(*out));
 }
 
-static void load_tile(struct cqk_head *h, const struct cqk_block *b,
-		      const struct cqk_tile_ops *ops)
+static void find_block(struct cqk_head *h, const struct cqk_block *b,
+		       struct cqk_src *k, struct cqk_src *v)
 {
 	const struct cqk_attn *a = h->a;
 	uint64_t live = 0;
-	struct cqk_src src;
 	uint32_t i;
 
 	for (i = 0; i < b->n_spans; i++)
 		live |= a->spans[b->span_first + i].mask;
-	src = cqk_block_src(a, b, h->head, false, live);
-	ops->load_k(&src, cqk_turns_keys(a) ? a->rope : NULL, h->chunk.k);
-	src = cqk_block_src(a, b, h->head, true, live);
-	ops->load_v(&src, h->chunk.v, h->dpad);
+	*k = cqk_block_src(a, b, h->head, false, live);
+	*v = cqk_block_src(a, b, h->head, true, live);
 	h->chunk.tokens = b->tokens;
-	h->loaded = true;
 }
 
+/* @last: no more vectors follow for this block. */
 static void flush(struct cqk_head *h, const struct cqk_block *b,
-		  const struct cqk_tile_ops *ops)
+		  const struct cqk_tile_ops *ops, bool last)
 {
-	if (!h->chunk.n)
+	const struct cqk_rope *rope = cqk_turns_keys(h->a) ? h->a->rope : NULL;
+	struct cqk_chunk *c = &h->chunk;
+	struct cqk_src k, v;
+
+	if (!c->n)
 		return;
-	if (!h->loaded)
-		load_tile(h, b, ops);
-	ops->scores(&h->chunk);
-	ops->softmax(&h->chunk);
-	ops->accum(&h->chunk);
-	h->chunk.n = 0;
+	if (!h->loaded) {
+		find_block(h, b, &k, &v);
+		if (last && ops->few(c, &k, &v, rope)) {
+			c->n = 0;
+			return;
+		}
+		ops->load_k(&k, rope, c->k, c->v);
+		ops->load_v(&v, c->v, h->dpad);
+		h->loaded = true;
+	}
+	ops->scores(c);
+	ops->softmax(c);
+	ops->accum(c);
+	c->n = 0;
 }
 
 static void add_vector(struct cqk_head *h, uint32_t i, uint64_t vis)
@@ -261,7 +270,7 @@ static void add_span(struct cqk_head *h, const struct cqk_block *b,
 		for (g = 0; g < h->gqa; g++) {
 			add_vector(h, row * h->gqa + g, vis);
 			if (h->chunk.n == CQK_CHUNK)
-				flush(h, b, ops);
+				flush(h, b, ops, false);
 		}
 	}
 }
@@ -274,7 +283,7 @@ void cqk_head_block(struct cqk_head *h, const struct cqk_block *b,
 	h->loaded = false;
 	for (i = 0; i < b->n_spans; i++)
 		add_span(h, b, &h->a->spans[b->span_first + i], ops);
-	flush(h, b, ops);
+	flush(h, b, ops, true);
 }
 
 void cqk_head_end(struct cqk_head *h)

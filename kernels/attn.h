@@ -22,6 +22,8 @@
 #define CQK_PAD 32
 /* Centroids of one group: 2^8. */
 #define CQK_CENTROIDS 256
+/* Vector encoders take groups of up to this many channels. */
+#define CQK_MAX_CHANNELS 32
 
 /**
  * struct cqk_src - one block of one kv head, K or V, as it is stored
@@ -69,15 +71,20 @@ struct cqk_chunk {
 
 /**
  * struct cqk_tile_ops - arithmetic of one instruction set
- * @load_k:  decode @src to [d][64], turned by the in-page offset if @rope
+ * @few:     all of it for a chunk that is its block's only one, straight from
+ *           the stored block; false if it would rather have a tile
+ * @load_k:  decode @src to [d][64], turned by the in-page offset if @rope;
+ *           @tmp has room for [64][dpad]
  * @load_v:  decode @src to [64][dpad]; rows not in @src->live become 0
  * @scores:  chunk.s = q k
  * @softmax: cap, mask, running max and sum, chunk.s = exp(s - m), o rescaled
  * @accum:   chunk.o += s v
  */
 struct cqk_tile_ops {
+	bool (*few)(struct cqk_chunk *c, const struct cqk_src *k,
+		    const struct cqk_src *v, const struct cqk_rope *rope);
 	void (*load_k)(const struct cqk_src *src, const struct cqk_rope *rope,
-		       float *k);
+		       float *k, float *tmp);
 	void (*load_v)(const struct cqk_src *src, float *v, uint32_t dpad);
 	void (*scores)(const struct cqk_chunk *c);
 	void (*softmax)(struct cqk_chunk *c);
@@ -156,6 +163,13 @@ extern const struct cqk_tile_ops cqk_tile_portable;
 
 extern const struct cqk_ops cqk_portable;
 #ifdef __x86_64__
+/* The AVX2 encoder and decoder serve AVX-512 machines as well. */
+void cqk_avx2_encode(const struct cqk_codebook *cb, uint32_t kv_head,
+		     const uint16_t *x, uint32_t first, uint32_t n, uint8_t *codes);
+void cqk_avx2_decode(const struct cqk_codebook *cb, uint32_t kv_head,
+		     const uint8_t *codes, uint32_t first, uint32_t n, float *out);
+
+extern const struct cqk_tile_ops cqk_tile_avx2;
 extern const struct cqk_ops cqk_avx2;
 extern const struct cqk_ops cqk_avx512;
 

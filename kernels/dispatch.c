@@ -7,6 +7,9 @@
 #include "kernels/attn.h"
 
 static const struct cqk_ops *const table[] = {
+#ifdef __x86_64__
+	&cqk_avx2,
+#endif
 	&cqk_portable,
 };
 

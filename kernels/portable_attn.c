@@ -30,8 +30,14 @@ static float half_at(const struct cqk_src *src, uint32_t t, uint32_t ch)
 	return cqk_f16_to_f32(h);
 }
 
+static bool portable_few(struct cqk_chunk *c, const struct cqk_src *k,
+			 const struct cqk_src *v, const struct cqk_rope *rope)
+{
+	return false;
+}
+
 static void portable_load_k(const struct cqk_src *src,
-			    const struct cqk_rope *rope, float *k)
+			    const struct cqk_rope *rope, float *k, float *tmp)
 {
 	uint32_t ch, t;
 
@@ -66,6 +72,7 @@ static void portable_load_v(const struct cqk_src *src, float *v, uint32_t dpad)
 }
 
 const struct cqk_tile_ops cqk_tile_portable = {
+	.few = portable_few,
 	.load_k = portable_load_k,
 	.load_v = portable_load_v,
 	.scores = tile_scores,

@@ -401,10 +401,11 @@ TEST(garbage_in_tokens_nobody_reads)
 
 static unsigned int loads;
 
-static void counted_k(const struct cqk_src *src, const struct cqk_rope *rope, float *k)
+static void counted_k(const struct cqk_src *src, const struct cqk_rope *rope,
+		      float *k, float *tmp)
 {
 	loads++;
-	cqk_tile_portable.load_k(src, rope, k);
+	cqk_tile_portable.load_k(src, rope, k, tmp);
 }
 
 static void counted_v(const struct cqk_src *src, float *v, uint32_t dpad)
