@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: MIT
+/* cqd.conf: what is taken, and what is refused with which file and line. */
+#include <errno.h>
+#include <fcntl.h>
+#include "daemon/config.h"
+#include "tests/harness.h"
+
+static char path[64];
+
+static const char *write_conf(const char *text)
+{
+	int fd;
+
+	snprintf(path, sizeof(path), "/tmp/cq-conf-%d", (int)getpid());
+	fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	ASSERT(fd >= 0);
+	ASSERT_EQ(write(fd, text, strlen(text)), (ssize_t)strlen(text));
+	close(fd);
+	return path;
+}
+
+static struct cqd_config *load(const char *text)
+{
+	struct cqd_config *cfg = NULL;
+	struct cq_err err = { "" };
+	int ret = cqd_config_load(write_conf(text), &cfg, &err);
+
+	unlink(path);
+	if (ret)
+		FAIL("%s", err.text);
+	return cfg;
+}
+
+/* The text must name the line and hold @what; nothing may be returned. */
+static void refused(const char *text, unsigned int line, const char *what)
+{
+	struct cqd_config *cfg = NULL;
+	struct cq_err err = { "" };
+	char at[80];
+	int ret = cqd_config_load(write_conf(text), &cfg, &err);
+
+	unlink(path);
+	ASSERT_EQ(ret, -EINVAL);
+	ASSERT(!cfg);
+	snprintf(at, sizeof(at), line ? "%s:%u: " : "%s: ", path, line);
+	if (strncmp(err.text, at, strlen(at)) || !strstr(err.text, what))
+		FAIL("\"%s\" wants \"%s\" and \"%s\"", err.text, at, what);
+}
+
+TEST(defaults)
+{
+	struct cqd_config *cfg = NULL;
+
+	ASSERT_EQ(cqd_config_load(NULL, &cfg, NULL), 0);
+	ASSERT(!strcmp(cfg->socket, "/run/cq/cqd.sock"));
+	ASSERT(!strcmp(cfg->admin_socket, "/run/cq/admin.sock"));
+	ASSERT_EQ(cfg->socket_mode, 0660);
+	ASSERT_EQ(cfg->segment_min, 16 << 20);
+	ASSERT(cfg->pool_bytes.bytes > cfg->segment_min);
+	ASSERT_EQ(cfg->n_ns, 1);
+	ASSERT(!strcmp(cfg->ns[0].name, "default"));
+	ASSERT(cqd_uids_match(&cfg->ns[0].uid, 12345));
+	cqd_config_free(cfg);
+}
+
+TEST(every_key)
+{
+	struct cqd_config *cfg = load(
+		"# comment\n; comment\n\n[daemon]\n"
+		"socket = /tmp/a.sock\nadmin_socket=/tmp/b.sock\nsocket_mode = 0600\n"
+		"pool_bytes = 64M\nmax_pages = 1000\nmax_clients = 10\nmax_pins = 20\n"
+		"segment_min = 1M\nsegment_max = 8M ; inline comment\nlow = 50\nhigh = 60\n"
+		"verify_rate = 1G\nbackend = memfd\nmax_connections = 7\nuid_connections = 3\n"
+		"[namespace alpha]\nuid = 0, 1000 daemon\nsocket = /tmp/c.sock\n"
+		"quota_bytes = 50%\nquota_pages = 11\nquota_pins = 12\nconnections = 13\n"
+		"salt = some text\nmodels = m1, m2\n"
+		"[namespace beta]\nuid = *\n"
+		"[model m1]\npath = /tmp/m1.safetensors\n");
+	const struct cqd_ns_config *ns = cqd_config_ns(cfg, "alpha");
+
+	ASSERT(!strcmp(cfg->socket, "/tmp/a.sock"));
+	ASSERT(!strcmp(cfg->admin_socket, "/tmp/b.sock"));
+	ASSERT_EQ(cfg->socket_mode, 0600);
+	ASSERT_EQ(cfg->pool_bytes.bytes, 64 << 20);
+	ASSERT_EQ(cfg->max_pages, 1000);
+	ASSERT_EQ(cfg->max_clients, 10);
+	ASSERT_EQ(cfg->max_pins, 20);
+	ASSERT_EQ(cfg->segment_min, 1 << 20);
+	ASSERT_EQ(cfg->segment_max, 8 << 20);
+	ASSERT_EQ(cfg->low, 50);
+	ASSERT_EQ(cfg->high, 60);
+	ASSERT_EQ(cfg->verify_rate, 1 << 30);
+	ASSERT(!strcmp(cfg->backend, "memfd"));
+	ASSERT_EQ(cfg->max_connections, 7);
+	ASSERT_EQ(cfg->uid_connections, 3);
+	ASSERT_EQ(cfg->n_ns, 2);
+	ASSERT(cqd_uids_match(&ns->uid, 0) && cqd_uids_match(&ns->uid, 1000));
+	ASSERT(cqd_uids_match(&ns->uid, 1));	/* daemon */
+	ASSERT(!cqd_uids_match(&ns->uid, 2));
+	ASSERT(!strcmp(ns->socket, "/tmp/c.sock"));
+	ASSERT_EQ(ns->quota_bytes.bytes / (1 << 20), 31);	/* 50 % of 64M, by hundredths */
+	ASSERT_EQ(ns->quota_pages, 11);
+	ASSERT_EQ(ns->quota_pins, 12);
+	ASSERT_EQ(ns->connections, 13);
+	ASSERT(!strcmp(ns->salt, "some text"));
+	ASSERT_EQ(ns->models.n, 2);
+	ASSERT(!strcmp(ns->models.name[1], "m2"));
+	ASSERT(!cqd_config_ns(cfg, "gamma"));
+	ASSERT_EQ(cfg->n_models, 1);
+	ASSERT(!strcmp(cfg->model[0].path, "/tmp/m1.safetensors"));
+	cqd_config_free(cfg);
+}
+
+TEST(lines)
+{
+	char text[600];
+
+	refused("[daemon]\nsockt = /tmp/x\n", 2, "unknown key \"sockt\" in [daemon]");
+	refused("[demon]\n", 1, "unknown section");
+	refused("[namespace]\n", 1, "unknown section");
+	refused("[namespace a/b]\n", 1, "bad name");
+	refused("[namespace .a]\n", 1, "bad name");
+	refused("low = 1\n", 1, "before the first section");
+	refused("\n\n[daemon]\nlow 5\n", 4, "neither [section] nor key = value");
+	refused("[daemon\n", 1, "without its ]");
+	refused("[daemon] low\n", 1, "text after");
+	refused("[daemon]\nlow = 5\nlow = 6\n", 3, "set twice");
+	refused("[namespace a]\nuid=*\n[namespace a]\n", 3, "already has a section");
+	refused("[model a]\npath=/x\n[model a]\n", 3, "already has a section");
+	snprintf(text, sizeof(text), "[daemon]\n\n# %0300d\n", 0);
+	refused(text, 3, "too long");
+	snprintf(text, sizeof(text), "[namespace a]\nuid = *\nsalt = %0190d\n", 0);
+	cqd_config_free(load(text));
+	snprintf(text, sizeof(text), "[namespace a]\nuid = *\nsalt = %0193d\n", 0);
+	refused(text, 3, "too long");
+	snprintf(text, sizeof(text), "[namespace %063d]\nuid = *\n", 1);
+	cqd_config_free(load(text));
+	snprintf(text, sizeof(text), "[namespace %064d]\nuid = *\n", 1);
+	refused(text, 1, "bad name");
+}
+
+TEST(values)
+{
+	refused("[daemon]\nlow = five\n", 2, "low: \"five\" is not a whole number");
+	refused("[daemon]\nlow = -5\n", 2, "not a whole number");
+	refused("[daemon]\nlow = 100\n", 2, "outside 1 to 99");
+	refused("[daemon]\nlow =\n", 2, "not a whole number");
+	refused("[daemon]\nmax_pages = 99999999999999999999999\n", 2, "not a whole number");
+	refused("[daemon]\nmax_pages = 4294967296\n", 2, "outside");
+	refused("[daemon]\npool_bytes = 1X\n", 2, "unknown unit");
+	refused("[daemon]\npool_bytes = 1Mi\n", 2, "unknown unit");
+	refused("[daemon]\npool_bytes = 101%\n", 2, "outside 1% to 100%");
+	refused("[daemon]\npool_bytes = 0%\n", 2, "outside 1% to 100%");
+	refused("[daemon]\npool_bytes = 99999999999T\n", 2, "64 bits");
+	refused("[daemon]\nsegment_min = 5%\n", 2, "no percentage");
+	refused("[daemon]\nsegment_min = 1k\n", 2, "outside");
+	refused("[daemon]\nsocket_mode = 0888\n", 2, "octal");
+	refused("[daemon]\nsocket_mode = 7777\n", 2, "over 0777");
+	refused("[daemon]\nsocket = cqd.sock\n", 2, "absolute path");
+	refused("[daemon]\nsocket =\n", 2, "no value");
+	refused("[namespace a]\nuid = no-such-user-here\n", 2, "no user");
+	refused("[namespace a]\nuid = 4294967295\n", 2, "outside");
+	refused("[namespace a]\nuid =\n", 2, "no uid");
+	refused("[namespace a]\nuid = *\nmodels = a b/c\n", 3, "bad name \"b/c\"");
+	refused("[daemon]\nlow = 1 # no comment\n", 2, "not a whole number");
+}
+
+TEST(whole_file)
+{
+	refused("[daemon]\nlow = 60\nhigh = 60\n", 0, "less than high");
+	refused("[daemon]\nsegment_min = 8M\nsegment_max = 4M\n", 0, "segment_min");
+	refused("[daemon]\nsegment_min = 100001\n", 0, "multiples of 4k");
+	refused("[daemon]\npool_bytes = 1M\n", 0, "less than one segment");
+	refused("[daemon]\nsocket = /a\nadmin_socket = /a\n", 0, "the same");
+	refused("[namespace a]\nconnections = 1\n", 0, "has no uid");
+	refused("[namespace a]\nuid = *\nsocket = /run/cq/cqd.sock\n", 0, "one of [daemon]'s");
+	refused("[model a]\n", 0, "has no path");
+}
+
+TEST(missing_file)
+{
+	struct cqd_config *cfg = NULL;
+	struct cq_err err = { "" };
+
+	ASSERT_EQ(cqd_config_load("/nonexistent/cqd.conf", &cfg, &err), -ENOENT);
+	ASSERT(strstr(err.text, "/nonexistent/cqd.conf"));
+	ASSERT(cqd_config_load("/tmp", &cfg, &err) < 0);
+	ASSERT(!cfg);
+}
+
+TEST(nul_byte)
+{
+	static const char text[] = "[daemon]\nlow = 1\0002\n";
+	struct cqd_config *cfg = NULL;
+	struct cq_err err = { "" };
+	int fd;
+
+	write_conf("");
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	ASSERT_EQ(write(fd, text, sizeof(text) - 1), (ssize_t)sizeof(text) - 1);
+	close(fd);
+	ASSERT_EQ(cqd_config_load(path, &cfg, &err), -EINVAL);
+	unlink(path);
+	ASSERT(strstr(err.text, ":2: "));
+}
+
+TEST(reload)
+{
+	struct cqd_config *a = load("[daemon]\npool_bytes=1G\n[namespace a]\nuid=*\nsalt=x\n");
+	struct cqd_config *b = load("[daemon]\npool_bytes=1G\nmax_connections=9\n"
+				    "[namespace a]\nuid=1\nquota_pages=5\nsalt=x\n");
+	struct cqd_config *c = load("[daemon]\npool_bytes=2G\n[namespace a]\nuid=*\nsalt=x\n");
+	struct cqd_config *d = load("[daemon]\npool_bytes=1G\n[namespace a]\nuid=*\nsalt=y\n");
+	struct cqd_config *e = load("[daemon]\npool_bytes=1G\n[namespace a]\nuid=*\nsalt=x\n"
+				    "[namespace b]\nuid=*\nsocket=/tmp/b\n");
+
+	ASSERT(!cqd_config_fixed(a, a));
+	ASSERT(!cqd_config_fixed(a, b));
+	ASSERT(!strcmp(cqd_config_fixed(a, c), "pool_bytes"));
+	ASSERT(!strcmp(cqd_config_fixed(a, d), "salt"));
+	ASSERT(!strcmp(cqd_config_fixed(a, e), "socket of a new namespace"));
+	cqd_config_free(a);
+	cqd_config_free(b);
+	cqd_config_free(c);
+	cqd_config_free(d);
+	cqd_config_free(e);
+}
