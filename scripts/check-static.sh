@@ -91,8 +91,9 @@ check_checkpatch() {
 	if [ ! -e "$cp" ] && [ -e "$tar" ]; then
 		mkdir -p "$O/checkpatch"
 		tree=$(basename "$tar" .tar.xz)
-		tar -C "$O/checkpatch" --strip-components=1 -xf "$tar" "$tree/scripts/checkpatch.pl" \
-			"$tree/scripts/spelling.txt" "$tree/scripts/const_structs.checkpatch"
+		tar -C "$O/checkpatch" --strip-components=1 -xf "$tar" \
+			"$tree/scripts/checkpatch.pl" "$tree/scripts/spelling.txt" \
+			"$tree/scripts/const_structs.checkpatch"
 	fi
 	if [ ! -e "$cp" ]; then
 		why='no checkpatch.pl: install linux-source-6.1 or set CHECKPATCH='
