@@ -1,0 +1,640 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Calibration: as good as an independent k-means, the same file whatever the
+ * threads and the instruction set, and bad input named.
+ */
+#include <float.h>
+#include "tests/harness.h"
+#include "kernels/calibrate.h"
+#include "tests/kernels/image.h"
+
+/**
+ * struct fake - an activation dump in the making
+ * @at: [2 * n_layers] first byte of K of layer 0, V of layer 0, ...
+ */
+struct fake {
+	struct image im;
+	struct cqk_geom geom;
+	uint32_t tokens;
+	bool f32, fisher;
+	uint8_t *at[8], *fisher_at[8];
+};
+
+static const char hash_text[] =
+	"000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+
+static void put(struct fake *f, uint8_t *base, uint32_t head, uint32_t tok, uint32_t ch,
+		double x)
+{
+	size_t i = ((size_t)head * f->tokens + tok) * f->geom.head_dim + ch;
+
+	if (f->f32)
+		((float *)(void *)base)[i] = (float)x;
+	else
+		((uint16_t *)(void *)base)[i] = cqk_f32_to_f16((float)x);
+}
+
+/* Lays the file out; every value is 0. */
+static void fake_new(struct fake *f, uint32_t d, uint32_t tokens, uint32_t seq, bool f32,
+		     bool fisher)
+{
+	struct st_tensor t[16] = { { 0 } };
+	char names[16][32], dim[16], seq_text[16];
+	const char *meta[] = {
+		"format", "cq-activations-1", "n_layers", "2", "n_heads", "4",
+		"n_kv_heads", "2", "head_dim", dim, "max_position", "2048",
+		"keys", "pre-rope", "rope", "half", "rope_dim", dim,
+		"rope_theta", "10000", "sequence_tokens", seq_text,
+		"fingerprint", hash_text, "source", "noise",
+	};
+	uint32_t i, n = fisher ? 8 : 4;
+	size_t at, bytes;
+	void *header;
+
+	*f = (struct fake){ .geom = small_geom(d), .tokens = tokens, .f32 = f32,
+			    .fisher = fisher };
+	snprintf(dim, sizeof(dim), "%u", d);
+	snprintf(seq_text, sizeof(seq_text), "%u", seq);
+	bytes = (size_t)2 * tokens * d * (f32 ? 4 : 2);
+	for (i = 0; i < n; i++) {
+		snprintf(names[i], sizeof(names[i]), "layers.%u.%c%s", i / 2 % 2,
+			 i % 2 ? 'v' : 'k', i < 4 ? "" : ".fisher");
+		t[i] = (struct st_tensor){ .name = names[i],
+			.dtype = f32 ? ST_F32 : ST_F16, .n_dims = 3,
+			.shape = { 2, tokens, d }, .bytes = bytes };
+	}
+	at = st_header(t, n, meta, ARRAY_SIZE(meta) / 2, &header);
+	ASSERT(at);
+	f->im.size = at + n * bytes;
+	f->im.buf = realloc(header, f->im.size);
+	ASSERT(f->im.buf);
+	memset(f->im.buf + at, 0, n * bytes);
+	for (i = 0; i < n; i++)
+		*(i < 4 ? &f->at[i] : &f->fisher_at[i - 4]) = f->im.buf + at + i * bytes;
+}
+
+static void fake_noise(struct fake *f, uint64_t seed)
+{
+	uint32_t e, h, t, ch;
+
+	for (e = 0; e < 4; e++)
+		for (h = 0; h < 2; h++)
+			for (t = 0; t < f->tokens; t++)
+				for (ch = 0; ch < f->geom.head_dim; ch++)
+					put(f, f->at[e], h, t, ch, gauss(&seed));
+}
+
+static struct cq_code codes[4][2];
+
+static struct cqk_calib_opts options(const struct fake *f, const char *k, const char *v)
+{
+	struct cqk_calib_opts o = { .geom = f->geom, .k = codes[0], .v = codes[1],
+		.centroids = CQK_CENTROIDS_F16, .window = 128, .iterations = 10,
+		.threads = 1, .seed = 3, .fingerprint = { 1, 2, 3 } };
+	int l;
+
+	for (l = 0; l < 2; l++) {
+		ASSERT_OK(cqk_code_parse(k, f->geom.head_dim, &codes[0][l], NULL));
+		ASSERT_OK(cqk_code_parse(v, f->geom.head_dim, &codes[1][l], NULL));
+	}
+	return o;
+}
+
+static struct image calibrated(const struct fake *f, const struct cqk_calib_opts *o,
+			       struct cqk_calib_error *errors)
+{
+	struct image im = { 0 };
+	struct cq_err err;
+	void *buf;
+
+	if (cqk_calibrate(f->im.buf, f->im.size, o, errors, &buf, &im.size, &err))
+		FAIL("%s", err.text);
+	im.buf = buf;
+	return im;
+}
+
+static void refused(const struct fake *f, const struct cqk_calib_opts *o, int code,
+		    const char *text)
+{
+	struct cq_err err = { "" };
+	size_t size = 77;
+	void *image = &size;
+
+	ASSERT_EQ(cqk_calibrate(f->im.buf, f->im.size, o, NULL, &image, &size, &err),
+		  code);
+	ASSERT_STRHAS(err.text, text);
+	ASSERT(image == &size && size == 77);
+}
+
+/* Plain Lloyd in doubles from random points; best of @starts. */
+static double naive_kmeans(const double *x, uint32_t n, uint32_t c, int starts)
+{
+	double *cen = malloc(256 * c * 8), *sum = malloc(256 * (c + 1) * 8);
+	double best = DBL_MAX, loss = 0, d, near;
+	uint64_t rng = 99;
+	uint32_t t, k, j, at;
+	int it;
+
+	for (; starts > 0; starts--) {
+		for (k = 0; k < 256; k++)
+			memcpy(cen + k * c, x + (cqk_random(&rng) % n) * c, c * 8);
+		for (it = 0; it < 25; it++) {
+			memset(sum, 0, 256 * (c + 1) * 8);
+			for (loss = 0, t = 0; t < n; t++) {
+				for (near = DBL_MAX, at = 0, k = 0; k < 256; k++) {
+					for (d = 0, j = 0; j < c; j++)
+						d += (x[t * c + j] - cen[k * c + j]) *
+						     (x[t * c + j] - cen[k * c + j]);
+					if (d < near) {
+						near = d;
+						at = k;
+					}
+				}
+				loss += near;
+				sum[at * (c + 1) + c]++;
+				for (j = 0; j < c; j++)
+					sum[at * (c + 1) + j] += x[t * c + j];
+			}
+			for (k = 0; k < 256; k++)
+				for (j = 0; j < c && sum[k * (c + 1) + c] > 0; j++)
+					cen[k * c + j] = sum[k * (c + 1) + j] /
+							 sum[k * (c + 1) + c];
+		}
+		best = MIN(best, loss);
+	}
+	free(cen);
+	free(sum);
+	return best;
+}
+
+TEST(as_good_as_naive)
+{
+	struct cqk_kmeans km;
+	uint64_t rng = 5;
+	uint32_t n = 4000, c = 4, t, j;
+	double *x = malloc(n * c * 8), norm, err, naive;
+
+	ASSERT_OK(cqk_kmeans_init(&km, n, c));
+	km.c = c;
+	km.n = n;
+	km.stride = 4032;
+	memset(km.x, 0, km.stride * c * 4);
+	for (t = 0; t < km.stride; t++)
+		km.w[t] = t < n;
+	for (t = 0; t < n; t++)
+		for (j = 0; j < c; j++) {
+			x[t * c + j] = gauss(&rng);
+			km.x[j * km.stride + t] = (float)x[t * c + j];
+		}
+	ASSERT_GT(cqk_kmeans_run(&km, 25, 1), 3);
+	err = cqk_kmeans_error(&km, &norm);
+	naive = naive_kmeans(x, n, c, 3);
+	if (err > naive * 1.01)
+		FAIL("error %g, a naive k-means has %g", err / norm, naive / norm);
+	/* Lloyd cannot beat the best of several starts by much either. */
+	ASSERT(err > naive * 0.9 && err / norm < 0.12);
+	cqk_kmeans_free(&km);
+	free(x);
+}
+
+TEST(implementations_agree)
+{
+	static const uint32_t widths[] = { 1, 2, 3, 4, 5, 8, 12, 16 };
+	const struct cqk_kmeans_ops *ops;
+	struct cqk_kmeans km;
+	uint64_t rng = 1;
+	size_t i, w, c;
+	int32_t *idx = malloc(1024 * 4);
+	float *d2 = malloc(1024 * 4), block[16], *cen;
+	unsigned int o;
+
+	for (w = 0; w < ARRAY_SIZE(widths); w++) {
+		c = widths[w];
+		ASSERT_OK(cqk_kmeans_init(&km, 1024, (uint32_t)c));
+		cen = km.cen;
+		for (i = 0; i < 1024 * c; i++)
+			km.x[i] = (float)gauss(&rng);
+		for (i = 0; i < 256 * c; i++)
+			cen[i] = (float)gauss(&rng);
+		memcpy(cen + 9 * c, cen + 3 * c, c * 4);	/* a tie */
+		for (i = 0; i < 256; i++)
+			km.half_norm[i] = i == 9 ? km.half_norm[3] : (float)uniform(&rng);
+		for (o = 0; (ops = cqk_kmeans_nth(o)); o++) {
+			if (!ops->usable())
+				continue;
+			for (i = 0; i < 1024; i++) {
+				km.w[i] = 1.0f / (float)(i + 1);
+				km.d2[i] = (float)(i % 7);
+			}
+			ops->assign(km.x, 1024, (uint32_t)c, cen, km.half_norm, km.idx);
+			ops->spread(km.x, 1024, (uint32_t)c, cen, km.w, km.d2, km.block);
+			if (!o) {
+				memcpy(idx, km.idx, 4096);
+				memcpy(d2, km.d2, 4096);
+				memcpy(block, km.block, 64);
+			}
+			ASSERT_MEMEQ(km.idx, idx, 4096);
+			ASSERT_MEMEQ(km.d2, d2, 4096);
+			ASSERT_MEMEQ(km.block, block, 64);
+		}
+		for (i = 0; i < 1024; i++) {	/* against the definition */
+			float best = INFINITY, acc;
+			int32_t at = 0, k;
+			size_t j;
+
+			for (k = 0; k < 256; k++) {
+				acc = km.half_norm[k];
+				for (j = 0; j < c; j++)
+					acc -= km.x[j * 1024 + i] * cen[(size_t)k * c + j];
+				if (acc < best) {
+					best = acc;
+					at = k;
+				}
+			}
+			ASSERT_EQ(idx[i], at);
+			ASSERT_NE(at, 9);
+		}
+		cqk_kmeans_free(&km);
+	}
+	free(idx);
+	free(d2);
+}
+
+TEST(threads_do_not_matter)
+{
+	struct cqk_calib_error e1[2], e4[2];
+	struct cqk_calib_opts o;
+	struct image a, b;
+	struct fake f;
+
+	fake_new(&f, 64, 700, 350, false, true);
+	fake_noise(&f, 11);
+	memset(f.fisher_at[0], 0x3c, f.im.size - (size_t)(f.fisher_at[0] - f.im.buf));
+	o = options(&f, "4c8b", "8c8b");
+	o.fisher = true;
+	o.centroids = CQK_CENTROIDS_I8;
+	o.sinks = 4;
+	a = calibrated(&f, &o, e1);
+	o.threads = 4;
+	b = calibrated(&f, &o, e4);
+	ASSERT_EQ(a.size, b.size);
+	ASSERT(!memcmp(a.buf, b.buf, a.size));
+	ASSERT(!memcmp(e1, e4, sizeof(e1)));
+	free(b.buf);
+	o.seed = 4;
+	b = calibrated(&f, &o, e4);
+	ASSERT(memcmp(a.buf, b.buf, a.size));
+	free(a.buf);
+	free(b.buf);
+	free(f.im.buf);
+}
+
+/* Squared error of layer 0's keys, coded by hand in double precision. */
+static double coding_error(const struct fake *f, const struct cqk_model *m,
+			   uint32_t sinks, uint32_t seq)
+{
+	const struct cqk_codebook *cb = &m->layers[0].k;
+	uint32_t d = f->geom.head_dim, c = cb->code.channels, h, t, g, k, j;
+	const uint16_t *x = (const void *)f->at[0];
+	double err = 0, norm = 0, near, s, v;
+
+	for (h = 0; h < 2; h++)
+		for (t = 0; t < f->tokens; t++) {
+			if (t % seq < sinks)
+				continue;
+			for (g = 0; g < d / c; g++) {
+				for (near = DBL_MAX, k = 0; k < 256; k++) {
+					for (s = 0, j = 0; j < c; j++) {
+						v = cqk_f16_to_f32(x[(h * f->tokens + t) *
+								     d + g * c + j]);
+						v -= cb->f32[(h * d + g * c + j) * 256 +
+							     k];
+						s += v * v;
+					}
+					near = MIN(near, s);
+				}
+				err += near;
+				for (j = 0; j < c; j++) {
+					v = cqk_f16_to_f32(x[(h * f->tokens + t) * d +
+							     g * c + j]);
+					norm += v * v;
+				}
+			}
+		}
+	return err / norm;
+}
+
+TEST(error_is_that_of_the_file)
+{
+	struct cqk_calib_error errors[2];
+	struct cqk_calib_opts o;
+	struct cqk_model *m;
+	struct image im;
+	struct fake f;
+	uint32_t kind;
+
+	fake_new(&f, 64, 600, 250, false, false);
+	fake_noise(&f, 2);
+	o = options(&f, "4c8b", "fp16");
+	o.sinks = 7;
+	for (kind = 0; kind < 2; kind++) {
+		o.centroids = kind;
+		im = calibrated(&f, &o, errors);
+		ASSERT_OK(cqk_model_parse(im.buf, im.size, &m, NULL));
+		ASSERT_NEAR(errors[0].k, coding_error(&f, m, 7, 250), 1e-6);
+		ASSERT(errors[0].k > 0.001 && errors[0].k < 0.1);
+		ASSERT(errors[0].v == 0);
+		ASSERT_EQ(m->sinks, 7);
+		ASSERT_EQ(m->window, 128);
+		ASSERT_EQ(m->fingerprint[2], 3);
+		ASSERT_EQ(m->layers[0].k.centroids, kind);
+		cqk_model_free(m);
+		free(im.buf);
+	}
+	free(f.im.buf);
+}
+
+TEST(head_dims)
+{
+	static const uint32_t dims[] = { 64, 80, 96, 112, 128, 256 };
+	struct cqk_calib_error errors[2];
+	struct cqk_calib_opts o;
+	struct cqk_model *m;
+	struct image im;
+	struct fake f;
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(dims); i++) {
+		fake_new(&f, dims[i], 300, 100, true, false);
+		fake_noise(&f, i);
+		o = options(&f, "2c8b", "16c8b");
+		o.iterations = 3;
+		im = calibrated(&f, &o, errors);
+		ASSERT_OK(cqk_model_parse(im.buf, im.size, &m, NULL));
+		ASSERT_EQ(m->layers[1].v.n_groups, dims[i] / 16);
+		ASSERT(errors[1].k < errors[1].v && errors[1].v < 0.5);
+		cqk_model_free(m);
+		free(im.buf);
+		free(f.im.buf);
+	}
+}
+
+/* Fewer tokens than centroids: every token gets a centroid of its own. */
+TEST(few_tokens)
+{
+	struct cqk_calib_error errors[2];
+	struct cqk_calib_opts o;
+	struct image im;
+	struct fake f;
+	uint32_t n;
+
+	for (n = 1; n <= 200; n += 67) {
+		fake_new(&f, 64, n, 512, false, false);
+		fake_noise(&f, n);
+		o = options(&f, "4c8b", "8c8b");
+		im = calibrated(&f, &o, errors);
+		ASSERT(errors[0].k < 1e-7 && errors[1].v < 1e-7);
+		free(im.buf);
+		free(f.im.buf);
+	}
+}
+
+TEST(constant_channels)
+{
+	struct cqk_calib_error errors[2];
+	struct cqk_calib_opts o;
+	struct cqk_model *m;
+	struct image im;
+	struct fake f;
+	uint32_t h, t, ch, kind;
+
+	fake_new(&f, 64, 500, 500, false, false);
+	fake_noise(&f, 3);
+	for (h = 0; h < 2; h++)
+		for (t = 0; t < 500; t++) {
+			for (ch = 0; ch < 64; ch++)
+				put(&f, f.at[0], h, t, ch, ch < 32 ? 0 : 2.5);
+			for (ch = 0; ch < 4; ch++)	/* one of four alive */
+				put(&f, f.at[1], h, t, ch, ch ? 1 : t / 100.0);
+		}
+	o = options(&f, "4c8b", "4c8b");
+	for (kind = 0; kind < 2; kind++) {
+		o.centroids = kind;
+		im = calibrated(&f, &o, errors);
+		ASSERT_OK(cqk_model_parse(im.buf, im.size, &m, NULL));
+		ASSERT(errors[0].k < 1e-6);
+		ASSERT(errors[0].v < 0.1);
+		cqk_model_free(m);
+		free(im.buf);
+	}
+	free(f.im.buf);
+}
+
+/* Two tight heaps and a far one: no centroid stays where nothing is. */
+TEST(empty_clusters)
+{
+	struct cqk_kmeans km;
+	uint64_t rng = 5;
+	uint32_t t, k, used = 0;
+	bool seen[256] = { false };
+	double norm, err;
+
+	ASSERT_OK(cqk_kmeans_init(&km, 1024, 1));
+	km.c = 1;
+	km.n = 1024;
+	km.stride = 1024;
+	for (t = 0; t < 1024; t++) {
+		km.w[t] = t < 1000 ? 1 : 1000;
+		km.x[t] = (float)(t < 1000 ? uniform(&rng) : 1e4 * uniform(&rng));
+	}
+	cqk_kmeans_run(&km, 100, 1);
+	err = cqk_kmeans_error(&km, &norm);
+	for (t = 0; t < 1024; t++)
+		seen[km.idx[t]] = true;
+	for (k = 0; k < 256; k++)
+		used += seen[k];
+	ASSERT_GT(used, 200);
+	ASSERT(err / 1000 < 1e-4);
+	cqk_kmeans_free(&km);
+}
+
+/* Heavy tokens are coded better than without weights. */
+TEST(fisher_counts)
+{
+	struct cqk_calib_opts o;
+	struct cqk_model *m;
+	struct image im;
+	struct fake f;
+	uint64_t rng = 8;
+	double heavy[2];
+	uint32_t h, t, ch;
+	int on;
+
+	fake_new(&f, 64, 4000, 4000, false, true);
+	for (h = 0; h < 2; h++)
+		for (t = 0; t < 4000; t++)
+			for (ch = 0; ch < 64; ch++) {
+				put(&f, f.at[0], h, t, ch,
+				    gauss(&rng) + (t % 8 < 7 ? 0 : 6));
+				put(&f, f.fisher_at[0], h, t, ch, t % 8 < 7 ? 0.01 : 1);
+			}
+	o = options(&f, "8c8b", "fp16");
+	for (on = 0; on < 2; on++) {
+		o.fisher = on;
+		im = calibrated(&f, &o, NULL);
+		ASSERT_OK(cqk_model_parse(im.buf, im.size, &m, NULL));
+		heavy[on] = coding_error(&f, m, 7, 8);
+		cqk_model_free(m);
+		free(im.buf);
+	}
+	printf("# error of heavy tokens: plain %g, fisher %g\n", heavy[0], heavy[1]);
+	ASSERT(heavy[1] < 0.8 * heavy[0]);
+	free(f.im.buf);
+}
+
+TEST(clip)
+{
+	float w[2000], tmp[2000];
+	uint32_t i;
+
+	for (i = 0; i < 2000; i++)
+		w[i] = (float)i;
+	w[7] = 1e30f;
+	cqk_kmeans_clip(w, 2000, tmp);
+	ASSERT(w[7] == 1998 && w[1999] == 1998 && w[1990] == 1990 && w[0] == 0);
+	w[0] = 3;
+	cqk_kmeans_clip(w, 1, tmp);
+	ASSERT(w[0] == 3);
+}
+
+TEST(bad_values_are_named)
+{
+	static const double bad[] = { NAN, INFINITY, -INFINITY, 1e6 };
+	struct cqk_calib_opts o;
+	struct fake f;
+	size_t i;
+
+	for (i = 0; i < 8; i++) {
+		fake_new(&f, 64, 300, 100, i / 4, true);
+		fake_noise(&f, 3);
+		o = options(&f, "4c8b", "4c8b");
+		o.sinks = 4;
+		o.threads = 3;
+		put(&f, f.at[3], 1, 201, 5, bad[i % 4]);	/* a sink, even */
+		refused(&f, &o, -EINVAL, "layer 1, values, head 1, token 201");
+		put(&f, f.at[2], 0, 299, 63, bad[i % 4]);
+		refused(&f, &o, -EINVAL, "layer 1, keys, head 0, token 299");
+		put(&f, f.at[2], 0, 299, 63, 0);
+		put(&f, f.at[3], 1, 201, 5, 0);
+		o.fisher = true;
+		put(&f, f.fisher_at[0], 1, 17, 0, i % 4 ? -1 : NAN);
+		refused(&f, &o, -EINVAL, "layer 0, keys (fisher), head 1, token 17");
+		free(f.im.buf);
+	}
+}
+
+static int stop_at_three(void *arg, uint32_t done, uint32_t total)
+{
+	ASSERT_EQ(done, ++*(uint32_t *)arg);
+	ASSERT_EQ(total, 2 * 2 * (16 + 8));
+	return done == 3;
+}
+
+TEST(progress_and_cancel)
+{
+	struct cqk_calib_opts o;
+	uint32_t calls = 0;
+	struct fake f;
+
+	fake_new(&f, 64, 300, 300, false, false);
+	fake_noise(&f, 3);
+	o = options(&f, "4c8b", "8c8b");
+	o.progress = stop_at_three;
+	o.arg = &calls;
+	o.threads = 2;
+	refused(&f, &o, -ECANCELED, "canceled");
+	ASSERT_EQ(calls, 3);
+	free(f.im.buf);
+}
+
+TEST(options_and_shapes)
+{
+	struct cqk_calib_opts o, bad;
+	struct fake f;
+
+	fake_new(&f, 64, 100, 4, false, false);
+	o = options(&f, "4c8b", "4c8b");
+	bad = o;
+	bad.sinks = 4;
+	refused(&f, &bad, -EINVAL, "no tokens are left");
+	bad.sinks = 65;
+	refused(&f, &bad, -EINVAL, "sinks");
+	bad = o;
+	bad.window = 65;
+	refused(&f, &bad, -EINVAL, "window");
+	bad = o;
+	bad.fisher = true;
+	refused(&f, &bad, -EINVAL, "fisher");
+	bad = o;
+	bad.iterations = 0;
+	refused(&f, &bad, -EINVAL, "iteration");
+	bad = o;
+	bad.centroids = 2;
+	refused(&f, &bad, -EINVAL, "centroids");
+	bad = o;
+	bad.geom.n_layers = 1;
+	refused(&f, &bad, -EINVAL, "2 layers");
+	bad = o;
+	bad.geom.head_dim = 128;
+	refused(&f, &bad, -EINVAL, "64 channels");
+	codes[0][1].bits = 10;
+	refused(&f, &o, -EOPNOTSUPP, "10 bits");
+	f.im.size--;
+	refused(&f, &o, -EOPNOTSUPP, "10 bits");
+	codes[0][1].bits = 8;
+	refused(&f, &o, -EINVAL, "cut short");
+	free(f.im.buf);
+}
+
+TEST(dump_info)
+{
+	static const struct {
+		const char *from, *to, *text;
+		int code;
+	} edit[] = {
+		{ "activations-1", "activations-7", "activations-7", -EPROTO },
+		{ "\"sequence_tokens\":\"50\"", "\"sequence_tokens\":\" 0\"",
+		  "sequence_tokens", -EINVAL },
+		{ "layers.1.v", "layers.1.w", "layers.1.v is missing", -EINVAL },
+		{ "\"n_kv_heads\":\"2\"", "\"n_kv_heads\":\"1\"", "shape", -EINVAL },
+		{ "fingerprint", "fingerpront", "fingerprint is missing", -EINVAL },
+		{ "\"F16\"", "\"U16\"", "neither", -EINVAL },
+	};
+	struct cqk_dump_info info;
+	struct cqk_geom geom;
+	struct cq_err err;
+	struct fake f;
+	char *at;
+	size_t i;
+
+	fake_new(&f, 64, 120, 50, false, true);
+	ASSERT_OK(cqk_dump_info(f.im.buf, f.im.size, &info, NULL));
+	ASSERT_EQ(info.tokens, 120);
+	ASSERT_EQ(info.sequence_tokens, 50);
+	ASSERT_EQ(info.fingerprint[31], 31);
+	ASSERT(info.fisher);
+	ASSERT_STREQ(info.source, "noise");
+	ASSERT_OK(cqk_dump_geom(f.im.buf, f.im.size, &geom, NULL));
+	ASSERT_EQ(geom.head_dim, 64);
+	ASSERT(geom.rope_theta == 10000);
+	for (i = 0; i < ARRAY_SIZE(edit); i++) {
+		at = memmem(f.im.buf, f.im.size, edit[i].from, strlen(edit[i].from));
+		ASSERT(at);
+		ASSERT_EQ(strlen(edit[i].from), strlen(edit[i].to));
+		memcpy(at, edit[i].to, strlen(edit[i].to));
+		ASSERT_EQ(cqk_dump_info(f.im.buf, f.im.size, &info, &err), edit[i].code);
+		ASSERT_STRHAS(err.text, edit[i].text);
+		memcpy(at, edit[i].from, strlen(edit[i].from));
+	}
+	free(f.im.buf);
+}
