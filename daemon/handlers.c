@@ -12,6 +12,7 @@
 #define H_ADMIN		(1u << 0)	/* on the admin socket */
 #define H_TENANT	(1u << 1)	/* on the others */
 #define H_ANY		(H_ADMIN | H_TENANT)
+#define H_FIRST		(1u << 2)	/* before Hello and after Bye as well */
 
 /**
  * struct cqd_handler - one request
@@ -296,22 +297,23 @@ static int handle_release(struct cqd_req *req)
 
 static int handle_bye(struct cqd_req *req)
 {
-	cqd_session_end(req->conn->session);
+	if (req->conn->session)
+		cqd_session_end(req->conn->session);
 	cqd_conn_ok(req->conn, req->msg->id);
 	return 0;
 }
 
 /* By number of the body's field in cq.proto. */
 static const struct cqd_handler handlers[] = {
-	[CQP__MSG__BODY_HELLO] = { "Hello", H_ANY, 0, handle_hello },
-	[CQP__MSG__BODY_PING] = { "Ping", H_ANY, 0, handle_ping },
+	[CQP__MSG__BODY_HELLO] = { "Hello", H_ANY | H_FIRST, 0, handle_hello },
+	[CQP__MSG__BODY_PING] = { "Ping", H_ANY | H_FIRST, 0, handle_ping },
 	[CQP__MSG__BODY_MODEL_OPEN] = { "ModelOpen", H_TENANT, 0, handle_model_open },
 	[CQP__MSG__BODY_ARENA_OFFER] = { "ArenaOffer", H_TENANT, 1, handle_arena_offer },
 	[CQP__MSG__BODY_LOOKUP] = { "Lookup", H_TENANT, 0, handle_lookup },
 	[CQP__MSG__BODY_SEGMENT_GET] = { "SegmentGet", H_TENANT, 0, handle_segment_get },
 	[CQP__MSG__BODY_SEAL] = { "Seal", H_TENANT, 0, handle_seal },
 	[CQP__MSG__BODY_RELEASE] = { "Release", H_TENANT, 0, handle_release },
-	[CQP__MSG__BODY_BYE] = { "Bye", H_TENANT, 0, handle_bye },
+	[CQP__MSG__BODY_BYE] = { "Bye", H_ANY, 0, handle_bye },
 	[CQP__MSG__BODY_STATUS] = { "Status", H_ADMIN, 0, cqd_admin_status },
 	[CQP__MSG__BODY_LIST] = { "List", H_ADMIN, 0, cqd_admin_list },
 	[CQP__MSG__BODY_LOAD] = { "Load", H_ADMIN, 1, cqd_admin_load },
@@ -326,35 +328,23 @@ static const struct cqd_handler *find(const Cqp__Msg *msg)
 	return i < ARRAY_SIZE(handlers) && handlers[i].name ? &handlers[i] : NULL;
 }
 
-/* Fields of a later version: only Hello may carry some, and they are ignored. */
-static bool unknown_fields(const Cqp__Msg *msg)
-{
-	const ProtobufCMessage *body = &msg->error->base;
-
-	return msg->base.n_unknown_fields ||
-	       (msg->body_case != CQP__MSG__BODY_HELLO && body->n_unknown_fields);
-}
-
 static int check(const struct cqd_req *req, const struct cqd_handler *h)
 {
 	const struct cqd_conn *conn = req->conn;
 
 	if (!h)
-		return cq_err_set(req->err, -EINVAL, "unknown request (body %d) for cqd "
-				  CQ_VERSION, (int)req->msg->body_case);
-	if (!conn->greeted && h->fn != handle_hello)
+		return cq_err_set(req->err, -EOPNOTSUPP, "no request, or none that cqd "
+				  CQ_VERSION " knows (body %d)", (int)req->msg->body_case);
+	if (!conn->greeted && !(h->flags & H_FIRST))
 		return cq_err_set(req->err, -EPROTO, "%s before Hello", h->name);
 	if (!(h->flags & (conn->admin ? H_ADMIN : H_TENANT)))
-		return cq_err_set(req->err, -EPERM, "%s is not for this socket: %s", h->name,
+		return cq_err_set(req->err, -EACCES, "%s is not for this socket: %s", h->name,
 				  conn->admin ? "it is the admin socket" :
 				  "use the admin socket");
-	if (unknown_fields(req->msg))
-		return cq_err_set(req->err, -EINVAL, "%s has a field or flag unknown to cqd "
-				  CQ_VERSION, h->name);
 	if (req->frame->n_fds != h->n_fds)
 		return cq_err_set(req->err, -EINVAL, "%s came with %u descriptors, not %u",
 				  h->name, req->frame->n_fds, h->n_fds);
-	if (h->flags == H_TENANT && !conn->session)
+	if (!conn->admin && conn->greeted && !conn->session && !(h->flags & H_FIRST))
 		return cq_err_set(req->err, -ENOTCONN, "%s after Bye", h->name);
 	return 0;
 }

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sysexits.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
@@ -172,29 +173,41 @@ static void server_init(struct daemon *d)
 	uv_timer_init(srv->loop, &srv->tick);
 }
 
-/* Listening sockets of the service manager; the rest is the store's. */
-static int take_sockets(struct daemon *d, int *store_fds, char **store_names,
-			unsigned int *n_store, bool *tenants, bool *admin)
+static int take_socket(struct cqd_server *srv, int fd, const char *name, bool *tenants,
+		       bool *admin)
 {
 	struct cq_err err = { "" };
+	bool is_admin = !strcmp(name, FDNAME_ADMIN) ||
+			sd_is_socket_unix(fd, SOCK_SEQPACKET, 1, srv->config->admin_socket, 0) > 0;
+	int ret = cqd_listen_fd(srv, fd, is_admin, &err);
+
+	if (ret)
+		cq_err("%s", err.text);
+	else
+		*(is_admin ? admin : tenants) = true;
+	return ret;
+}
+
+/* Sockets by their names or by being such; the rest is the store's. */
+static int take_fds(struct daemon *d, int *store_fds, char **store_names,
+		    unsigned int *n_store, bool *tenants, bool *admin)
+{
+	const char *name;
 	unsigned int i;
 	int fd, ret;
-	bool is_admin;
 
 	for (i = 0; i < d->n_fds; i++) {
 		fd = SD_LISTEN_FDS_START + (int)i;
-		is_admin = !strcmp(d->names[i], FDNAME_ADMIN);
-		if (!is_admin && strcmp(d->names[i], FDNAME_TENANTS) != 0) {
+		name = d->names[i];
+		if (strcmp(name, FDNAME_ADMIN) && strcmp(name, FDNAME_TENANTS) &&
+		    sd_is_socket(fd, AF_UNIX, SOCK_SEQPACKET, 1) <= 0) {
 			store_fds[*n_store] = fd;
 			store_names[(*n_store)++] = d->names[i];
 			continue;
 		}
-		ret = cqd_listen_fd(&d->srv, fd, is_admin, &err);
-		if (ret) {
-			cq_err("%s", err.text);
+		ret = take_socket(&d->srv, fd, name, tenants, admin);
+		if (ret)
 			return ret;
-		}
-		*(is_admin ? admin : tenants) = true;
 	}
 	return 0;
 }
@@ -322,7 +335,7 @@ static int open_all(struct daemon *d, const struct options *o)
 		cq_err("out of memory");
 		goto out;
 	}
-	ret = take_sockets(d, fds, names, &n_store, &tenants, &admin);
+	ret = take_fds(d, fds, names, &n_store, &tenants, &admin);
 	if (!ret)
 		ret = bind_rest(&d->srv, o, tenants, admin);
 	if (!ret)
