@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Clients: sessions of processes. The record in the index carries what makes
+ * the process unmistakable (pid and start time), so pins outlive the daemon
+ * and end with the process. Arenas and open shards live only in memory.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "daemon/store_priv.h"
+
+/**
+ * cqd_client_attach() - the object beside a client record
+ * @st:  store
+ * @ns:  its namespace
+ * @rec: filled record
+ *
+ * Return: a client, not an orphan; NULL without memory.
+ */
+struct cqd_client *cqd_client_attach(struct cqd_store *st, struct cqd_ns *ns,
+				     uint32_t rec)
+{
+	struct cqd_client *cl = calloc(1, sizeof(*cl));
+
+	if (!cl)
+		return NULL;
+	cl->st = st;
+	cl->ns = ns;
+	cl->rec = rec;
+	cl->pins = CQP_NONE;
+	list_init(&cl->seals);
+	list_init(&cl->arenas);
+	list_add_tail(&cl->node, &st->clients);
+	st->client_at[rec] = cl;
+	return cl;
+}
+
+static uint64_t new_session(struct cqd_store *st)
+{
+	struct list_head *pos;
+	uint64_t id;
+
+	/* Random: tells nothing about other tenants, and cannot be guessed. */
+again:
+	id = cqd_random();
+	if (!id)
+		goto again;
+	list_for_each(pos, &st->clients)
+		if (cqd_client_session(list_entry(pos, struct cqd_client, node)) == id)
+			goto again;
+	return id;
+}
+
+/**
+ * cqd_client_new() - record of a process; pins are counted on it
+ * @st:         store
+ * @ns:         namespace it belongs to
+ * @pid:        of the process
+ * @start_time: of the process (with pid: its identity across restarts)
+ * @uid:        of the process
+ * @name:       shown by cqctl, cut to 63 bytes; NULL: none
+ * @out:        set on success
+ * @err:        text of the failure
+ *
+ * Return: 0; -ENOSPC; -ENOMEM.
+ */
+int cqd_client_new(struct cqd_store *st, struct cqd_ns *ns, pid_t pid,
+		   uint64_t start_time, uid_t uid, const char *name,
+		   struct cqd_client **out, struct cq_err *err)
+{
+	uint32_t rec = cqd_tab_get(&st->ix.t_clients);
+	struct cqp_rec_client *r;
+	struct cqd_client *cl;
+
+	if (rec == CQP_NONE)
+		return cq_err_set(err, -ENOSPC, "max_clients = %u sessions exist",
+				  st->ix.t_clients.n);
+	r = &st->ix.clients[rec];
+	r->session = new_session(st);
+	r->start_time = start_time;
+	r->pid = (uint32_t)pid;
+	r->uid = uid;
+	r->ns = ns->rec;
+	memset(r->name, 0, sizeof(r->name));
+	snprintf(r->name, sizeof(r->name), "%s", name ? name : "");
+	cl = cqd_client_attach(st, ns, rec);
+	if (!cl) {
+		cqd_tab_put(&st->ix.t_clients, rec);
+		return cq_err_set(err, -ENOMEM, "no memory for a session");
+	}
+	cqd_word_born(&r->word, CQP_SEALED);
+	*out = cl;
+	return 0;
+}
+
+/**
+ * cqd_client_resume() - session of an orphan
+ * @st:         store
+ * @ns:         namespace of the connection
+ * @session:    as given when it was made
+ * @pid:        of the peer
+ * @start_time: of the peer
+ *
+ * Return: the session, connected again; NULL if there is none of that
+ * namespace, pid and start time, or it is connected.
+ */
+struct cqd_client *cqd_client_resume(struct cqd_store *st, struct cqd_ns *ns,
+				     uint64_t session, pid_t pid,
+				     uint64_t start_time)
+{
+	struct list_head *pos;
+
+	list_for_each(pos, &st->clients) {
+		struct cqd_client *cl = list_entry(pos, struct cqd_client, node);
+		const struct cqp_rec_client *r = &st->ix.clients[cl->rec];
+
+		if (cl->orphan && cl->ns == ns && r->session == session &&
+		    r->pid == (uint32_t)pid && r->start_time == start_time) {
+			cl->orphan = false;
+			return cl;
+		}
+	}
+	return NULL;
+}
+
+/**
+ * cqd_client_set_orphan() - connected or orphaned
+ * @client: session
+ * @orphan: the connection is gone, the process perhaps not: pins and open
+ *          shards stay; arenas are dropped and open seals end with -ECANCELED,
+ *          since both are offered again after a reconnect
+ */
+void cqd_client_set_orphan(struct cqd_client *client, bool orphan)
+{
+	client->orphan = orphan;
+	if (!orphan)
+		return;
+	cqd_seal_cancel_client(client);
+	cqd_arena_drop_all(client);
+}
+
+/**
+ * cqd_client_free() - free the object; its record stays
+ * @cl: session without open seals
+ */
+void cqd_client_free(struct cqd_client *cl)
+{
+	uint32_t i;
+
+	cqd_arena_drop_all(cl);
+	list_del(&cl->node);
+	cl->st->client_at[cl->rec] = NULL;
+	for (i = 0; i < cl->n_shards; i++) {
+		cl->shards[i]->opens--;
+		cl->shards[i]->model->opens--;
+		cqd_shard_put(cl->shards[i]);
+	}
+	free(cl);
+}
+
+/**
+ * cqd_client_end() - the process is gone or said Bye
+ * @client: freed; every pin, arena and open seal is dropped
+ */
+void cqd_client_end(struct cqd_client *client)
+{
+	struct cqd_store *st = client->st;
+	uint32_t rec = client->rec;
+
+	/* Record first: its pins mean nothing without it. */
+	cqd_word_state(&st->ix.clients[rec].word, CQP_FREE);
+	cqd_seal_cancel_client(client);
+	cqd_pins_drop(client);
+	cqd_client_free(client);
+	cqd_tab_put(&st->ix.t_clients, rec);
+	cqd_seal_kick_all(st);
+}
+
+/**
+ * cqd_client_session() - what the client resumes with
+ * @client: session
+ *
+ * Return: its id.
+ */
+uint64_t cqd_client_session(const struct cqd_client *client)
+{
+	return client->st->ix.clients[client->rec].session;
+}
+
+/**
+ * cqd_client_ns() - namespace of a session
+ * @client: session
+ *
+ * Return: the namespace.
+ */
+struct cqd_ns *cqd_client_ns(const struct cqd_client *client)
+{
+	return client->ns;
+}
+
+/**
+ * cqd_client_pid() - process of a session
+ * @client: session
+ *
+ * Return: its pid.
+ */
+pid_t cqd_client_pid(const struct cqd_client *client)
+{
+	return (pid_t)client->st->ix.clients[client->rec].pid;
+}
+
+/**
+ * cqd_client_start_time() - of the process of a session
+ * @client: session
+ *
+ * Return: field 22 of /proc/<pid>/stat.
+ */
+uint64_t cqd_client_start_time(const struct cqd_client *client)
+{
+	return client->st->ix.clients[client->rec].start_time;
+}
+
+/**
+ * cqd_client_set_data() - connection layer's own pointer
+ * @client: session
+ * @data:   any
+ */
+void cqd_client_set_data(struct cqd_client *client, void *data)
+{
+	client->data = data;
+}
+
+/**
+ * cqd_client_data() - connection layer's own pointer
+ * @client: session
+ *
+ * Return: as set, NULL at first.
+ */
+void *cqd_client_data(const struct cqd_client *client)
+{
+	return client->data;
+}
+
+/**
+ * cqd_client_for_each() - call a function for each session
+ * @st:  store
+ * @fn:  may end the one it is given, no other
+ * @arg: passed to @fn
+ */
+void cqd_client_for_each(struct cqd_store *st,
+			 void (*fn)(struct cqd_client *client, void *arg), void *arg)
+{
+	struct list_head *pos, *tmp;
+
+	list_for_each_safe(pos, tmp, &st->clients)
+		fn(list_entry(pos, struct cqd_client, node), arg);
+}

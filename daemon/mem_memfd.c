@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Memory of segments on the host: memfds.
+ *
+ * Every byte is reserved by fallocate() before the fd leaves this file, and
+ * the size is sealed: nobody who maps it meets a SIGBUS. Clients get an
+ * O_RDONLY reopen of a file with mode 0444, so neither mmap(PROT_WRITE) nor a
+ * reopen through /proc gives them a writable mapping. F_SEAL_FUTURE_WRITE is
+ * not used: it would bar a restarted daemon from mapping its own pages.
+ */
+#include <errno.h>
+#include <endian.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#define XXH_STATIC_LINKING_ONLY
+#include <xxhash.h>
+#include "cq/page.h"
+#include "daemon/store_priv.h"
+
+#define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+
+/* Read-only reopen and mapping of mem->fd. */
+static int map_both(struct cqd_mem *mem, struct cq_err *err)
+{
+	char path[32];
+	void *base;
+	int ro;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", mem->fd);
+	ro = open(path, O_RDONLY | O_CLOEXEC);
+	if (ro < 0)
+		return cq_err_set(err, -errno, "reopening %s read-only: %s (is /proc mounted?)",
+				  path, strerror(errno));
+	base = mmap(NULL, mem->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, mem->fd, 0);
+	if (base == MAP_FAILED) {
+		int ret = cq_err_set(err, -errno, "mapping %llu bytes: %s",
+				     (unsigned long long)mem->bytes, strerror(errno));
+		close(ro);
+		return ret;
+	}
+	mem->ro_fd = ro;
+	mem->base = base;
+	return 0;
+}
+
+/* Size first, then seals, then mode: only then may anybody else see it. */
+static int size_and_seal(int fd, uint64_t bytes, bool reserve, struct cq_err *err)
+{
+	int ret = 0;
+
+	if (reserve) {
+		do {
+			ret = fallocate(fd, 0, 0, (off_t)bytes);
+		} while (ret < 0 && errno == EINTR);
+	} else {
+		ret = ftruncate(fd, (off_t)bytes);
+	}
+	if (ret < 0)
+		return cq_err_set(err, -errno, "reserving %llu bytes of memory: %s "
+				  "(lower pool_bytes, or raise the memory limit of cqd)",
+				  (unsigned long long)bytes, strerror(errno));
+	if (fcntl(fd, F_ADD_SEALS, SEALS) < 0 || fchmod(fd, 0444) < 0)
+		return cq_err_set(err, -errno, "sealing a memfd: %s", strerror(errno));
+	return 0;
+}
+
+/**
+ * cqd_memfd_make() - memfd of fixed size, mapped for cqd, readable for others
+ * @name:    shown in /proc/<pid>/maps
+ * @bytes:   size
+ * @reserve: reserve every byte now (else the caller does before use)
+ * @mem:     filled on success
+ * @err:     text of the failure
+ *
+ * Return: 0 or -errno.
+ */
+int cqd_memfd_make(const char *name, uint64_t bytes, bool reserve, struct cqd_mem *mem,
+		   struct cq_err *err)
+{
+	struct cqd_mem m = { .bytes = bytes, .fd = -1, .ro_fd = -1 };
+	int ret;
+
+	m.fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (m.fd < 0)
+		return cq_err_set(err, -errno, "memfd_create(%s): %s", name,
+				  strerror(errno));
+	ret = size_and_seal(m.fd, bytes, reserve, err);
+	if (!ret)
+		ret = map_both(&m, err);
+	if (ret) {
+		close(m.fd);
+		return ret;
+	}
+	*mem = m;
+	return 0;
+}
+
+/**
+ * cqd_memfd_adopt() - map a memfd that came back from the fd store
+ * @mem: fd and bytes set; the rest is filled on success
+ * @err: text of the failure
+ *
+ * Return: 0; -EINVAL not a memfd of that size with our seals; other -errno.
+ */
+int cqd_memfd_adopt(struct cqd_mem *mem, struct cq_err *err)
+{
+	struct stat sb;
+	int seals = fcntl(mem->fd, F_GET_SEALS);
+
+	if (seals < 0 || (seals & SEALS) != SEALS ||
+	    (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)))
+		return cq_err_set(err, -EINVAL, "fd %d is not a sealed memfd", mem->fd);
+	if (fstat(mem->fd, &sb) < 0 || (uint64_t)sb.st_size != mem->bytes)
+		return cq_err_set(err, -EINVAL, "fd %d has another size than recorded",
+				  mem->fd);
+	if (fchmod(mem->fd, 0444) < 0)
+		return cq_err_set(err, -errno, "fchmod: %s", strerror(errno));
+	return map_both(mem, err);
+}
+
+/**
+ * cqd_memfd_free() - unmap and close
+ * @mem: may be half made; the memory lives on while others hold fds
+ */
+void cqd_memfd_free(struct cqd_mem *mem)
+{
+	if (mem->base)
+		munmap(mem->base, mem->bytes);
+	if (mem->ro_fd >= 0)
+		close(mem->ro_fd);
+	if (mem->fd >= 0)
+		close(mem->fd);
+	mem->base = NULL;
+	mem->fd = -1;
+	mem->ro_fd = -1;
+}
+
+static int memfd_usable(struct cq_err *err)
+{
+	int fd = memfd_create("cq-probe", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	if (fd < 0)
+		return cq_err_set(err, -errno, "memfd_create: %s", strerror(errno));
+	close(fd);
+	return 0;
+}
+
+static int memfd_create_seg(struct cqd_mem *mem, struct cq_err *err)
+{
+	return cqd_memfd_make("cq-seg", mem->bytes, true, mem, err);
+}
+
+static bool outside(const struct cqd_mem *mem, uint64_t off, uint64_t len)
+{
+	return off > mem->bytes || len > mem->bytes - off;
+}
+
+/*
+ * pread() and not a mapping of the arena: its owner may shrink or punch it
+ * while we copy, which is a short read or zeros here and would be a SIGBUS
+ * there.
+ */
+static int memfd_write(struct cqd_mem *mem, uint64_t dst_off, int src_fd,
+		       uint64_t src_off, uint64_t len)
+{
+	uint8_t *dst;
+	ssize_t n;
+
+	if (outside(mem, dst_off, len) || src_off > INT64_MAX - len)
+		return -EINVAL;
+	dst = (uint8_t *)mem->base + dst_off;
+	while (len) {
+		n = pread(src_fd, dst, len, (off_t)src_off);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (n == 0)
+			return -EFAULT;
+		dst += n;
+		src_off += (uint64_t)n;
+		len -= (uint64_t)n;
+	}
+	return 0;
+}
+
+static int memfd_fill(struct cqd_mem *mem, uint64_t dst_off, const void *src,
+		      uint64_t len)
+{
+	if (outside(mem, dst_off, len))
+		return -EINVAL;
+	memcpy((uint8_t *)mem->base + dst_off, src, len);
+	return 0;
+}
+
+static int memfd_check(struct cqd_mem *mem, uint64_t off, uint64_t len,
+		       uint64_t *lo, uint64_t *hi)
+{
+	const uint8_t *p;
+	XXH3_state_t state;
+	XXH128_hash_t h;
+	uint64_t sum;
+	size_t n;
+
+	if (outside(mem, off, len))
+		return -EINVAL;
+	p = (const uint8_t *)mem->base + off;
+	XXH3_INITSTATE(&state);
+	XXH3_128bits_reset(&state);
+	for (; len; len -= n, p += n) {
+		n = MIN(len, (uint64_t)CQ_CHECK_CHUNK);
+		sum = htole64(XXH3_64bits(p, n));
+		XXH3_128bits_update(&state, &sum, sizeof(sum));
+	}
+	h = XXH3_128bits_digest(&state);
+	*lo = h.low64;
+	*hi = h.high64;
+	return 0;
+}
+
+const struct cqd_mem_ops cqd_mem_memfd = {
+	.name = "memfd",
+	.usable = memfd_usable,
+	.create = memfd_create_seg,
+	.adopt = cqd_memfd_adopt,
+	.destroy = cqd_memfd_free,
+	.write = memfd_write,
+	.fill = memfd_fill,
+	.check = memfd_check,
+};

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Namespaces: limits, and the memfd of state words that its workers map.
+ *
+ * The words are a map of ranges: a segment owns [word_base, word_base + slots)
+ * while it lives. Words of a dead segment keep their generation, so whoever
+ * gets the range next goes on counting and no old word comes back.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "daemon/store_priv.h"
+
+/* Room for segments that are far from full; only what is used is reserved. */
+static uint64_t words_for(const struct cqd_store *st)
+{
+	return ALIGN_UP(4 * (uint64_t)st->ix.t_pages.n + 65536, 512);
+}
+
+/**
+ * cqd_ns_by_rec() - namespace of a record
+ * @st:  store
+ * @rec: record number, any value
+ *
+ * Return: the namespace or NULL.
+ */
+struct cqd_ns *cqd_ns_by_rec(struct cqd_store *st, uint32_t rec)
+{
+	struct list_head *pos;
+
+	list_for_each(pos, &st->namespaces)
+		if (list_entry(pos, struct cqd_ns, node)->rec == rec)
+			return list_entry(pos, struct cqd_ns, node);
+	return NULL;
+}
+
+static struct cqd_ns *by_name(struct cqd_store *st, const char *name)
+{
+	struct list_head *pos;
+
+	list_for_each(pos, &st->namespaces)
+		if (!strcmp(list_entry(pos, struct cqd_ns, node)->name, name))
+			return list_entry(pos, struct cqd_ns, node);
+	return NULL;
+}
+
+/**
+ * cqd_ns_attach() - the object beside a namespace record
+ * @st:  store
+ * @rec: record; name and state_words are filled
+ * @fd:  its state memfd from the fd store, owned by the namespace on success;
+ *       -1: a new one is made
+ * @out: set on success
+ * @err: text of the failure
+ *
+ * Return: 0 or -errno.
+ */
+int cqd_ns_attach(struct cqd_store *st, uint32_t rec, int fd, struct cqd_ns **out,
+		  struct cq_err *err)
+{
+	const struct cqp_rec_namespace *r = &st->ix.ns[rec];
+	struct cqd_ns *ns = calloc(1, sizeof(*ns));
+	int ret;
+
+	if (!ns)
+		return cq_err_set(err, -ENOMEM, "no memory for a namespace");
+	ns->st = st;
+	ns->rec = rec;
+	snprintf(ns->name, sizeof(ns->name), "%s", r->name);
+	ns->quota_bytes = st->o.pool_bytes;
+	ns->quota_pages = UINT64_MAX;
+	ns->quota_pins = UINT64_MAX;
+	ns->n_words = r->state_words;
+	ns->mem = (struct cqd_mem){ .bytes = r->state_words * 8, .fd = fd, .ro_fd = -1 };
+	list_init(&ns->segs);
+	if (fd < 0)
+		ret = cqd_memfd_make("cq-state", ns->mem.bytes, false, &ns->mem, err);
+	else
+		ret = cqd_memfd_adopt(&ns->mem, err);
+	if (ret) {
+		free(ns);
+		return ret;
+	}
+	ns->words = ns->mem.base;
+	list_add_tail(&ns->node, &st->namespaces);
+	*out = ns;
+	return 0;
+}
+
+/**
+ * cqd_ns_free() - free the object; its record and stored fd stay
+ * @ns: namespace without shards
+ */
+void cqd_ns_free(struct cqd_ns *ns)
+{
+	list_del(&ns->node);
+	cqd_memfd_free(&ns->mem);
+	free(ns->salt);
+	free(ns);
+}
+
+static int ns_make(struct cqd_store *st, const char *name, struct cqd_ns **out,
+		   struct cq_err *err)
+{
+	uint32_t rec = cqd_tab_get(&st->ix.t_ns);
+	struct cqp_rec_namespace *r;
+	char fdname[32];
+	int ret;
+
+	if (rec == CQP_NONE)
+		return cq_err_set(err, -ENOSPC, "no room for namespace '%s': %u exist",
+				  name, st->ix.t_ns.n);
+	r = &st->ix.ns[rec];
+	memset(r->name, 0, sizeof(r->name));
+	snprintf(r->name, sizeof(r->name), "%s", name);
+	r->state_words = words_for(st);
+	ret = cqd_ns_attach(st, rec, -1, out, err);
+	if (ret)
+		goto err_rec;
+	snprintf(fdname, sizeof(fdname), "cq-state-%u", rec);
+	/* No barrier: the one of the first segment comes later and covers it. */
+	ret = cqd_fdstore_push(st, fdname, (*out)->mem.fd, false, err);
+	if (ret)
+		goto err_ns;
+	cqd_word_born(&r->word, CQP_SEALED);
+	return 0;
+
+err_ns:
+	cqd_ns_free(*out);
+err_rec:
+	cqd_tab_put(&st->ix.t_ns, rec);
+	return ret;
+}
+
+static bool good_name(const char *name)
+{
+	size_t i, n = strnlen(name, CQP_MAX_NAME);
+
+	for (i = 0; i < n; i++)
+		if (name[i] < 0x21 || name[i] > 0x7e)
+			return false;
+	return n > 0 && n < CQP_MAX_NAME;
+}
+
+/**
+ * cqd_ns_get() - find or make a namespace and set its limits
+ * @st:   store
+ * @name: of the tenant, as in cqd.conf
+ * @opts: limits; the salt is taken once, the first time it is given
+ * @out:  set on success
+ * @err:  text of the failure
+ *
+ * Return: 0; -EINVAL name; -ENOSPC; -ENOMEM; other -errno.
+ */
+int cqd_ns_get(struct cqd_store *st, const char *name,
+	       const struct cqd_ns_opts *opts, struct cqd_ns **out,
+	       struct cq_err *err)
+{
+	struct cqd_ns *ns;
+	char *salt = NULL;
+	int ret;
+
+	if (!good_name(name))
+		return cq_err_set(err, -EINVAL,
+				  "namespace name must be 1 to %d printable characters",
+				  CQP_MAX_NAME - 1);
+	if (opts->salt) {
+		salt = strdup(opts->salt);
+		if (!salt)
+			return cq_err_set(err, -ENOMEM, "no memory for a namespace");
+	}
+	ns = by_name(st, name);
+	if (!ns) {
+		ret = ns_make(st, name, &ns, err);
+		if (ret) {
+			free(salt);
+			return ret;
+		}
+	}
+	if (!ns->salt)
+		ns->salt = salt;
+	else
+		free(salt);
+	ns->quota_bytes = opts->quota_bytes ? opts->quota_bytes : st->o.pool_bytes;
+	ns->quota_pages = opts->quota_pages ? opts->quota_pages : UINT64_MAX;
+	ns->quota_pins = opts->quota_pins ? opts->quota_pins : UINT64_MAX;
+	*out = ns;
+	return 0;
+}
+
+/**
+ * cqd_ns_name() - name of a namespace
+ * @ns: namespace
+ *
+ * Return: its name; lives as long as the store.
+ */
+const char *cqd_ns_name(const struct cqd_ns *ns)
+{
+	return ns->name;
+}
+
+/**
+ * cqd_ns_words_get() - a range of state words for a new segment
+ * @ns:  namespace
+ * @seg: put on the namespace's map at the range found
+ * @n:   words
+ *
+ * Return: 0 with seg->word_base set; -ENOSPC.
+ */
+int cqd_ns_words_get(struct cqd_ns *ns, struct cqd_segment *seg, uint32_t n)
+{
+	struct list_head *pos;
+	uint64_t base = 0;
+
+	list_for_each(pos, &ns->segs) {
+		const struct cqd_segment *s = list_entry(pos, struct cqd_segment, ns_node);
+
+		if (s->word_base - base >= n)
+			break;
+		base = s->word_base + s->slots;
+	}
+	if (pos == &ns->segs && ns->n_words - base < n)
+		return -ENOSPC;
+	seg->word_base = base;
+	list_add_tail(&seg->ns_node, pos);
+	return 0;
+}
+
+/**
+ * cqd_ns_room() - does more fit into the namespace's limits?
+ * @ns:    namespace
+ * @bytes: more bytes
+ * @pages: more pages
+ *
+ * Makes room by evicting the namespace's own leaves.
+ *
+ * Return: true if it fits now.
+ */
+bool cqd_ns_room(struct cqd_ns *ns, uint64_t bytes, uint64_t pages)
+{
+	if (bytes > ns->quota_bytes)
+		return false;
+	while (ns->used_bytes > ns->quota_bytes - bytes ||
+	       ns->pages > ns->quota_pages - MIN(pages, ns->quota_pages) ||
+	       pages > ns->quota_pages)
+		if (!cqd_evict_one(ns->st, NULL, ns))
+			return false;
+	return true;
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Pins: one record per (client, page) with a count, in the index, so that a
+ * killed daemon comes back knowing who reads what. A pin on a page keeps its
+ * ancestors too: they have a child.
+ */
+#include <errno.h>
+#include "daemon/store_priv.h"
+
+static uint32_t *bucket(struct cqd_store *st, uint32_t client, uint32_t page)
+{
+	uint64_t h = ((uint64_t)client << 32 | page) * 0x9e3779b97f4a7c15ull;
+
+	return &st->pin_hash[(h >> 32) & st->pin_mask];
+}
+
+static uint32_t find(struct cqd_store *st, uint32_t client, uint32_t page)
+{
+	uint32_t i = *bucket(st, client, page);
+
+	while (i != CQP_NONE && (st->ix.pins[i].client != client ||
+				 st->ix.pins[i].page != page))
+		i = st->pins[i].hash_next;
+	return i;
+}
+
+static void count_up(struct cqd_store *st, struct cqd_client *cl, uint32_t page,
+		     uint64_t n)
+{
+	struct cqd_page *pg = &st->pages[page];
+
+	if (!pg->pins)
+		st->pages_pinned++;
+	pg->pins += (uint32_t)n;
+	cl->n_pins += n;
+	cl->ns->pins += n;
+}
+
+static void count_down(struct cqd_store *st, struct cqd_client *cl, uint32_t page,
+		       uint64_t n)
+{
+	struct cqd_page *pg = &st->pages[page];
+
+	pg->pins -= (uint32_t)n;
+	cl->n_pins -= n;
+	cl->ns->pins -= n;
+	if (pg->pins)
+		return;
+	st->pages_pinned--;
+	st->ix.pages[page].last_use_us = cqd_now_us();
+	cqd_page_settle(st, page);
+}
+
+/**
+ * cqd_pin_adopt() - put a filled record into hash and client's list
+ * @st:  store
+ * @cl:  its client
+ * @pin: record with client, page and count
+ */
+void cqd_pin_adopt(struct cqd_store *st, struct cqd_client *cl, uint32_t pin)
+{
+	const struct cqp_rec_pin *r = &st->ix.pins[pin];
+	uint32_t *b = bucket(st, r->client, r->page);
+	struct cqd_pin *p = &st->pins[pin];
+
+	p->hash_next = *b;
+	*b = pin;
+	p->prev = CQP_NONE;
+	p->next = cl->pins;
+	if (cl->pins != CQP_NONE)
+		st->pins[cl->pins].prev = pin;
+	cl->pins = pin;
+	count_up(st, cl, r->page, r->count);
+}
+
+static void pin_free(struct cqd_store *st, struct cqd_client *cl, uint32_t pin)
+{
+	struct cqp_rec_pin *r = &st->ix.pins[pin];
+	struct cqd_pin *p = &st->pins[pin];
+	uint32_t *b = bucket(st, r->client, r->page);
+
+	cqd_word_state(&r->word, CQP_FREE);
+	while (*b != pin)
+		b = &st->pins[*b].hash_next;
+	*b = p->hash_next;
+	if (p->prev == CQP_NONE)
+		cl->pins = p->next;
+	else
+		st->pins[p->prev].next = p->next;
+	if (p->next != CQP_NONE)
+		st->pins[p->next].prev = p->prev;
+	cqd_tab_put(&st->ix.t_pins, pin);
+}
+
+/**
+ * cqd_pin() - one pin more
+ * @cl:   client
+ * @page: page record in state FILLING or SEALED
+ * @err:  text of the failure
+ *
+ * Return: 0; -EDQUOT; -ENOSPC no pin record left.
+ */
+int cqd_pin(struct cqd_client *cl, uint32_t page, struct cq_err *err)
+{
+	struct cqd_store *st = cl->st;
+	struct cqp_rec_pin *r;
+	uint32_t i;
+
+	if (cl->ns->pins >= cl->ns->quota_pins ||
+	    st->pages[page].pins == UINT32_MAX)
+		return cq_err_set(err, -EDQUOT,
+				  "namespace '%s' holds %llu pins: release some or raise its quota",
+				  cl->ns->name, (unsigned long long)cl->ns->pins);
+	i = find(st, cl->rec, page);
+	if (i != CQP_NONE) {
+		st->ix.pins[i].count++;
+		count_up(st, cl, page, 1);
+		cqd_page_settle(st, page);
+		return 0;
+	}
+	i = cqd_tab_get(&st->ix.t_pins);
+	if (i == CQP_NONE)
+		return cq_err_set(err, -ENOSPC, "max_pins = %u are all in use",
+				  st->ix.t_pins.n);
+	r = &st->ix.pins[i];
+	r->client = cl->rec;
+	r->page = page;
+	r->count = 1;
+	cqd_word_born(&r->word, CQP_SEALED);
+	cqd_pin_adopt(st, cl, i);
+	cqd_page_settle(st, page);
+	return 0;
+}
+
+/**
+ * cqd_unpin() - one pin less
+ * @cl:   client
+ * @page: page record; may be freed here if it was quarantined
+ *
+ * Return: 0; -ENOENT the client has none on it.
+ */
+int cqd_unpin(struct cqd_client *cl, uint32_t page)
+{
+	struct cqd_store *st = cl->st;
+	uint32_t i = find(st, cl->rec, page);
+
+	if (i == CQP_NONE)
+		return -ENOENT;
+	if (--st->ix.pins[i].count == 0)
+		pin_free(st, cl, i);
+	count_down(st, cl, page, 1);
+	return 0;
+}
+
+/**
+ * cqd_pins_drop() - every pin of a client
+ * @cl: client
+ */
+void cqd_pins_drop(struct cqd_client *cl)
+{
+	struct cqd_store *st = cl->st;
+	uint32_t page;
+	uint64_t n;
+
+	while (cl->pins != CQP_NONE) {
+		page = st->ix.pins[cl->pins].page;
+		n = st->ix.pins[cl->pins].count;
+		pin_free(st, cl, cl->pins);
+		count_down(st, cl, page, n);
+	}
+}

@@ -1,0 +1,536 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Sealing: a worker's coded page is copied into a free slot, the copy is
+ * checksummed, and one store makes it visible.
+ *
+ * A seal is a small machine, stepped on the loop:
+ *
+ *	NEW -> ON_PAGE	somebody is filling this page, or its parent: again when
+ *			that seal has ended
+ *	    -> ON_SLOT	page record taken, its state FILLING; again when a
+ *			segment was created or destroyed
+ *	    -> COPY	on a worker thread
+ *	    -> the end	published, or everything undone
+ *
+ * The parent cannot go meanwhile: the page, although not visible, is its child.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "daemon/store_priv.h"
+
+static void step(struct cqd_seal_op *op);
+
+/* --- the end of a seal --- */
+
+static void op_free(struct cqd_seal_op *op)
+{
+	cqd_arena_put(op->arena);
+	free(op);
+}
+
+/* Whoever waited for this page begins again: finds it, or fills it itself. */
+static void wake(struct list_head *waiters)
+{
+	struct cqd_seal_op *op;
+
+	while (!list_empty(waiters)) {
+		op = list_first(waiters, struct cqd_seal_op, wait_node);
+		list_del(&op->wait_node);
+		step(op);
+	}
+}
+
+static void move_waiters(struct cqd_seal_op *op, struct list_head *to)
+{
+	list_init(to);
+	if (list_empty(&op->waiters))
+		return;
+	list_add(to, &op->waiters);
+	list_del(&op->waiters);
+}
+
+static void finish(struct cqd_seal_op *op, int ret, uint32_t p, bool existing)
+{
+	struct cqd_seal_result res = { .key = op->key, .existing = existing };
+	struct cqd_store *st = op->st;
+	struct list_head waiters;
+	struct cqd_place at;
+
+	move_waiters(op, &waiters);
+	if (!ret) {
+		at = cqd_page_place(st, p, CQD_CODES);
+		res.page = cqd_place_page(at.seg, at.slot);
+		at = cqd_page_place(st, p, CQD_SINKS);
+		res.sink = cqd_place_page(at.seg, at.slot);
+	}
+	/* The callback may end the client, which ends every seal listed. */
+	list_del(&op->client_node);
+	op->done(op->arg, ret, ret ? NULL : &res, &op->err);
+	op_free(op);
+	wake(&waiters);
+}
+
+/* Slots that were taken before the record named them. */
+static void drop_slots(struct cqd_seal_op *op)
+{
+	unsigned int k;
+
+	for (k = 0; k < CQD_N_KINDS; k++) {
+		if (!op->at[k].seg)
+			continue;
+		cqd_word_state(cqd_segment_word(op->at[k].seg, op->at[k].slot),
+			       CQP_FREE);
+		cqd_slot_free(op->at[k]);
+	}
+}
+
+/* Undoes what the seal has begun; nothing of it was visible. */
+static void fail(struct cqd_seal_op *op, int ret)
+{
+	struct cqd_store *st = op->st;
+	uint32_t p = op->page;
+
+	if (p != CQP_NONE) {
+		if (op->client)
+			cqd_unpin(op->client, p);
+		if (st->ix.pages[p].segment == CQP_NONE)
+			drop_slots(op);
+		cqd_page_free(st, p, CQD_EV_ABORT);
+	}
+	finish(op, ret, CQP_NONE, false);
+}
+
+static void found(struct cqd_seal_op *op, uint32_t p)
+{
+	struct cqd_store *st = op->st;
+	int ret;
+
+	if (st->pages[p].state == CQP_EVICTING)
+		cqd_evict_take_back(st, p);
+	ret = cqd_pin(op->client, p, &op->err);
+	if (ret) {
+		fail(op, ret);
+		return;
+	}
+	st->ix.pages[p].last_use_us = cqd_now_us();
+	finish(op, 0, p, true);
+}
+
+/* --- the copy --- */
+
+static int copy_one(struct cqd_seal_op *op, unsigned int kind, uint64_t src)
+{
+	const struct cqd_mem_ops *mem = op->st->mem;
+	struct cqd_segment *seg = op->at[kind].seg;
+	uint64_t len = op->shard->kind[kind].payload;
+	uint64_t dst = op->at[kind].slot * seg->slot_bytes;
+	struct cq_page_hdr h = {
+		.magic = CQ_PAGE_MAGIC,
+		.version = CQ_PAGE_VERSION,
+		.kind = kind == CQD_SINKS ? CQ_PAGE_SINK : CQ_PAGE_CODES,
+		.payload = len,
+	};
+	int ret;
+
+	ret = mem->write(&seg->mem, dst + sizeof(h), op->arena->fd, src, len);
+	if (ret)
+		return ret;
+	ret = mem->check(&seg->mem, dst + sizeof(h), len, &h.check_lo, &h.check_hi);
+	if (ret)
+		return ret;
+	memcpy(h.model_tag, op->shard->model->head->hash, sizeof(h.model_tag));
+	memcpy(h.key, op->key.b, sizeof(h.key));
+	if (kind == CQD_CODES) {
+		op->lo = h.check_lo;
+		op->hi = h.check_hi;
+	}
+	return mem->fill(&seg->mem, dst, &h, sizeof(h));
+}
+
+static void copy_run(struct cqd_job *job)
+{
+	struct cqd_seal_op *op = container_of(job, struct cqd_seal_op, job);
+
+	op->ret = 0;
+	if (op->sink_offset != UINT64_MAX)
+		op->ret = copy_one(op, CQD_SINKS, op->sink_offset);
+	if (!op->ret)
+		op->ret = copy_one(op, CQD_CODES, op->offset);
+	if (op->ret)
+		cq_err_set(&op->err, op->ret,
+			   "copying %llu bytes at %llu of arena %u: %s",
+			   (unsigned long long)op->shard->kind[CQD_CODES].payload,
+			   (unsigned long long)op->offset, op->arena->id,
+			   strerror(-op->ret));
+}
+
+static void publish(struct cqd_seal_op *op)
+{
+	struct cqd_store *st = op->st;
+	struct cqp_rec_page *r = &st->ix.pages[op->page];
+	struct cqd_page *pg = &st->pages[op->page];
+
+	r->check_lo = op->lo;
+	r->check_hi = op->hi;
+	r->last_use_us = cqd_now_us();
+	r->parent = pg->parent;
+	r->depth = pg->parent == CQP_NONE ? 0 : st->ix.pages[pg->parent].depth + 1;
+	pg->filler = NULL;
+	cqd_page_event(st, op->page, CQD_EV_PUBLISH);
+	cqd_page_settle(st, op->page);
+	st->seals++;
+}
+
+static void copy_done(struct cqd_job *job)
+{
+	struct cqd_seal_op *op = container_of(job, struct cqd_seal_op, job);
+	struct cqd_store *st = op->st;
+
+	if (!op->client)
+		op->ret = cq_err_set(&op->err, -ECANCELED, "the session ended");
+	else if (!op->ret && op->parent_lost)
+		op->ret = cq_err_set(&op->err, -ENOENT,
+				     "the parent page was lost: publish it again");
+	if (op->ret) {
+		fail(op, op->ret);
+		return;
+	}
+	publish(op);
+	finish(op, 0, op->page, false);
+	cqd_evict_kick(st);
+}
+
+/* --- slots --- */
+
+/* 0; -EAGAIN wait; else why there is none. */
+static int get_slot(struct cqd_seal_op *op, unsigned int kind)
+{
+	struct cqd_shard *sh = op->shard;
+	struct cqd_store *st = op->st;
+	int ret;
+
+	ret = cqd_slot_take(sh, kind, op->page, &op->at[kind]);
+	if (!ret || sh->kind[kind].creating)
+		return ret;
+	if (sh->kind[kind].failed) {
+		op->err = sh->kind[kind].err;
+		return sh->kind[kind].failed;
+	}
+	if (!cqd_segment_grow(sh, kind, NULL))
+		return -EAGAIN;
+	if (st->destroying || cqd_evict_segment(st, sh))
+		return -EAGAIN;
+	while (cqd_evict_one(st, sh, NULL))
+		if (!cqd_slot_take(sh, kind, op->page, &op->at[kind]))
+			return 0;
+	return cq_err_set(&op->err, -ENOSPC,
+			  "no slot: pool_bytes = %llu are full of pages in use",
+			  (unsigned long long)st->o.pool_bytes);
+}
+
+static int get_slots(struct cqd_seal_op *op)
+{
+	int ret = 0;
+
+	/* Sinks first: their segment must not find the pool taken by codes. */
+	if (op->sink_offset != UINT64_MAX && !op->at[CQD_SINKS].seg)
+		ret = get_slot(op, CQD_SINKS);
+	if (!ret && !op->at[CQD_CODES].seg)
+		ret = get_slot(op, CQD_CODES);
+	return ret;
+}
+
+static void start_copy(struct cqd_seal_op *op)
+{
+	struct cqp_rec_page *r = &op->st->ix.pages[op->page];
+	const struct cqd_place *at = op->at;
+	unsigned int k;
+
+	r->segment = at[CQD_CODES].seg->rec;
+	r->slot = at[CQD_CODES].slot;
+	r->slot_gen = CQP_WORD_GEN(*cqd_segment_word(at[0].seg, at[0].slot));
+	k = CQD_SINKS;
+	if (at[k].seg) {
+		r->sink_segment = at[k].seg->rec;
+		r->sink_slot = at[k].slot;
+		r->sink_gen = CQP_WORD_GEN(*cqd_segment_word(at[k].seg, at[k].slot));
+	}
+	op->where = CQD_SEAL_COPY;
+	op->job.run = copy_run;
+	op->job.done = copy_done;
+	cqd_job_queue(op->st, &op->job, false);
+}
+
+static void want_slots(struct cqd_seal_op *op)
+{
+	int ret = get_slots(op);
+
+	if (ret == -EAGAIN) {
+		op->where = CQD_SEAL_ON_SLOT;
+		list_add_tail(&op->wait_node, &op->shard->waiting);
+	} else if (ret) {
+		fail(op, ret);
+	} else {
+		start_copy(op);
+	}
+}
+
+/**
+ * cqd_seal_kick() - try the seals again that wait for a slot
+ * @sh: shard
+ */
+void cqd_seal_kick(struct cqd_shard *sh)
+{
+	struct list_head again;
+	struct cqd_seal_op *op;
+
+	list_init(&again);
+	if (list_empty(&sh->waiting))
+		return;
+	list_add(&again, &sh->waiting);
+	list_del(&sh->waiting);
+	while (!list_empty(&again)) {
+		op = list_first(&again, struct cqd_seal_op, wait_node);
+		list_del(&op->wait_node);
+		if (op->parent_lost)
+			fail(op, cq_err_set(&op->err, -ENOENT, "the parent page was lost"));
+		else
+			want_slots(op);
+	}
+}
+
+/**
+ * cqd_seal_kick_all() - the same for every shard: the pool has more room
+ * @st: store
+ */
+void cqd_seal_kick_all(struct cqd_store *st)
+{
+	struct list_head *pos;
+	struct cqd_shard *sh;
+
+	/* From the start after each: what a seal calls back may free shards. */
+	st->kick++;
+again:
+	list_for_each(pos, &st->shards) {
+		sh = list_entry(pos, struct cqd_shard, node);
+		if (list_empty(&sh->waiting) || sh->kicked == st->kick)
+			continue;
+		sh->kicked = st->kick;
+		cqd_seal_kick(sh);
+		goto again;
+	}
+}
+
+/* --- the beginning --- */
+
+static void wait_for(struct cqd_seal_op *op, uint32_t p)
+{
+	op->where = CQD_SEAL_ON_PAGE;
+	list_add_tail(&op->wait_node, &op->st->pages[p].filler->waiters);
+}
+
+/* Page record and pin, the parent kept from eviction. */
+static int begin(struct cqd_seal_op *op, uint32_t parent)
+{
+	struct cqd_shard *sh = op->shard;
+	struct cqd_store *st = op->st;
+	bool sink = op->sink_offset != UINT64_MAX;
+	int ret = 0;
+
+	if (parent != CQP_NONE)
+		cqd_page_hold(st, parent);
+	if (!cqd_ns_room(sh->ns, cqd_page_bytes(sh, sink), 1))
+		ret = cq_err_set(&op->err, -EDQUOT,
+				 "namespace '%s' is at its quota (%llu of %llu bytes, %llu pages) and its pages are in use",
+				 sh->ns->name, (unsigned long long)sh->ns->used_bytes,
+				 (unsigned long long)sh->ns->quota_bytes,
+				 (unsigned long long)sh->ns->pages);
+	while (!ret && op->page == CQP_NONE) {
+		op->page = cqd_page_begin(sh, &op->key, parent, sink, op);
+		if (op->page == CQP_NONE && !cqd_evict_one(st, NULL, NULL))
+			ret = cq_err_set(&op->err, -ENOSPC, "max_pages = %u are in use",
+					 st->ix.t_pages.n);
+	}
+	if (parent != CQP_NONE)
+		cqd_page_unhold(st, parent);
+	if (ret)
+		return ret;
+	return cqd_pin(op->client, op->page, &op->err);
+}
+
+/* CQP_NONE in *parent: page 0. 1: wait for it. */
+static int find_parent(struct cqd_seal_op *op, uint32_t *parent)
+{
+	struct cqd_store *st = op->st;
+	uint32_t p;
+
+	*parent = CQP_NONE;
+	if (!memcmp(&op->parent_key, &op->shard->root, sizeof(op->parent_key)))
+		return 0;
+	p = cqd_page_find(st, op->shard, &op->parent_key);
+	if (p == CQP_NONE)
+		return cq_err_set(&op->err, -ENOENT,
+				  "the parent page is not resident: publish it first");
+	if (st->pages[p].state == CQP_FILLING) {
+		wait_for(op, p);
+		return 1;
+	}
+	if (st->pages[p].state == CQP_EVICTING)
+		cqd_evict_take_back(st, p);
+	*parent = p;
+	return 0;
+}
+
+static void step(struct cqd_seal_op *op)
+{
+	uint32_t p = cqd_page_find(op->st, op->shard, &op->key), parent;
+	int ret;
+
+	if (p != CQP_NONE && op->st->pages[p].state == CQP_FILLING) {
+		wait_for(op, p);
+		return;
+	}
+	if (p != CQP_NONE) {
+		found(op, p);
+		return;
+	}
+	ret = find_parent(op, &parent);
+	if (ret > 0)
+		return;
+	if (!ret)
+		ret = begin(op, parent);
+	if (ret)
+		fail(op, ret);
+	else
+		want_slots(op);
+}
+
+static bool outside(const struct cqd_arena *a, uint64_t off, uint64_t len)
+{
+	return off > a->bytes || len > a->bytes - off;
+}
+
+static int check_req(const struct cqd_shard *sh, const struct cqd_arena *a,
+		     const struct cqd_seal_req *req, struct cq_err *err)
+{
+	bool first = !memcmp(&req->parent, &sh->root, sizeof(sh->root));
+	bool sink = req->sink_offset != UINT64_MAX;
+	uint64_t sink_len = sh->kind[CQD_SINKS].payload;
+
+	if (!a)
+		return cq_err_set(err, -EINVAL, "arena %u was not offered by this session",
+				  req->arena);
+	if (req->extra_len > CQP_MAX_EXTRA)
+		return cq_err_set(err, -EINVAL, "extra key bytes: %zu, at most %d",
+				  req->extra_len, CQP_MAX_EXTRA);
+	if (sink != (first && sink_len))
+		return cq_err_set(err, -EINVAL, sink ?
+				  "only page 0 of a model with sinks has a sink object" :
+				  "page 0 of this model needs its sink object");
+	if (outside(a, req->offset, sh->kind[CQD_CODES].payload) ||
+	    (sink && outside(a, req->sink_offset, sink_len)))
+		return cq_err_set(err, -EINVAL,
+				  "page of %llu bytes at %llu lies outside arena %u of %llu bytes",
+				  (unsigned long long)sh->kind[CQD_CODES].payload,
+				  (unsigned long long)req->offset, a->id,
+				  (unsigned long long)a->bytes);
+	return 0;
+}
+
+/**
+ * cqd_seal() - copy into a free slot, checksum the copy, publish
+ * @client: publisher; the page is pinned for it
+ * @shard:  one that it opened
+ * @req:    what to seal; nothing of it is kept
+ * @done:   called on the loop, exactly once and possibly before return, also
+ *          when the client ended meanwhile (-ECANCELED); not called when an
+ *          error is returned
+ * @arg:    passed to @done
+ * @err:    text of the failure
+ *
+ * Return: 0; -EINVAL; -ENOMEM.
+ */
+int cqd_seal(struct cqd_client *client, struct cqd_shard *shard,
+	     const struct cqd_seal_req *req, cqd_seal_cb done, void *arg,
+	     struct cq_err *err)
+{
+	struct cqd_arena *a = cqd_arena_find(client, req->arena);
+	struct cqd_seal_op *op;
+	int ret = check_req(shard, a, req, err);
+
+	if (ret)
+		return ret;
+	op = calloc(1, sizeof(*op));
+	if (!op)
+		return cq_err_set(err, -ENOMEM, "no memory for a seal");
+	ret = cqp_key_page(&op->key, &req->parent, req->tokens, req->extra,
+			   req->extra_len);
+	if (ret) {
+		free(op);
+		return cq_err_set(err, ret, "no memory for a key");
+	}
+	op->st = client->st;
+	op->client = client;
+	op->shard = shard;
+	op->arena = a;
+	kref_get(&a->ref);
+	op->parent_key = req->parent;
+	op->offset = req->offset;
+	op->sink_offset = req->sink_offset;
+	op->page = CQP_NONE;
+	op->done = done;
+	op->arg = arg;
+	list_init(&op->wait_node);
+	list_init(&op->waiters);
+	list_add_tail(&op->client_node, &client->seals);
+	step(op);
+	return 0;
+}
+
+/* --- cancelling --- */
+
+static void cancel(struct cqd_seal_op *op)
+{
+	list_del(&op->wait_node);
+	if (op->where == CQD_SEAL_COPY) {
+		/* The thread is writing: the completion undoes the rest. */
+		cqd_unpin(op->client, op->page);
+		list_del(&op->client_node);
+		op->client = NULL;
+		return;
+	}
+	fail(op, cq_err_set(&op->err, -ECANCELED, "the session ended"));
+}
+
+/**
+ * cqd_seal_cancel_client() - end a client's seals
+ * @cl: client
+ *
+ * Those that wait for another seal first: waking them would be in vain.
+ */
+void cqd_seal_cancel_client(struct cqd_client *cl)
+{
+	struct list_head *pos, *tmp;
+
+	list_for_each_safe(pos, tmp, &cl->seals) {
+		struct cqd_seal_op *op = list_entry(pos, struct cqd_seal_op, client_node);
+
+		if (op->where == CQD_SEAL_ON_PAGE && list_empty(&op->waiters))
+			cancel(op);
+	}
+	while (!list_empty(&cl->seals))
+		cancel(list_first(&cl->seals, struct cqd_seal_op, client_node));
+}
+
+/**
+ * cqd_seal_cancel_waiting() - end every seal that no thread works on
+ * @st: store that closes
+ */
+void cqd_seal_cancel_waiting(struct cqd_store *st)
+{
+	struct list_head *pos;
+
+	list_for_each(pos, &st->clients)
+		cqd_seal_cancel_client(list_entry(pos, struct cqd_client, node));
+}

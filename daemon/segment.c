@@ -1,0 +1,488 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Segments: one memfd, one entry in the fd store, slots of one size for pages
+ * of one shard. Created and destroyed on worker threads.
+ *
+ * A segment gets its record, and thereby pages, only when the service manager
+ * has confirmed its fd. When it dies its record goes first.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "daemon/store_priv.h"
+
+static void seg_name(const struct cqd_segment *seg, char buf[32])
+{
+	snprintf(buf, 32, "cq-seg-%u", seg->id);
+}
+
+/* --- finding --- */
+
+static uint32_t *bucket(struct cqd_store *st, uint32_t id)
+{
+	return &st->seg_hash[id % CQD_MAX_SEGMENTS];
+}
+
+/**
+ * cqd_segment_hash() - make a segment findable by its id
+ * @seg: segment with a record
+ */
+void cqd_segment_hash(struct cqd_segment *seg)
+{
+	uint32_t *b = bucket(seg->st, seg->id);
+
+	seg->st->segs[seg->rec] = seg;
+	seg->id_next = *b;
+	*b = seg->rec;
+}
+
+static void unhash(struct cqd_segment *seg)
+{
+	uint32_t *b = bucket(seg->st, seg->id);
+
+	while (*b != seg->rec)
+		b = &seg->st->segs[*b]->id_next;
+	*b = seg->id_next;
+	seg->st->segs[seg->rec] = NULL;
+}
+
+/**
+ * cqd_segment_find() - segment by id
+ * @st: store
+ * @id: any value
+ *
+ * Return: a live segment or NULL.
+ */
+struct cqd_segment *cqd_segment_find(struct cqd_store *st, uint32_t id)
+{
+	uint32_t i = *bucket(st, id);
+
+	while (i != CQP_NONE && st->segs[i]->id != id)
+		i = st->segs[i]->id_next;
+	return i == CQP_NONE ? NULL : st->segs[i];
+}
+
+/* Random: a running number would tell a tenant how many others have. */
+static uint32_t new_id(struct cqd_store *st)
+{
+	uint32_t id;
+
+	do {
+		id = (uint32_t)cqd_random();
+	} while (!id || id == CQP_NONE || cqd_segment_find(st, id));
+	return id;
+}
+
+/**
+ * cqd_segment_word() - state word of a slot
+ * @seg:  segment
+ * @slot: below seg->slots
+ *
+ * Return: its address in the namespace's state memfd.
+ */
+uint64_t *cqd_segment_word(const struct cqd_segment *seg, uint32_t slot)
+{
+	return &seg->shard->ns->words[seg->word_base + slot];
+}
+
+/**
+ * cqd_place_page() - a slot as clients see it
+ * @seg:  segment, NULL for "none"
+ * @slot: slot
+ *
+ * Return: word as of now, ids.
+ */
+struct cqp_page cqd_place_page(const struct cqd_segment *seg, uint32_t slot)
+{
+	struct cqp_page p = { .segment = CQP_NONE, .slot = CQP_NONE };
+
+	if (seg) {
+		p.word = *cqd_segment_word(seg, slot);
+		p.segment = seg->id;
+		p.slot = slot;
+	}
+	return p;
+}
+
+/* --- slots --- */
+
+/**
+ * cqd_segment_arrays() - owners and free list, every slot free
+ * @seg: slots is set
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int cqd_segment_arrays(struct cqd_segment *seg)
+{
+	uint32_t i;
+
+	seg->owner = malloc(seg->slots * sizeof(*seg->owner));
+	seg->next_free = malloc(seg->slots * sizeof(*seg->next_free));
+	if (!seg->owner || !seg->next_free)
+		return -ENOMEM;
+	for (i = 0; i < seg->slots; i++)
+		seg->owner[i] = CQP_NONE;
+	cqd_segment_free_list(seg);
+	return 0;
+}
+
+/**
+ * cqd_segment_free_list() - free list from the owners, low slots first
+ * @seg: segment
+ */
+void cqd_segment_free_list(struct cqd_segment *seg)
+{
+	uint32_t i;
+
+	seg->free_head = CQP_NONE;
+	for (i = seg->slots; i-- > 0;) {
+		if (seg->owner[i] != CQP_NONE)
+			continue;
+		seg->next_free[i] = seg->free_head;
+		seg->free_head = i;
+	}
+	if (seg->free_head != CQP_NONE && list_empty(&seg->partial_node))
+		list_add_tail(&seg->partial_node,
+			      &seg->shard->kind[seg->kind].partial);
+}
+
+/**
+ * cqd_slot_take() - a slot for a new page
+ * @sh:    shard
+ * @kind:  CQD_CODES or CQD_SINKS
+ * @owner: page record
+ * @at:    set on success
+ *
+ * Return: 0; -EAGAIN none is free.
+ */
+int cqd_slot_take(struct cqd_shard *sh, unsigned int kind, uint32_t owner,
+		  struct cqd_place *at)
+{
+	struct cqd_segment *seg;
+	uint64_t *word;
+	uint32_t slot;
+
+	if (list_empty(&sh->kind[kind].partial))
+		return -EAGAIN;
+	seg = list_first(&sh->kind[kind].partial, struct cqd_segment, partial_node);
+	slot = seg->free_head;
+	seg->free_head = seg->next_free[slot];
+	if (seg->free_head == CQP_NONE)
+		list_del(&seg->partial_node);
+	cqd_slot_adopt(seg, slot, owner);
+	word = cqd_segment_word(seg, slot);
+	/*
+	 * The new generation is out before the first byte of the new page is
+	 * written: a reader that still looks at the old one reads the word
+	 * again after the data (client: smp_rmb(), then READ_ONCE()).
+	 */
+	WRITE_ONCE(*word, CQP_WORD(CQP_WORD_GEN(*word) + 1, CQP_FILLING));
+	smp_wmb();
+	at->seg = seg;
+	at->slot = slot;
+	return 0;
+}
+
+/**
+ * cqd_slot_adopt() - count a slot as used
+ * @seg:   segment; the slot is in no free list
+ * @slot:  slot
+ * @owner: page record
+ */
+void cqd_slot_adopt(struct cqd_segment *seg, uint32_t slot, uint32_t owner)
+{
+	seg->owner[slot] = owner;
+	seg->used++;
+	seg->st->pool_used += seg->slot_bytes;
+}
+
+/**
+ * cqd_slot_free() - give a slot back; its word says FREE already
+ * @at: place, seg NULL for none
+ */
+void cqd_slot_free(struct cqd_place at)
+{
+	struct cqd_segment *seg = at.seg;
+
+	if (!seg)
+		return;
+	seg->owner[at.slot] = CQP_NONE;
+	seg->next_free[at.slot] = seg->free_head;
+	seg->free_head = at.slot;
+	if (list_empty(&seg->partial_node))
+		list_add_tail(&seg->partial_node, &seg->shard->kind[seg->kind].partial);
+	seg->st->pool_used -= seg->slot_bytes;
+	if (--seg->used == 0)
+		seg->empty_since = uv_now(seg->st->loop);
+}
+
+/* --- creation --- */
+
+static void create_run(struct cqd_job *job)
+{
+	struct cqd_segment *seg = container_of(job, struct cqd_segment, job);
+	struct cqd_ns *ns = seg->shard->ns;
+	char name[32];
+
+	seg->ret = seg->st->mem->create(&seg->mem, &seg->err);
+	if (seg->ret)
+		return;
+	if (fallocate(ns->mem.fd, 0, (off_t)(seg->word_base * 8),
+		      (off_t)seg->slots * 8) < 0) {
+		seg->ret = cq_err_set(&seg->err, -errno, "reserving state words: %s",
+				      strerror(errno));
+		return;
+	}
+	seg_name(seg, name);
+	seg->ret = cqd_fdstore_push(seg->st, name, seg->mem.fd, true, &seg->err);
+}
+
+static void fill_record(const struct cqd_segment *seg)
+{
+	struct cqp_rec_segment *r = &seg->st->ix.segs[seg->rec];
+	const struct cqd_shard *sh = seg->shard;
+
+	r->id = seg->id;
+	r->ns = sh->ns->rec;
+	r->model = sh->model->rec;
+	r->kind = seg->kind == CQD_SINKS ? CQ_PAGE_SINK : CQ_PAGE_CODES;
+	r->layer_begin = sh->range.layer_begin;
+	r->layer_end = sh->range.layer_end;
+	r->head_begin = sh->range.head_begin;
+	r->head_end = sh->range.head_end;
+	r->bytes = seg->mem.bytes;
+	r->slot_bytes = seg->slot_bytes;
+	r->word_base = seg->word_base;
+	r->slots = seg->slots;
+	cqd_word_born(&r->word, CQP_SEALED);
+}
+
+/**
+ * cqd_segment_release() - free the object; its memory must be gone already
+ * @seg: segment, out of the hash
+ */
+void cqd_segment_release(struct cqd_segment *seg)
+{
+	list_del(&seg->ns_node);
+	list_del(&seg->partial_node);
+	seg->st->pool_reserved -= seg->slots * seg->slot_bytes;
+	free(seg->owner);
+	free(seg->next_free);
+	free(seg);
+}
+
+static void create_failed(struct cqd_segment *seg)
+{
+	struct cqd_shard_kind *k = &seg->shard->kind[seg->kind];
+	char name[32];
+
+	seg_name(seg, name);
+	cqd_fdstore_remove(seg->st, name);
+	seg->st->mem->destroy(&seg->mem);
+	cqd_tab_put(&seg->st->ix.t_segs, seg->rec);
+	k->failed = seg->ret;
+	k->err = seg->err;
+	cqd_segment_release(seg);
+}
+
+static void create_done(struct cqd_job *job)
+{
+	struct cqd_segment *seg = container_of(job, struct cqd_segment, job);
+	struct cqd_shard *sh = seg->shard;
+	struct cqd_shard_kind *k = &sh->kind[seg->kind];
+
+	k->creating = false;
+	k->failed = 0;
+	if (!seg->ret && cqd_segment_arrays(seg))
+		seg->ret = cq_err_set(&seg->err, -ENOMEM, "no memory for a segment");
+	if (seg->ret) {
+		create_failed(seg);
+	} else {
+		fill_record(seg);
+		seg->live = true;
+		seg->empty_since = uv_now(seg->st->loop);
+		cqd_segment_hash(seg);
+		k->segments++;
+	}
+	sh->opens++;	/* stays while seals call back */
+	cqd_seal_kick(sh);
+	sh->opens--;
+	/* Asked once per failure: the next seal may try again. */
+	k->failed = 0;
+	cqd_shard_put(sh);
+}
+
+/*
+ * Doubling sizes, as far as the pool goes; sinks, few and small, take no more
+ * than a quarter of what is left. 0: not one slot fits.
+ */
+static uint32_t slots_for(const struct cqd_store *st, const struct cqd_shard_kind *k,
+			  unsigned int kind)
+{
+	uint64_t want = st->o.segment_min, left;
+	uint32_t i;
+
+	for (i = 0; i < k->segments && want < st->o.segment_max; i++)
+		want *= 2;
+	left = st->o.pool_bytes - MIN(st->o.pool_bytes, st->pool_reserved);
+	want = MIN(want, st->o.segment_max);
+	if (kind == CQD_SINKS)
+		want = MIN(want, left / 4);
+	want = MAX(want, k->slot_bytes);
+	return (uint32_t)MIN(MIN(want, left) / k->slot_bytes, UINT32_MAX / 8);
+}
+
+static struct cqd_segment *seg_new(struct cqd_shard *sh, unsigned int kind,
+				   uint32_t slots)
+{
+	struct cqd_segment *seg = calloc(1, sizeof(*seg));
+
+	if (!seg)
+		return NULL;
+	seg->st = sh->st;
+	seg->shard = sh;
+	seg->kind = kind;
+	seg->slot_bytes = sh->kind[kind].slot_bytes;
+	seg->mem.fd = -1;
+	seg->mem.ro_fd = -1;
+	list_init(&seg->partial_node);
+	list_init(&seg->ns_node);
+	while (slots && cqd_ns_words_get(sh->ns, seg, slots))
+		slots /= 2;
+	seg->slots = slots;
+	seg->mem.bytes = slots * seg->slot_bytes;
+	if (!slots) {
+		free(seg);
+		return NULL;
+	}
+	return seg;
+}
+
+/**
+ * cqd_segment_grow() - start the creation of a segment
+ * @sh:   shard; its waiting seals are tried again when it is done
+ * @kind: CQD_CODES or CQD_SINKS
+ * @err:  text of the failure
+ *
+ * Return: 0 under way; -ENOSPC the pool has no room for a slot.
+ */
+int cqd_segment_grow(struct cqd_shard *sh, unsigned int kind, struct cq_err *err)
+{
+	struct cqd_shard_kind *k = &sh->kind[kind];
+	struct cqd_store *st = sh->st;
+	uint32_t slots = slots_for(st, k, kind);
+	struct cqd_segment *seg;
+
+	if (k->creating)
+		return 0;
+	if (!slots || st->closing)
+		return cq_err_set(err, -ENOSPC, "pool_bytes = %llu are all in use",
+				  (unsigned long long)st->o.pool_bytes);
+	seg = seg_new(sh, kind, slots);
+	if (!seg)
+		return cq_err_set(err, -ENOSPC, "no memory or state words for a segment");
+	seg->rec = cqd_tab_get(&st->ix.t_segs);
+	if (seg->rec == CQP_NONE) {
+		list_del(&seg->ns_node);
+		free(seg);
+		return cq_err_set(err, -ENOSPC, "%d segments exist: raise segment_max",
+				  CQD_MAX_SEGMENTS);
+	}
+	seg->id = new_id(st);
+	st->pool_reserved += seg->mem.bytes;
+	k->creating = true;
+	seg->job.run = create_run;
+	seg->job.done = create_done;
+	cqd_job_queue(st, &seg->job, true);
+	return 0;
+}
+
+/* --- the end --- */
+
+static void destroy_run(struct cqd_job *job)
+{
+	struct cqd_segment *seg = container_of(job, struct cqd_segment, job);
+	char name[32];
+
+	seg_name(seg, name);
+	cqd_fdstore_remove(seg->st, name);
+	seg->st->mem->destroy(&seg->mem);
+}
+
+static void destroy_done(struct cqd_job *job)
+{
+	struct cqd_segment *seg = container_of(job, struct cqd_segment, job);
+	struct cqd_store *st = seg->st;
+	struct cqd_shard *sh = seg->shard;
+
+	st->destroying--;
+	sh->kind[seg->kind].segments--;
+	cqd_tab_put(&st->ix.t_segs, seg->rec);
+	cqd_segment_release(seg);
+	cqd_shard_put(sh);
+	cqd_seal_kick_all(st);
+}
+
+/**
+ * cqd_segment_retire() - destroy an empty segment
+ * @seg: segment
+ *
+ * Return: true if it is on its way out.
+ */
+bool cqd_segment_retire(struct cqd_segment *seg)
+{
+	if (!seg->live || seg->used || seg->busy)
+		return false;
+	seg->live = false;
+	/* Record first: a new daemon must not find it without memory. */
+	cqd_word_state(&seg->st->ix.segs[seg->rec].word, CQP_FREE);
+	unhash(seg);
+	list_del(&seg->partial_node);
+	seg->st->destroying++;
+	seg->job.run = destroy_run;
+	seg->job.done = destroy_done;
+	cqd_job_queue(seg->st, &seg->job, true);
+	return true;
+}
+
+/**
+ * cqd_segment_tick() - destroy segments that have been empty for a while
+ * @st: store; called about once per second
+ */
+void cqd_segment_tick(struct cqd_store *st)
+{
+	uint64_t now = uv_now(st->loop);
+	struct cqd_segment *seg;
+	uint32_t i;
+
+	for (i = 0; i < CQD_MAX_SEGMENTS; i++) {
+		seg = st->segs[i];
+		if (seg && !seg->used && now - seg->empty_since >= st->empty_ms)
+			cqd_segment_retire(seg);
+	}
+}
+
+/**
+ * cqd_segment_get() - what SegmentOk carries
+ * @client: who asks
+ * @id:     segment id
+ * @info:   filled on success
+ *
+ * Return: 0; -ENOENT no such segment of this client's namespace.
+ */
+int cqd_segment_get(struct cqd_client *client, uint32_t id,
+		    struct cqd_segment_info *info)
+{
+	const struct cqd_segment *seg = cqd_segment_find(client->st, id);
+
+	if (!seg || seg->shard->ns != client->ns)
+		return -ENOENT;
+	info->bytes = seg->mem.bytes;
+	info->slot_bytes = seg->slot_bytes;
+	info->word_base = seg->word_base;
+	info->slots = seg->slots;
+	info->fd = seg->mem.ro_fd;
+	return 0;
+}

@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: MIT
+/* The store as a whole: beginning, end, figures. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include "daemon/store_priv.h"
+
+#define TICK_MS 1000
+
+/**
+ * cqd_random() - 64 random bits from the kernel
+ *
+ * Return: the bits. Early in boot it waits for the kernel's pool.
+ */
+uint64_t cqd_random(void)
+{
+	uint64_t v = 0;
+
+	while (getrandom(&v, sizeof(v), 0) != (ssize_t)sizeof(v))
+		;
+	return v;
+}
+
+static uint32_t *heads(uint32_t n, uint32_t *mask)
+{
+	uint32_t i, size = 1, *h;
+
+	while (size < n)
+		size *= 2;
+	h = malloc(size * sizeof(*h));
+	if (!h)
+		return NULL;
+	for (i = 0; i < size; i++)
+		h[i] = CQP_NONE;
+	*mask = size - 1;
+	return h;
+}
+
+/**
+ * cqd_store_arrays() - arrays beside the index
+ * @st: its index is there
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int cqd_store_arrays(struct cqd_store *st)
+{
+	uint32_t i;
+
+	st->hash_seed = cqd_random();
+	st->evicting = CQP_NONE;
+	for (i = 0; i < CQD_MAX_SEGMENTS; i++)
+		st->seg_hash[i] = CQP_NONE;
+	st->pages = calloc(st->ix.t_pages.n, sizeof(*st->pages));
+	st->pins = calloc(st->ix.t_pins.n, sizeof(*st->pins));
+	st->client_at = calloc(st->ix.t_clients.n, sizeof(*st->client_at));
+	st->page_hash = heads(st->ix.t_pages.n, &st->page_mask);
+	st->pin_hash = heads(st->ix.t_pins.n, &st->pin_mask);
+	if (!st->pages || !st->pins || !st->client_at ||
+	    !st->page_hash || !st->pin_hash)
+		return -ENOMEM;
+	st->n_state[CQP_FREE] = st->ix.t_pages.n;
+	return 0;
+}
+
+static void free_segments(struct cqd_store *st)
+{
+	uint32_t i;
+
+	for (i = 0; i < CQD_MAX_SEGMENTS; i++) {
+		if (!st->segs[i])
+			continue;
+		st->mem->destroy(&st->segs[i]->mem);
+		cqd_segment_release(st->segs[i]);
+		st->segs[i] = NULL;
+	}
+}
+
+/* Everything in memory. Records and the service manager's fds stay. */
+static void store_free(struct cqd_store *st)
+{
+	while (!list_empty(&st->clients))
+		cqd_client_free(list_first(&st->clients, struct cqd_client, node));
+	free_segments(st);
+	while (!list_empty(&st->shards))
+		cqd_shard_free(list_first(&st->shards, struct cqd_shard, node));
+	while (!list_empty(&st->models))
+		cqd_model_free(list_first(&st->models, struct cqd_model, node));
+	while (!list_empty(&st->namespaces))
+		cqd_ns_free(list_first(&st->namespaces, struct cqd_ns, node));
+	free(st->pages);
+	free(st->pins);
+	free(st->client_at);
+	free(st->page_hash);
+	free(st->pin_hash);
+	if (st->ix.hdr)
+		cqd_index_close(&st->ix);
+	free(st);
+}
+
+/* --- beginning --- */
+
+static void tick(uv_timer_t *timer)
+{
+	cqd_segment_tick(timer->data);
+}
+
+static int check_opts(const struct cqd_store_opts *o, struct cq_err *err)
+{
+	if (!o->segment_min || o->segment_min > o->segment_max)
+		return cq_err_set(err, -EINVAL, "segment_min must be 1 to segment_max");
+	if (o->low > 100 || o->high > 100 || o->low > o->high)
+		return cq_err_set(err, -EINVAL,
+				  "watermarks must be percent, low at most high");
+	if (!o->pool_bytes)
+		return cq_err_set(err, -EINVAL, "pool_bytes must be above 0");
+	return 0;
+}
+
+static void handles(struct cqd_store *st)
+{
+	uv_timer_init(st->loop, &st->timer);
+	uv_timer_init(st->loop, &st->verify_timer);
+	uv_idle_init(st->loop, &st->idle);
+	st->timer.data = st;
+	st->verify_timer.data = st;
+	st->idle.data = st;
+	st->open_handles = 3;
+	uv_timer_start(&st->timer, tick, TICK_MS, TICK_MS);
+}
+
+static int find_backend(struct cqd_store *st, struct cq_err *err)
+{
+	const char *name = st->o.backend ? st->o.backend : "memfd";
+
+	st->mem = cqd_mem_find(name);
+	if (!st->mem)
+		return cq_err_set(err, -EINVAL, "there is no memory backend '%s'", name);
+	return st->mem->usable(err);
+}
+
+/**
+ * cqd_store_new() - build the index, or re-adopt it from the fd store
+ * @loop: runs timers and completions
+ * @opts: copied, except the backend's name, which must live on; descriptors in
+ *        it belong to the store from now on, whatever is returned
+ * @out:  set on success
+ * @err:  text of the failure; on success it is empty, or one line about what
+ *        was not taken over, which the caller should log
+ *
+ * Return: 0; -ENOMEM; -EINVAL; other -errno.
+ */
+int cqd_store_new(uv_loop_t *loop, const struct cqd_store_opts *opts,
+		  struct cqd_store **out, struct cq_err *err)
+{
+	struct cqd_store *st = calloc(1, sizeof(*st));
+	int ret;
+
+	if (err)
+		err->text[0] = '\0';
+	if (!st)
+		return cq_err_set(err, -ENOMEM, "no memory for the store");
+	st->loop = loop;
+	st->o = *opts;
+	st->ix.fd = -1;
+	st->empty_ms = CQD_EMPTY_MS;
+	list_init(&st->namespaces);
+	list_init(&st->models);
+	list_init(&st->shards);
+	list_init(&st->clients);
+	list_init(&st->slow_queue);
+	list_init(&st->verify_passes);
+	ret = check_opts(opts, err);
+	if (!ret)
+		ret = find_backend(st, err);
+	if (!ret)
+		ret = cqd_adopt(st, opts, err);
+	if (ret) {
+		store_free(st);
+		return ret;
+	}
+	handles(st);
+	cqd_verify_background(st);
+	*out = st;
+	return 0;
+}
+
+/* --- end --- */
+
+static void maybe_closed(struct cqd_store *st)
+{
+	void (*closed)(void *arg) = st->closed;
+	void *arg = st->closed_arg;
+
+	if (!st->closing || st->jobs || st->open_handles)
+		return;
+	store_free(st);
+	closed(arg);
+}
+
+/**
+ * cqd_store_job_gone() - a worker thread is done with the store
+ * @st: store; freed here if it was the last one of a closing store
+ */
+void cqd_store_job_gone(struct cqd_store *st)
+{
+	maybe_closed(st);
+}
+
+static void handle_closed(uv_handle_t *h)
+{
+	struct cqd_store *st = h->data;
+
+	st->open_handles--;
+	maybe_closed(st);
+}
+
+/**
+ * cqd_store_close() - end background work and free the store
+ * @st:   store
+ * @done: called on the loop when nothing of it runs any more
+ * @arg:  passed to @done
+ *
+ * Seals end with -ECANCELED. What is in the service manager's fd store stays:
+ * index, segments, models and state words are found by the next daemon.
+ */
+void cqd_store_close(struct cqd_store *st, void (*done)(void *arg), void *arg)
+{
+	st->closed = done;
+	st->closed_arg = arg;
+	st->closing = true;
+	cqd_verify_stop(st);
+	cqd_seal_cancel_waiting(st);
+	uv_close((uv_handle_t *)&st->timer, handle_closed);
+	uv_close((uv_handle_t *)&st->verify_timer, handle_closed);
+	uv_close((uv_handle_t *)&st->idle, handle_closed);
+}
+
+/* --- figures --- */
+
+/**
+ * cqd_store_boot_id() - identity of the index
+ * @st: store
+ *
+ * Return: 16 bytes, new whenever the index was built anew.
+ */
+const uint8_t *cqd_store_boot_id(const struct cqd_store *st)
+{
+	return st->ix.hdr->boot_id;
+}
+
+static uint64_t index_bytes(const struct cqd_index *ix)
+{
+	return sizeof(*ix->hdr) +
+	       ix->t_ns.used * sizeof(struct cqp_rec_namespace) +
+	       ix->t_models.used * sizeof(struct cqp_rec_model) +
+	       ix->t_segs.used * sizeof(struct cqp_rec_segment) +
+	       ix->t_clients.used * sizeof(struct cqp_rec_client) +
+	       ix->t_pages.used * sizeof(struct cqp_rec_page) +
+	       ix->t_pins.used * sizeof(struct cqp_rec_pin);
+}
+
+/**
+ * cqd_store_stats() - figures for cqctl status
+ * @st:  store
+ * @out: filled
+ */
+void cqd_store_stats(const struct cqd_store *st, struct cqd_stats *out)
+{
+	struct list_head *pos;
+
+	*out = (struct cqd_stats){
+		.pool_limit = st->o.pool_bytes,
+		.pool_reserved = st->pool_reserved,
+		.pool_used = st->pool_used,
+		.index_used = index_bytes(&st->ix),
+		.pages_sealed = st->n_state[CQP_SEALED],
+		.pages_filling = st->n_state[CQP_FILLING],
+		.pages_pinned = st->pages_pinned,
+		.hits = st->hits,
+		.misses = st->misses,
+		.seals = st->seals,
+		.evictions = st->evictions,
+		.checksum_failures = st->checksum_failures,
+		.verify_pending = st->verify_pending,
+		.fdstore = __atomic_load_n(&st->fdstore, __ATOMIC_RELAXED),
+	};
+	list_for_each(pos, &st->models)
+		out->codebook_bytes += list_entry(pos, struct cqd_model, node)->bytes;
+	list_for_each(pos, &st->namespaces)
+		out->arena_bytes += list_entry(pos, struct cqd_ns, node)->arena_bytes;
+	list_for_each(pos, &st->clients) {
+		out->clients++;
+		out->orphans += list_entry(pos, struct cqd_client, node)->orphan;
+	}
+}

@@ -1,0 +1,432 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Inside of the store: what its files share. Everything is touched on the
+ * event loop's thread only, except what a job carries to a worker thread.
+ *
+ * Page, pin and client records are named by their number in the index; the
+ * arrays beside the index (struct cqd_page, struct cqd_pin) hold what can be
+ * rebuilt by a scan: hash chains, LRU, tree links, counts.
+ */
+#ifndef CQD_STORE_PRIV_H
+#define CQD_STORE_PRIV_H
+
+#include "cq/barrier.h"
+#include "cq/kref.h"
+#include "cq/list.h"
+#include "cq/page.h"
+#include "daemon/mem.h"
+#include "daemon/store.h"
+#include "kernels/model.h"
+
+#define CQD_MAX_NS		256
+#define CQD_MAX_MODELS		256
+#define CQD_MAX_SEGMENTS	4096
+#define CQD_SHARDS_PER_CLIENT	64
+#define CQD_ARENAS_PER_CLIENT	64
+#define CQD_EMPTY_MS		30000	/* an empty segment is kept this long */
+
+/* --- worker threads (job.c) --- */
+
+/**
+ * struct cqd_job - a piece of slow work, embedded in what it is about
+ * @run:  on a worker thread
+ * @done: on the loop, exactly once, when @run has returned
+ */
+struct cqd_job {
+	uv_work_t work;
+	struct cqd_store *st;
+	void (*run)(struct cqd_job *job);
+	void (*done)(struct cqd_job *job);
+	struct list_head node;
+	bool slow;
+};
+
+/* @slow jobs (reserving memory, service manager) leave threads to the others. */
+void cqd_job_queue(struct cqd_store *st, struct cqd_job *job, bool slow);
+
+/* --- index memfd (index.c) --- */
+
+/* Free records of one table, last freed first taken. */
+struct cqd_tab {
+	uint32_t n, used, head;
+	uint32_t *next;
+};
+
+struct cqd_index {
+	int fd;
+	uint64_t bytes;
+	struct cqp_index_hdr *hdr;
+	struct cqp_rec_namespace *ns;
+	struct cqp_rec_model *models;
+	struct cqp_rec_segment *segs;
+	struct cqp_rec_client *clients;
+	struct cqp_rec_page *pages;
+	struct cqp_rec_pin *pins;
+	struct cqd_tab t_ns, t_models, t_segs, t_clients, t_pages, t_pins;
+};
+
+int cqd_index_create(struct cqd_index *ix, const struct cqd_store_opts *opts,
+		     struct cq_err *err);
+/* Takes @fd over on success. -EINVAL with the reason if it is no index of ours. */
+int cqd_index_open(struct cqd_index *ix, int fd, struct cq_err *err);
+void cqd_index_close(struct cqd_index *ix);
+/* CQP_NONE when the table is full. */
+uint32_t cqd_tab_get(struct cqd_tab *t);
+void cqd_tab_put(struct cqd_tab *t, uint32_t i);
+/* Rebuilds the free list: every record for which @live(arg, i) is false. */
+void cqd_tab_rebuild(struct cqd_tab *t, bool (*live)(void *arg, uint32_t i),
+		     void *arg);
+/* The word of a record: born (new generation), or changed in state. */
+void cqd_word_born(uint64_t *word, unsigned int state);
+void cqd_word_state(uint64_t *word, unsigned int state);
+
+/* --- page states (state.c) --- */
+
+enum cqd_event {
+	CQD_EV_FILL,		/* record taken for a new page */
+	CQD_EV_PUBLISH,		/* copied and checked */
+	CQD_EV_ABORT,		/* the seal failed */
+	CQD_EV_EVICT,		/* chosen as victim */
+	CQD_EV_TAKE_BACK,	/* a lookup or seal wants the victim */
+	CQD_EV_RECLAIM,		/* the victim's slot is taken */
+	CQD_EV_QUARANTINE,	/* bad checksum or lost parent while somebody reads it */
+	CQD_EV_UNUSED,		/* nobody reads it any more */
+	CQD_EV_DROP,		/* bad checksum or lost parent, unread */
+	CQD_EV_RESTART,		/* found by a new daemon */
+	CQD_N_EVENTS
+};
+
+/* New state, or -EINVAL: @event cannot happen in @state. */
+int cqd_state_next(unsigned int state, unsigned int event);
+const char *cqd_state_name(unsigned int state);
+
+/* --- objects --- */
+
+struct cqd_ns {
+	struct cqd_store *st;
+	struct list_head node;
+	struct list_head segs;		/* by word_base: the map of its words */
+	uint32_t rec;
+	char name[CQP_MAX_NAME];
+	char *salt;
+	uint64_t quota_bytes, quota_pages, quota_pins;	/* resolved, never 0 */
+	uint64_t used_bytes, arena_bytes, pages, pins;
+	struct cqd_mem mem;		/* state words */
+	uint64_t *words;
+	uint64_t n_words;
+};
+
+struct cqd_model {
+	struct cqd_store *st;
+	struct list_head node;
+	uint32_t rec;
+	char name[CQP_MAX_NAME];
+	int fd;
+	const void *image;
+	uint64_t bytes;
+	struct cqk_model *head;
+	uint32_t opens;			/* sessions that have it open */
+	uint32_t shards;
+	bool ready, dying;
+};
+
+/* Index of a kind of segment in a shard: 0 codes, 1 sinks. */
+enum { CQD_CODES, CQD_SINKS, CQD_N_KINDS };
+
+struct cqd_shard_kind {
+	struct list_head partial;	/* segments with a free slot */
+	uint64_t slot_bytes, payload;	/* 0: the shard has no such objects */
+	uint32_t segments;
+	bool creating;
+	struct cq_err err;		/* of the last creation that failed */
+	int failed;
+};
+
+struct cqd_shard {
+	struct cqd_store *st;
+	struct list_head node;
+	struct cqd_ns *ns;
+	struct cqd_model *model;
+	struct cqp_shard range;
+	struct cqp_key root;
+	bool has_root;
+	uint32_t opens;
+	uint32_t pages;			/* records of any state but free */
+	struct cqd_shard_kind kind[CQD_N_KINDS];
+	uint32_t lru_old, lru_new;	/* leaves that may go, oldest first */
+	struct list_head waiting;	/* seals without a slot */
+	uint64_t kicked;
+};
+
+struct cqd_segment {
+	struct cqd_store *st;
+	struct cqd_shard *shard;
+	struct list_head ns_node;
+	struct list_head partial_node;
+	struct cqd_job job;
+	struct cqd_mem mem;
+	struct cq_err err;
+	int ret;
+	uint32_t rec, id, slots, used, busy;
+	unsigned int kind;
+	uint64_t slot_bytes, word_base;
+	uint64_t empty_since;		/* loop time, ms */
+	uint32_t id_next;		/* hash chain by id */
+	uint32_t free_head;
+	uint32_t *next_free;		/* [slots] */
+	uint32_t *owner;		/* [slots] page record or CQP_NONE */
+	bool live, dying;
+};
+
+#define CQD_PG_LRU		1u
+#define CQD_PG_HASHED		2u
+#define CQD_PG_UNVERIFIED	4u
+#define CQD_PG_SINK		8u	/* has a sink object */
+#define CQD_PG_BUSY		16u	/* scratch of cqd_evict_segment() */
+
+struct cqd_page {
+	struct cqd_shard *shard;
+	struct cqd_seal_op *filler;
+	uint32_t hash_next;
+	uint32_t lru_prev, lru_next;
+	uint32_t parent;		/* CQP_NONE for page 0 */
+	uint32_t child, sib_prev, sib_next;
+	uint32_t pins;			/* counts of all clients together */
+	uint16_t holds;			/* jobs that read it */
+	uint8_t state;
+	uint8_t flags;
+};
+/* With 128 of the record, state word, slot arrays and hash: below 256. */
+_Static_assert(sizeof(struct cqd_page) <= 64, "memory per page");
+
+struct cqd_pin {
+	uint32_t hash_next;
+	uint32_t prev, next;		/* pins of the same client */
+};
+
+struct cqd_arena {
+	struct kref ref;
+	struct list_head node;
+	uint32_t id;
+	int fd;
+	uint64_t bytes;
+};
+
+struct cqd_client {
+	struct cqd_store *st;
+	struct list_head node;
+	struct cqd_ns *ns;
+	uint32_t rec;
+	bool orphan;
+	void *data;
+	uint32_t pins;			/* first pin record */
+	uint64_t n_pins;
+	struct list_head seals;
+	struct list_head arenas;
+	uint32_t n_arenas, next_arena;
+	struct cqd_shard *shards[CQD_SHARDS_PER_CLIENT];
+	uint32_t n_shards;
+};
+
+struct cqd_place {
+	struct cqd_segment *seg;
+	uint32_t slot;
+};
+
+enum cqd_seal_where { CQD_SEAL_NEW, CQD_SEAL_ON_PAGE, CQD_SEAL_ON_SLOT, CQD_SEAL_COPY };
+
+struct cqd_seal_op {
+	struct cqd_job job;
+	struct cqd_store *st;
+	struct cqd_client *client;	/* NULL once it ended */
+	struct cqd_shard *shard;
+	struct cqd_arena *arena;
+	struct list_head client_node;
+	struct list_head wait_node;
+	struct list_head waiters;	/* seals that wait for this page */
+	enum cqd_seal_where where;
+	struct cqp_key key, parent_key;
+	uint64_t offset, sink_offset;
+	uint32_t page;
+	bool parent_lost;
+	struct cqd_place at[CQD_N_KINDS];
+	uint64_t lo, hi;
+	int ret;
+	struct cq_err err;
+	cqd_seal_cb done;
+	void *arg;
+};
+
+struct cqd_store {
+	uv_loop_t *loop;
+	struct cqd_store_opts o;
+	const struct cqd_mem_ops *mem;
+	struct cqd_index ix;
+	struct list_head namespaces, models, shards, clients;
+	struct cqd_segment *segs[CQD_MAX_SEGMENTS];
+	uint32_t seg_hash[CQD_MAX_SEGMENTS];
+	struct cqd_page *pages;
+	struct cqd_pin *pins;
+	struct cqd_client **client_at;	/* by record */
+	uint32_t *page_hash, *pin_hash;
+	uint32_t page_mask, pin_mask;
+	uint32_t evicting;		/* list of victims, by lru_next/prev */
+	bool draining;			/* evicting down to the low watermark */
+	uint64_t last_look;		/* us, of cqd_evict_segment() in vain */
+	uint64_t n_state[5];
+	uint64_t pool_reserved, pool_used, pages_pinned;
+	uint64_t hits, misses, seals, evictions, checksum_failures, verify_pending;
+	uint64_t fdstore;
+	uint64_t empty_ms;
+	uint32_t destroying;
+	uint64_t kick;			/* round of cqd_seal_kick_all() */
+	struct list_head verify_passes;
+	uint64_t hash_seed;
+	uv_timer_t timer, verify_timer;
+	uv_idle_t idle;
+	uint32_t open_handles;
+	uint32_t jobs, slow_running;
+	struct list_head slow_queue;
+	bool closing;
+	void (*closed)(void *arg);
+	void *closed_arg;
+};
+
+/* --- fd store (fdstore.c) --- */
+
+/* Pushes @fd under @name; with @barrier waits until the manager has it. */
+int cqd_fdstore_push(struct cqd_store *st, const char *name, int fd, bool barrier,
+		     struct cq_err *err);
+void cqd_fdstore_remove(struct cqd_store *st, const char *name);
+
+/* --- namespaces (ns.c) --- */
+
+struct cqd_ns *cqd_ns_by_rec(struct cqd_store *st, uint32_t rec);
+/* Namespace around an adopted or new record; @fd -1: makes its state memfd. */
+int cqd_ns_attach(struct cqd_store *st, uint32_t rec, int fd, struct cqd_ns **out,
+		  struct cq_err *err);
+void cqd_ns_free(struct cqd_ns *ns);
+/* Words for @n slots: puts @seg on the map and sets seg->word_base. -ENOSPC. */
+int cqd_ns_words_get(struct cqd_ns *ns, struct cqd_segment *seg, uint32_t n);
+/* True if @bytes and @pages more fit; evicts the namespace's own leaves for it. */
+bool cqd_ns_room(struct cqd_ns *ns, uint64_t bytes, uint64_t pages);
+
+/* --- models and shards (model.c, shard.c) --- */
+
+struct cqd_model *cqd_model_find(struct cqd_store *st, const char *name);
+/* Maps, checks and takes over a sealed memfd. */
+int cqd_model_map(struct cqd_model *m, int fd, struct cq_err *err);
+void cqd_model_free(struct cqd_model *m);
+/* Frees a model that was unloaded once its last shard is gone. */
+void cqd_model_put(struct cqd_model *m);
+int cqd_shard_make(struct cqd_ns *ns, struct cqd_model *m,
+		   const struct cqp_shard *range, struct cqd_shard **out,
+		   struct cq_err *err);
+/* Forgets @sh if nothing is in it and nobody has it open. */
+void cqd_shard_put(struct cqd_shard *sh);
+void cqd_shard_free(struct cqd_shard *sh);
+
+/* --- segments (segment.c) --- */
+
+struct cqd_segment *cqd_segment_find(struct cqd_store *st, uint32_t id);
+void cqd_segment_hash(struct cqd_segment *seg);
+/* Slot out of a free list: 0 or -EAGAIN. The state word says FILLING. */
+int cqd_slot_take(struct cqd_shard *sh, unsigned int kind, uint32_t owner,
+		  struct cqd_place *at);
+void cqd_slot_free(struct cqd_place at);
+/* Marks a slot of an adopted segment used. */
+void cqd_slot_adopt(struct cqd_segment *seg, uint32_t slot, uint32_t owner);
+/* Builds the free list from the owners. */
+int cqd_segment_arrays(struct cqd_segment *seg);
+void cqd_segment_free_list(struct cqd_segment *seg);
+/* Starts the creation of a segment: 0, or -ENOSPC, -ENOMEM. */
+int cqd_segment_grow(struct cqd_shard *sh, unsigned int kind, struct cq_err *err);
+/* Destroys @seg if it is empty and nothing reads it. */
+bool cqd_segment_retire(struct cqd_segment *seg);
+void cqd_segment_tick(struct cqd_store *st);
+void cqd_segment_release(struct cqd_segment *seg);
+uint64_t *cqd_segment_word(const struct cqd_segment *seg, uint32_t slot);
+struct cqp_page cqd_place_page(const struct cqd_segment *seg, uint32_t slot);
+
+/* --- pages (page.c) --- */
+
+uint32_t cqd_page_find(struct cqd_store *st, const struct cqd_shard *sh,
+		       const struct cqp_key *key);
+void cqd_page_hash(struct cqd_store *st, uint32_t p);
+void cqd_page_link(struct cqd_store *st, uint32_t p, uint32_t parent);
+/* New page in state FILLING, findable by key. CQP_NONE: no record left. */
+uint32_t cqd_page_begin(struct cqd_shard *sh, const struct cqp_key *key,
+			uint32_t parent, bool sink, struct cqd_seal_op *op);
+/* Bytes of slots that a page takes. */
+uint64_t cqd_page_bytes(const struct cqd_shard *sh, bool sink);
+void cqd_page_event(struct cqd_store *st, uint32_t p, enum cqd_event ev);
+/* Out of every list; record and slots are free. */
+void cqd_page_free(struct cqd_store *st, uint32_t p, enum cqd_event ev);
+/* The page and its descendants: freed, or quarantined while in use. */
+void cqd_page_drop(struct cqd_store *st, uint32_t p);
+/* Puts the page where its pins, holds and children say: LRU, or nowhere. */
+void cqd_page_settle(struct cqd_store *st, uint32_t p);
+void cqd_page_touch(struct cqd_store *st, uint32_t p);
+void cqd_page_hold(struct cqd_store *st, uint32_t p);
+void cqd_page_unhold(struct cqd_store *st, uint32_t p);
+struct cqd_place cqd_page_place(struct cqd_store *st, uint32_t p, unsigned int kind);
+uint64_t cqd_now_us(void);
+
+/* --- eviction (evict.c) --- */
+
+void cqd_lru_del(struct cqd_store *st, uint32_t p);
+void cqd_lru_add(struct cqd_store *st, uint32_t p);
+/* Oldest leaf of @sh, or of @ns, or of all (both NULL) goes. False: none may. */
+bool cqd_evict_one(struct cqd_store *st, struct cqd_shard *sh, struct cqd_ns *ns);
+/* Empties an old segment of another shard. True: one is being destroyed. */
+bool cqd_evict_segment(struct cqd_store *st, const struct cqd_shard *sh);
+void cqd_evict_kick(struct cqd_store *st);
+void cqd_evict_take_back(struct cqd_store *st, uint32_t p);
+void cqd_evict_idle(uv_idle_t *idle);
+
+/* --- pins (pins.c) --- */
+
+int cqd_pin(struct cqd_client *cl, uint32_t page, struct cq_err *err);
+/* -ENOENT if @cl has no pin on it. */
+int cqd_unpin(struct cqd_client *cl, uint32_t page);
+void cqd_pins_drop(struct cqd_client *cl);
+/* Puts an adopted record into the lists. */
+void cqd_pin_adopt(struct cqd_store *st, struct cqd_client *cl, uint32_t pin);
+
+/* --- seals (seal.c) --- */
+
+/* Tries the seals again that wait for a slot of @sh. */
+void cqd_seal_kick(struct cqd_shard *sh);
+void cqd_seal_kick_all(struct cqd_store *st);
+void cqd_seal_cancel_client(struct cqd_client *cl);
+void cqd_seal_cancel_waiting(struct cqd_store *st);
+void cqd_arena_drop_all(struct cqd_client *cl);
+struct cqd_arena *cqd_arena_find(struct cqd_client *cl, uint32_t id);
+void cqd_arena_put(struct cqd_arena *a);
+
+/* --- clients (client.c) --- */
+
+struct cqd_client *cqd_client_attach(struct cqd_store *st, struct cqd_ns *ns,
+				     uint32_t rec);
+void cqd_client_free(struct cqd_client *cl);
+
+/* --- restart (adopt.c) and verification (verify.c) --- */
+
+/* Takes over what the service manager kept, or starts afresh. */
+int cqd_adopt(struct cqd_store *st, const struct cqd_store_opts *opts,
+	      struct cq_err *err);
+void cqd_verify_background(struct cqd_store *st);
+void cqd_verify_timer(uv_timer_t *timer);
+void cqd_verify_stop(struct cqd_store *st);
+
+/* Arrays beside the index; -ENOMEM. */
+int cqd_store_arrays(struct cqd_store *st);
+void cqd_store_job_gone(struct cqd_store *st);
+/* Sealed-memory helpers shared by index, state words and segments. */
+int cqd_memfd_make(const char *name, uint64_t bytes, bool reserve, struct cqd_mem *mem,
+		   struct cq_err *err);
+int cqd_memfd_adopt(struct cqd_mem *mem, struct cq_err *err);
+void cqd_memfd_free(struct cqd_mem *mem);
+uint64_t cqd_random(void);
+
+#endif /* CQD_STORE_PRIV_H */

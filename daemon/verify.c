@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Checksums of sealed pages: all of them when the administrator asks, those
+ * taken over from the daemon before at a bounded rate in the background.
+ *
+ * One page at a time and pass, on a worker thread; the page is held, so that
+ * its slot is not written meanwhile. A mismatch drops the page and its
+ * descendants.
+ */
+#include <endian.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "daemon/store_priv.h"
+
+struct pass {
+	struct cqd_job job;
+	struct list_head node;
+	struct cqd_store *st;
+	uint32_t next, page;
+	bool background, running;
+	uint64_t checked, failed, bytes;
+	uint64_t job_bytes;
+	bool bad;
+	struct cqd_place at[CQD_N_KINDS];
+	struct cqp_rec_page rec;
+	cqd_verify_cb done;
+	void *arg;
+};
+
+static void advance(struct pass *ps);
+
+/* Header and payload of a slot against its checksum. */
+static bool slot_good(const struct pass *ps, unsigned int kind)
+{
+	struct cqd_segment *seg = ps->at[kind].seg;
+	const struct cqd_shard_kind *k = &seg->shard->kind[kind];
+	uint64_t off = ps->at[kind].slot * seg->slot_bytes, lo, hi;
+	struct cq_page_hdr h;
+
+	memcpy(&h, (const uint8_t *)seg->mem.base + off, sizeof(h));
+	if (h.magic != CQ_PAGE_MAGIC || h.version != CQ_PAGE_VERSION || h.incompat ||
+	    h.kind != (kind == CQD_SINKS ? CQ_PAGE_SINK : CQ_PAGE_CODES) ||
+	    h.payload != k->payload || memcmp(h.key, ps->rec.key, sizeof(h.key)))
+		return false;
+	/* The index has the truth about codes; of sinks only the header knows. */
+	if (kind == CQD_CODES && (h.check_lo != ps->rec.check_lo ||
+				  h.check_hi != ps->rec.check_hi))
+		return false;
+	return !seg->st->mem->check(&seg->mem, off + sizeof(h), k->payload, &lo, &hi) &&
+	       lo == h.check_lo && hi == h.check_hi;
+}
+
+static void check_run(struct cqd_job *job)
+{
+	struct pass *ps = container_of(job, struct pass, job);
+	unsigned int k;
+
+	ps->bad = false;
+	for (k = 0; k < CQD_N_KINDS; k++)
+		if (ps->at[k].seg && !slot_good(ps, k))
+			ps->bad = true;
+}
+
+static void end(struct pass *ps)
+{
+	list_del(&ps->node);
+	if (ps->done)
+		ps->done(ps->arg, ps->checked, ps->failed, ps->bytes);
+	free(ps);
+}
+
+static void checked(struct pass *ps)
+{
+	struct cqd_store *st = ps->st;
+	uint32_t p = ps->page;
+
+	if (st->pages[p].flags & CQD_PG_UNVERIFIED) {
+		st->pages[p].flags &= (uint8_t)~CQD_PG_UNVERIFIED;
+		st->verify_pending--;
+	}
+	ps->checked++;
+	ps->bytes += ps->job_bytes;
+	if (ps->bad) {
+		ps->failed++;
+		st->checksum_failures++;
+		cqd_page_drop(st, p);
+	}
+	cqd_page_unhold(st, p);
+}
+
+static void check_done(struct cqd_job *job)
+{
+	struct pass *ps = container_of(job, struct pass, job);
+	struct cqd_store *st = ps->st;
+	uint64_t ms;
+
+	ps->running = false;
+	checked(ps);
+	if (!ps->background || st->closing || !st->o.verify_rate) {
+		advance(ps);
+		return;
+	}
+	/* The pause that makes bytes over time the rate. */
+	ms = ps->job_bytes * 1000 / st->o.verify_rate;
+	uv_timer_start(&st->verify_timer, cqd_verify_timer, ms, 0);
+}
+
+static bool due(const struct pass *ps, uint32_t p)
+{
+	const struct cqd_page *pg = &ps->st->pages[p];
+
+	return pg->shard && pg->state == CQP_SEALED &&
+	       (!ps->background || (pg->flags & CQD_PG_UNVERIFIED));
+}
+
+/* Next page of the pass, or its end. */
+static void advance(struct pass *ps)
+{
+	struct cqd_store *st = ps->st;
+	unsigned int k;
+
+	while (ps->next < st->ix.t_pages.n && !due(ps, ps->next))
+		ps->next++;
+	if (ps->next == st->ix.t_pages.n || st->closing) {
+		end(ps);
+		return;
+	}
+	ps->page = ps->next++;
+	ps->rec = st->ix.pages[ps->page];
+	ps->job_bytes = 0;
+	for (k = 0; k < CQD_N_KINDS; k++) {
+		ps->at[k] = cqd_page_place(st, ps->page, k);
+		if (ps->at[k].seg)
+			ps->job_bytes += ps->at[k].seg->slot_bytes;
+	}
+	cqd_page_hold(st, ps->page);
+	ps->running = true;
+	ps->job.run = check_run;
+	ps->job.done = check_done;
+	cqd_job_queue(st, &ps->job, false);
+}
+
+static struct pass *pass_new(struct cqd_store *st, bool background)
+{
+	struct pass *ps = calloc(1, sizeof(*ps));
+
+	if (!ps)
+		return NULL;
+	ps->st = st;
+	ps->background = background;
+	list_add_tail(&ps->node, &st->verify_passes);
+	return ps;
+}
+
+/**
+ * cqd_verify() - checksum of every sealed page now
+ * @st:   store
+ * @done: called on the loop when all were checked, possibly before return;
+ *        with what was checked so far when the store closes
+ * @arg:  passed to @done
+ *
+ * Return: 0; -ENOMEM (then @done is not called).
+ */
+int cqd_verify(struct cqd_store *st, cqd_verify_cb done, void *arg)
+{
+	struct pass *ps = pass_new(st, false);
+
+	if (!ps)
+		return -ENOMEM;
+	ps->done = done;
+	ps->arg = arg;
+	advance(ps);
+	return 0;
+}
+
+/**
+ * cqd_verify_background() - begin to check what was taken over
+ * @st: store
+ */
+void cqd_verify_background(struct cqd_store *st)
+{
+	struct pass *ps;
+
+	if (!st->verify_pending)
+		return;
+	ps = pass_new(st, true);
+	if (ps)
+		uv_timer_start(&st->verify_timer, cqd_verify_timer, 0, 0);
+}
+
+/**
+ * cqd_verify_timer() - the pause of the background pass is over
+ * @timer: of the store
+ */
+void cqd_verify_timer(uv_timer_t *timer)
+{
+	struct cqd_store *st = timer->data;
+	struct list_head *pos;
+
+	list_for_each(pos, &st->verify_passes) {
+		struct pass *ps = list_entry(pos, struct pass, node);
+
+		if (ps->background && !ps->running) {
+			advance(ps);
+			return;
+		}
+	}
+}
+
+/**
+ * cqd_verify_stop() - no more pages; jobs under way end by themselves
+ * @st: store that closes
+ */
+void cqd_verify_stop(struct cqd_store *st)
+{
+	struct list_head *pos, *tmp;
+
+	list_for_each_safe(pos, tmp, &st->verify_passes) {
+		struct pass *ps = list_entry(pos, struct pass, node);
+
+		if (!ps->running)
+			end(ps);
+	}
+}
