@@ -147,10 +147,12 @@ static void raise_nofile(const struct cqd_config *cfg)
 
 	if (getrlimit(RLIMIT_NOFILE, &rl) < 0)
 		return;
-	rl.rlim_cur = rl.rlim_max;
-	if (setrlimit(RLIMIT_NOFILE, &rl) < 0)
-		cq_warn("cannot raise the limit of open files: %s", strerror(errno));
-	else if (rl.rlim_max < want)
+	if (rl.rlim_cur < rl.rlim_max) {
+		rl.rlim_cur = rl.rlim_max;
+		if (setrlimit(RLIMIT_NOFILE, &rl) < 0)
+			cq_warn("cannot raise the limit of open files: %s", strerror(errno));
+	}
+	if (rl.rlim_max < want)
 		cq_info("%llu open files allowed, %u connections may need %llu: raise "
 			"LimitNOFILE= or lower max_connections",
 			(unsigned long long)rl.rlim_max, cfg->max_connections,
