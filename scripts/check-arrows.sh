@@ -25,7 +25,7 @@ allow() {
 			echo "$f:$line: $folder may not include \"$name\""
 			bad=1
 		done < <(grep -nE '^[[:space:]]*#[[:space:]]*include[[:space:]]*"' "$f")
-	done < <(git ls-files "$folder/*.c" "$folder/*.h")
+	done < <(scripts/files.sh "$folder/*.c" "$folder/*.h")
 }
 
 low='cq\.h|cq/[a-z0-9_]+\.h'
@@ -44,6 +44,6 @@ for d in client client/cqctl; do
 			echo "$f:$line: client may not include \"$name\""
 			bad=1
 		done < <(grep -nE '^[[:space:]]*#[[:space:]]*include[[:space:]]*"' "$f")
-	done < <(git ls-files "$d/*.c" "$d/*.h" | grep -v '^client/worker/')
+	done < <(scripts/files.sh "$d/*.c" "$d/*.h" | grep -v '^client/worker/')
 done
 exit $bad

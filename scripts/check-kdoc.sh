@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.." || exit 2
 O=${O:-build}
 bad=0
 
-src=$(git ls-files 'include/*.h' 'proto/*.[ch]' 'kernels/*.[ch]' 'daemon/*.[ch]' 'client/*.[ch]')
+src=$(scripts/files.sh 'include/*.h' 'proto/*.[ch]' 'kernels/*.[ch]' 'daemon/*.[ch]' 'client/*.[ch]')
 if [ -e "${KERNEL_DOC:-}" ]; then
 	# shellcheck disable=SC2086
 	perl "$KERNEL_DOC" -none $src 2>&1 | grep -v ': warning: no structured comments found' &&

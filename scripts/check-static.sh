@@ -17,9 +17,7 @@ checks='werror-gcc werror-clang headers abi arrows size banned spdx
 	man alone'
 
 files() {	# patterns
-	git ls-files -- "$@" 2>/dev/null | while read -r f; do
-		[ ! -e "$f" ] || echo "$f"
-	done
+	scripts/files.sh "$@"
 }
 
 sources() {
