@@ -35,7 +35,7 @@ int cqd_admin_status(struct cqd_req *req)
 	ok.version = version;
 	ok.boot_id.data = boot_id;
 	ok.boot_id.len = sizeof(boot_id);
-	ok.uptime_us = cqd_now_us() - srv->started_us;
+	ok.uptime_us = cqd_clock_us() - srv->started_us;
 	ok.pool_limit = st.pool_limit;
 	ok.pool_reserved = st.pool_reserved;
 	ok.pool_used = st.pool_used;
@@ -269,7 +269,7 @@ static void on_verified(void *arg, uint64_t checked, uint64_t failed, uint64_t b
 	ok.checked = checked;
 	ok.failed = failed;
 	ok.bytes = bytes;
-	ok.us = cqd_now_us() - p->started_us;
+	ok.us = cqd_clock_us() - p->started_us;
 	msg.id = p->id;
 	msg.body_case = CQP__MSG__BODY_VERIFY_OK;
 	msg.verify_ok = &ok;

@@ -287,7 +287,7 @@ struct cqd_pending *cqd_pending_new(struct cqd_conn *conn, uint64_t id)
 		return NULL;
 	p->conn = conn;
 	p->id = id;
-	p->started_us = cqd_now_us();
+	p->started_us = cqd_clock_us();
 	kref_get(&conn->ref);
 	conn->pending++;
 	cqd_conn_update(conn);

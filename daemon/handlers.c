@@ -68,7 +68,7 @@ static int handle_ping(struct cqd_req *req)
 	pong.version = version;
 	pong.boot_id.data = boot_id;
 	pong.boot_id.len = sizeof(boot_id);
-	pong.uptime_us = cqd_now_us() - srv->started_us;
+	pong.uptime_us = cqd_clock_us() - srv->started_us;
 	msg.body_case = CQP__MSG__BODY_PONG;
 	msg.pong = &pong;
 	reply(req, &msg, NULL, 0);

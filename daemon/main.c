@@ -165,7 +165,7 @@ static void server_init(struct daemon *d)
 
 	uv_loop_init(&d->loop);
 	srv->loop = &d->loop;
-	srv->started_us = cqd_now_us();
+	srv->started_us = cqd_clock_us();
 	list_init(&srv->tenants);
 	list_init(&srv->listeners);
 	list_init(&srv->conns);

@@ -23,9 +23,9 @@ struct cqd_notify {
 };
 
 /**
- * cqd_now_us() - microseconds of CLOCK_MONOTONIC
+ * cqd_clock_us() - microseconds of CLOCK_MONOTONIC
  */
-uint64_t cqd_now_us(void)
+uint64_t cqd_clock_us(void)
 {
 	struct timespec ts;
 
@@ -107,7 +107,7 @@ void cqd_notify_ready(struct cqd_notify *n)
  */
 void cqd_notify_reloading(struct cqd_notify *n)
 {
-	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%" PRIu64, cqd_now_us());
+	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%" PRIu64, cqd_clock_us());
 }
 
 /**

@@ -257,6 +257,6 @@ void cqd_notify_reloading(struct cqd_notify *n);
 void cqd_notify_stopping(struct cqd_notify *n);
 
 /* Microseconds of CLOCK_MONOTONIC. */
-uint64_t cqd_now_us(void);
+uint64_t cqd_clock_us(void);
 
 #endif /* CQD_SERVER_H */
