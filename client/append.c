@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT
+/* Keys and values of new tokens into the fp16 blocks of a sequence. */
+#include <errno.h>
+#include <string.h>
+#include "client/internal.h"
+
+/* One token of one layer, as it is appended. */
+struct put {
+	const struct cq_seq *seq;
+	const struct cq_view *k, *v;
+	uint32_t layer;
+	int turn;		/* keys: -1 undo the rotation, 1 rotate, 0 as they are */
+};
+
+static int bad_value(const struct put *p, const char *what, size_t row,
+		     uint32_t head, int ch)
+{
+	return cqc_fail(-EINVAL, "%s: layer %u, head %u, token %zu, channel %d is NaN, Inf or beyond fp16",
+			what, p->layer, head, row, ch);
+}
+
+static int put_key(const struct put *p, size_t row, uint32_t head, uint32_t pos,
+		   uint16_t *out)
+{
+	const struct cq_model *model = p->seq->model;
+	uint32_t d = model->m.geom.head_dim;
+	float tmp[CQ_MAX_HEAD_DIM];
+	int bad;
+
+	if (!p->turn)
+		return cqc_row_to_f16(p->k, row, head, d, out);
+	cqc_row_to_f32(p->k, row, head, d, tmp);
+	/* A NaN would spread over its pair: name the channel that came. */
+	bad = cqc_f32_to_f16(tmp, d, out);
+	if (bad >= 0)
+		return bad;
+	cqk_rope_rotate(&model->rope, tmp, 1, d, pos, p->turn < 0);
+	return cqc_f32_to_f16(tmp, d, out);
+}
+
+static int put_token(const struct put *p, size_t row, size_t token)
+{
+	const struct cq_seq *seq = p->seq;
+	const struct cqk_model *m = &seq->model->m;
+	uint32_t d = m->geom.head_dim, t = (uint32_t)(token % CQ_PAGE_TOKENS), h;
+	uint16_t *base, *out;
+	int bad;
+
+	base = cqc_block_ptr(&seq->model->arena, seq->ents[token / CQ_PAGE_TOKENS].f16);
+	for (h = 0; h < m->geom.n_kv_heads; h++) {
+		out = base + cqc_f16_at(m, CQ_PAGE_TOKENS, p->layer, h, 0) + t * d;
+		bad = put_key(p, row, h, seq->position + (uint32_t)token, out);
+		if (bad >= 0)
+			return bad_value(p, "k", row, h, bad);
+		out = base + cqc_f16_at(m, CQ_PAGE_TOKENS, p->layer, h, 1) + t * d;
+		bad = cqc_row_to_f16(p->v, row, h, d, out);
+		if (bad >= 0)
+			return bad_value(p, "v", row, h, bad);
+	}
+	return 0;
+}
+
+static int key_turn(const struct cqk_geom *g, uint32_t flags)
+{
+	if (g->keys == CQK_KEYS_PRE_ROPE)
+		return flags & CQ_APPEND_ROTATED ? -1 : 0;
+	if (g->keys == CQK_KEYS_ROTATED)
+		return flags & CQ_APPEND_ROTATED ? 0 : 1;
+	return 0;
+}
+
+static int append_check(const struct cq_seq *seq, const struct put *p, size_t n,
+			const struct cq_append_opts *o)
+{
+	const struct cqk_geom *g = &seq->model->m.geom;
+	int ret;
+
+	if (o->flags & ~CQ_APPEND_ROTATED)
+		return cqc_fail(-EINVAL, "cq_append: unknown flags 0x%x", o->flags);
+	if (o->device != CQ_DEVICE_HOST || o->stream)
+		return cqc_fail(-EINVAL, "cq_append: device %d; this sequence is in host memory (%d, no stream)",
+				o->device, CQ_DEVICE_HOST);
+	if (p->layer >= g->n_layers)
+		return cqc_fail(-EINVAL, "cq_append: layer %u of %u", p->layer, g->n_layers);
+	ret = cqc_view_check(p->k, n, g->n_kv_heads, g->head_dim, "k");
+	if (!ret)
+		ret = cqc_view_check(p->v, n, g->n_kv_heads, g->head_dim, "v");
+	return ret;
+}
+
+CQ_API int cq_append(struct cq_seq *seq, uint32_t layer, const struct cq_view *k,
+		     const struct cq_view *v, size_t n, const struct cq_append_opts *opts)
+{
+	struct put p = { .seq = seq, .k = k, .v = v, .layer = layer };
+	struct cq_append_opts o;
+	size_t at, i;
+	int ret = cqc_seq_check(seq);
+
+	if (!ret)
+		ret = cqc_opts_in(&o, sizeof(o), opts, "cq_append_opts");
+	if (ret)
+		return ret;
+	if (!opts)
+		o.device = CQ_DEVICE_HOST;
+	ret = append_check(seq, &p, n, &o);
+	if (ret || !n)
+		return ret;
+	at = seq->len + seq->appended[layer];
+	if (n > CQC_MAX_POSITIONS)
+		return cqc_fail(-ERANGE, "cq_append: %zu tokens at once", n);
+	ret = cqc_seq_grow(seq, at + n);
+	if (ret)
+		return ret;
+	p.turn = key_turn(&seq->model->m.geom, o.flags);
+	/* Nobody reads these rows before the count says so: a row refused half
+	 * way leaves nothing behind. */
+	for (i = 0; i < n; i++) {
+		ret = put_token(&p, i, at + i);
+		if (ret)
+			return ret;
+	}
+	seq->appended[layer] += (uint32_t)n;
+	return 0;
+}

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Page objects: counted, pooled, switched from private to shared memory when
+ * the engine has published them. Caller's thread only.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "client/internal.h"
+
+#define SLAB_MIN 64
+
+/* One allocation of page objects; the first one is the slab's own link. */
+static int slab_add(struct cq_model *model, uint64_t n)
+{
+	struct cq_pg *slab;
+	uint64_t i;
+
+	n = MAX(n, (uint64_t)SLAB_MIN);
+	if (n > UINT32_MAX)
+		return -ENOMEM;
+	slab = calloc(n + 1, sizeof(*slab));
+	if (!slab)
+		return -ENOMEM;
+	slab->next = model->slabs;
+	model->slabs = slab;
+	for (i = n; i >= 1; i--) {
+		slab[i].next = model->free_pg;
+		model->free_pg = &slab[i];
+	}
+	model->have_pg += n;
+	return 0;
+}
+
+/**
+ * cqc_pg_reserve() - make sure that cqc_pg_new() cannot fail
+ * @model: model
+ * @n:     page objects more than before
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int cqc_pg_reserve(struct cq_model *model, uint64_t n)
+{
+	uint64_t want = model->want_pg + n;
+	int ret = 0;
+
+	if (want > model->have_pg)
+		ret = slab_add(model, want - model->have_pg);
+	if (!ret)
+		model->want_pg = want;
+	return ret;
+}
+
+void cqc_pg_unreserve(struct cq_model *model, uint64_t n)
+{
+	model->want_pg -= n;
+}
+
+/* A page object without memory, one reference. NULL: more were taken than
+ * reserved. */
+struct cq_pg *cqc_pg_new(struct cq_model *model)
+{
+	struct cq_pg *pg = model->free_pg;
+
+	if (!pg)
+		return NULL;
+	model->free_pg = pg->next;
+	memset(pg, 0, sizeof(*pg));
+	pg->model = model;
+	pg->refs = 1;
+	pg->chunk = CQC_NONE;
+	pg->sink_chunk = CQC_NONE;
+	list_init(&pg->job);
+	list_init(&pg->req.link);
+	return pg;
+}
+
+void cqc_extra_put(struct cqc_extra *extra)
+{
+	if (extra && !--extra->refs)
+		free(extra);
+}
+
+static void release(struct cq_model *model, const struct cqp_page *page, uint32_t epoch)
+{
+	struct cqc_order o = { .op = CQC_OP_RELEASE, .epoch = epoch, .page = *page };
+
+	cqc_order_push(model, &o);
+}
+
+void cqc_pin_put(struct cq_model *model, struct cqc_pin *pin)
+{
+	if (!pin || --pin->refs)
+		return;
+	release(model, &pin->page, pin->epoch);
+	free(pin);
+}
+
+static void chunks_free(struct cq_pg *pg)
+{
+	struct cqc_arena *a = &pg->model->arena;
+
+	if (pg->chunk != CQC_NONE)
+		cqc_chunk_free(a, pg->chunk);
+	if (pg->sink_chunk != CQC_NONE)
+		cqc_chunk_free(a, pg->sink_chunk);
+	pg->chunk = CQC_NONE;
+	pg->sink_chunk = CQC_NONE;
+}
+
+void cqc_pg_put(struct cq_pg *pg)
+{
+	struct cq_pg *parent;
+
+	/* A chain of pages may hang on the last reference. */
+	for (; pg && !--pg->refs; pg = parent) {
+		parent = pg->parent;
+		chunks_free(pg);
+		if (pg->pinned)
+			release(pg->model, &pg->page, pg->pin_epoch);
+		cqc_extra_put(pg->extra);
+		pg->next = pg->model->free_pg;
+		pg->model->free_pg = pg;
+	}
+}
+
+/**
+ * cqc_pg_private() - page object with memory for its codes
+ * @model: model
+ * @sink:  with memory for the sinks' fp16 copy too
+ *
+ * Return: it, one reference; NULL when the arena is full.
+ */
+struct cq_pg *cqc_pg_private(struct cq_model *model, bool sink)
+{
+	struct cqc_arena *a = &model->arena;
+	struct cq_pg *pg = cqc_pg_new(model);
+
+	if (!pg)
+		return NULL;
+	pg->chunk = cqc_chunk_new(a);
+	if (sink)
+		pg->sink_chunk = cqc_chunk_new(a);
+	if (pg->chunk == CQC_NONE || (sink && pg->sink_chunk == CQC_NONE)) {
+		cqc_pg_put(pg);
+		return NULL;
+	}
+	pg->codes = cqc_chunk_ptr(a, pg->chunk);
+	return pg;
+}
+
+/*
+ * The daemon may have had the page already, from another publisher. It is
+ * read instead of our copy only if it is the same: what a sequence reads does
+ * not depend on when an answer arrives.
+ */
+static bool same_bytes(const struct cq_pg *pg)
+{
+	const struct cqk_model *m = &pg->model->m;
+
+	if (!pg->res.existing)
+		return true;
+	if (memcmp(pg->codes, pg->res.slot.data, m->payload))
+		return false;
+	return !pg->res.has_sink ||
+	       !memcmp(pg->sink.data, pg->res.sink.data, m->sink_payload);
+}
+
+static void page_switch(struct cq_pg *pg)
+{
+	pg->codes = pg->res.slot.data;
+	pg->slot = pg->res.slot;
+	if (pg->res.has_sink)
+		pg->sink = pg->res.sink;
+	chunks_free(pg);
+}
+
+static void result_apply(struct cq_pg *pg)
+{
+	pg->ordered = false;
+	pg->seal_err = pg->res.ret;
+	if (!pg->res.ret) {
+		pg->pinned = true;
+		pg->page = pg->res.page;
+		pg->pin_epoch = pg->res.pin_epoch;
+		if (same_bytes(pg))
+			page_switch(pg);
+	}
+	cqc_pg_put(pg);		/* the engine's reference */
+}
+
+bool cqc_results_apply(struct cq_model *model)
+{
+	struct cq_pg *pg, **at = &model->deferred;
+	struct cqc_order o;
+	bool any = false;
+
+	while ((pg = *at)) {
+		if (pg->busy) {
+			at = &pg->next;
+			continue;
+		}
+		*at = pg->next;
+		result_apply(pg);
+		any = true;
+	}
+	while (cqc_ring_pop(&model->results, &o)) {
+		any = true;
+		if (o.pg->busy) {	/* a step reads its chunk */
+			o.pg->next = model->deferred;
+			model->deferred = o.pg;
+		} else {
+			result_apply(o.pg);
+		}
+	}
+	return any;
+}

@@ -1,0 +1,495 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Sequences: opening on a published prefix, entries and what they read from,
+ * closing.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "client/internal.h"
+
+#define SEQ_FLAGS (CQ_SEQ_NOMATCH | CQ_SEQ_PRIVATE)
+
+int cqc_seq_check(const struct cq_seq *seq)
+{
+	if (!seq || seq->magic != CQC_SEQ_MAGIC)
+		return cqc_fail(-EINVAL, "not an open sequence");
+	return cqc_alive(seq->model->ctx);
+}
+
+/**
+ * cqc_seq_alloc() - an empty sequence
+ * @model:    model
+ * @position: of token 0, below max_position
+ * @flags:    CQ_SEQ_*
+ * @out:      ended with cqc_seq_free()
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int cqc_seq_alloc(struct cq_model *model, uint32_t position, uint32_t flags,
+		  struct cq_seq **out)
+{
+	uint32_t tokens = model->m.geom.max_position - position;
+	struct cq_seq *seq = calloc(1, sizeof(*seq));
+
+	if (!seq)
+		return cqc_fail(-ENOMEM, "out of memory");
+	seq->max_ents = tokens / CQ_PAGE_TOKENS + (tokens % CQ_PAGE_TOKENS != 0);
+	seq->ents = calloc(seq->max_ents, sizeof(*seq->ents));
+	seq->appended = calloc(model->m.geom.n_layers, sizeof(*seq->appended));
+	if (!seq->ents || !seq->appended || cqc_pg_reserve(model, seq->max_ents)) {
+		free(seq->ents);
+		free(seq->appended);
+		free(seq);
+		return cqc_fail(-ENOMEM, "out of memory");
+	}
+	seq->magic = CQC_SEQ_MAGIC;
+	seq->flags = flags;
+	seq->model = model;
+	seq->position = position;
+	list_add_tail(&seq->link, &model->seqs);
+	*out = seq;
+	return 0;
+}
+
+/* Give up what an entry holds. */
+void cqc_ent_drop(struct cq_seq *seq, struct cqc_ent *ent)
+{
+	if (ent->f16 != CQC_NONE)
+		cqc_block_put(&seq->model->arena, ent->f16);
+	cqc_pg_put(ent->pg);
+	ent->f16 = CQC_NONE;
+	ent->pg = NULL;
+}
+
+/* Jobs nobody would miss: the engine may drop them while cqd is away. */
+static void mark_orphans(struct cq_seq *seq)
+{
+	uint32_t i;
+
+	for (i = 0; i < seq->n_ents; i++) {
+		struct cq_pg *pg = seq->ents[i].pg;
+
+		uint32_t ours = 2;	/* this entry's and the engine's */
+
+		if (i + 1 < seq->n_ents && seq->ents[i + 1].pg->parent == pg)
+			ours++;
+		/* Pairs with the load in cqc_jobs_cancel(). */
+		if (pg->ordered && pg->refs == ours)
+			smp_store_release(&pg->orphan, true);
+	}
+}
+
+void cqc_seq_free(struct cq_seq *seq)
+{
+	struct cq_model *model = seq->model;
+
+	mark_orphans(seq);
+	while (seq->n_ents)
+		cqc_ent_drop(seq, &seq->ents[--seq->n_ents]);
+	cqc_pin_put(model, seq->pin);
+	cqc_extra_put(seq->extra);
+	cqc_pg_unreserve(model, seq->max_ents);
+	list_del(&seq->link);
+	seq->magic = 0;
+	free(seq->ents);
+	free(seq->appended);
+	free(seq);
+}
+
+/* --- matching --- */
+
+struct match {
+	struct cqp_page *pages;
+	uint32_t n, asked;
+	struct cqp_page sink;
+	bool has_sink;
+	uint32_t epoch;
+};
+
+static int lookup_take(struct cqc_call *call, const Cqp__Msg *msg, struct cqp_frame *f)
+{
+	const Cqp__LookupOk *ok = msg->lookup_ok;
+	struct match *m = call->arg;
+
+	if (ok->matched > m->asked || ok->pages.len != ok->matched * sizeof(*m->pages) ||
+	    (ok->has_sink && ok->sink.len != sizeof(m->sink)))
+		return cq_err_set(&call->err, -EPROTO, "cqd gave a malformed answer to Lookup");
+	m->n = ok->matched;
+	memcpy(m->pages, ok->pages.data, ok->pages.len);
+	m->has_sink = ok->has_sink;
+	if (ok->has_sink)
+		memcpy(&m->sink, ok->sink.data, sizeof(m->sink));
+	return 0;
+}
+
+/* Keys [@first, @first + @m->asked). Lock held. */
+static int lookup(struct cq_model *model, const struct cqp_key *keys, struct match *m)
+{
+	struct cqc_call call = {
+		.req.want = CQP__MSG__BODY_LOOKUP_OK,
+		.take = lookup_take,
+		.arg = m,
+	};
+	Cqp__Lookup body = CQP__LOOKUP__INIT;
+	Cqp__Msg msg = CQP__MSG__INIT;
+	struct cq_ctx *ctx = model->ctx;
+
+	if (ctx->link != CQC_READY || !model->ready)
+		return -ENOTCONN;
+	body.shard = model->shard;
+	body.keys.data = (uint8_t *)(uintptr_t)keys;
+	body.keys.len = m->asked * sizeof(*keys);
+	msg.body_case = CQP__MSG__BODY_LOOKUP;
+	msg.lookup = &body;
+	m->epoch = ctx->pin_epoch;
+	return cqc_call(ctx, &call, &msg, NULL, 0, ctx->conn_no);
+}
+
+/* The new pin holds everything the old one held. */
+static void pin_move(struct cq_seq *seq, const struct match *m)
+{
+	struct cq_ctx *ctx = seq->model->ctx;
+
+	if (seq->pin->refs)
+		cqc_release_add(ctx, &seq->pin->page, seq->pin->epoch);
+	seq->pin->refs = 1;
+	seq->pin->page = m->pages[m->n - 1];
+	seq->pin->epoch = m->epoch;
+}
+
+static int ent_match(struct cq_seq *seq, uint32_t i, const struct cqp_page *page,
+		     const struct match *m, const struct cqp_key *key,
+		     const uint32_t *ids)
+{
+	struct cq_model *model = seq->model;
+	struct cqc_slot slot, sink = { 0 };
+	struct cqc_seg *seg;
+	struct cq_pg *pg;
+	int ret;
+
+	ret = cqc_seg_get(model, page->segment, &seg);
+	if (!ret)
+		ret = cqc_slot_check(model, seg, page, CQ_PAGE_CODES, key, &slot);
+	if (!ret && !i && model->m.sinks) {
+		if (!m->has_sink)
+			return -EPROTO;
+		ret = cqc_seg_get(model, m->sink.segment, &seg);
+		if (!ret)
+			ret = cqc_slot_check(model, seg, &m->sink, CQ_PAGE_SINK, key, &sink);
+	}
+	pg = ret ? NULL : cqc_pg_new(model);
+	if (!pg)
+		return ret ? ret : -ENOMEM;
+	pg->n_coded = CQ_PAGE_TOKENS;
+	pg->codes = slot.data;
+	pg->slot = slot;
+	pg->sink = sink;
+	pg->key = *key;
+	pg->eng = CQC_ENG_SEALED;
+	memcpy(pg->tokens, ids, sizeof(pg->tokens));
+	if (i)
+		pg->parent = cqc_pg_get(seq->ents[i - 1].pg);
+	seq->ents[i].pg = pg;
+	seq->ents[i].f16 = CQC_NONE;
+	seq->ents[i].f16_mask = 0;
+	seq->n_ents = i + 1;
+	return 0;
+}
+
+/* Lock held. Fewer pages than there are is no error: the rest is computed. */
+static int match_rounds(struct cq_seq *seq, const uint32_t *ids,
+			const struct cqp_key *keys, uint32_t n, struct cqp_page *pages)
+{
+	struct match m = { .pages = pages };
+	uint32_t done = 0, i;
+	int ret = 0;
+
+	while (done < n && !ret) {
+		m.asked = MIN(n - done, (uint32_t)CQP_MAX_KEYS);
+		ret = lookup(seq->model, keys + done, &m);
+		if (ret || !m.n)
+			break;
+		pin_move(seq, &m);
+		for (i = 0; i < m.n && !ret; i++)
+			ret = ent_match(seq, done + i, &pages[i], &m, &keys[done + i],
+					ids + (size_t)(done + i) * CQ_PAGE_TOKENS);
+		done += m.n;
+		if (m.n < m.asked)
+			break;
+	}
+	return ret;
+}
+
+static int keys_make(const struct cq_seq *seq, const uint32_t *ids, uint32_t n,
+		     struct cqp_key *keys)
+{
+	const struct cqp_key *parent = &seq->model->root;
+	const struct cqc_extra *x = seq->extra;
+	uint32_t i;
+	int ret;
+
+	for (i = 0; i < n; i++) {
+		ret = cqp_key_page(&keys[i], parent, ids + (size_t)i * CQ_PAGE_TOKENS,
+				   x ? x->bytes : NULL, x ? x->len : 0);
+		if (ret)
+			return ret;
+		parent = &keys[i];
+	}
+	return 0;
+}
+
+static int seq_match(struct cq_seq *seq, const uint32_t *ids, size_t n)
+{
+	uint32_t pages = (uint32_t)MIN((n - 1) / CQ_PAGE_TOKENS, (size_t)seq->max_ents);
+	struct cq_ctx *ctx = seq->model->ctx;
+	struct cqp_page *found;
+	struct cqp_key *keys;
+	int ret = -ENOMEM;
+
+	keys = malloc(pages * sizeof(*keys));
+	found = malloc(MIN(pages, (uint32_t)CQP_MAX_KEYS) * sizeof(*found));
+	seq->pin = calloc(1, sizeof(*seq->pin));
+	if (keys && found && seq->pin)
+		ret = keys_make(seq, ids, pages, keys);
+	if (!ret) {
+		pthread_mutex_lock(&ctx->lock);
+		match_rounds(seq, ids, keys, pages, found);
+		pthread_mutex_unlock(&ctx->lock);
+		cqc_wake(ctx);		/* pins that were moved */
+	}
+	free(keys);
+	free(found);
+	if (seq->pin && !seq->pin->refs) {
+		free(seq->pin);
+		seq->pin = NULL;
+	}
+	if (ret)
+		return cqc_fail(ret, "out of memory for the keys of %u pages", pages);
+	seq->len = (size_t)seq->n_ents * CQ_PAGE_TOKENS;
+	seq->matched = seq->len;
+	seq->f16_lo = seq->n_ents;
+	return 0;
+}
+
+static int extra_new(const struct cq_seq_opts *o, struct cqc_extra **out)
+{
+	struct cqc_extra *x;
+
+	*out = NULL;
+	if (!o->extra_len)
+		return 0;
+	if (!o->extra || o->extra_len > CQP_MAX_EXTRA)
+		return cqc_fail(-EINVAL, "extra: %zu bytes; at most %d", o->extra_len,
+				CQP_MAX_EXTRA);
+	x = malloc(sizeof(*x) + o->extra_len);
+	if (!x)
+		return cqc_fail(-ENOMEM, "out of memory");
+	x->refs = 1;
+	x->len = (uint32_t)o->extra_len;
+	memcpy(x->bytes, o->extra, o->extra_len);
+	*out = x;
+	return 0;
+}
+
+static int open_check(struct cq_model *model, const uint32_t *ids, size_t n,
+		      const struct cq_seq_opts *opts, struct cq_seq_opts *o)
+{
+	int ret = cqc_model_check(model);
+
+	if (!ret)
+		ret = cqc_opts_in(o, sizeof(*o), opts, "cq_seq_opts");
+	if (ret)
+		return ret;
+	if (o->flags & ~SEQ_FLAGS)
+		return cqc_fail(-EINVAL, "cq_seq_open: unknown flags 0x%x", o->flags & ~SEQ_FLAGS);
+	if (n && !ids)
+		return cqc_fail(-EINVAL, "cq_seq_open: no token ids");
+	if (o->position >= model->m.geom.max_position)
+		return cqc_fail(-EINVAL, "position %u; the model has %u", o->position,
+				model->m.geom.max_position);
+	if (o->position && model->m.geom.keys == CQK_KEYS_ROTATED)
+		return cqc_fail(-EINVAL, "position %u: this model's pages hold rotated keys and fit only where they were made",
+				o->position);
+	return 0;
+}
+
+CQ_API int cq_seq_open(struct cq_model *model, const uint32_t *ids, size_t n,
+		       const struct cq_seq_opts *opts, struct cq_seq **out)
+{
+	struct cqc_extra *extra = NULL;
+	struct cq_seq_opts o;
+	struct cq_seq *seq;
+	int ret;
+
+	if (!out)
+		return cqc_fail(-EINVAL, "cq_seq_open: no place for the result");
+	ret = open_check(model, ids, n, opts, &o);
+	if (!ret)
+		ret = extra_new(&o, &extra);
+	if (ret)
+		return ret;
+	cqc_results_apply(model);
+	ret = cqc_seq_alloc(model, o.position, o.flags, &seq);
+	if (ret) {
+		cqc_extra_put(extra);
+		return ret;
+	}
+	seq->extra = extra;
+	if (n > CQ_PAGE_TOKENS && !(o.flags & CQ_SEQ_NOMATCH))
+		ret = seq_match(seq, ids, n);
+	if (ret) {
+		cqc_seq_free(seq);
+		return ret;
+	}
+	*out = seq;
+	return 0;
+}
+
+CQ_API void cq_seq_close(struct cq_seq *seq)
+{
+	struct cq_model *model;
+
+	if (!seq || cqc_seq_check(seq))
+		return;
+	model = seq->model;
+	cqc_steps_end(seq);
+	cqc_results_apply(model);
+	cqc_seq_free(seq);
+	cqc_wake(model->ctx);
+}
+
+/* --- entries --- */
+
+static bool ent_new(struct cq_seq *seq)
+{
+	struct cq_model *model = seq->model;
+	struct cqc_ent *ent = &seq->ents[seq->n_ents];
+
+	ent->f16 = cqc_block_new(&model->arena);
+	ent->f16_mask = ~0ull;
+	if (ent->f16 == CQC_NONE)
+		return false;
+	ent->pg = cqc_pg_private(model, !seq->n_ents && model->m.sinks);
+	if (!ent->pg) {
+		cqc_block_put(&model->arena, ent->f16);
+		ent->f16 = CQC_NONE;
+		return false;
+	}
+	if (seq->extra) {
+		ent->pg->extra = seq->extra;
+		seq->extra->refs++;
+	}
+	seq->n_ents++;
+	return true;
+}
+
+/**
+ * cqc_seq_grow() - memory for tokens to come
+ * @seq:    sequence
+ * @tokens: tokens in all, committed ones included
+ *
+ * An entry is taken whole: fp16 block, codes and sinks, so that commit needs
+ * nothing more.
+ *
+ * Return: 0; -ERANGE beyond max_position; -ENOBUFS arena full, nothing changed.
+ */
+int cqc_seq_grow(struct cq_seq *seq, size_t tokens)
+{
+	struct cq_model *model = seq->model;
+	uint32_t before = seq->n_ents;
+	size_t want;
+
+	if (tokens > model->m.geom.max_position - seq->position)
+		return cqc_fail(-ERANGE, "%zu tokens at position %u: the model has %u positions",
+				tokens, seq->position, model->m.geom.max_position);
+	want = (tokens + CQ_PAGE_TOKENS - 1) / CQ_PAGE_TOKENS;
+	while (seq->n_ents < want) {
+		if (ent_new(seq) || cqc_results_apply(model))
+			continue;
+		while (seq->n_ents > before)
+			cqc_ent_drop(seq, &seq->ents[--seq->n_ents]);
+		return cqc_fail(-ENOBUFS, "the arena is full (%llu of %llu bytes free); wait on cq_event_fd(), close a sequence or ask for more at cq_model_open()",
+				(unsigned long long)model->arena.free_bytes,
+				(unsigned long long)model->arena.bytes);
+	}
+	return 0;
+}
+
+/**
+ * cqc_ent_parts() - the reading rule
+ * @seq:  sequence
+ * @i:    entry
+ * @want: tokens of it
+ *
+ * Sidecar if listed there, else fp16 while the sequence holds it, else codes.
+ *
+ * Return: masks that do not overlap and together are @want.
+ */
+struct cqc_parts cqc_ent_parts(const struct cq_seq *seq, uint32_t i, uint64_t want)
+{
+	const struct cqc_ent *ent = &seq->ents[i];
+	struct cqc_parts p = { 0 };
+
+	if (!i && ent->pg->sink.data)
+		p.sink = want & cqc_low(seq->model->m.sinks);
+	if (ent->f16 != CQC_NONE)
+		p.f16 = want & ent->f16_mask & ~p.sink;
+	p.codes = want & ~p.sink & ~p.f16;
+	return p;
+}
+
+/**
+ * cqc_steps_end() - steps that name a sequence are over
+ * @seq: about to change
+ */
+void cqc_steps_end(struct cq_seq *seq)
+{
+	struct list_head *pos;
+
+	list_for_each(pos, &seq->model->batches) {
+		struct cq_batch *b = list_entry(pos, struct cq_batch, link);
+		uint32_t i;
+
+		for (i = 0; b->valid && i < b->n_seqs; i++)
+			if (b->seqs[i] == seq)
+				cqc_batch_end_step(b);
+	}
+}
+
+CQ_API size_t cq_seq_length(const struct cq_seq *seq)
+{
+	return cqc_seq_check(seq) ? 0 : seq->len;
+}
+
+CQ_API int cq_seq_get_info(struct cq_seq *seq, struct cq_seq_info *info)
+{
+	struct cq_seq_info s = { 0 };
+	const struct cqk_model *m;
+	uint32_t i, full;
+	int ret = cqc_seq_check(seq);
+
+	if (ret)
+		return ret;
+	cqc_results_apply(seq->model);
+	m = &seq->model->m;
+	s.tokens = seq->len;
+	s.matched = seq->matched;
+	full = (uint32_t)(seq->len / CQ_PAGE_TOKENS);
+	s.pages = full;
+	for (i = 0; i < seq->n_ents; i++) {
+		const struct cqc_ent *e = &seq->ents[i];
+		size_t first = (size_t)i * CQ_PAGE_TOKENS;
+		uint64_t want = seq->len > first ? cqc_low((uint32_t)MIN(seq->len - first, (size_t)64)) : 0;
+
+		if (i < full && (e->pg->slot.word || e->pg->pinned))
+			s.sealed += CQ_PAGE_TOKENS;
+		s.coded += (uint64_t)__builtin_popcountll(cqc_ent_parts(seq, i, want).codes);
+		if (e->pg->slot.word)
+			s.shared_bytes += m->slot_bytes + (e->pg->sink.word ? m->sink_slot_bytes : 0);
+		s.private_bytes += e->f16 != CQC_NONE ? seq->model->arena.unit : 0;
+		s.private_bytes += e->pg->chunk != CQC_NONE ? seq->model->arena.chunk : 0;
+		s.private_bytes += e->pg->sink_chunk != CQC_NONE ? seq->model->arena.chunk : 0;
+	}
+	return cqc_opts_out(info, &s, sizeof(s), "cq_seq_info");
+}

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: MIT
+/*
+ * What a connection begins with: Hello, models opened again, arenas offered
+ * again. A daemon that lost its index (another boot id) is met as a new one:
+ * what is mapped stays readable, its pins no longer exist.
+ */
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+#include "client/internal.h"
+
+void cqc_hello_fill(struct cq_ctx *ctx, Cqp__Msg *msg, Cqp__Hello *hello)
+{
+	hello->protocol = CQP_VERSION;
+	hello->incompat = CQP_INCOMPAT_KNOWN;
+	hello->compat = CQP_COMPAT_KNOWN;
+	hello->client = ctx->name;
+	hello->tenant = ctx->tenant;
+	hello->has_session = ctx->greeted;
+	hello->session = ctx->session;
+	msg->body_case = CQP__MSG__BODY_HELLO;
+	msg->hello = hello;
+}
+
+/**
+ * cqc_hello_take() - check and keep the answer to Hello
+ * @ctx: context, lock held
+ * @msg: HelloOk
+ *
+ * Return: 0; -EPROTO another version, unknown features or a malformed answer.
+ */
+int cqc_hello_take(struct cq_ctx *ctx, const Cqp__Msg *msg)
+{
+	const Cqp__HelloOk *ok = msg->hello_ok;
+
+	if (ok->protocol != CQP_VERSION || ok->incompat & ~CQP_INCOMPAT_KNOWN ||
+	    ok->boot_id.len != sizeof(ctx->boot_id))
+		return -EPROTO;
+	if (ctx->greeted && memcmp(ctx->boot_id, ok->boot_id.data, sizeof(ctx->boot_id)))
+		ctx->boot_epoch++;
+	if (ctx->greeted && !ok->resumed)
+		ctx->pin_epoch++;
+	memcpy(ctx->boot_id, ok->boot_id.data, sizeof(ctx->boot_id));
+	ctx->session = ok->session;
+	ctx->link = CQC_READY;
+	return 0;
+}
+
+static void hello_done(struct cq_ctx *ctx, struct cqc_req *req, int ret,
+		       const Cqp__Msg *msg, struct cqp_frame *f)
+{
+	if (ret == -ENOTCONN)
+		return;
+	if (!ret)
+		ret = cqc_hello_take(ctx, msg);
+	if (ret)
+		cqc_conn_drop(ctx, ret);
+	else
+		cqc_models_reopen(ctx);
+}
+
+int cqc_hello_send(struct cq_ctx *ctx)
+{
+	Cqp__Hello hello = CQP__HELLO__INIT;
+	Cqp__Msg msg = CQP__MSG__INIT;
+
+	cqc_hello_fill(ctx, &msg, &hello);
+	ctx->hello.want = CQP__MSG__BODY_HELLO_OK;
+	ctx->hello.done = hello_done;
+	return cqc_send(ctx, &ctx->hello, &msg, NULL, 0);
+}
+
+void cqc_model_open_fill(const struct cq_model *model, Cqp__Msg *msg, Cqp__ModelOpen *mo)
+{
+	const struct cqp_shard *r = &model->range;
+
+	mo->name = model->name;
+	if (r->layer_end || r->head_end || r->layer_begin || r->head_begin) {
+		mo->has_layer_begin = 1;
+		mo->layer_begin = r->layer_begin;
+		mo->has_layer_end = 1;
+		mo->layer_end = r->layer_end;
+		mo->has_head_begin = 1;
+		mo->head_begin = r->head_begin;
+		mo->has_head_end = 1;
+		mo->head_end = r->head_end;
+	}
+	msg->body_case = CQP__MSG__BODY_MODEL_OPEN;
+	msg->model_open = mo;
+}
+
+static void arena_done(struct cq_ctx *ctx, struct cqc_req *req, int ret,
+		       const Cqp__Msg *msg, struct cqp_frame *f)
+{
+	struct cq_model *model = req->arg;
+
+	if (ret == -ENOTCONN)
+		return;
+	model->gone = ret;
+	if (ret)
+		return;
+	model->arena_id = msg->arena_ok->arena;
+	model->ready = true;
+}
+
+static void arena_send(struct cq_model *model)
+{
+	Cqp__ArenaOffer offer = CQP__ARENA_OFFER__INIT;
+	Cqp__Msg msg = CQP__MSG__INIT;
+	int ret;
+
+	offer.shard = model->shard;
+	offer.bytes = model->arena.bytes;
+	msg.body_case = CQP__MSG__BODY_ARENA_OFFER;
+	msg.arena_offer = &offer;
+	model->arena_req.want = CQP__MSG__BODY_ARENA_OK;
+	model->arena_req.done = arena_done;
+	model->arena_req.arg = model;
+	ret = cqc_send(model->ctx, &model->arena_req, &msg, &model->arena.fd, 1);
+	if (ret)
+		cqc_conn_drop(model->ctx, ret);
+}
+
+static int model_same(struct cq_model *model, const Cqp__ModelOk *ok, struct cqp_frame *f)
+{
+	if (ok->model_hash.len != 32 || ok->root_key.len != CQ_KEY_BYTES || f->n_fds != 2)
+		return -EPROTO;
+	if (memcmp(ok->model_hash.data, model->m.hash, 32) ||
+	    memcmp(ok->root_key.data, model->root.b, CQ_KEY_BYTES))
+		return -ENODATA;	/* another model by that name */
+	return cqc_state_map(model, f->fds[1], ok->state_words, NULL);
+}
+
+static void open_done(struct cq_ctx *ctx, struct cqc_req *req, int ret,
+		      const Cqp__Msg *msg, struct cqp_frame *f)
+{
+	struct cq_model *model = req->arg;
+
+	if (ret == -ENOTCONN)
+		return;
+	if (!ret)
+		ret = model_same(model, msg->model_ok, f);
+	model->gone = ret;
+	if (ret)
+		return;
+	model->shard = msg->model_ok->shard;
+	arena_send(model);
+}
+
+void cqc_models_reopen(struct cq_ctx *ctx)
+{
+	struct list_head *pos;
+
+	list_for_each(pos, &ctx->models) {
+		struct cq_model *model = list_entry(pos, struct cq_model, link);
+		Cqp__ModelOpen mo = CQP__MODEL_OPEN__INIT;
+		Cqp__Msg msg = CQP__MSG__INIT;
+		int ret;
+
+		cqc_model_open_fill(model, &msg, &mo);
+		model->open_req.want = CQP__MSG__BODY_MODEL_OK;
+		model->open_req.done = open_done;
+		model->open_req.arg = model;
+		ret = cqc_send(ctx, &model->open_req, &msg, NULL, 0);
+		if (ret) {
+			cqc_conn_drop(ctx, ret);
+			return;
+		}
+	}
+}
+
+void cqc_late(struct cq_ctx *ctx, const Cqp__Msg *msg)
+{
+	struct cqp_page page;
+	const Cqp__LookupOk *ok;
+
+	/* A lookup given up after a timeout, or a seal of a closed model: what it
+	 * pinned is dropped again. */
+	if (msg->body_case == CQP__MSG__BODY_LOOKUP_OK) {
+		ok = msg->lookup_ok;
+		if (!ok->pages.len || ok->pages.len % sizeof(page))
+			return;
+		memcpy(&page, ok->pages.data + ok->pages.len - sizeof(page), sizeof(page));
+		cqc_release_add(ctx, &page, ctx->pin_epoch);
+	} else if (msg->body_case == CQP__MSG__BODY_SEAL_OK) {
+		if (msg->seal_ok->page.len != sizeof(page))
+			return;
+		memcpy(&page, msg->seal_ok->page.data, sizeof(page));
+		cqc_release_add(ctx, &page, ctx->pin_epoch);
+	}
+}
