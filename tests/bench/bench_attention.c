@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Attention over codes against the same over fp16, and against the memory's
+ * read bandwidth; one JSON object per line.
+ *
+ * 32 query heads, 8 kv heads, 128 channels. A sample is one call (several for
+ * short contexts) over data not touched for at least 4 times the last-level
+ * cache; samples of the coded kernel, of the fp16 kernel and of a plain read
+ * are taken in turn, so that only times of one run are divided by each other.
+ * The fp16 baseline has keys that need no turning, whatever the coded ones need.
+ */
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include "tests/kernels/toy.h"
+
+#define N_HEADS 32
+#define N_KV 8
+#define D 128
+#define N_LAYERS 32
+#define MAX_CONTEXT 16384
+#define MAX_ROWS 16
+#define MAX_THREADS 2
+#define SAMPLES 17
+#define READ_BYTES ((size_t)48 << 20)
+
+struct data {
+	uint8_t *mem;
+	size_t bytes;
+	uint32_t set;		/* next to be read */
+};
+
+struct job {
+	const struct cqk_ops *ops;
+	struct cqk_attn a[MAX_THREADS];
+	struct cqk_block blocks[MAX_CONTEXT / 64];
+	struct cqk_span span[MAX_CONTEXT / 64];
+	uint32_t row_pos[MAX_ROWS];
+	uint32_t calls;		/* of one sample */
+	struct toy *toy;
+	struct data *data;
+	uint32_t context;
+	const char *config;
+	float q[MAX_ROWS * N_HEADS * D], o[MAX_ROWS * N_HEADS * D];
+};
+
+struct times {
+	double ns[SAMPLES];
+};
+
+static struct data coded, halves;
+static uint64_t *read_mem;
+static volatile uint64_t read_sink[MAX_THREADS];
+
+/*
+ * One helper thread, spinning between the calls of a case: a wake-up costs
+ * more than a short call. Cases of one thread run without it.
+ */
+static atomic_uint turn_no, turn_done;
+static pthread_t helper_thread;
+static void (*turn_fn)(void *arg, uint32_t thread);
+static void *turn_arg;
+
+static void *helper(void *arg)
+{
+	unsigned int seen = *(unsigned int *)arg;
+
+	for (;;) {
+		while (atomic_load_explicit(&turn_no, memory_order_acquire) == seen)
+			__builtin_ia32_pause();
+		seen++;
+		if (!turn_fn)
+			return NULL;
+		turn_fn(turn_arg, 1);
+		atomic_store_explicit(&turn_done, seen, memory_order_release);
+	}
+}
+
+static void helper_start(void)
+{
+	static unsigned int seen;
+
+	seen = atomic_load(&turn_no);
+	atomic_store(&turn_done, seen);
+	if (pthread_create(&helper_thread, NULL, helper, &seen))
+		abort();
+}
+
+static void helper_stop(void)
+{
+	turn_fn = NULL;
+	atomic_fetch_add_explicit(&turn_no, 1, memory_order_release);
+	pthread_join(helper_thread, NULL);
+}
+
+static double now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
+}
+
+static double timed(void (*fn)(void *, uint32_t), void *arg, uint32_t threads)
+{
+	double start = now_ns();
+
+	if (threads > 1) {
+		turn_fn = fn;
+		turn_arg = arg;
+		atomic_fetch_add_explicit(&turn_no, 1, memory_order_release);
+	}
+	fn(arg, 0);
+	while (threads > 1 && atomic_load_explicit(&turn_done, memory_order_acquire) !=
+	       atomic_load_explicit(&turn_no, memory_order_relaxed))
+		__builtin_ia32_pause();
+	return now_ns() - start;
+}
+
+struct read_job {
+	uint32_t threads;
+	size_t at;
+};
+
+static void read_part(void *arg, uint32_t thread)
+{
+	const struct read_job *job = arg;
+	size_t n = READ_BYTES / 8 / job->threads, i;
+	const uint64_t *p = read_mem + job->at + thread * n;
+	uint64_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+
+	for (i = 0; i < n; i += 32) {	/* vectorised: 32-byte loads or wider */
+		int j;
+
+		for (j = 0; j < 32; j += 4) {
+			s0 ^= p[i + j];
+			s1 ^= p[i + j + 1];
+			s2 ^= p[i + j + 2];
+			s3 ^= p[i + j + 3];
+		}
+	}
+	read_sink[thread] = s0 ^ s1 ^ s2 ^ s3;
+}
+
+static void attend(void *arg, uint32_t thread)
+{
+	struct job *j = arg;
+
+	j->ops->attention(&j->a[thread]);
+}
+
+/* Sets are interleaved page by page, as the layers of real pages are. */
+static void next_set(struct job *j)
+{
+	size_t payload = j->toy->m.payload / N_LAYERS;
+	uint32_t pages = j->context / 64, p, t;
+	uint32_t sets = (uint32_t)(j->data->bytes / (pages * payload));
+	uint32_t set = j->data->set++ % sets;
+
+	for (p = 0; p < pages; p++)
+		j->blocks[p].base = j->data->mem + ((size_t)p * sets + set) * payload;
+	for (t = 0; t < MAX_THREADS; t++)
+		j->a[t].layer = set % N_LAYERS;
+}
+
+static double sample(struct job *j, uint32_t threads)
+{
+	double ns = 0;
+	uint32_t i;
+
+	for (i = 0; i < j->calls; i++) {
+		next_set(j);
+		ns += timed(attend, j, threads);
+	}
+	return ns / j->calls / j->context / N_KV;
+}
+
+static void job_init(struct job *j, const struct cqk_ops *ops, struct toy *toy,
+		     struct data *data, uint32_t context, uint32_t rows,
+		     uint32_t threads)
+{
+	uint32_t p, t, i;
+
+	j->ops = ops;
+	j->toy = toy;
+	j->data = data;
+	j->context = context;
+	j->calls = MAX(1u, 4096 / context);
+	for (p = 0; p < context / 64; p++) {
+		j->blocks[p] = (struct cqk_block){ .kind = CQK_BLOCK_CODES,
+			.tokens = 64, .span_first = p, .n_spans = 1 };
+		j->span[p] = (struct cqk_span){ .mask = ~0ull, .n_rows = rows,
+						.pos = p * 64 };
+	}
+	for (i = 0; i < rows; i++)
+		j->row_pos[i] = context + i;
+	for (i = 0; i < rows * N_HEADS * D; i++)
+		j->q[i] = toy_normal();
+	for (t = 0; t < threads; t++) {
+		j->a[t] = (struct cqk_attn){
+			.model = &toy->m, .rope = &toy->rope,
+			.head_begin = N_KV / threads * t,
+			.head_end = N_KV / threads * (t + 1),
+			.blocks = j->blocks, .n_blocks = context / 64,
+			.spans = j->span, .row_pos = j->row_pos, .n_rows = rows,
+			.q = { j->q, CQ_F32, 0, N_HEADS * D, D },
+			.o = { j->o, CQ_F32, 0, N_HEADS * D, D },
+			.scale = 0.0883883476f,
+			.scratch = aligned_alloc(64, ALIGN_UP(
+				ops->scratch_bytes(&toy->m, rows), 64)),
+		};
+		if (!j->a[t].scratch)
+			abort();
+	}
+}
+
+static void job_exit(struct job *j, uint32_t threads)
+{
+	while (threads--)
+		free(j->a[threads].scratch);
+}
+
+/* Relative error of one row and head, in double over the same codes. */
+static double error_of(struct job *j)
+{
+	uint32_t row = j->a[0].n_rows - 1, head = 5, ch;
+	double ref[D], err = 0, norm = 0;
+
+	toy_reference(&j->a[0], row, head, ref);
+	for (ch = 0; ch < D; ch++) {
+		double e = (double)j->o[((size_t)row * N_HEADS + head) * D + ch] - ref[ch];
+
+		err += e * e;
+		norm += ref[ch] * ref[ch];
+	}
+	return sqrt(err / norm);
+}
+
+static int by_value(const void *a, const void *b)
+{
+	const double *x = a, *y = b;
+
+	return (*x > *y) - (*x < *y);
+}
+
+static double quantile(struct times *t, double q)
+{
+	qsort(t->ns, SAMPLES, sizeof(double), by_value);
+	return t->ns[(int)(q * (SAMPLES - 1) + 0.5)];
+}
+
+static const char *keys_name(const struct toy *t)
+{
+	static const char *const names[] = { "pre-rope", "rotated", "none" };
+
+	return names[t->m.geom.keys];
+}
+
+static void print(struct job *j, uint32_t threads, struct times *own,
+		  struct times *fp16, struct times *read)
+{
+	double median = quantile(own, 0.5);
+
+	printf("{\"bench\": \"attention\", \"config\": \"%s\", \"keys\": \"%s\", "
+	       "\"impl\": \"%s\", \"rows\": %u, \"threads\": %u, "
+	       "\"context\": %u, \"head_dim\": %d, \"gqa\": %d, "
+	       "\"ns_per_token_head\": %.2f, \"vs_fp16\": %.2f, "
+	       "\"vs_bandwidth\": %.2f, \"rel_err\": %.2e, "
+	       "\"p10\": %.2f, \"p90\": %.2f}\n",
+	       j->config, keys_name(j->toy), j->ops->name, j->a[0].n_rows,
+	       threads, j->context, D, N_HEADS / N_KV, median,
+	       quantile(fp16, 0.5) / median,
+	       quantile(read, 0.5) * 4 * D / median, error_of(j),
+	       quantile(own, 0.1), quantile(own, 0.9));
+	fflush(stdout);
+}
+
+static void run_case(const struct cqk_ops *ops, struct toy *toy, struct data *data,
+		     struct toy *base, const char *config, uint32_t context,
+		     uint32_t rows, uint32_t threads)
+{
+	static struct job own, fp16;
+	struct read_job read = { .threads = threads };
+	struct times t_own, t_fp16, t_read;
+	uint32_t i;
+
+	job_init(&own, ops, toy, data, context, rows, threads);
+	job_init(&fp16, ops, base, &halves, context, rows, threads);
+	own.config = config;
+	if (threads > 1)
+		helper_start();
+	for (i = 0; i < SAMPLES; i++) {
+		t_fp16.ns[i] = sample(&fp16, threads);
+		t_own.ns[i] = sample(&own, threads);
+		read.at = i % 4 * READ_BYTES / 8;
+		t_read.ns[i] = timed(read_part, &read, threads) / READ_BYTES;
+	}
+	if (threads > 1)
+		helper_stop();
+	print(&own, threads, &t_own, &t_fp16, &t_read);
+	job_exit(&own, threads);
+	job_exit(&fp16, threads);
+}
+
+static void data_init(struct data *d, size_t bytes, bool f16)
+{
+	size_t one = 1 << 20, i;
+
+	d->mem = toy_alloc(bytes);
+	d->bytes = bytes;
+	if (f16)
+		toy_halves(d->mem, one / 2, 1.0f);
+	for (i = 0; !f16 && i < one; i++)
+		d->mem[i] = (uint8_t)(toy_u32() >> 11);
+	for (i = one; i < bytes; i += one)
+		memcpy(d->mem + i, d->mem, one);
+}
+
+static void toy_of(struct toy *t, uint32_t c, uint32_t keys)
+{
+	const char *type = getenv("CQ_BENCH_CENTROIDS");
+	struct toy_opts o = {
+		.n_layers = N_LAYERS, .n_heads = N_HEADS, .n_kv_heads = N_KV,
+		.d = D, .keys = keys, .rope_dim = D, .ck = c, .cv = c,
+		.i8 = !type || strcmp(type, "f16"), .theta = 5e5,
+	};
+	uint32_t l;
+
+	toy_init(t, &o, MAX_CONTEXT + MAX_ROWS);
+	for (l = 0; l < N_LAYERS; l++)	/* next_set() moves the base instead */
+		t->m.layers[l].offset = 0;
+}
+
+static void run_coding(const struct cqk_ops *ops, struct toy *base, uint32_t c,
+		       uint32_t keys)
+{
+	static const uint32_t contexts[] = { 1024, 4096, 16384 };
+	uint32_t i, rows, threads;
+	char name[32];
+	struct toy t;
+
+	if (c)
+		snprintf(name, sizeof(name), "k%uc8b-v%uc8b", c, c);
+	else
+		snprintf(name, sizeof(name), "kfp16-vfp16");
+	toy_of(&t, c, keys);
+	for (threads = 1; threads <= MAX_THREADS; threads++)
+		for (rows = 1; rows <= MAX_ROWS; rows += MAX_ROWS - 1)
+			for (i = 0; i < ARRAY_SIZE(contexts); i++)
+				if (rows == 1 || contexts[i] == 4096)
+					run_case(ops, &t, c ? &coded : &halves,
+						 base, name, contexts[i], rows,
+						 threads);
+	if (ops != &cqk_portable)
+		for (rows = 1; rows <= MAX_ROWS; rows += MAX_ROWS - 1)
+			run_case(&cqk_portable, &t, c ? &coded : &halves, base,
+				 name, 1024, rows, 1);
+	toy_free(&t);
+}
+
+int main(void)
+{
+	static const uint32_t codings[] = { 0, 8, 4, 2 };
+	const struct cqk_ops *ops = cqk_select(getenv("CQ_KERNELS"));
+	struct toy base;
+	uint32_t i;
+
+	if (!ops) {
+		fprintf(stderr, "CQ_KERNELS=%s: no such implementation here\n",
+			getenv("CQ_KERNELS"));
+		return 1;
+	}
+	data_init(&coded, (size_t)160 << 20, false);
+	data_init(&halves, (size_t)256 << 20, true);
+	read_mem = toy_alloc(4 * READ_BYTES);
+	memset(read_mem, 1, 4 * READ_BYTES);
+	toy_of(&base, 0, CQK_KEYS_NONE);
+	for (i = 0; i < ARRAY_SIZE(codings); i++) {
+		run_coding(ops, &base, codings[i], CQK_KEYS_NONE);
+		run_coding(ops, &base, codings[i], CQK_KEYS_PRE_ROPE);
+	}
+	toy_free(&base);
+	free(coded.mem);
+	free(halves.mem);
+	free(read_mem);
+	return 0;
+}
