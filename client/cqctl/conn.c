@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: MIT
+/*
+ * The connection: Hello first, then one request at a time.
+ *
+ * cqd is trusted no more than any peer: what it answers is parsed with the
+ * limits of proto/ and checked to be the answer to what was asked.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include "client/cqctl/cqctl.h"
+
+#define SEND_TIMEOUT_S 10
+
+static const char *socket_path(const struct ctl *c)
+{
+	const char *env = getenv("CQ_ADMIN_SOCKET");
+
+	if (c->socket)
+		return c->socket;
+	return env && env[0] ? env : CQP_DEFAULT_ADMIN;
+}
+
+static int connect_error(struct ctl *c, const char *path, int code)
+{
+	switch (code) {
+	case -ENOENT:
+	case -ECONNREFUSED:
+	case -ENOTDIR:
+		return cq_err_set(&c->err, code, "no cqd at %s: %s (start it, or name "
+				  "its admin socket with --socket or CQ_ADMIN_SOCKET)",
+				  path, strerror(-code));
+	case -EACCES:
+	case -EPERM:
+		return cq_err_set(&c->err, code, "no permission for %s: the admin "
+				  "socket is open to cqd's user and root", path);
+	default:
+		return cq_err_set(&c->err, code, "cannot connect to %s: %s", path,
+				  strerror(-code));
+	}
+}
+
+static int open_socket(struct ctl *c, const char *path)
+{
+	struct timeval tv = { .tv_sec = SEND_TIMEOUT_S };
+	struct sockaddr_un sa = { .sun_family = AF_UNIX };
+	size_t n = strlen(path);
+	int sock, ret;
+
+	if (n >= sizeof(sa.sun_path))
+		return connect_error(c, path, -ENAMETOOLONG);
+	memcpy(sa.sun_path, path, n + 1);
+	sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (sock < 0)
+		return connect_error(c, path, -errno);
+	/* Connecting waits when cqd is stopped and its backlog full. */
+	setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
+	if (connect(sock, (struct sockaddr *)&sa, sizeof(sa)) < 0) {
+		ret = -errno;
+		close(sock);
+		return connect_error(c, path, ret);
+	}
+	c->sock = sock;
+	return 0;
+}
+
+static void set_recv_timeout(struct ctl *c, int seconds)
+{
+	struct timeval tv = { .tv_sec = seconds };
+
+	setsockopt(c->sock, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
+}
+
+/* The answer with id @id; others, if any, are none of ours. */
+static Cqp__Msg *receive(struct ctl *c, uint64_t id, int *ret)
+{
+	static struct cqp_frame frame;
+	Cqp__Msg *msg;
+
+	for (;;) {
+		*ret = cqp_recv(c->sock, &frame, 0);
+		if (*ret == -EINTR)
+			continue;
+		if (*ret == -EAGAIN)
+			*ret = cq_err_set(&c->err, -ETIMEDOUT, "cqd at %s does not "
+					  "answer: is it stopped or busy?",
+					  socket_path(c));
+		else if (*ret == 0)
+			*ret = cq_err_set(&c->err, -ECONNRESET, "cqd closed the "
+					  "connection; see its log");
+		else if (*ret < 0)
+			cq_err_set(&c->err, *ret, "lost the connection to cqd: %s",
+				   strerror(-*ret));
+		if (*ret < 0)
+			return NULL;
+		cqp_frame_close(&frame);
+		msg = cqp_unpack(frame.buf, frame.len, &c->err);
+		if (!msg) {
+			*ret = -EPROTO;
+			return NULL;
+		}
+		if (msg->id == id)
+			return msg;
+		cqp_free(msg);
+	}
+}
+
+static int send_msg(struct ctl *c, Cqp__Msg *msg, int fd)
+{
+	int ret = cqp_send(c->sock, msg, &fd, fd >= 0 ? 1 : 0, 0);
+
+	if (!ret)
+		return 0;
+	return cq_err_set(&c->err, ret, "cannot send to cqd at %s: %s", socket_path(c),
+			  strerror(-ret));
+}
+
+/* Request and answer on an open connection. */
+static Cqp__Msg *exchange(struct ctl *c, Cqp__Msg *msg, int fd, Cqp__Msg__BodyCase want,
+			  int *ret)
+{
+	Cqp__Msg *reply;
+
+	msg->id = c->next_id++;
+	*ret = send_msg(c, msg, fd);
+	if (*ret)
+		return NULL;
+	reply = receive(c, msg->id, ret);
+	if (!reply)
+		return NULL;
+	*ret = 0;
+	if (reply->body_case == want)
+		return reply;
+	if (reply->body_case == CQP__MSG__BODY_ERROR)
+		*ret = cq_err_set(&c->err, reply->error->code < 0 ? reply->error->code :
+				  -EPROTO, "%s", reply->error->text ?
+				  reply->error->text : strerror(-reply->error->code));
+	else
+		*ret = cq_err_set(&c->err, -EPROTO, "cqd gave an answer of another kind "
+				  "(%d): use cqctl and cqd of one version",
+				  (int)reply->body_case);
+	cqp_free(reply);
+	return NULL;
+}
+
+static int greet(struct ctl *c)
+{
+	Cqp__Hello hello = CQP__HELLO__INIT;
+	Cqp__Msg msg = CQP__MSG__INIT, *reply;
+	char name[] = "cqctl";
+	int ret;
+
+	hello.protocol = CQP_VERSION;
+	hello.incompat = CQP_INCOMPAT_KNOWN;
+	hello.compat = CQP_COMPAT_KNOWN;
+	hello.client = name;
+	msg.body_case = CQP__MSG__BODY_HELLO;
+	msg.hello = &hello;
+	reply = exchange(c, &msg, -1, CQP__MSG__BODY_HELLO_OK, &ret);
+	if (!reply)
+		return ret;
+	if (reply->hello_ok->protocol != CQP_VERSION)
+		ret = cq_err_set(&c->err, -EPROTO, "cqd at %s speaks protocol %u, cqctl "
+				 CQ_VERSION " speaks %d: use both of one version",
+				 socket_path(c), reply->hello_ok->protocol, CQP_VERSION);
+	else if (reply->hello_ok->incompat & ~CQP_INCOMPAT_KNOWN)
+		ret = cq_err_set(&c->err, -EPROTO, "cqd at %s needs features 0x%llx that "
+				 "cqctl " CQ_VERSION " does not know: use both of one "
+				 "version", socket_path(c),
+				 (unsigned long long)(reply->hello_ok->incompat &
+						      ~CQP_INCOMPAT_KNOWN));
+	cqp_free(reply);
+	return ret;
+}
+
+int ctl_connect(struct ctl *c)
+{
+	int ret;
+
+	if (c->sock >= 0)
+		return 0;
+	ret = open_socket(c, socket_path(c));
+	if (ret)
+		return ret;
+	set_recv_timeout(c, SEND_TIMEOUT_S);
+	ret = greet(c);
+	if (ret) {
+		ctl_disconnect(c);
+		return ret;
+	}
+	/* Loading and verifying take as long as they take. */
+	set_recv_timeout(c, 0);
+	return 0;
+}
+
+void ctl_disconnect(struct ctl *c)
+{
+	if (c->sock >= 0)
+		close(c->sock);
+	c->sock = -1;
+}
+
+Cqp__Msg *ctl_call(struct ctl *c, Cqp__Msg *msg, int fd, Cqp__Msg__BodyCase want,
+		   int *ret)
+{
+	*ret = ctl_connect(c);
+	return *ret ? NULL : exchange(c, msg, fd, want, ret);
+}

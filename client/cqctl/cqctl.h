@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Inside cqctl: commands, their options, one connection, and output as text
+ * or JSON.
+ */
+#ifndef CQCTL_H
+#define CQCTL_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include "cq/err.h"
+#include "cq/util.h"
+#include "proto/frame.h"
+
+enum ctl_exit {
+	CTL_OK = 0,
+	CTL_FAILED = 1,
+	CTL_USAGE = 2,
+};
+
+/**
+ * struct ctl - one run of the program
+ * @socket: path asked for with --socket, NULL for the default
+ * @json:   --json was given
+ * @cmd:    what runs
+ * @sock:   connection, -1 until ctl_connect()
+ * @next_id: of the next request
+ * @err:    text of the last failure
+ */
+struct ctl {
+	const char *socket;
+	bool json;
+	const struct ctl_command *cmd;
+	int sock;
+	uint64_t next_id;
+	struct cq_err err;
+};
+
+/**
+ * struct ctl_command - one command
+ * @name:    as typed
+ * @args:    shown behind the name
+ * @summary: one line
+ * @help:    further lines, or NULL
+ * @run:     @argv [@argc] is what follows the name; returns enum ctl_exit
+ */
+struct ctl_command {
+	const char *name;
+	const char *args;
+	const char *summary;
+	const char *help;
+	int (*run)(struct ctl *c, int argc, char **argv);
+};
+
+/**
+ * struct ctl_opt - an option of a command; the last one has no name
+ * @name:   without dashes
+ * @letter: short form, or 0
+ * @value:  set to the argument; NULL: the option takes none
+ * @flag:   set to true when there is no @value
+ */
+struct ctl_opt {
+	const char *name;
+	char letter;
+	const char **value;
+	bool *flag;
+};
+
+#define CTL_GO_ON (-1)
+
+/*
+ * Options and arguments of a command, in any order; --help, --json and --socket
+ * are always taken. @opts may be NULL. @pos gets @min to @max arguments, the
+ * rest NULL. Returns CTL_GO_ON, or the exit status after a message or help.
+ */
+int ctl_parse(struct ctl *c, int argc, char **argv, const struct ctl_opt *opts,
+	      const char **pos, int min, int max);
+/* A wrong use: prints it with a hint. Returns CTL_USAGE. */
+__attribute__((format(printf, 2, 3)))
+int ctl_usage(struct ctl *c, const char *fmt, ...);
+/* A failure: prints it, and with --json an object. Returns CTL_FAILED. */
+__attribute__((format(printf, 3, 4)))
+int ctl_fail(struct ctl *c, int code, const char *fmt, ...);
+
+/* A decimal number from @min to @max. 0 or -EINVAL. */
+int ctl_number(const char *text, uint64_t min, uint64_t max, uint64_t *out);
+
+/*
+ * Connects and greets. 0, or -errno with c->err set. Done by ctl_call() too.
+ */
+int ctl_connect(struct ctl *c);
+void ctl_disconnect(struct ctl *c);
+/*
+ * One request and its answer of body @want; @fd goes along unless -1. NULL with
+ * *ret = -errno and c->err set on failure. The answer is freed with cqp_free().
+ */
+Cqp__Msg *ctl_call(struct ctl *c, Cqp__Msg *msg, int fd, Cqp__Msg__BodyCase want,
+		   int *ret);
+
+/* Prints @obj (taken over) as one line of JSON. Returns enum ctl_exit. */
+int ctl_print_json(json_t *obj);
+/* "12.3 MiB" and "1 h 2 min" in @buf, at least 24 bytes. Return @buf. */
+const char *ctl_bytes(uint64_t n, char *buf);
+const char *ctl_time(uint64_t us, char *buf);
+/* Hex digits of at most 32 bytes in @buf, at least 65 bytes. Returns @buf. */
+const char *ctl_hex(const uint8_t *data, size_t n, char *buf);
+/* Text from elsewhere on a terminal: control bytes become '?'. */
+void ctl_put_text(FILE *f, const char *s);
+
+int ctl_cmd_ping(struct ctl *c, int argc, char **argv);
+int ctl_cmd_status(struct ctl *c, int argc, char **argv);
+int ctl_cmd_verify(struct ctl *c, int argc, char **argv);
+int ctl_cmd_list(struct ctl *c, int argc, char **argv);
+int ctl_cmd_show(struct ctl *c, int argc, char **argv);
+int ctl_cmd_load(struct ctl *c, int argc, char **argv);
+int ctl_cmd_unload(struct ctl *c, int argc, char **argv);
+int ctl_cmd_calibrate(struct ctl *c, int argc, char **argv);
+
+#endif /* CQCTL_H */

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: MIT
+/* ping, status, verify: the daemon as a whole. */
+#include <inttypes.h>
+#include <string.h>
+#include <time.h>
+#include "client/cqctl/cqctl.h"
+
+static uint64_t now_us(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
+}
+
+/* Status of a command without arguments whose answer is @reply. */
+static int done(struct ctl *c, int ret)
+{
+	return ret ? ctl_fail(c, ret, "%s", c->err.text) : CTL_OK;
+}
+
+int ctl_cmd_ping(struct ctl *c, int argc, char **argv)
+{
+	Cqp__Msg msg = CQP__MSG__INIT, *reply;
+	Cqp__Ping ping = CQP__PING__INIT;
+	char boot[65], up[24], took[24];
+	const Cqp__Pong *p;
+	uint64_t start;
+	int ret = ctl_parse(c, argc, argv, NULL, NULL, 0, 0);
+
+	if (ret != CTL_GO_ON)
+		return ret;
+	ret = ctl_connect(c);
+	if (ret)
+		return done(c, ret);
+	msg.body_case = CQP__MSG__BODY_PING;
+	msg.ping = &ping;
+	start = now_us();
+	reply = ctl_call(c, &msg, -1, CQP__MSG__BODY_PONG, &ret);
+	if (!reply)
+		return done(c, ret);
+	start = now_us() - start;
+	p = reply->pong;
+	ctl_hex(p->boot_id.data, p->boot_id.len, boot);
+	if (c->json) {
+		ret = ctl_print_json(json_pack("{s:s, s:s, s:I, s:I}", "version",
+					       p->version, "boot_id", boot, "uptime_us",
+					       (json_int_t)p->uptime_us, "round_trip_us",
+					       (json_int_t)start));
+	} else {
+		printf("cqd ");
+		ctl_put_text(stdout, p->version);
+		printf(", up %s, answered in %s\n", ctl_time(p->uptime_us, up),
+		       ctl_time(start, took));
+		ret = CTL_OK;
+	}
+	cqp_free(reply);
+	return ret;
+}
+
+/* Counters of StatusOk by name: JSON carries them as they are. */
+#define STATUS_FIELDS(X) X(uptime_us) X(pool_limit) X(pool_reserved) X(pool_used) \
+	X(index_used) X(codebook_bytes) X(arena_bytes) X(pages_sealed) \
+	X(pages_filling) X(pages_pinned) X(clients) X(orphans) X(hits) X(misses) \
+	X(seals) X(evictions) X(checksum_failures) X(verify_pending)
+
+static int status_json(const Cqp__StatusOk *s, const char *boot)
+{
+	json_t *o = json_pack("{s:s, s:s, s:s}", "version", s->version, "boot_id", boot,
+			      "kernels", s->kernels);
+
+#define PUT(field) json_object_set_new(o, #field, json_integer((json_int_t)s->field));
+	STATUS_FIELDS(PUT)
+#undef PUT
+	if (s->has_fdstore)
+		json_object_set_new(o, "fdstore", json_integer((json_int_t)s->fdstore));
+	return ctl_print_json(o);
+}
+
+static void status_text(const Cqp__StatusOk *s, const char *boot)
+{
+	char a[24], b[24], d[24];
+
+	printf("cqd        ");
+	ctl_put_text(stdout, s->version);
+	printf(", up %s, kernels ", ctl_time(s->uptime_us, a));
+	ctl_put_text(stdout, s->kernels);
+	printf("\nindex      %s since boot id %.16s\n", ctl_bytes(s->index_used, a), boot);
+	printf("pool       %s in use, %s reserved, limit %s\n", ctl_bytes(s->pool_used, a),
+	       ctl_bytes(s->pool_reserved, b), ctl_bytes(s->pool_limit, d));
+	printf("codebooks  %s\narenas     %s\n", ctl_bytes(s->codebook_bytes, a),
+	       ctl_bytes(s->arena_bytes, b));
+	printf("pages      %" PRIu64 " sealed, %" PRIu64 " filling, %" PRIu64 " pinned\n",
+	       s->pages_sealed, s->pages_filling, s->pages_pinned);
+	printf("clients    %" PRIu64 ", %" PRIu64 " orphaned\n", s->clients, s->orphans);
+	printf("lookups    %" PRIu64 " pages found, %" PRIu64 " missed\n", s->hits,
+	       s->misses);
+	printf("seals      %" PRIu64 ", evictions %" PRIu64 "\n", s->seals, s->evictions);
+	printf("checksums  %" PRIu64 " wrong, %" PRIu64 " pages still to verify\n",
+	       s->checksum_failures, s->verify_pending);
+	if (s->has_fdstore)
+		printf("fd store   %" PRIu64 " descriptors\n", s->fdstore);
+}
+
+int ctl_cmd_status(struct ctl *c, int argc, char **argv)
+{
+	Cqp__Msg msg = CQP__MSG__INIT, *reply;
+	Cqp__Status status = CQP__STATUS__INIT;
+	char boot[65];
+	int ret = ctl_parse(c, argc, argv, NULL, NULL, 0, 0);
+
+	if (ret != CTL_GO_ON)
+		return ret;
+	msg.body_case = CQP__MSG__BODY_STATUS;
+	msg.status = &status;
+	reply = ctl_call(c, &msg, -1, CQP__MSG__BODY_STATUS_OK, &ret);
+	if (!reply)
+		return done(c, ret);
+	ctl_hex(reply->status_ok->boot_id.data, reply->status_ok->boot_id.len, boot);
+	if (c->json)
+		ret = status_json(reply->status_ok, boot);
+	else
+		status_text(reply->status_ok, boot);
+	cqp_free(reply);
+	return ret;
+}
+
+int ctl_cmd_verify(struct ctl *c, int argc, char **argv)
+{
+	Cqp__Msg msg = CQP__MSG__INIT, *reply;
+	Cqp__Verify verify = CQP__VERIFY__INIT;
+	const Cqp__VerifyOk *v;
+	char a[24], b[24];
+	int ret = ctl_parse(c, argc, argv, NULL, NULL, 0, 0);
+
+	if (ret != CTL_GO_ON)
+		return ret;
+	msg.body_case = CQP__MSG__BODY_VERIFY;
+	msg.verify = &verify;
+	reply = ctl_call(c, &msg, -1, CQP__MSG__BODY_VERIFY_OK, &ret);
+	if (!reply)
+		return done(c, ret);
+	v = reply->verify_ok;
+	if (c->json)
+		ret = ctl_print_json(json_pack("{s:I, s:I, s:I, s:I}",
+					       "checked", (json_int_t)v->checked,
+					       "failed", (json_int_t)v->failed,
+					       "bytes", (json_int_t)v->bytes,
+					       "us", (json_int_t)v->us));
+	else
+		printf("%" PRIu64 " pages, %s checked in %s: %" PRIu64 " wrong%s\n",
+		       v->checked, ctl_bytes(v->bytes, a), ctl_time(v->us, b), v->failed,
+		       v->failed ? " (dropped, with all that follow them)" : "");
+	if (!ret && v->failed)
+		ret = CTL_FAILED;
+	cqp_free(reply);
+	return ret;
+}

@@ -1,0 +1,407 @@
+// SPDX-License-Identifier: MIT
+/* list, show: what the daemon holds. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include "client/cqctl/cqctl.h"
+
+#define MAX_COLUMNS 12
+#define CELL 96
+
+enum column {
+	NAME, HASH, K, V, LAYERS, HEADS, DIM, SINKS, WINDOW, SLOT, BYTES, LIMIT, PAGES,
+	SLOTS, PINS, ID, SESSION, PID, UID, TENANT, MODEL, STATE, BACKEND, AGE, DEPTH,
+};
+
+static const struct {
+	const char *title;
+	bool number;
+} titles[] = {
+	[NAME] = { "NAME", 0 }, [HASH] = { "HASH", 0 }, [K] = { "KEYS", 0 },
+	[V] = { "VALUES", 0 }, [LAYERS] = { "LAYERS", 1 }, [HEADS] = { "HEADS", 1 },
+	[DIM] = { "DIM", 1 }, [SINKS] = { "SINKS", 1 }, [WINDOW] = { "WINDOW", 1 },
+	[SLOT] = { "SLOT", 1 }, [BYTES] = { "BYTES", 1 }, [LIMIT] = { "LIMIT", 1 },
+	[PAGES] = { "PAGES", 1 }, [SLOTS] = { "SLOTS", 1 }, [PINS] = { "PINS", 1 },
+	[ID] = { "ID", 1 }, [SESSION] = { "SESSION", 0 }, [PID] = { "PID", 1 },
+	[UID] = { "UID", 1 }, [TENANT] = { "NAMESPACE", 0 }, [MODEL] = { "MODEL", 0 },
+	[STATE] = { "STATE", 0 }, [BACKEND] = { "BACKEND", 0 }, [AGE] = { "IDLE", 1 },
+	[DEPTH] = { "DEPTH", 1 },
+};
+
+/* In the order of Cqp__Kind. */
+static const struct listing {
+	const char *name;
+	uint8_t column[MAX_COLUMNS];
+	uint8_t n;
+} listings[] = {
+	{ "models", { NAME, K, V, LAYERS, HEADS, DIM, SINKS, WINDOW, SLOT, BYTES, PAGES,
+		      HASH }, 12 },
+	{ "namespaces", { NAME, BYTES, LIMIT, PAGES, PINS }, 5 },
+	{ "segments", { ID, TENANT, MODEL, STATE, BACKEND, BYTES, SLOTS, PAGES }, 8 },
+	{ "clients", { NAME, PID, UID, TENANT, STATE, PINS, SESSION }, 7 },
+	{ "pages", { NAME, TENANT, MODEL, DEPTH, STATE, PINS, BYTES, AGE }, 8 },
+};
+
+/**
+ * struct items - every reply of a listing
+ * @reply: [n_replies], owned
+ * @item:  [n], into the replies
+ */
+struct items {
+	Cqp__Msg **reply;
+	size_t n_replies;
+	const Cqp__Item **item;
+	size_t n;
+};
+
+static void items_free(struct items *it)
+{
+	size_t i;
+
+	for (i = 0; i < it->n_replies; i++)
+		cqp_free(it->reply[i]);
+	free(it->reply);
+	free(it->item);
+	*it = (struct items){ 0 };
+}
+
+static int items_add(struct ctl *c, struct items *it, Cqp__Msg *reply)
+{
+	const Cqp__ListOk *ok = reply->list_ok;
+	void *p = realloc(it->reply, (it->n_replies + 1) * sizeof(*it->reply));
+	size_t i;
+
+	if (p) {
+		it->reply = p;
+		p = realloc(it->item, (it->n + ok->n_items + 1) * sizeof(*it->item));
+	}
+	if (!p) {
+		cqp_free(reply);
+		return cq_err_set(&c->err, -ENOMEM, "no memory for the listing");
+	}
+	it->item = p;
+	it->reply[it->n_replies++] = reply;
+	for (i = 0; i < ok->n_items; i++)
+		it->item[it->n++] = ok->items[i];
+	return 0;
+}
+
+/* All of a kind, however many messages it takes. */
+static int items_get(struct ctl *c, Cqp__Kind kind, struct items *it)
+{
+	Cqp__List list = CQP__LIST__INIT;
+	Cqp__Msg msg = CQP__MSG__INIT, *reply;
+	bool more = true;
+	int ret = 0;
+
+	*it = (struct items){ 0 };
+	list.kind = kind;
+	msg.body_case = CQP__MSG__BODY_LIST;
+	msg.list = &list;
+	while (more && !ret) {
+		reply = ctl_call(c, &msg, -1, CQP__MSG__BODY_LIST_OK, &ret);
+		if (!reply)
+			break;
+		more = reply->list_ok->has_cursor;
+		if (more && list.has_cursor && reply->list_ok->cursor <= list.cursor)
+			ret = cq_err_set(&c->err, -EPROTO, "cqd's listing does not end");
+		list.has_cursor = more;
+		list.cursor = reply->list_ok->cursor;
+		if (ret)
+			cqp_free(reply);
+		else
+			ret = items_add(c, it, reply);
+	}
+	if (ret)
+		items_free(it);
+	return ret;
+}
+
+static void put_text(char *cell, const char *s)
+{
+	size_t i;
+
+	if (!s || !s[0])
+		s = "-";
+	for (i = 0; i + 1 < CELL && s[i]; i++)
+		cell[i] = (unsigned char)s[i] < 0x20 || s[i] == 0x7f ? '?' : s[i];
+	cell[i] = '\0';
+}
+
+static void put_number(char *cell, bool has, uint64_t x)
+{
+	snprintf(cell, CELL, has ? "%" PRIu64 : "0", x);
+}
+
+/* What people read. A field that is not there is 0 or a dash. */
+static void put_cell(const Cqp__Item *it, enum column col, char *cell)
+{
+	char hex[65];
+
+	switch (col) {
+	case NAME: put_text(cell, it->name); break;
+	case TENANT: put_text(cell, it->tenant); break;
+	case MODEL: put_text(cell, it->model); break;
+	case STATE: put_text(cell, it->state); break;
+	case BACKEND: put_text(cell, it->backend); break;
+	case K: put_text(cell, it->k); break;
+	case V: put_text(cell, it->v); break;
+	case HASH:
+		ctl_hex(it->hash.data, it->has_hash ? MIN(it->hash.len, 8u) : 0, hex);
+		put_text(cell, hex);
+		break;
+	case LAYERS: put_number(cell, it->has_layers, it->layers); break;
+	case HEADS:
+		snprintf(cell, CELL, "%u:%u", it->has_heads ? it->heads : 0,
+			 it->has_kv_heads ? it->kv_heads : 0);
+		break;
+	case DIM: put_number(cell, it->has_head_dim, it->head_dim); break;
+	case SINKS: put_number(cell, it->has_sinks, it->sinks); break;
+	case WINDOW: put_number(cell, it->has_window, it->window); break;
+	case SLOT: ctl_bytes(it->has_slot_bytes ? it->slot_bytes : 0, cell); break;
+	case BYTES: ctl_bytes(it->has_bytes ? it->bytes : 0, cell); break;
+	case LIMIT:
+		if (it->has_limit && it->limit)
+			ctl_bytes(it->limit, cell);
+		else
+			put_text(cell, "none");
+		break;
+	case PAGES: put_number(cell, it->has_pages, it->pages); break;
+	case SLOTS: put_number(cell, it->has_slots, it->slots); break;
+	case PINS: put_number(cell, it->has_pins, it->pins); break;
+	case ID: put_number(cell, it->has_id, it->id); break;
+	case SESSION: snprintf(cell, CELL, "%016" PRIx64, it->id); break;
+	case PID: put_number(cell, it->has_pid, it->pid); break;
+	case UID: put_number(cell, it->has_uid, it->uid); break;
+	case AGE: ctl_time(it->has_age_us ? it->age_us : 0, cell); break;
+	case DEPTH: put_number(cell, it->has_depth, it->depth); break;
+	default: put_text(cell, NULL);
+	}
+}
+
+static void print_row(const struct listing *l, const int *width, const Cqp__Item *it)
+{
+	char cell[CELL];
+	int i, w;
+
+	for (i = 0; i < l->n; i++) {
+		if (it)
+			put_cell(it, l->column[i], cell);
+		else
+			put_text(cell, titles[l->column[i]].title);
+		/* Nothing behind the last column. */
+		w = i + 1 < l->n || titles[l->column[i]].number ? width[i] : 0;
+		if (titles[l->column[i]].number)
+			printf("%s%*s", i ? "  " : "", w, cell);
+		else
+			printf("%s%-*s", i ? "  " : "", w, cell);
+	}
+	putchar('\n');
+}
+
+static void print_table(const struct listing *l, const struct items *it)
+{
+	int width[MAX_COLUMNS], i, n;
+	char cell[CELL];
+	size_t row;
+
+	for (i = 0; i < l->n; i++) {
+		width[i] = (int)strlen(titles[l->column[i]].title);
+		for (row = 0; row < it->n; row++) {
+			put_cell(it->item[row], l->column[i], cell);
+			n = (int)strlen(cell);
+			width[i] = MAX(width[i], n);
+		}
+	}
+	print_row(l, width, NULL);
+	for (row = 0; row < it->n; row++)
+		print_row(l, width, it->item[row]);
+}
+
+static void put_json(json_t *o, const char *key, const char *text)
+{
+	if (text)
+		json_object_set_new(o, key, json_string(text));
+}
+
+/* Fields as proto/cq.proto names them; those that are not there are left out. */
+static json_t *item_json(const Cqp__Item *it)
+{
+	json_t *o = json_object();
+	char hex[65];
+
+	put_json(o, "name", it->name);
+	put_json(o, "namespace", it->tenant);
+	put_json(o, "model", it->model);
+	put_json(o, "state", it->state);
+	put_json(o, "backend", it->backend);
+	put_json(o, "k", it->k);
+	put_json(o, "v", it->v);
+	if (it->has_hash)
+		put_json(o, "hash", ctl_hex(it->hash.data, it->hash.len, hex));
+#define PUT(field) do { if (it->has_##field) json_object_set_new(o, #field,	\
+			json_integer((json_int_t)it->field)); } while (0)
+	PUT(bytes);
+	PUT(limit);
+	PUT(pages);
+	PUT(pins);
+	PUT(slots);
+	PUT(pid);
+	PUT(uid);
+	PUT(layers);
+	PUT(heads);
+	PUT(kv_heads);
+	PUT(head_dim);
+	PUT(age_us);
+	PUT(depth);
+	PUT(sinks);
+	PUT(window);
+	PUT(slot_bytes);
+#undef PUT
+	if (it->has_id) {	/* all 64 bits: JSON readers may have 53 */
+		snprintf(hex, sizeof(hex), "%016" PRIx64, it->id);
+		put_json(o, "id", hex);
+	}
+	return o;
+}
+
+static json_t *items_json(const struct items *it)
+{
+	json_t *list = json_array();
+	size_t i;
+
+	for (i = 0; i < it->n; i++)
+		json_array_append_new(list, item_json(it->item[i]));
+	return list;
+}
+
+int ctl_cmd_list(struct ctl *c, int argc, char **argv)
+{
+	struct items it;
+	const char *pos[1];
+	size_t kind = 0;
+	int ret = ctl_parse(c, argc, argv, NULL, pos, 0, 1);
+
+	if (ret != CTL_GO_ON)
+		return ret;
+	while (pos[0] && kind < ARRAY_SIZE(listings) &&
+	       strcmp(pos[0], listings[kind].name))
+		kind++;
+	if (kind == ARRAY_SIZE(listings))
+		return ctl_usage(c, "%s is none of models, namespaces, segments, clients, "
+				 "pages", pos[0]);
+	ret = items_get(c, (Cqp__Kind)kind, &it);
+	if (ret)
+		return ctl_fail(c, ret, "%s", c->err.text);
+	if (c->json)
+		ret = ctl_print_json(json_pack("{s:o}", listings[kind].name,
+					       items_json(&it)));
+	else
+		print_table(&listings[kind], &it);
+	items_free(&it);
+	return ret;
+}
+
+/* --- show --- */
+
+/* Keeps what belongs to @name: a model, or else a namespace. */
+static void keep(struct items *it, const char *name, bool is_model)
+{
+	const char *of;
+	size_t i, n = 0;
+
+	for (i = 0; i < it->n; i++) {
+		of = is_model ? it->item[i]->model : it->item[i]->tenant;
+		if (of && !strcmp(of, name))
+			it->item[n++] = it->item[i];
+	}
+	it->n = n;
+}
+
+static void print_fields(const struct listing *l, const Cqp__Item *it, const char *what)
+{
+	char cell[CELL], hex[65];
+	int i;
+
+	printf("%-10s", what);
+	ctl_put_text(stdout, it->name);
+	putchar('\n');
+	for (i = 0; i < l->n; i++) {
+		if (l->column[i] == NAME)
+			continue;
+		put_cell(it, l->column[i], cell);
+		if (l->column[i] == HASH && it->has_hash)
+			snprintf(cell, sizeof(cell), "%s",
+				 ctl_hex(it->hash.data, it->hash.len, hex));
+		printf("%-10s%s\n", titles[l->column[i]].title, cell);
+	}
+}
+
+/* What is shown below a model or namespace. */
+static const Cqp__Kind below[] = { CQP__KIND__SEGMENTS, CQP__KIND__CLIENTS };
+
+static int show_item(struct ctl *c, const Cqp__Item *item, Cqp__Kind kind)
+{
+	bool is_model = kind == CQP__KIND__MODELS;
+	json_t *o = c->json ? item_json(item) : NULL;
+	size_t i, n = is_model ? 1 : ARRAY_SIZE(below);
+	struct items it;
+	int ret;
+
+	if (!c->json)
+		print_fields(&listings[kind], item, is_model ? "MODEL" : "NAMESPACE");
+	for (i = 0; i < n; i++) {
+		ret = items_get(c, below[i], &it);
+		if (ret) {
+			json_decref(o);
+			return ctl_fail(c, ret, "%s", c->err.text);
+		}
+		keep(&it, item->name, is_model);
+		if (c->json) {
+			json_object_set_new(o, listings[below[i]].name,
+					    items_json(&it));
+		} else if (it.n) {
+			putchar('\n');
+			print_table(&listings[below[i]], &it);
+		}
+		items_free(&it);
+	}
+	if (!c->json)
+		return CTL_OK;
+	json_object_set_new(o, "kind", json_string(is_model ? "model" : "namespace"));
+	return ctl_print_json(o);
+}
+
+/* Shows the item of @kind called @name. CTL_GO_ON if there is none. */
+static int show_named(struct ctl *c, Cqp__Kind kind, const char *name)
+{
+	struct items it;
+	size_t i;
+	int ret = items_get(c, kind, &it);
+
+	if (ret)
+		return ctl_fail(c, ret, "%s", c->err.text);
+	ret = CTL_GO_ON;
+	for (i = 0; ret == CTL_GO_ON && i < it.n; i++)
+		if (it.item[i]->name && !strcmp(it.item[i]->name, name))
+			ret = show_item(c, it.item[i], kind);
+	items_free(&it);
+	return ret;
+}
+
+int ctl_cmd_show(struct ctl *c, int argc, char **argv)
+{
+	const char *pos[1];
+	int ret = ctl_parse(c, argc, argv, NULL, pos, 1, 1);
+
+	if (ret != CTL_GO_ON)
+		return ret;
+	ret = show_named(c, CQP__KIND__MODELS, pos[0]);
+	if (ret == CTL_GO_ON)
+		ret = show_named(c, CQP__KIND__NAMESPACES, pos[0]);
+	if (ret != CTL_GO_ON)
+		return ret;
+	return ctl_fail(c, -ENOENT, "no model and no namespace is called %s: see "
+			"\"cqctl list\" and \"cqctl list namespaces\"", pos[0]);
+}

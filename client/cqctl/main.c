@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT
+/* cqctl: the administrator's command. This file finds the command. */
+#include <stdlib.h>
+#include <string.h>
+#include "client/cqctl/cqctl.h"
+
+static const struct ctl_command commands[] = {
+	{ "ping", "", "is cqd there?",
+	  "Works on the workers' socket too: --socket " CQP_DEFAULT_SOCKET "\n",
+	  ctl_cmd_ping },
+	{ "status", "", "memory, pages, clients and counters of cqd", NULL,
+	  ctl_cmd_status },
+	{ "list", "[models|namespaces|segments|clients|pages]",
+	  "what cqd holds; models if nothing is named", NULL, ctl_cmd_list },
+	{ "show", "NAME", "one model or namespace in detail", NULL, ctl_cmd_show },
+	{ "load", "NAME FILE", "hand a model file to cqd under a name", NULL,
+	  ctl_cmd_load },
+	{ "unload", "NAME", "drop a model and its pages", NULL, ctl_cmd_unload },
+	{ "verify", "", "check the checksums of all pages now", NULL, ctl_cmd_verify },
+	{ "calibrate", "ACTS --k CODE --v CODE -o MODEL [OPTION...]",
+	  "learn codebooks from an activation dump",
+	  "  -o, --output FILE     model file to write\n"
+	  "  --k CODE, --v CODE    fp16, or channels and bits: 4c8b. One for all layers,\n"
+	  "                        or a comma-separated list with one per layer\n"
+	  "  --fisher              weight tokens by the squared gradients in the dump\n"
+	  "  --centroids i8|f16    how centroids are stored (i8)\n"
+	  "  --sinks N             first tokens of a sequence kept in fp16 (4)\n"
+	  "  --window N            recent tokens kept in fp16 by their owner (128)\n"
+	  "  --iterations N        of k-means, at most (25)\n"
+	  "  --threads N           (all CPUs)\n"
+	  "  --seed N              (1)\n"
+	  "Needs no daemon.\n", ctl_cmd_calibrate },
+};
+
+static void help(void)
+{
+	size_t i;
+
+	puts("Usage: cqctl [--socket PATH] [--json] COMMAND [ARGUMENT...]\n"
+	     "Talk to cqd, the owner of shared key/value caches.\n");
+	for (i = 0; i < ARRAY_SIZE(commands); i++)
+		printf("  %-10s %s\n", commands[i].name, commands[i].summary);
+	puts("\n"
+	     "  --socket PATH  admin socket of cqd ($CQ_ADMIN_SOCKET, else\n"
+	     "                 " CQP_DEFAULT_ADMIN ")\n"
+	     "  --json         one JSON object on standard output\n"
+	     "  --help         this text; \"cqctl COMMAND --help\" for a command\n"
+	     "  --version      version\n"
+	     "\n"
+	     "Exit status: 0 done, 1 failed, 2 wrong use. Manual: cqctl(1).");
+}
+
+static const struct ctl_command *find(const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(commands); i++)
+		if (!strcmp(commands[i].name, name))
+			return &commands[i];
+	return NULL;
+}
+
+/* Options before the command. Returns its index, or -1 with *status set. */
+static int leading_options(struct ctl *c, int argc, char **argv, int *status)
+{
+	int i;
+
+	for (i = 1; i < argc && argv[i][0] == '-'; i++) {
+		if (!strcmp(argv[i], "--json")) {
+			c->json = true;
+		} else if (!strcmp(argv[i], "--socket") && i + 1 < argc) {
+			c->socket = argv[++i];
+		} else if (!strncmp(argv[i], "--socket=", 9)) {
+			c->socket = argv[i] + 9;
+		} else if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
+			help();
+			*status = CTL_OK;
+			return -1;
+		} else if (!strcmp(argv[i], "--version")) {
+			puts("cqctl " CQ_VERSION);
+			*status = CTL_OK;
+			return -1;
+		} else {
+			*status = ctl_usage(c, strcmp(argv[i], "--socket") ?
+					    "unknown option %s" : "%s needs a path",
+					    argv[i]);
+			return -1;
+		}
+	}
+	if (i < argc)
+		return i;
+	*status = ctl_usage(c, "a command is missing");
+	return -1;
+}
+
+int main(int argc, char **argv)
+{
+	struct ctl c = { .sock = -1, .next_id = 1 };
+	int i, status = CTL_USAGE;
+
+	i = leading_options(&c, argc, argv, &status);
+	if (i < 0)
+		return status;
+	c.cmd = find(argv[i]);
+	if (!c.cmd)
+		return ctl_usage(&c, "unknown command %s", argv[i]);
+	status = c.cmd->run(&c, argc - i - 1, argv + i + 1);
+	ctl_disconnect(&c);
+	if (fflush(stdout) || ferror(stdout)) {
+		perror("cqctl: standard output");
+		return CTL_FAILED;
+	}
+	return status;
+}
