@@ -13,7 +13,11 @@
 #include <grp.h>
 #include <poll.h>
 #include <sys/resource.h>
+#ifdef TESTS_BENCH
+#include "tests/bench/rig.h"
+#else
 #include "tests/harness.h"
+#endif
 #include "tests/system/fdstore.h"
 #include "tests/system/synth.h"
 #include "tests/system/wire.h"
@@ -132,6 +136,10 @@ static inline void sys_expect(struct sys *s, const char *prefix)
 			sys_show_log(s);
 			FAIL("no \"%s\" from the service manager: %s", prefix, strerror(-ret));
 		}
+		if (!strncmp(s->line, "ended ", 6) && strncmp(prefix, "ended ", 6)) {
+			sys_show_log(s);
+			FAIL("cqd ended: %s", s->line);
+		}
 	} while (strncmp(s->line, prefix, strlen(prefix)));
 }
 
@@ -229,6 +237,8 @@ static inline void sys_start(struct sys *s, const struct sys_opts *o)
 	if (!s->manager) {
 		if (dup2(in[0], 0) < 0 || dup2(out[1], 1) < 0)
 			_exit(1);
+		close(in[1]);
+		close(out[0]);
 		prctl(PR_SET_PDEATHSIG, SIGTERM);
 		sys_run_manager(s, o);
 	}

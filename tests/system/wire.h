@@ -4,13 +4,16 @@
 #define TESTS_WIRE_H
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 #include "proto/frame.h"
+#include "proto/key.h"
 
 /* A request as @var; @body is of the type that @CASE and @field say. */
 #define WIRE_MSG(var, CASE, field, body)					\
@@ -91,6 +94,14 @@ static inline int wire_code(Cqp__Msg *reply)
 	return code;
 }
 
+/* The answer was not the one hoped for: why. Frees it. */
+static inline int wire_unexpected(Cqp__Msg *reply)
+{
+	int code = wire_code(reply);
+
+	return code ? code : -EBADMSG;
+}
+
 /* Hello with the given version and namespace; 0, the daemon's code, or -ENOTCONN. */
 static inline int wire_hello_as(int fd, uint32_t protocol, uint64_t incompat,
 				const char *tenant)
@@ -126,6 +137,122 @@ static inline int wire_open(const char *path)
 		return fd;
 	close(fd);
 	return ret;
+}
+
+/**
+ * struct wire_shard - a model opened by hand, with an arena
+ * @memfd: the arena, @bytes of it mapped at @base
+ */
+struct wire_shard {
+	uint32_t shard, arena;
+	struct cqp_key root;
+	int memfd;
+	uint64_t bytes;
+	void *base;
+};
+
+/* ModelOpen of the whole model; 0 or a negative errno. Its descriptors are closed. */
+static inline int wire_model_open(int fd, const char *model, struct wire_shard *w)
+{
+	Cqp__ModelOpen body = CQP__MODEL_OPEN__INIT;
+	WIRE_MSG(msg, MODEL_OPEN, model_open, body);
+	char name[CQP_MAX_NAME] = "";
+	Cqp__Msg *r;
+
+	strncat(name, model, sizeof(name) - 1);
+	body.name = name;
+	r = wire_call(fd, &msg, NULL, 0, NULL);
+	if (!r || r->body_case != CQP__MSG__BODY_MODEL_OK ||
+	    r->model_ok->root_key.len != sizeof(w->root.b))
+		return wire_unexpected(r);
+	w->shard = r->model_ok->shard;
+	memcpy(w->root.b, r->model_ok->root_key.data, sizeof(w->root.b));
+	cqp_free(r);
+	return 0;
+}
+
+/* Make and offer an arena of @bytes; 0 or a negative errno. */
+static inline int wire_arena(int fd, struct wire_shard *w, uint64_t bytes)
+{
+	Cqp__ArenaOffer body = CQP__ARENA_OFFER__INIT;
+	WIRE_MSG(msg, ARENA_OFFER, arena_offer, body);
+	Cqp__Msg *r;
+
+	w->memfd = memfd_create("arena", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (w->memfd < 0 || ftruncate(w->memfd, (off_t)bytes) ||
+	    fcntl(w->memfd, F_ADD_SEALS, F_SEAL_SHRINK))
+		return -errno;
+	w->bytes = bytes;
+	w->base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, w->memfd, 0);
+	if (w->base == MAP_FAILED)
+		return -errno;
+	body.shard = w->shard;
+	body.bytes = bytes;
+	r = wire_call(fd, &msg, &w->memfd, 1, NULL);
+	if (!r || r->body_case != CQP__MSG__BODY_ARENA_OK)
+		return wire_unexpected(r);
+	w->arena = r->arena_ok->arena;
+	cqp_free(r);
+	return 0;
+}
+
+static inline void wire_arena_close(struct wire_shard *w)
+{
+	munmap(w->base, w->bytes);
+	close(w->memfd);
+}
+
+/* A Seal that waits for its answer: 0 with the page and its key, or -errno. */
+static inline int wire_seal(int fd, const struct wire_shard *w, struct cqp_key parent,
+			    const uint32_t *ids, uint64_t offset, uint64_t sink_offset,
+			    struct cqp_key *key, struct cqp_page *page)
+{
+	Cqp__Seal body = CQP__SEAL__INIT;
+	WIRE_MSG(msg, SEAL, seal, body);
+	uint8_t tokens[CQ_PAGE_TOKENS * 4];
+	Cqp__Msg *r;
+
+	memcpy(tokens, ids, sizeof(tokens));
+	body.shard = w->shard;
+	body.arena = w->arena;
+	body.parent = (ProtobufCBinaryData){ sizeof(parent.b), parent.b };
+	body.tokens = (ProtobufCBinaryData){ sizeof(tokens), tokens };
+	body.offset = offset;
+	body.has_sink_offset = sink_offset != UINT64_MAX;
+	body.sink_offset = sink_offset;
+	r = wire_call(fd, &msg, NULL, 0, NULL);
+	if (!r || r->body_case != CQP__MSG__BODY_SEAL_OK ||
+	    r->seal_ok->key.len != sizeof(key->b) || r->seal_ok->page.len != sizeof(*page))
+		return wire_unexpected(r);
+	memcpy(key->b, r->seal_ok->key.data, sizeof(key->b));
+	memcpy(page, r->seal_ok->page.data, sizeof(*page));
+	cqp_free(r);
+	return 0;
+}
+
+/* Pages resident of @n keys, or -errno; not pinned. */
+static inline int wire_lookup(int fd, uint32_t shard, const struct cqp_key *keys,
+			      size_t n)
+{
+	Cqp__Lookup body = CQP__LOOKUP__INIT;
+	WIRE_MSG(msg, LOOKUP, lookup, body);
+	uint8_t bytes[64 * sizeof(*keys)];
+	Cqp__Msg *r;
+	int matched;
+
+	if (n > 64)
+		return -EINVAL;
+	memcpy(bytes, keys, n * sizeof(*keys));
+	body.shard = shard;
+	body.keys = (ProtobufCBinaryData){ n * sizeof(*keys), bytes };
+	body.has_pin = 1;
+	body.pin = 0;
+	r = wire_call(fd, &msg, NULL, 0, NULL);
+	if (!r || r->body_case != CQP__MSG__BODY_LOOKUP_OK)
+		return wire_unexpected(r);
+	matched = (int)r->lookup_ok->matched;
+	cqp_free(r);
+	return matched;
 }
 
 #endif /* TESTS_WIRE_H */

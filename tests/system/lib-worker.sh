@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+# shellcheck shell=bash
+# shellcheck disable=SC2034 # $top is for those who source this
+#
+# For scripts that run the reference worker: TAP lines, a folder that goes away,
+# and a cqd with the models they made. Sourced by worker.sh and example.sh.
+
+O=${O:-build}
+[ -n "${CC:-}" ] || unset CC
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+dir=$(mktemp -d "${TMPDIR:-/tmp}/cq-test.XXXXXX")
+lm=$top/client/worker/lm
+started=()
+n=0
+
+finish() {
+	local pid
+
+	for pid in "${started[@]}"; do
+		kill -KILL "$pid" 2>/dev/null
+	done
+	wait 2>/dev/null
+	rm -rf "$dir"
+}
+trap finish EXIT
+trap 'exit 1' INT TERM
+
+# plan N: the first line
+plan() {
+	echo "TAP version 13"
+	echo "1..$1"
+}
+
+# ok TEXT COMMAND...: one line; what the command said, if it failed
+ok() {
+	local what=$1
+
+	shift
+	n=$((n + 1))
+	if "$@" >"$dir/out" 2>&1; then
+		echo "ok $n - $what"
+	else
+		echo "not ok $n - $what"
+		sed 's/^/# /' "$dir/out"
+	fi
+}
+
+skip() {
+	n=$((n + 1))
+	echo "ok $n - $1 # SKIP $2"
+}
+
+worker() {
+	"$O/cq-worker" "$@"
+}
+
+# Codebooks from 2 x 512 tokens, and a model that passes fp16 through
+make_models() {
+	worker dump --lm "$lm" --ids "$lm/calibration.u16" --sequences 2 --length 512 \
+		--out "$dir/acts.st" &&
+		"$O/cqctl" calibrate "$dir/acts.st" --k 4c8b --v 4c8b -o "$dir/coded.st" &&
+		"$O/cqctl" calibrate "$dir/acts.st" --k fp16 --v fp16 -o "$dir/fp16.st"
+}
+
+# A cqd with both of them
+start_cqd() {
+	local i
+
+	cat >"$dir/cqd.conf" <<-END
+		[daemon]
+		socket = $dir/cqd.sock
+		admin_socket = $dir/admin.sock
+		pool_bytes = 64M
+		[namespace test]
+		uid = $(id -u)
+		[model coded]
+		path = $dir/coded.st
+		[model fp16]
+		path = $dir/fp16.st
+	END
+	"$O/cqd" --config "$dir/cqd.conf" </dev/null >"$dir/cqd.log" 2>&1 &
+	started+=($!)
+	export CQ_SOCKET=$dir/cqd.sock
+	for ((i = 0; i < 400; i++)); do
+		[ "$(grep -c ' loaded' "$dir/cqd.log")" -lt 2 ] || return 0
+		sleep 0.05
+	done
+	cat "$dir/cqd.log"
+	return 1
+}
