@@ -86,14 +86,15 @@ static void print_bench(const struct wk_session *s, struct bench *b)
 	const struct wk_config *c = s->cfg;
 	double cold = wk_median(b->cold, b->n_cold);
 	double attached = wk_median(b->attached, b->n_attached);
-	json_t *j = json_pack("{s:I,s:I,s:f,s:f,s:f,s:f,s:I,s:I,s:I}",
+	json_t *j = json_pack("{s:I,s:I,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:I}",
 		"prompt", (json_int_t)s->n, "matched_tokens", (json_int_t)b->matched,
 		"ttft_cold_ms", cold, "ttft_attached_ms", attached,
 		"speedup", cold / attached, "tokens_per_s", b->tokens_per_s,
 		"bytes_per_token_fp16",
 		(json_int_t)c->n_layers * c->n_kv_heads * c->head_dim * 4,
 		"shared_bytes", (json_int_t)b->shared,
-		"private_bytes", (json_int_t)b->own);
+		"private_bytes", (json_int_t)b->own,
+		"sequence_bytes", (json_int_t)(b->shared + b->own));
 
 	json_dumpf(j, stdout, JSON_COMPACT);
 	putchar('\n');

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
  * cq-worker run: read a prompt, attached to what others have published, and
- * generate. One JSON object per line: "first" at the first token, "done" at
+ * generate. One JSON object per line: "first" at the first token, "end" at
  * the end.
  */
 #include <errno.h>
@@ -62,7 +62,7 @@ static int print_done(struct wk_session *s, const uint32_t *tokens, size_t n, do
 	if (ret)
 		return ret;
 	print_line(json_pack("{s:s,s:I,s:f,s:I,s:I,s:I,s:I,s:o}",
-		"event", "done", "generated", (json_int_t)n,
+		"event", "end", "generated", (json_int_t)n,
 		"tokens_per_s", n > 1 ? (double)(n - 1) / ms * 1e3 : 0,
 		"tokens", (json_int_t)info.tokens,
 		"sealed", (json_int_t)info.sealed,

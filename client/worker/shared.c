@@ -100,13 +100,17 @@ int wk_shared_open(struct wk_shared *sh, struct cq_ctx *ctx, const char *name,
 		   const struct wk_config *cfg, size_t max_rows)
 {
 	struct cq_model_info info = { .sz = sizeof(info) };
+	struct cq_model_opts opts = { .sz = sizeof(opts), .device = CQ_DEVICE_HOST };
 	int ret;
 
+	/* A full context in fp16, its pages once more until they are sealed. */
+	opts.arena_bytes = (uint64_t)(cfg->max_position + 8 * WK_PAGE) * 2 *
+			   cfg->n_layers * cfg->n_kv_heads * cfg->head_dim * 4;
 	memset(sh, 0, sizeof(*sh));
 	sh->cache.ops = &shared_ops;
 	sh->cfg = cfg;
 	sh->ctx = ctx;
-	ret = cq_model_open(ctx, name, NULL, &sh->model);
+	ret = cq_model_open(ctx, name, &opts, &sh->model);
 	if (ret)
 		return wk_cq_error(ret, name);
 	ret = cq_model_get_info(sh->model, &info);

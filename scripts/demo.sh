@@ -1,0 +1,100 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+#
+# make demo: three workers share one coded prefix through a cqd of their own.
+#
+# Calibrates, starts cqd in a temporary folder, lets worker A publish a prefix
+# and B and C attach to it, kills B, measures, checks the figures, and writes
+# $O/demo.json. Runs beside a system cqd and leaves no process and no file.
+# As root cqd and the workers run under two uids of their own, else all under
+# the caller's. Exit status: 0, or 1 when a figure is not met or a step failed.
+#
+#	O=dir			build folder (build)
+#	CQ_DEMO_NOSHARE=1	workers attach to nothing: must end with 1
+#	CQ_DEMO_KEEP=1		leave the temporary folder
+set -euo pipefail
+
+top=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck source=scripts/demo-lib.sh
+. "$top/scripts/demo-lib.sh"
+
+build=${O:-$top/build}
+prefix_tokens=1728	# 27 pages
+positions=255		# scored in each of 2 x 8 continuations of 256 tokens
+noshare=()
+[ "${CQ_DEMO_NOSHARE:-0}" = 0 ] || noshare=(--nomatch)
+ask_b=$'\n\nWhich process owns the memory of a page?\n'
+ask_c=$'\n\nWhat happens to a worker whose neighbour dies?\n'
+
+demo_begin "$build"
+trap demo_end EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+say "learn codebooks (text that is not used again)"
+learn_start=$(now_ms)
+worker dump --lm "$dir/lm" --ids "$dir/lm/calibration.u16" --out "$dir/work/acts.st" \
+	--sequences 12 --length 2048 --threads "$cores"
+worker_run "$dir/bin/cqctl" calibrate "$dir/work/acts.st" --k 4c8b --v 4c8b \
+	-o "$dir/work/coded.st" >"$dir/work/calibrate.txt" 2>&1 ||
+	fail "cqctl calibrate" "$dir/work/calibrate.txt"
+worker_run "$dir/bin/cqctl" calibrate "$dir/work/acts.st" --k fp16 --v fp16 \
+	-o "$dir/work/fp16.st" >"$dir/work/calibrate.txt" 2>&1 ||
+	fail "cqctl calibrate" "$dir/work/calibrate.txt"
+rm -f "$dir/work/acts.st"
+learn_ms=$(($(now_ms) - learn_start))
+say "  $((learn_ms / 1000)) s: 4c8b, 2 bits per channel; and an fp16 model to compare with"
+
+say "start cqd, load both models"
+start_cqd
+ctl load coded "$dir/work/coded.st" >"$dir/work/load.txt" 2>&1 ||
+	fail "cqctl load" "$dir/work/load.txt"
+ctl load fp16 "$dir/work/fp16.st" >"$dir/work/load.txt" 2>&1 ||
+	fail "cqctl load" "$dir/work/load.txt"
+worker tokenize --lm "$dir/lm" --limit "$prefix_tokens" --out "$dir/work/prefix.u16" \
+	"$dir/work/prefix.txt" >/dev/null
+
+say "A reads the documentation, $prefix_tokens tokens, publishes it, and writes"
+start_worker A --generate 48 --hold "${noshare[@]}"
+wait_line A end 60
+say "  $(num A.json generated) tokens: $(excerpt A)"
+ctl --json status >"$dir/work/status.json"
+
+say "C alone, undisturbed, for its text"
+start_worker C-alone --ask "$ask_c" --generate 96 "${noshare[@]}"
+wait_end C-alone 60
+say "  $(excerpt C-alone)"
+
+say "B and C attach at the same time; each adds its own question"
+start_worker B --ask "$ask_b" --generate 200 --pace 25 "${noshare[@]}"
+start_worker C --ask "$ask_c" --generate 96 --pace 25 --hold "${noshare[@]}"
+wait_line B first 60
+wait_line C first 60
+say "  B matched $(num B.json matched), C matched $(num C.json matched) tokens; cqctl status:"
+ctl status | sed 's/^/    /'
+sleep 0.5
+measure_memory cqd A B C
+killed_early=$(grep -c '"event":"end"' "$dir/work/C.json" || true)
+kill -KILL "${pid[B]}"
+wait "${pid[B]}" 2>/dev/null || true
+unset "pid[B]"
+say "  B killed with SIGKILL while C writes"
+wait_line C end 60
+[ "$killed_early" = 0 ] || fail "C was done before B was killed" "$dir/work/C.json"
+same_text=0
+[ "$(text C)" != "$(text C-alone)" ] || same_text=1
+stop_worker A
+stop_worker C
+
+say "time to first token, cold and attached, in one process"
+worker bench "${to_cqd[@]}" --model coded --prefix "$dir/work/prefix.u16" --ask "$ask_b" \
+	--repeat 15 --generate 64 "${noshare[@]}" >"$dir/work/bench.json"
+
+say "B and C are scored against fp16 caches, $((2 * 8 * positions)) positions"
+start_score B 0
+start_score C 2048
+wait_end B-score 120
+wait_end C-score 120
+
+collect
+report
