@@ -1,11 +1,344 @@
 // SPDX-License-Identifier: MIT
-#include "daemon/store_priv.h"
+/*
+ * After a restart: what the service manager kept becomes the store again.
+ *
+ * The index is input like any other. A record counts only if its word says
+ * so, its fields are in range, it agrees with the descriptor of its name and
+ * with the records it points to; else its word is cleared, and what hung on it
+ * goes the same way. A descriptor that no record names is removed. Nothing is
+ * read but records and model heads: payloads are verified later (verify.c).
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "daemon/adopt.h"
+
+#define INDEX_NAME "cq-index"
+
+/* --- descriptors --- */
+
+/**
+ * cqd_adopt_take() - first descriptor of a name
+ * @ad:   taken ones are marked
+ * @name: FDNAME
+ *
+ * Return: its number in ad->fds, -1 if there is none.
+ */
+int cqd_adopt_take(struct cqd_adopt *ad, const char *name)
+{
+	unsigned int i;
+
+	for (i = 0; i < ad->n; i++) {
+		if (ad->taken[i] || strcmp(ad->names[i], name))
+			continue;
+		ad->taken[i] = true;
+		return (int)i;
+	}
+	return -1;
+}
+
+static bool name_kept(const struct cqd_adopt *ad, const char *name)
+{
+	unsigned int i;
+
+	for (i = 0; i < ad->n; i++)
+		if (ad->taken[i] && !strcmp(ad->names[i], name))
+			return true;
+	return false;
+}
+
+/* Descriptors without a record. A name that is kept cannot be removed. */
+static void drop_rest(struct cqd_adopt *ad)
+{
+	unsigned int i;
+
+	for (i = 0; i < ad->n; i++) {
+		if (ad->taken[i])
+			continue;
+		if (!name_kept(ad, ad->names[i]))
+			cqd_fdstore_remove(ad->st, ad->names[i]);
+		close(ad->fds[i]);
+		ad->lost_fds++;
+	}
+}
+
+/* A failed start: the next one finds them again. */
+static void close_rest(struct cqd_adopt *ad)
+{
+	unsigned int i;
+
+	for (i = 0; i < ad->n; i++)
+		if (!ad->taken[i])
+			close(ad->fds[i]);
+}
+
+/* --- namespaces and models --- */
+
+static bool good_name(const char name[CQP_MAX_NAME])
+{
+	return name[0] && memchr(name, '\0', CQP_MAX_NAME);
+}
+
+/**
+ * cqd_adopt_kill() - a record that does not hold
+ * @ad:   counted there
+ * @word: of the record
+ */
+void cqd_adopt_kill(struct cqd_adopt *ad, uint64_t *word)
+{
+	cqd_word_state(word, CQP_FREE);
+	ad->lost_records++;
+}
+
+static bool ns_known(const struct cqd_adopt *ad, const char *name)
+{
+	struct list_head *pos;
+
+	list_for_each(pos, &ad->st->namespaces)
+		if (!strcmp(list_entry(pos, struct cqd_ns, node)->name, name))
+			return true;
+	return false;
+}
+
+static bool adopt_ns(struct cqd_adopt *ad, uint32_t i)
+{
+	const struct cqp_rec_namespace *r = &ad->st->ix.ns[i];
+	char name[32];
+	struct cqd_ns *ns;
+	int fd;
+
+	if (!good_name(r->name) || ns_known(ad, r->name) || !r->state_words ||
+	    r->state_words > CQD_MAX_WORDS)
+		return false;
+	snprintf(name, sizeof(name), "cq-state-%u", i);
+	fd = cqd_adopt_take(ad, name);
+	if (fd < 0)
+		return false;
+	if (!cqd_ns_attach(ad->st, i, ad->fds[fd], &ns, NULL))
+		return true;
+	ad->taken[fd] = false;
+	return false;
+}
+
+static bool adopt_model(struct cqd_adopt *ad, uint32_t i)
+{
+	const struct cqp_rec_model *r = &ad->st->ix.models[i];
+	struct cqd_model *m;
+	char name[32];
+	int fd;
+
+	if (!good_name(r->name) || cqd_model_find(ad->st, r->name))
+		return false;
+	snprintf(name, sizeof(name), "cq-model-%u", i);
+	fd = cqd_adopt_take(ad, name);
+	if (fd < 0)
+		return false;
+	m = calloc(1, sizeof(*m));
+	if (!m || cqd_model_map(m, ad->fds[fd], NULL)) {
+		free(m);
+		ad->taken[fd] = false;
+		return false;
+	}
+	m->st = ad->st;
+	m->rec = i;
+	m->ready = true;
+	snprintf(m->name, sizeof(m->name), "%s", r->name);
+	list_add_tail(&m->node, &ad->st->models);
+	if (m->bytes == r->bytes && !memcmp(m->head->hash, r->hash, sizeof(r->hash)))
+		return true;
+	m->fd = -1;	/* goes with the rest */
+	cqd_model_free(m);
+	ad->taken[fd] = false;
+	return false;
+}
+
+/* --- clients and pins --- */
+
+static bool adopt_client(struct cqd_adopt *ad, uint32_t i)
+{
+	struct cqp_rec_client *r = &ad->st->ix.clients[i];
+	struct cqd_ns *ns = cqd_ns_by_rec(ad->st, r->ns);
+	struct cqd_client *cl;
+
+	if (!ns || !r->session || !r->pid || r->pid > INT32_MAX)
+		return false;
+	r->name[sizeof(r->name) - 1] = '\0';
+	cl = cqd_client_attach(ad->st, ns, i);
+	if (!cl)
+		return false;
+	cl->orphan = true;
+	return true;
+}
+
+static bool adopt_pin(struct cqd_adopt *ad, uint32_t i)
+{
+	struct cqd_store *st = ad->st;
+	const struct cqp_rec_pin *r = &st->ix.pins[i];
+	const struct cqd_page *pg;
+	struct cqd_client *cl;
+
+	if (r->client >= st->ix.t_clients.n || r->page >= st->ix.t_pages.n)
+		return false;
+	cl = st->client_at[r->client];
+	pg = &st->pages[r->page];
+	if (!cl || !pg->shard || pg->shard->ns != cl->ns || !r->count ||
+	    r->count > UINT32_MAX - pg->pins || cqd_pin_exists(cl, r->page))
+		return false;
+	cqd_pin_adopt(st, cl, i);
+	return true;
+}
+
+/* --- tables --- */
+
+struct table {
+	struct cqd_tab *tab;
+	uint8_t *base;
+	size_t stride;
+	bool (*adopt)(struct cqd_adopt *ad, uint32_t i);
+};
+
+static uint64_t *word_at(const struct table *t, uint32_t i)
+{
+	return (uint64_t *)(void *)(t->base + i * t->stride);
+}
+
+static bool live(void *arg, uint32_t i)
+{
+	return CQP_WORD_STATE(*word_at(arg, i)) == CQP_SEALED;
+}
+
+/**
+ * Each record of a table in turn, then its free list. Only SEALED counts:
+ * what was being made or unmade when the daemon died is free.
+ */
+static void scan(struct cqd_adopt *ad, struct table *t)
+{
+	unsigned int state;
+	uint64_t *word;
+	uint32_t i;
+
+	for (i = 0; i < t->tab->n; i++) {
+		word = word_at(t, i);
+		/* Pairs with the release in cqd_word_born(): word, then fields. */
+		state = CQP_WORD_STATE(smp_load_acquire(word));
+		if (state == CQP_SEALED && !t->adopt(ad, i))
+			cqd_adopt_kill(ad, word);
+		else if (state != CQP_SEALED && state != CQP_FREE)
+			cqd_word_state(word, CQP_FREE);
+	}
+	cqd_tab_rebuild(t->tab, live, t);
+}
+
+static int scan_all(struct cqd_adopt *ad)
+{
+	struct cqd_index *ix = &ad->st->ix;
+	struct table first[] = {
+		{ &ix->t_ns, (void *)ix->ns, sizeof(*ix->ns), adopt_ns },
+		{ &ix->t_models, (void *)ix->models, sizeof(*ix->models), adopt_model },
+		{ &ix->t_segs, (void *)ix->segs, sizeof(*ix->segs), cqd_adopt_segment },
+		{ &ix->t_pages, (void *)ix->pages, sizeof(*ix->pages), cqd_adopt_page },
+	};
+	struct table then[] = {
+		{ &ix->t_clients, (void *)ix->clients, sizeof(*ix->clients), adopt_client },
+		{ &ix->t_pins, (void *)ix->pins, sizeof(*ix->pins), adopt_pin },
+	};
+	unsigned int i;
+	int ret;
+
+	for (i = 0; i < ARRAY_SIZE(first); i++)
+		scan(ad, &first[i]);
+	ret = cqd_adopt_tree(ad);
+	if (ret)
+		return ret;
+	for (i = 0; i < ARRAY_SIZE(then); i++)
+		scan(ad, &then[i]);
+	return cqd_adopt_order(ad);
+}
+
+/* --- the whole --- */
+
+static int fresh(struct cqd_adopt *ad, const struct cqd_store_opts *opts,
+		 struct cq_err *err)
+{
+	struct cqd_store *st = ad->st;
+	int ret = cqd_index_create(&st->ix, opts, err);
+
+	if (!ret)
+		ret = cqd_store_arrays(st);
+	if (!ret)
+		ret = cqd_fdstore_push(st, INDEX_NAME, st->ix.fd, false, err);
+	return ret;
+}
+
+/* 0 taken over, 1 there was none, -errno it is none that we can use. */
+static int open_index(struct cqd_adopt *ad, struct cq_err *why)
+{
+	int i = cqd_adopt_take(ad, INDEX_NAME), ret;
+
+	if (i < 0)
+		return 1;
+	ret = cqd_index_open(&ad->st->ix, ad->fds[i], why);
+	if (ret)
+		ad->taken[i] = false;
+	return ret;
+}
+
+static int take_over(struct cqd_adopt *ad, const struct cqd_store_opts *opts,
+		     struct cq_err *err)
+{
+	struct cqd_index *ix = &ad->st->ix;
+	int ret = cqd_store_arrays(ad->st);
+
+	if (!ret)
+		ret = scan_all(ad);
+	if (ret) {
+		close_rest(ad);
+		return cq_err_set(err, ret, "no memory to take over the index");
+	}
+	drop_rest(ad);
+	if (ad->lost_records || ad->lost_fds)
+		cq_err_set(err, 0,
+			   "restart: dropped %u records and %u descriptors that did not fit together",
+			   ad->lost_records, ad->lost_fds);
+	else if (ix->t_pages.n != opts->max_pages || ix->t_pins.n != opts->max_pins ||
+		 ix->t_clients.n != opts->max_clients)
+		cq_err_set(err, 0,
+			   "max_pages, max_clients or max_pins changed: in effect after the next stop of cqd");
+	return 0;
+}
+
+/**
+ * cqd_adopt() - take over what the service manager kept, or start afresh
+ * @st:   store without an index
+ * @opts: descriptors and table sizes
+ * @err:  text of the failure; on success a line about what was dropped
+ *
+ * Return: 0; -ENOMEM; other -errno.
+ */
 int cqd_adopt(struct cqd_store *st, const struct cqd_store_opts *opts,
 	      struct cq_err *err)
 {
-	int ret = cqd_index_create(&st->ix, opts, err);
+	struct cqd_adopt ad = { .st = st, .fds = opts->fds, .names = opts->names,
+				.n = opts->n_fds };
+	struct cq_err why = { "" };
+	int ret;
 
-	if (ret)
-		return ret;
-	return cqd_store_arrays(st);
+	ad.taken = calloc(opts->n_fds + 1, sizeof(*ad.taken));
+	if (!ad.taken)	/* the caller exits: nothing needs to be closed */
+		return cq_err_set(err, -ENOMEM, "no memory to take over descriptors");
+	st->fdstore = opts->n_fds;
+	ret = open_index(&ad, &why);
+	if (ret == 0) {
+		ret = take_over(&ad, opts, err);
+	} else {
+		drop_rest(&ad);
+		ret = fresh(&ad, opts, err);
+		if (!ret && ad.n)
+			cq_err_set(err, 0, "%s: every cached page of the cqd before is dropped",
+				   why.text[0] ? why.text : "the fd store holds no index");
+	}
+	free(ad.taken);
+	return ret;
 }

@@ -52,6 +52,18 @@ static void count_down(struct cqd_store *st, struct cqd_client *cl, uint32_t pag
 }
 
 /**
+ * cqd_pin_exists() - does a client pin a page?
+ * @cl:   client
+ * @page: page record
+ *
+ * Return: true if it has a record for it.
+ */
+bool cqd_pin_exists(struct cqd_client *cl, uint32_t page)
+{
+	return find(cl->st, cl->rec, page) != CQP_NONE;
+}
+
+/**
  * cqd_pin_adopt() - put a filled record into hash and client's list
  * @st:  store
  * @cl:  its client

@@ -143,7 +143,8 @@ void cqd_segment_free_list(struct cqd_segment *seg)
 		seg->next_free[i] = seg->free_head;
 		seg->free_head = i;
 	}
-	if (seg->free_head != CQP_NONE && list_empty(&seg->partial_node))
+	list_del(&seg->partial_node);
+	if (seg->free_head != CQP_NONE)
 		list_add_tail(&seg->partial_node,
 			      &seg->shard->kind[seg->kind].partial);
 }
@@ -239,6 +240,15 @@ static void create_run(struct cqd_job *job)
 	seg->ret = cqd_fdstore_push(seg->st, name, seg->mem.fd, true, &seg->err);
 }
 
+/* Its words may have belonged to a segment that was lost in a restart. */
+static void words_free(const struct cqd_segment *seg)
+{
+	uint32_t i;
+
+	for (i = 0; i < seg->slots; i++)
+		cqd_word_state(cqd_segment_word(seg, i), CQP_FREE);
+}
+
 static void fill_record(const struct cqd_segment *seg)
 {
 	struct cqp_rec_segment *r = &seg->st->ix.segs[seg->rec];
@@ -300,6 +310,7 @@ static void create_done(struct cqd_job *job)
 	if (seg->ret) {
 		create_failed(seg);
 	} else {
+		words_free(seg);
 		fill_record(seg);
 		seg->live = true;
 		seg->empty_since = uv_now(seg->st->loop);

@@ -143,7 +143,7 @@ static int find_backend(struct cqd_store *st, struct cq_err *err)
  * cqd_store_new() - build the index, or re-adopt it from the fd store
  * @loop: runs timers and completions
  * @opts: copied, except the backend's name, which must live on; descriptors in
- *        it belong to the store from now on, whatever is returned
+ *        it belong to the store from now on
  * @out:  set on success
  * @err:  text of the failure; on success it is empty, or one line about what
  *        was not taken over, which the caller should log

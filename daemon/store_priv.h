@@ -389,6 +389,7 @@ void cqd_evict_idle(uv_idle_t *idle);
 int cqd_pin(struct cqd_client *cl, uint32_t page, struct cq_err *err);
 /* -ENOENT if @cl has no pin on it. */
 int cqd_unpin(struct cqd_client *cl, uint32_t page);
+bool cqd_pin_exists(struct cqd_client *cl, uint32_t page);
 void cqd_pins_drop(struct cqd_client *cl);
 /* Puts an adopted record into the lists. */
 void cqd_pin_adopt(struct cqd_store *st, struct cqd_client *cl, uint32_t pin);

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: MIT */
+/* Shared by adopt.c (descriptors, tables) and adopt_pages.c. */
+#ifndef CQD_ADOPT_H
+#define CQD_ADOPT_H
+
+#include "daemon/store_priv.h"
+
+#define CQD_MAX_WORDS	(1ull << 32)	/* state words of a namespace */
+
+/**
+ * struct cqd_adopt - a restart under way
+ * @taken: [n] descriptor belongs to a record
+ */
+struct cqd_adopt {
+	struct cqd_store *st;
+	const int *fds;
+	char *const *names;
+	unsigned int n;
+	bool *taken;
+	unsigned int lost_records, lost_fds;
+};
+
+int cqd_adopt_take(struct cqd_adopt *ad, const char *name);
+void cqd_adopt_kill(struct cqd_adopt *ad, uint64_t *word);
+/* True if record @i holds and is in memory now. */
+bool cqd_adopt_segment(struct cqd_adopt *ad, uint32_t i);
+bool cqd_adopt_page(struct cqd_adopt *ad, uint32_t i);
+/* Parents, then what nobody owns; after every page was looked at. */
+int cqd_adopt_tree(struct cqd_adopt *ad);
+/* LRU lists; after the pins. */
+int cqd_adopt_order(struct cqd_adopt *ad);
+
+#endif /* CQD_ADOPT_H */
