@@ -28,6 +28,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/close_range.h>
 #include <linux/kcmp.h>
 #include <poll.h>
 #include <signal.h>
@@ -394,6 +395,8 @@ static void fdstore_become_service(void)
 	n = fdstore_pass_fds(names, sizeof(names));
 	fdstore_set_number_env("LISTEN_FDS", n);
 	setenv("LISTEN_FDNAMES", names, 1);
+	/* what the test itself was started with stays out of it */
+	close_range(FIRST_FD + n, ~0u, CLOSE_RANGE_CLOEXEC);
 	if (fdstore.has_uid && (setgroups(0, NULL) || setgid(fdstore.uid) || setuid(fdstore.uid)))
 		fdstore_die("uid %u", fdstore.uid);
 	prctl(PR_SET_PDEATHSIG, SIGKILL);	/* setuid() clears it */
