@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+# bash completion for cqctl(1)
+
+# Names of what cqd holds, or nothing when it cannot be asked.
+_cqctl_names() {
+	cqctl list "$1" 2>/dev/null | awk 'NR > 1 { print $1 }'
+}
+
+_cqctl() {
+	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
+	local commands="ping status list show load unload verify calibrate"
+	local cmd="" before="" n=0 i words
+
+	COMPREPLY=()
+	for ((i = 1; i < COMP_CWORD; i++)); do
+		before=${COMP_WORDS[i - 1]}
+		case ${COMP_WORDS[i]} in
+		-*) continue ;;
+		esac
+		case $before in
+		--socket | --k | --v | --centroids | --sinks | --window | --iterations | \
+			--threads | --seed | --output | -o) continue ;;
+		esac
+		if [ -z "$cmd" ]; then cmd=${COMP_WORDS[i]}; else n=$((n + 1)); fi
+	done
+
+	case $prev in
+	--socket | -o | --output)
+		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+		return
+		;;
+	--k | --v)
+		mapfile -t COMPREPLY < <(compgen -W "fp16 2c8b 4c8b 8c8b" -- "$cur")
+		return
+		;;
+	--centroids)
+		mapfile -t COMPREPLY < <(compgen -W "i8 f16" -- "$cur")
+		return
+		;;
+	--sinks | --window | --iterations | --threads | --seed)
+		return
+		;;
+	esac
+
+	if [[ $cur == -* ]]; then
+		words="--socket --json --help"
+		case $cmd in
+		"") words+=" --version" ;;
+		calibrate) words+=" --k --v --fisher --centroids --sinks --window
+			--iterations --threads --seed --output" ;;
+		esac
+		mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
+		return
+	fi
+
+	case $cmd:$n in
+	:0) words=$commands ;;
+	list:0) words="models namespaces segments clients pages" ;;
+	show:0) words="$(_cqctl_names models) $(_cqctl_names namespaces)" ;;
+	unload:0) words=$(_cqctl_names models) ;;
+	load:1 | calibrate:0)
+		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+		return
+		;;
+	*) return ;;
+	esac
+	mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
+}
+
+complete -o filenames -F _cqctl cqctl
