@@ -55,7 +55,7 @@ worker tokenize --lm "$dir/lm" --limit "$prefix_tokens" --out "$dir/work/prefix.
 	"$dir/work/prefix.txt" >/dev/null
 
 say "A reads the documentation, $prefix_tokens tokens, publishes it, and writes"
-start_worker A --generate 48 --hold "${noshare[@]}"
+start_worker A --generate 200 --hold "${noshare[@]}"
 wait_line A end 60
 say "  $(num A.json generated) tokens: $(excerpt A)"
 ctl --json status >"$dir/work/status.json"

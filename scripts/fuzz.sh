@@ -4,13 +4,14 @@
 #	fuzz.sh smoke NAME...		each fuzzer for $FUZZ_SECONDS
 #	fuzz.sh cover NAME=FILE[,FILE]...	lines of FILE that the corpus reaches
 #
-# Seeds are read from tests/fuzz/corpus/NAME; what a run finds goes to $O/corpus
+# Seeds of fuzz_foo are read from tests/fuzz/corpus/foo; what a run finds goes to $O/corpus
 # and what crashes to $O/artifacts. Coverage below 80 % is a failure.
 set -u
 mode=$1
 shift
 top=$(cd "$(dirname "$0")/.." && pwd)
 cd "$top" || exit 2
+export ASAN_OPTIONS=suppressions=$top/scripts/asan.supp
 export LSAN_OPTIONS=suppressions=$top/scripts/lsan.supp:print_suppressions=0
 passed=0 failed=0
 
@@ -21,7 +22,7 @@ randomless() {
 corpora() {	# name
 	local d
 
-	for d in "$O/corpus/$1" "tests/fuzz/corpus/$1"; do
+	for d in "$O/corpus/$1" "tests/fuzz/corpus/${1#fuzz_}"; do
 		[ ! -d "$d" ] || echo "$d"
 	done
 }

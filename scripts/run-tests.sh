@@ -17,7 +17,8 @@ export TAP_DIR=$O/tap/$label
 rm -rf "$TAP_DIR"
 mkdir -p "$TAP_DIR"
 
-export ASAN_OPTIONS=detect_stack_use_after_return=1:allocator_may_return_null=1
+ASAN_OPTIONS=detect_stack_use_after_return=1:allocator_may_return_null=1
+export ASAN_OPTIONS=$ASAN_OPTIONS:suppressions=$top/scripts/asan.supp
 export UBSAN_OPTIONS=print_stacktrace=1
 export TSAN_OPTIONS=suppressions=$top/scripts/tsan.supp:second_deadlock_stack=1
 export LSAN_OPTIONS=suppressions=$top/scripts/lsan.supp:print_suppressions=0

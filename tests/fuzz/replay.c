@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
  * Runs a fuzzer over its corpus, as one TAP test: what a fuzzer once found
- * stays found, with any compiler. The program's own name, replay_<fuzzer>,
- * names the corpus; file or folder arguments replace it.
+ * stays found, with any compiler. The program's own name, replay_fuzz_foo,
+ * names the corpus, foo; file or folder arguments replace it.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -95,7 +95,7 @@ static int replay(const char *path)
 int main(int argc, char **argv)
 {
 	static const int fatal[] = { SIGSEGV, SIGBUS, SIGABRT, SIGILL, SIGFPE, SIGALRM };
-	const char *name = strstr(argv[0], "replay_");
+	const char *name = strstr(argv[0], "replay_fuzz_");
 	char corpus[512];
 	int ret = 0, i;
 
@@ -107,7 +107,7 @@ int main(int argc, char **argv)
 		ret = replay(argv[i]);
 	if (argc == 1 && name) {
 		snprintf(corpus, sizeof(corpus), "tests/fuzz/corpus/%s",
-			 name + strlen("replay_"));
+			 name + strlen("replay_fuzz_"));
 		ret = replay(corpus);
 	}
 	if (!inputs)

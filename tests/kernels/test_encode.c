@@ -93,12 +93,13 @@ TEST(ties_take_the_lowest_code)
 	struct cqk_codebook *cb;
 	uint16_t x[64 * 4];
 	struct toy t;
-	size_t i;
+	size_t i, j;
 
 	toy_init(&t, &o, 64);
 	cb = &t.m.layers[0].k;
 	for (i = 0; i < 2 * 64; i++)	/* every centroid four times */
-		memcpy(cb->f32 + i * 256 + 64, cb->f32 + i * 256, 192 * 4);
+		for (j = 64; j < 256; j += 64)
+			memcpy(cb->f32 + i * 256 + j, cb->f32 + i * 256, 64 * 4);
 	toy_half_norm(cb);
 	toy_halves((uint8_t *)x, 64 * 4, 1.0f);
 	check_codes(cb, x, 0, 4);
