@@ -230,6 +230,14 @@ uint32_t cqd_page_begin(struct cqd_shard *sh, const struct cqp_key *key,
 	return p;
 }
 
+/* No longer waits for its checksum. */
+static void verified(struct cqd_store *st, uint32_t p)
+{
+	if (st->pages[p].flags & CQD_PG_UNVERIFIED)
+		st->verify_pending--;
+	st->pages[p].flags &= (uint8_t)~CQD_PG_UNVERIFIED;
+}
+
 /**
  * cqd_page_free() - the end of a page
  * @st: store
@@ -249,8 +257,7 @@ void cqd_page_free(struct cqd_store *st, uint32_t p, enum cqd_event ev)
 	cqd_page_event(st, p, ev);
 	cqd_slot_free(code);
 	cqd_slot_free(sink);
-	if (pg->flags & CQD_PG_UNVERIFIED)
-		st->verify_pending--;
+	verified(st, p);
 	sh->pages--;
 	sh->ns->pages--;
 	sh->ns->used_bytes -= cqd_page_bytes(sh, pg->flags & CQD_PG_SINK);
@@ -281,6 +288,7 @@ static void drop_one(struct cqd_store *st, uint32_t p)
 	cqd_lru_del(st, p);
 	unhash(st, p);
 	unlink_page(st, p);
+	verified(st, p);
 	cqd_page_event(st, p, CQD_EV_QUARANTINE);
 }
 

@@ -270,9 +270,9 @@ static struct cqd_client *rig_client(struct rig *r, pid_t pid, uint32_t *arena)
 __attribute__((unused))
 static void rig_ns(struct rig *r)
 {
-	static const struct cqd_ns_opts none;
+	static const struct cqd_ns_opts wide = { .quota_bytes = 1 << 30 };
 
-	ASSERT_EQ(cqd_ns_get(r->st, "tenant", &none, &r->ns, &r->err), 0);
+	ASSERT_EQ(cqd_ns_get(r->st, "tenant", &wide, &r->ns, &r->err), 0);
 }
 
 __attribute__((unused))
