@@ -82,6 +82,7 @@ void cqc_conn_drop(struct cq_ctx *ctx, int why)
 	list_for_each(pos, &ctx->models) {
 		model = list_entry(pos, struct cq_model, link);
 		model->ready = false;
+		model->reopen_at = 0;
 		cqc_segs_lost(model);
 	}
 	retry_later(ctx);
@@ -224,6 +225,7 @@ int cqc_conn_run(struct cq_ctx *ctx)
 
 	cqc_orders_drain(ctx);
 	conn_retry(ctx);
+	cqc_models_retry(ctx);
 	while (burst-- && recv_one(ctx))
 		;
 	ctx->want_out = false;	/* whoever still cannot send says so again */
@@ -236,12 +238,16 @@ int cqc_conn_run(struct cq_ctx *ctx)
 
 int cqc_conn_idle_ms(struct cq_ctx *ctx)
 {
-	int64_t left;
+	int64_t at = INT64_MAX, left;
 
-	if (ctx->sock >= 0 || !ctx->greeted)
+	if (ctx->link == CQC_READY)
+		at = cqc_models_retry_at(ctx);
+	else if (ctx->sock < 0 && ctx->greeted)
+		at = ctx->retry_at;
+	if (at == INT64_MAX)
 		return -1;
-	left = ctx->retry_at - cqc_now_ms();
-	return left < 0 ? 0 : (int)left;
+	left = at - cqc_now_ms();
+	return left < 0 ? 0 : (int)MIN(left, (int64_t)RETRY_MAX_MS);
 }
 
 void cqc_conn_poll(struct cq_ctx *ctx, bool want_out, int timeout_ms)
@@ -282,8 +288,10 @@ int cqc_wait(struct cq_ctx *ctx, int64_t deadline_ms)
 		ms = left_ms(deadline_ms);
 		if (idle >= 0 && idle < ms)
 			ms = idle;
-		cqc_conn_poll(ctx, ctx->want_out, ms);
-		cqc_conn_run(ctx);
+		if (!cqc_conn_run(ctx)) {	/* orders first: they may be why we wait */
+			cqc_conn_poll(ctx, ctx->want_out, ms);
+			cqc_conn_run(ctx);
+		}
 		return 0;
 	}
 	cqc_wake(ctx);

@@ -271,7 +271,9 @@ struct cq_model {
 	/* engine's, under ctx->lock */
 	struct cqp_shard range;		/* as asked for */
 	bool ready;
-	int gone;			/* why it could not be opened again */
+	int gone;			/* another model has its name now */
+	int64_t reopen_at;		/* ms; 0: nothing to try */
+	int32_t reopen_ms;
 	uint32_t shard, arena_id;
 	struct cqp_key root;
 	struct cqc_req open_req, arena_req;
@@ -401,6 +403,9 @@ int cqc_hello_take(struct cq_ctx *ctx, const Cqp__Msg *msg);
 void cqc_hello_fill(struct cq_ctx *ctx, Cqp__Msg *msg, Cqp__Hello *hello);
 /* Open models again after Hello. Lock held. */
 void cqc_models_reopen(struct cq_ctx *ctx);
+/* The same for those whose time has come; and when that is, or INT64_MAX. */
+void cqc_models_retry(struct cq_ctx *ctx);
+int64_t cqc_models_retry_at(const struct cq_ctx *ctx);
 void cqc_model_open_fill(const struct cq_model *model, Cqp__Msg *msg, Cqp__ModelOpen *mo);
 /* Reply to a request nobody waits for any more. Lock held. */
 void cqc_late(struct cq_ctx *ctx, const Cqp__Msg *msg);

@@ -9,6 +9,9 @@
 #include <unistd.h>
 #include "client/internal.h"
 
+#define REOPEN_MIN_MS 20
+#define REOPEN_MAX_MS 1000
+
 void cqc_hello_fill(struct cq_ctx *ctx, Cqp__Msg *msg, Cqp__Hello *hello)
 {
 	hello->protocol = CQP_VERSION;
@@ -89,6 +92,17 @@ void cqc_model_open_fill(const struct cq_model *model, Cqp__Msg *msg, Cqp__Model
 	msg->model_open = mo;
 }
 
+/* A daemon that has just started may not have loaded its models yet, or may
+ * have no room at the moment. */
+static void reopen_later(struct cq_model *model, int why)
+{
+	model->gone = why == -ENODATA ? why : 0;
+	if (model->gone)
+		return;
+	model->reopen_at = cqc_now_ms() + model->reopen_ms;
+	model->reopen_ms = MIN(model->reopen_ms * 2, REOPEN_MAX_MS);
+}
+
 static void arena_done(struct cq_ctx *ctx, struct cqc_req *req, int ret,
 		       const Cqp__Msg *msg, struct cqp_frame *f)
 {
@@ -96,9 +110,10 @@ static void arena_done(struct cq_ctx *ctx, struct cqc_req *req, int ret,
 
 	if (ret == -ENOTCONN)
 		return;
-	model->gone = ret;
-	if (ret)
+	if (ret) {
+		reopen_later(model, ret);
 		return;
+	}
 	model->arena_id = msg->arena_ok->arena;
 	model->ready = true;
 }
@@ -140,11 +155,43 @@ static void open_done(struct cq_ctx *ctx, struct cqc_req *req, int ret,
 		return;
 	if (!ret)
 		ret = model_same(model, msg->model_ok, f);
-	model->gone = ret;
-	if (ret)
+	if (ret) {
+		reopen_later(model, ret);
 		return;
+	}
 	model->shard = msg->model_ok->shard;
 	arena_send(model);
+}
+
+static int reopen(struct cq_model *model)
+{
+	Cqp__ModelOpen mo = CQP__MODEL_OPEN__INIT;
+	Cqp__Msg msg = CQP__MSG__INIT;
+
+	model->reopen_at = 0;
+	cqc_model_open_fill(model, &msg, &mo);
+	model->open_req.want = CQP__MSG__BODY_MODEL_OK;
+	model->open_req.done = open_done;
+	model->open_req.arg = model;
+	return cqc_send(model->ctx, &model->open_req, &msg, NULL, 0);
+}
+
+static void reopen_until(struct cq_ctx *ctx, int64_t now)
+{
+	struct list_head *pos;
+	int ret;
+
+	list_for_each(pos, &ctx->models) {
+		struct cq_model *model = list_entry(pos, struct cq_model, link);
+
+		if (!model->reopen_at || model->reopen_at > now)
+			continue;
+		ret = reopen(model);
+		if (ret) {
+			cqc_conn_drop(ctx, ret);
+			return;
+		}
+	}
 }
 
 void cqc_models_reopen(struct cq_ctx *ctx)
@@ -153,20 +200,32 @@ void cqc_models_reopen(struct cq_ctx *ctx)
 
 	list_for_each(pos, &ctx->models) {
 		struct cq_model *model = list_entry(pos, struct cq_model, link);
-		Cqp__ModelOpen mo = CQP__MODEL_OPEN__INIT;
-		Cqp__Msg msg = CQP__MSG__INIT;
-		int ret;
 
-		cqc_model_open_fill(model, &msg, &mo);
-		model->open_req.want = CQP__MSG__BODY_MODEL_OK;
-		model->open_req.done = open_done;
-		model->open_req.arg = model;
-		ret = cqc_send(ctx, &model->open_req, &msg, NULL, 0);
-		if (ret) {
-			cqc_conn_drop(ctx, ret);
-			return;
-		}
+		model->gone = 0;
+		model->reopen_ms = REOPEN_MIN_MS;
+		model->reopen_at = 1;
 	}
+	reopen_until(ctx, 1);
+}
+
+void cqc_models_retry(struct cq_ctx *ctx)
+{
+	if (ctx->link == CQC_READY)
+		reopen_until(ctx, cqc_now_ms());
+}
+
+int64_t cqc_models_retry_at(const struct cq_ctx *ctx)
+{
+	int64_t at = INT64_MAX;
+	struct list_head *pos;
+
+	list_for_each(pos, &ctx->models) {
+		const struct cq_model *model = list_entry(pos, struct cq_model, link);
+
+		if (model->reopen_at && model->reopen_at < at)
+			at = model->reopen_at;
+	}
+	return at;
 }
 
 void cqc_late(struct cq_ctx *ctx, const Cqp__Msg *msg)
