@@ -8,6 +8,7 @@
 
 static const struct cqk_ops *const table[] = {
 #ifdef __x86_64__
+	&cqk_avx512,
 	&cqk_avx2,
 #endif
 	&cqk_portable,

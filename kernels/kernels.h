@@ -20,6 +20,8 @@
  * @base:    [n_base][2][half]: cos then sin of (64 i) * freq[j]
  * @in_page: [64][2][half]: cos then sin of t * freq[j], t = 0..63
  * @in_page_t: the same values, [half][2][64]
+ * @in_page_q14: [half][2][64] times 2^14, rounded; place 32 h + 8 l + i is token
+ *           16 (2 h + i / 4) + 4 l + i % 4 (the order of attn_avx512.c)
  *
  * freq[j] = theta^(-2j / rope_dim) (Su et al., RoFormer, arXiv 2104.09864,
  * section 3.2.2; half-split pairing as in GPT-NeoX and Llama checkpoints).
@@ -31,6 +33,7 @@ struct cqk_rope {
 	const float *base;
 	const float *in_page;
 	const float *in_page_t;
+	const int16_t *in_page_q14;
 };
 
 /**

@@ -33,8 +33,9 @@ size_t cqk_rope_bytes(const struct cqk_geom *geom, uint32_t positions)
 {
 	size_t row = (size_t)2 * rope_half(geom) * sizeof(float);
 	size_t rows = (size_t)rope_n_base(positions) + 2 * CQ_PAGE_TOKENS;
+	size_t q14 = (size_t)2 * rope_half(geom) * CQ_PAGE_TOKENS * sizeof(int16_t);
 
-	return TABLE_ALIGN + ALIGN_UP(row * rows, TABLE_ALIGN) + 2 * TABLE_ALIGN;
+	return TABLE_ALIGN + row * rows + q14;
 }
 
 /* cos and sin of pos * freq[j] for every pair, reduced in double. */
@@ -62,6 +63,21 @@ static void transpose_in_page(const float *in, uint32_t half, float *tmp)
 					in[(t * 2 + part) * half + j];
 }
 
+/* [half][2][64] to 14 bits, in the order struct cqk_rope gives. */
+static void quantise_in_page(const float *in, uint32_t half, int16_t *out)
+{
+	uint32_t row, at;
+
+	for (row = 0; row < 2 * half; row++)
+		for (at = 0; at < CQ_PAGE_TOKENS; at++) {
+			uint32_t h = at / 32, l = at / 8 % 4, i = at % 8;
+			uint32_t t = 16 * (2 * h + i / 4) + 4 * l + i % 4;
+
+			out[row * CQ_PAGE_TOKENS + at] = (int16_t)lrintf(
+				in[row * CQ_PAGE_TOKENS + t] * 16384.0f);
+		}
+}
+
 /**
  * cqk_rope_init() - fill the tables
  * @rope:      set
@@ -75,15 +91,18 @@ void cqk_rope_init(struct cqk_rope *rope, const struct cqk_geom *geom,
 	uint32_t half = rope_half(geom);
 	size_t row = (size_t)2 * half;
 	float *in_page, *in_page_t, *base;
+	int16_t *q14;
 	uint32_t i;
 
-	in_page_t = (float *)ALIGN_UP((uintptr_t)mem, TABLE_ALIGN);
+	q14 = (int16_t *)ALIGN_UP((uintptr_t)mem, TABLE_ALIGN);
+	in_page_t = (float *)(void *)(q14 + row * CQ_PAGE_TOKENS);
 	in_page = in_page_t + row * CQ_PAGE_TOKENS;
 	base = in_page + row * CQ_PAGE_TOKENS;
 
 	for (i = 0; i < CQ_PAGE_TOKENS; i++)
 		fill_row(in_page + i * row, half, geom->rope_theta, i);
 	transpose_in_page(in_page, half, in_page_t);
+	quantise_in_page(in_page_t, half, q14);
 	for (i = 0; i < rope_n_base(positions); i++)
 		fill_row(base + i * row, half, geom->rope_theta,
 			 (double)i * CQ_PAGE_TOKENS);
@@ -92,6 +111,7 @@ void cqk_rope_init(struct cqk_rope *rope, const struct cqk_geom *geom,
 	rope->base = base;
 	rope->in_page = in_page;
 	rope->in_page_t = in_page_t;
+	rope->in_page_q14 = q14;
 }
 
 static void rotate_one(float *x, const float *base, const float *in_page,

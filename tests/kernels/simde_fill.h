@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * AVX-512 intrinsics by SIMDe (MIT, simd-everywhere.github.io), and exact
+ * twins in C of those that SIMDe 0.7.4 lacks. Test builds only.
+ */
+#ifndef SIMDE_FILL_H
+#define SIMDE_FILL_H
+
+#include <math.h>
+#include <string.h>
+#include <simde/x86/avx512.h>
+
+static inline simde__m512i fill_loadu(const void *p)
+{
+	simde__m512i x;
+
+	memcpy(&x, p, sizeof(x));
+	return x;
+}
+
+/* Nearest, ties to even; out of range and NaN give INT32_MIN. */
+static inline simde__m512i fill_cvtps_epi32(float __attribute__((vector_size(64))) x)
+{
+	int32_t out[16];
+	simde__m512i r;
+	int i;
+
+	for (i = 0; i < 16; i++)
+		out[i] = fabsf(x[i]) < 2147483648.0f ?
+			 (int32_t)lrintf(x[i]) : INT32_MIN;
+	memcpy(&r, out, sizeof(r));
+	return r;
+}
+
+/* The low half of each lane. */
+static inline __m256i fill_cvtepi32_epi16(simde__m512i x)
+{
+	int32_t in[16];
+	int16_t out[16];
+	__m256i r;
+	int i;
+
+	memcpy(in, &x, sizeof(in));
+	for (i = 0; i < 16; i++)
+		out[i] = (int16_t)(uint16_t)(in[i] & 0xffff);
+	memcpy(&r, out, sizeof(r));
+	return r;
+}
+
+#define __mmask64 simde__mmask64
+#undef _mm512_loadu_si512
+#define _mm512_loadu_si512 fill_loadu
+#undef _mm512_cvtps_epi32
+#define _mm512_cvtps_epi32 fill_cvtps_epi32
+#undef _mm512_cvtepi32_epi16
+#define _mm512_cvtepi32_epi16 fill_cvtepi32_epi16
+#undef _mm512_permutexvar_epi32
+#define _mm512_permutexvar_epi32 simde_mm512_permutexvar_epi32
+#undef _mm512_permutex2var_epi8
+#define _mm512_permutex2var_epi8 simde_mm512_permutex2var_epi8
+#undef _mm512_mask_blend_epi8
+#define _mm512_mask_blend_epi8 simde_mm512_mask_blend_epi8
+#undef _mm512_movepi8_mask
+#define _mm512_movepi8_mask simde_mm512_movepi8_mask
+#undef _mm512_set_epi32
+#define _mm512_set_epi32 simde_mm512_set_epi32
+#undef _mm512_set1_epi32
+#define _mm512_set1_epi32 simde_mm512_set1_epi32
+#undef _mm512_set1_epi16
+#define _mm512_set1_epi16 simde_mm512_set1_epi16
+#undef _mm512_setzero_si512
+#define _mm512_setzero_si512 simde_mm512_setzero_si512
+#undef _mm512_unpacklo_epi8
+#define _mm512_unpacklo_epi8 simde_mm512_unpacklo_epi8
+#undef _mm512_unpackhi_epi8
+#define _mm512_unpackhi_epi8 simde_mm512_unpackhi_epi8
+#undef _mm512_unpacklo_epi16
+#define _mm512_unpacklo_epi16 simde_mm512_unpacklo_epi16
+#undef _mm512_unpackhi_epi16
+#define _mm512_unpackhi_epi16 simde_mm512_unpackhi_epi16
+#undef _mm512_mulhrs_epi16
+#define _mm512_mulhrs_epi16 simde_mm512_mulhrs_epi16
+#undef _mm512_add_epi16
+#define _mm512_add_epi16 simde_mm512_add_epi16
+#undef _mm512_sub_epi16
+#define _mm512_sub_epi16 simde_mm512_sub_epi16
+#undef _mm512_dpwssd_epi32
+#define _mm512_dpwssd_epi32 simde_mm512_dpwssd_epi32
+#undef _mm512_cvtepi8_epi16
+#define _mm512_cvtepi8_epi16 simde_mm512_cvtepi8_epi16
+#undef _mm512_castsi512_si256
+#define _mm512_castsi512_si256 simde_mm512_castsi512_si256
+#undef _mm512_extracti64x4_epi64
+#define _mm512_extracti64x4_epi64 simde_mm512_extracti64x4_epi64
+
+#endif /* SIMDE_FILL_H */
