@@ -1,0 +1,190 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+#
+# cqctl as people use it: calibration of real activations, what it says to
+# wrong use and bad files, and its commands on a real cqd.
+set -u
+# shellcheck source=tests/system/lib-worker.sh
+. "$(dirname "$0")/lib-worker.sh"
+
+ctl() {
+	"$O/cqctl" "$@"
+}
+
+# gives STATUS TEXT COMMAND...: its exit status, and a text in what it says
+gives() {
+	local want=$1 what=$2 rc=0
+
+	shift 2
+	"$@" >"$dir/said" 2>&1 </dev/null || rc=$?
+	cat "$dir/said"
+	[ "$rc" = "$want" ] && grep -q -e "$what" "$dir/said"
+}
+
+acts() {
+	worker dump --lm "$lm" --ids "$lm/calibration.u16" --sequences 2 --length 512 \
+		--out "$dir/acts.st"
+}
+
+cal() {
+	ctl calibrate "$dir/acts.st" "$@"
+}
+
+layers() {
+	cal --k 4c8b --v 8c8b -o "$dir/a.st" >"$dir/layers" && cat "$dir/layers" &&
+		[ "$(awk '$2 == "4c8b" && $4 == "8c8b" && $3 > 0 && $3 < $5 && $5 < 0.5' \
+			"$dir/layers" | wc -l)" = 6 ] &&
+		grep -q '1.50 bits per value, 1024 tokens' "$dir/layers"
+}
+
+same_file() {
+	cal --k 4c8b --v 8c8b -o "$dir/b.st" --threads 1 && cmp "$dir/a.st" "$dir/b.st" &&
+		cal --k 4c8b --v 8c8b -o "$dir/c.st" --seed 2 &&
+		! cmp -s "$dir/a.st" "$dir/c.st"
+}
+
+finer() {	# per-layer codings, halves, no sinks
+	cal --k 2c8b,2c8b,4c8b,4c8b,4c8b,4c8b --v fp16 --centroids f16 --sinks 0 --window 0 \
+		--iterations 3 --json -o "$dir/d.st" >"$dir/d.json" && cat "$dir/d.json" &&
+		grep -q '"k":"2c8b".*"v":"fp16","v_error":0.0.*"k":"4c8b"' "$dir/d.json" &&
+		[ "$(head -c 400 "$dir/d.st" | grep -ac '"k":"2c8b,2c8b,4c8b')" = 1 ]
+}
+
+nothing_left() {	# no temporary file, no output
+	[ ! -e "$dir/no.st" ] && ! ls "$dir"/no.st.* 2>/dev/null
+}
+
+# A NaN at layer 0, keys, head 0, token 100, channel 3
+nan() {
+	local head
+
+	head=$(od -An -t u8 -N 8 "$dir/acts.st")
+	cp "$dir/acts.st" "$dir/nan.st" &&
+		printf '\000\176' | dd of="$dir/nan.st" bs=1 seek=$((8 + head + (100 * 64 + 3) * 2)) \
+			conv=notrunc status=none &&
+		gives 1 'layer 0, keys, head 0, token 100, channel 3' \
+			ctl calibrate "$dir/nan.st" --k 4c8b --v 4c8b -o "$dir/no.st" &&
+		nothing_left
+}
+
+cut() {
+	head -c 100000 "$dir/acts.st" >"$dir/cut.st" &&
+		gives 1 "$dir/cut.st.*cut short" \
+			ctl calibrate "$dir/cut.st" --k 4c8b --v 4c8b -o "$dir/no.st" &&
+		nothing_left
+}
+
+keeps_old() {	# a failure leaves the output as it was
+	echo old >"$dir/old.st"
+	gives 1 . ctl calibrate "$dir/nan.st" --k 4c8b --v 4c8b -o "$dir/old.st" &&
+		[ "$(cat "$dir/old.st")" = old ]
+}
+
+wrong_use() {
+	gives 2 "unknown command frob" ctl frob &&
+		gives 2 "unknown option --frob" ctl status --frob &&
+		gives 2 "unknown option --frob" ctl --frob status &&
+		gives 2 "too many arguments" ctl ping pong &&
+		gives 2 "argument is missing" ctl load name &&
+		gives 2 "a command is missing" ctl &&
+		gives 2 "none of models" ctl list things &&
+		gives 2 "output is missing" cal --k 4c8b --v 4c8b &&
+		gives 2 "v is missing" cal --k 4c8b -o "$dir/no.st" &&
+		gives 2 "5 channels per group" cal --k 5c8b --v 4c8b -o "$dir/no.st" &&
+		gives 2 "10 bits" cal --k 8c10b --v 4c8b -o "$dir/no.st" &&
+		gives 2 "6 layers" cal --k 4c8b,4c8b --v 4c8b -o "$dir/no.st" &&
+		gives 2 "6 layers" cal --k 4c8b,4c8b,4c8b,4c8b,4c8b,4c8b,4c8b --v 4c8b -o "$dir/no.st" &&
+		gives 2 "0 to 64" cal --k 4c8b --v 4c8b --sinks 65 -o "$dir/no.st" &&
+		gives 2 "multiple of 64" cal --k 4c8b --v 4c8b --window 65 -o "$dir/no.st" &&
+		gives 2 "i8 or f16" cal --k 4c8b --v 4c8b --centroids i4 -o "$dir/no.st" &&
+		gives 1 "squared gradients" cal --k 4c8b --v 4c8b --fisher -o "$dir/no.st" &&
+		gives 1 "$dir/none" ctl calibrate "$dir/none" --k 4c8b --v 4c8b -o "$dir/no.st" &&
+		gives 1 "$dir/no/such" cal --k fp16 --v fp16 -o "$dir/no/such" &&
+		nothing_left
+}
+
+help() {
+	local c
+
+	gives 0 "Usage: cqctl" ctl --help && gives 0 "cqctl [0-9]" ctl --version || return
+	for c in ping status list show load unload verify calibrate; do
+		gives 0 "Usage: cqctl $c" ctl "$c" --help || return
+		grep -q "^  $c " <(ctl --help) || return
+	done
+}
+
+absent() {
+	local c
+
+	for c in ping status list verify "unload x" "show x" "load x $dir/a.st"; do
+		# shellcheck disable=SC2086 # words
+		gives 1 "no cqd at $dir/none.sock.*--socket" ctl --socket "$dir/none.sock" $c &&
+			gives 1 "^{\"error\":.*$dir/none.sock.*\"code\":-2}" \
+				ctl --json --socket "$dir/none.sock" $c || return
+	done
+}
+
+daemon() {
+	cp "$dir/a.st" "$dir/coded.st" && cal --k fp16 --v fp16 -o "$dir/fp16.st" && start_cqd
+}
+
+asks() {
+	gives 0 "answered in" ctl ping && gives 0 '"round_trip_us":' ctl ping --json &&
+		gives 0 "answered in" ctl ping --socket "$dir/cqd.sock" &&
+		gives 0 "limit 64.0 MiB" ctl status && gives 0 '"pool_limit":67108864' ctl --json status &&
+		gives 1 "use the admin socket" ctl status --socket "$dir/cqd.sock"
+}
+
+lists() {
+	local kind
+
+	for kind in models namespaces segments clients pages; do
+		gives 0 . ctl list $kind && gives 0 "^{\"$kind\":\[" ctl list $kind --json || return
+	done
+	gives 0 '^coded *4c8b *8c8b *6 *4:2 *64 *4 *128 ' ctl list
+}
+
+loads() {
+	gives 0 "other loaded, hash" ctl load other "$dir/c.st" &&
+		gives 0 "was loaded already" ctl load other "$dir/c.st" &&
+		gives 1 "another model" ctl load other "$dir/d.st" &&
+		gives 0 '^KEYS *4c8b' ctl show other &&
+		gives 0 '"kind":"model"' ctl show other --json &&
+		gives 0 "other unloaded" ctl unload other &&
+		gives 1 "no model and no namespace is called other" ctl show other &&
+		gives 1 "other" ctl unload other &&
+		gives 1 "not a cq model" ctl load acts "$dir/acts.st" &&
+		gives 1 "not a regular file" ctl load dir "$dir" &&
+		gives 1 "bad model name" ctl load -- -x "$dir/a.st"
+}
+
+# What a worker has published, as seen from here
+pages() {
+	worker tokenize --lm "$lm" --limit 448 --out "$dir/prefix.u16" \
+		"$top/Documentation/formats.md" &&
+		worker run --lm "$lm" --model coded --prefix "$dir/prefix.u16" --generate 2 \
+			--ask "why?" >"$dir/run.json" &&
+		gives 0 ' 7 sealed' ctl status &&
+		[ "$(ctl list pages | awk '$3 == "coded"' | wc -l)" = 7 ] &&
+		gives 0 '^test ' ctl list namespaces && gives 0 ' coded ' ctl list segments &&
+		gives 0 '^PAGES *7$' ctl show test && gives 0 ' coded ' ctl show coded &&
+		gives 0 ' 0 wrong' ctl verify && gives 0 '"failed":0' ctl verify --json
+}
+
+plan 15
+ok "activations of two sequences" acts
+ok "calibration: an error for each layer" layers
+ok "the same file whatever the threads, another with another seed" same_file
+ok "codings per layer, halves, JSON" finer
+ok "NaN: layer, head and token are named, nothing is written" nan
+ok "a dump cut short: named, nothing is written" cut
+ok "a failure leaves the old output" keeps_old
+ok "wrong use: status 2, what and why" wrong_use
+ok "help for every command" help
+ok "no daemon: the socket is named" absent
+ok "a cqd with two models" daemon
+export CQ_ADMIN_SOCKET=$dir/admin.sock
+ok "ping and status" asks
+ok "lists" lists
+ok "load, show, unload" loads
+ok "pages of a worker; verify" pages
