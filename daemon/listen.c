@@ -97,15 +97,21 @@ static int address(struct sockaddr_un *sa, const char *path, struct cq_err *err)
 /* A socket that refuses connections was left behind by a process that is gone. */
 static int remove_stale(const struct sockaddr_un *sa, struct cq_err *err)
 {
-	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	int ret;
+	struct stat st;
+	int fd, ret;
 
+	if (lstat(sa->sun_path, &st) < 0)
+		return errno == ENOENT ? 0 :
+		       cq_err_set(err, -errno, "%s: %s", sa->sun_path, strerror(errno));
+	/* connect() says the same of a stale socket and of any other file */
+	if (!S_ISSOCK(st.st_mode))
+		return cq_err_set(err, -EADDRINUSE, "%s exists and is no socket",
+				  sa->sun_path);
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return cq_err_set(err, -errno, "socket: %s", strerror(errno));
 	ret = connect(fd, (const struct sockaddr *)sa, sizeof(*sa)) < 0 ? -errno : 0;
 	close(fd);
-	if (ret == -ENOENT)
-		return 0;
 	if (ret != -ECONNREFUSED)
 		return cq_err_set(err, -EADDRINUSE, "%s is in use: %s", sa->sun_path,
 				  ret == 0 || ret == -EAGAIN ? "another cqd answers there" :
