@@ -36,8 +36,12 @@ demo_begin() {
 	done
 	cores=$(nproc)
 	skipped=0
-	dir=$(mktemp -d "${TMPDIR:-/tmp}/cq-demo.XXXXXX")
-	chmod 711 "$dir"
+	# Named before it is made, so that demo_end removes it whenever it comes.
+	dir=$(mktemp -u "${TMPDIR:-/tmp}/cq-demo.XXXXXX")
+	if ! mkdir -m 711 "$dir"; then
+		dir=
+		fail "no temporary folder"
+	fi
 	mkdir "$dir/bin" "$dir/lm" "$dir/run" "$dir/work"
 	cp -L "$1/cqd" "$1/cqctl" "$1/cq-worker" "$1/libcq.so.0" "$dir/bin"
 	cp "$top/client/worker/lm"/*.{json,safetensors,u16} "$dir/lm"
@@ -63,8 +67,7 @@ demo_end() {
 		kill -KILL "${pid[$name]}" 2>/dev/null || true
 	done
 	wait 2>/dev/null || true
-	exec {hold_fd}>&- 2>/dev/null || true
-	[ -n "${CQ_DEMO_KEEP:-}" ] || rm -rf "$dir"
+	[ -z "$dir" ] || [ -n "${CQ_DEMO_KEEP:-}" ] || rm -rf "$dir"
 	exit "$rc"
 }
 

@@ -26,15 +26,16 @@ noshare=()
 ask_b=$'\n\nWhich process owns the memory of a page?\n'
 ask_c=$'\n\nWhat happens to a worker whose neighbour dies?\n'
 
-demo_begin "$build"
+dir=
 trap demo_end EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
+demo_begin "$build"
 
 say "learn codebooks (text that is not used again)"
 learn_start=$(now_ms)
 worker dump --lm "$dir/lm" --ids "$dir/lm/calibration.u16" --out "$dir/work/acts.st" \
-	--sequences 12 --length 2048 --threads "$cores"
+	--sequences 8 --length 2048 --threads "$cores"
 worker_run "$dir/bin/cqctl" calibrate "$dir/work/acts.st" --k 4c8b --v 4c8b \
 	-o "$dir/work/coded.st" >"$dir/work/calibrate.txt" 2>&1 ||
 	fail "cqctl calibrate" "$dir/work/calibrate.txt"
