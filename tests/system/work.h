@@ -71,7 +71,7 @@ static inline void work_close(struct work *w)
 static inline struct cq_seq *work_seq(struct work *w, uint32_t text, size_t n)
 {
 	struct cq_seq_opts so = { .sz = sizeof(so) };
-	uint32_t *ids = malloc((n + 1) * sizeof(*ids));
+	uint32_t *ids = calloc(n + 1, sizeof(*ids));
 	struct cq_seq *seq = NULL;
 
 	ASSERT(ids);
