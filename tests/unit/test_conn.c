@@ -1,0 +1,525 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Connections over a store that is played here: replies that have to wait, the
+ * descriptors in them, requests answered later. One thread steps both sides, so
+ * nothing depends on timing.
+ */
+#include <signal.h>
+#include "daemon/server.h"
+#include "tests/harness.h"
+#include "tests/system/wire.h"
+
+#define MAX_SEALS 1024
+
+/* --- the store's part --- */
+
+struct cqd_client {
+	uint64_t session;
+	void *data;
+	bool orphan, ended;
+};
+
+struct seal {
+	cqd_seal_cb done;
+	void *arg;
+	struct cqd_client *client;
+};
+
+static struct cqd_client the_clients[64];
+static unsigned int n_clients;
+static struct seal seals[MAX_SEALS];
+static unsigned int n_seals, n_opens;
+static int the_thing;	/* what opaque pointers point to */
+
+static void *thing(void)
+{
+	return &the_thing;
+}
+
+const uint8_t *cqd_store_boot_id(const struct cqd_store *st)
+{
+	static const uint8_t id[16] = { 1 };
+
+	return id;
+}
+
+int cqd_ns_get(struct cqd_store *st, const char *name, const struct cqd_ns_opts *opts,
+	       struct cqd_ns **out, struct cq_err *err)
+{
+	*out = thing();
+	return 0;
+}
+
+const char *cqd_ns_name(const struct cqd_ns *ns)
+{
+	return "default";
+}
+
+int cqd_client_new(struct cqd_store *st, struct cqd_ns *ns, pid_t pid, uint64_t start_time,
+		   uid_t uid, const char *name, struct cqd_client **out, struct cq_err *err)
+{
+	struct cqd_client *c = &the_clients[n_clients++];
+
+	ASSERT_EQ(pid, getpid());
+	ASSERT_EQ(uid, getuid());
+	c->session = n_clients;
+	*out = c;
+	return 0;
+}
+
+struct cqd_client *cqd_client_resume(struct cqd_store *st, struct cqd_ns *ns,
+				     uint64_t session, pid_t pid, uint64_t start_time)
+{
+	struct cqd_client *c = &the_clients[session - 1];
+
+	return session && session <= n_clients && c->orphan && !c->ended ? c : NULL;
+}
+
+void cqd_client_set_orphan(struct cqd_client *client, bool orphan)
+{
+	ASSERT(client->orphan != orphan);
+	client->orphan = orphan;
+}
+
+static void answer(unsigned int i, int ret)
+{
+	struct cqd_seal_result res = { .key.b = { 7 }, .sink.segment = CQP_NONE };
+	struct seal s = seals[i];
+
+	seals[i].done = NULL;
+	s.done(s.arg, ret, &res, NULL);
+}
+
+void cqd_client_end(struct cqd_client *client)
+{
+	unsigned int i;
+
+	ASSERT(!client->ended);
+	client->ended = true;
+	for (i = 0; i < n_seals; i++)
+		if (seals[i].done && seals[i].client == client)
+			answer(i, -ECANCELED);
+}
+
+uint64_t cqd_client_session(const struct cqd_client *client)
+{
+	return client->session;
+}
+
+struct cqd_ns *cqd_client_ns(const struct cqd_client *client)
+{
+	return thing();
+}
+
+pid_t cqd_client_pid(const struct cqd_client *client)
+{
+	return getpid();
+}
+
+uint64_t cqd_client_start_time(const struct cqd_client *client)
+{
+	return 1;
+}
+
+void cqd_client_set_data(struct cqd_client *client, void *data)
+{
+	client->data = data;
+}
+
+void *cqd_client_data(const struct cqd_client *client)
+{
+	return client->data;
+}
+
+void cqd_client_for_each(struct cqd_store *st, void (*fn)(struct cqd_client *client, void *arg),
+			 void *arg)
+{
+}
+
+/* Descriptors that live until the next call only, each of its own length. */
+int cqd_shard_get(struct cqd_client *client, const char *model, const struct cqp_shard *range,
+		  struct cqd_shard **out, struct cqd_shard_info *info, struct cq_err *err)
+{
+	static int fds[2] = { -1, -1 };
+	int i;
+
+	n_opens++;
+	memset(info, 0, sizeof(*info));
+	for (i = 0; i < 2; i++) {
+		if (fds[i] >= 0)
+			close(fds[i]);
+		fds[i] = -1;
+		if (!model[1])
+			continue;	/* "x": the test is over */
+		fds[i] = memfd_create("t", MFD_CLOEXEC);
+		ASSERT_SYS(ftruncate(fds[i], (off_t)(n_opens * 2 + (unsigned int)i)));
+	}
+	if (!model[1])
+		return cq_err_set(err, -ENOENT, "over");
+	info->model_fd = fds[0];
+	info->state_fd = fds[1];
+	*out = thing();
+	return 0;
+}
+
+struct cqd_shard *cqd_shard_find(struct cqd_client *client, uint32_t id)
+{
+	return id == 0 ? thing() : NULL;
+}
+
+int cqd_seal(struct cqd_client *client, struct cqd_shard *shard, const struct cqd_seal_req *req,
+	     cqd_seal_cb done, void *arg, struct cq_err *err)
+{
+	ASSERT_LT(n_seals, MAX_SEALS);
+	seals[n_seals++] = (struct seal){ done, arg, client };
+	return 0;
+}
+
+int cqd_arena_offer(struct cqd_client *client, struct cqd_shard *shard, int fd, uint64_t bytes,
+		    uint32_t *arena, struct cq_err *err)
+{
+	return -EDQUOT;
+}
+
+int cqd_lookup(struct cqd_client *client, struct cqd_shard *shard, const struct cqp_key *keys,
+	       unsigned int n, bool pin, struct cqp_page *pages, struct cqp_page *sink,
+	       bool *filling, struct cq_err *err)
+{
+	return 0;
+}
+
+int cqd_segment_get(struct cqd_client *client, uint32_t id, struct cqd_segment_info *info)
+{
+	return -ENOENT;
+}
+
+int cqd_release(struct cqd_client *client, const struct cqp_page *pages, unsigned int n,
+		struct cq_err *err)
+{
+	return 0;
+}
+
+int cqd_model_load(struct cqd_store *st, const char *name, int fd, cqd_model_cb done, void *arg,
+		   struct cq_err *err)
+{
+	return -ENOMEM;
+}
+
+int cqd_model_unload(struct cqd_store *st, const char *name, struct cq_err *err)
+{
+	return -ENOENT;
+}
+
+int cqd_verify(struct cqd_store *st, cqd_verify_cb done, void *arg)
+{
+	return -EBUSY;
+}
+
+void cqd_store_stats(const struct cqd_store *st, struct cqd_stats *out)
+{
+	memset(out, 0, sizeof(*out));
+}
+
+bool cqd_store_item(struct cqd_store *st, unsigned int kind, uint64_t *cursor,
+		    struct cqd_item *out)
+{
+	return false;
+}
+
+/* --- the server --- */
+
+static uv_loop_t loop;
+static struct cqd_server srv;
+static struct cqp_frame frame;
+static char sock[300];
+
+static void server_start(void)
+{
+	struct cq_err err = { "" };
+
+	snprintf(sock, sizeof(sock), "%s/s", test_dir());
+	ASSERT_OK(cqd_config_load(NULL, &srv.config, &err));
+	uv_loop_init(&loop);
+	srv.loop = &loop;
+	srv.store = thing();
+	list_init(&srv.tenants);
+	list_init(&srv.listeners);
+	list_init(&srv.conns);
+	list_init(&srv.waiting);
+	list_init(&srv.sessions);
+	list_init(&srv.uids);
+	uv_timer_init(&loop, &srv.tick);
+	ASSERT_OK(cqd_tenants_apply(&srv, srv.config, &err));
+	ASSERT_OK(cqd_listen(&srv, sock, 0600, false, &err));
+}
+
+static void step(void)
+{
+	int i;
+
+	for (i = 0; i < 40; i++)
+		uv_run(&loop, UV_RUN_NOWAIT);
+}
+
+static void server_stop(void)
+{
+	cqd_conn_close_all(&srv);
+	cqd_sessions_close_all(&srv);
+	cqd_listen_close_all(&srv);
+	uv_close((uv_handle_t *)&srv.tick, NULL);
+	uv_run(&loop, UV_RUN_DEFAULT);
+	ASSERT_OK(uv_loop_close(&loop));
+	ASSERT(list_empty(&srv.uids) && list_empty(&srv.conns) && list_empty(&srv.waiting));
+	ASSERT_EQ(srv.n_conns, 0);
+	cqd_tenants_free(&srv);
+	cqd_config_free(srv.config);
+	uv_library_shutdown();	/* libuv's own pipe for signals */
+}
+
+/* --- the client's part --- */
+
+static int send_msg(int fd, Cqp__Msg *msg, uint64_t id)
+{
+	msg->id = id;
+	return cqp_send(fd, msg, NULL, 0, MSG_DONTWAIT);
+}
+
+/* Next reply, NULL if there is none yet. */
+static Cqp__Msg *next(int fd)
+{
+	int ret = cqp_recv(fd, &frame, MSG_DONTWAIT);
+	Cqp__Msg *r;
+
+	if (ret != 1)
+		return NULL;
+	r = cqp_unpack(frame.buf, frame.len, NULL);
+	ASSERT(r);
+	return r;
+}
+
+static int hello(uint64_t session)
+{
+	Cqp__Hello body = CQP__HELLO__INIT;
+	WIRE_MSG(msg, HELLO, hello, body);
+	int fd = wire_connect(sock);
+	Cqp__Msg *r;
+
+	ASSERT_OK(fd);
+	body.protocol = CQP_VERSION;
+	body.has_session = session != 0;
+	body.session = session;
+	ASSERT_OK(send_msg(fd, &msg, 1));
+	step();
+	r = next(fd);
+	ASSERT(r && r->body_case == CQP__MSG__BODY_HELLO_OK);
+	ASSERT_EQ(r->hello_ok->resumed, session != 0);
+	cqp_free(r);
+	return fd;
+}
+
+static int send_seal(int fd, uint64_t id)
+{
+	static uint8_t bytes[256];
+	Cqp__Seal body = CQP__SEAL__INIT;
+	WIRE_MSG(msg, SEAL, seal, body);
+
+	body.parent = (ProtobufCBinaryData){ 32, bytes };
+	body.tokens = (ProtobufCBinaryData){ 256, bytes };
+	return send_msg(fd, &msg, id);
+}
+
+static void model_open(int fd, char *name, uint64_t id, int want)
+{
+	Cqp__ModelOpen body = CQP__MODEL_OPEN__INIT;
+	WIRE_MSG(msg, MODEL_OPEN, model_open, body);
+
+	body.name = name;
+	ASSERT_EQ(send_msg(fd, &msg, id), want);
+}
+
+/* Length of the file behind the frame's fd @i: who it was made for. */
+static long long fd_length(unsigned int i)
+{
+	struct stat st;
+
+	ASSERT_LT(i, frame.n_fds);
+	ASSERT_SYS(fstat(frame.fds[i], &st));
+	return st.st_size;
+}
+
+/* Replies wait with descriptors that their owner closes meanwhile. */
+TEST(queued_descriptors)
+{
+	char name[] = "tiny", over[] = "x";
+	uint64_t sent = 0, got = 0;
+	Cqp__Msg *r;
+	int fd;
+
+	server_start();
+	fd = hello(0);
+	/* until the daemon reads no more */
+	while (n_opens == sent) {
+		model_open(fd, name, ++sent, 0);
+		step();
+	}
+	ASSERT_GT(sent, 50);
+	ASSERT_LT(sent, 2000);
+	while ((r = next(fd))) {
+		ASSERT_EQ(r->body_case, CQP__MSG__BODY_MODEL_OK);
+		ASSERT_EQ(r->id, ++got);
+		ASSERT_EQ(frame.n_fds, 2);
+		ASSERT_EQ(fd_length(0), got * 2);
+		ASSERT_EQ(fd_length(1), got * 2 + 1);
+		cqp_frame_close(&frame);
+		cqp_free(r);
+		step();
+	}
+	ASSERT_EQ(got, sent);
+	model_open(fd, over, 1, 0);
+	step();
+	cqp_free(next(fd));
+	close(fd);
+	server_stop();
+}
+
+/* A client that leaves with its replies waiting leaves no descriptor behind. */
+TEST(queue_of_a_client_that_left)
+{
+	char name[] = "tiny", over[] = "x";
+	uint64_t sent = 0;
+	int fd;
+
+	server_start();
+	fd = hello(0);
+	while (n_opens == sent) {
+		model_open(fd, name, ++sent, 0);
+		step();
+	}
+	close(fd);
+	step();
+	ASSERT_EQ(srv.n_conns, 0);
+	ASSERT(the_clients[0].orphan);
+	fd = hello(1);		/* and takes the session up again */
+	ASSERT(!the_clients[0].orphan);
+	model_open(fd, over, 2, 0);
+	step();
+	close(fd);
+	server_stop();
+}
+
+static unsigned int collect(int fd, int want_code)
+{
+	unsigned int n = 0;
+	Cqp__Msg *r;
+
+	while ((r = next(fd))) {
+		if (want_code) {
+			ASSERT_EQ(r->body_case, CQP__MSG__BODY_ERROR);
+			ASSERT_EQ(r->error->code, want_code);
+		} else {
+			ASSERT_EQ(r->body_case, CQP__MSG__BODY_SEAL_OK);
+			ASSERT_EQ(r->seal_ok->key.len, 32);
+			ASSERT(!r->seal_ok->has_sink);
+		}
+		n++;
+		cqp_free(r);
+	}
+	return n;
+}
+
+/* So many may be open at a time; the others wait in the socket. */
+TEST(pending_requests_are_bounded)
+{
+	unsigned int sent, i, got;
+	int fd;
+
+	server_start();
+	fd = hello(0);
+	for (sent = 0; sent < CQD_MAX_PENDING + 40; sent++) {
+		ASSERT_OK(send_seal(fd, sent + 1));
+		step();
+	}
+	ASSERT_EQ(n_seals, CQD_MAX_PENDING);
+	answer(3, 0);
+	step();
+	ASSERT_EQ(n_seals, CQD_MAX_PENDING + 1);
+	ASSERT_EQ(collect(fd, 0), 1);
+	for (got = 1, i = 0; i < n_seals; i++) {
+		if (seals[i].done)
+			answer(i, 0);
+		step();
+		got += collect(fd, 0);
+	}
+	ASSERT_EQ(n_seals, sent);
+	ASSERT_EQ(got, sent);
+	close(fd);
+	server_stop();
+}
+
+TEST(answers_for_who_has_left)
+{
+	int fd, i;
+
+	server_start();
+	fd = hello(0);
+	for (i = 0; i < 3; i++)
+		ASSERT_OK(send_seal(fd, 5));
+	step();
+	close(fd);
+	step();
+	ASSERT_EQ(srv.n_conns, 0);
+	answer(1, 0);
+	step();
+	answer(0, -ENOSPC);
+	cqd_session_end(the_clients[0].data);	/* cancels the third */
+	ASSERT(the_clients[0].ended);
+	step();
+	server_stop();
+}
+
+TEST(bye_cancels_what_is_open)
+{
+	Cqp__Bye body = CQP__BYE__INIT;
+	WIRE_MSG(msg, BYE, bye, body);
+	Cqp__Msg *r;
+	int fd;
+
+	server_start();
+	fd = hello(0);
+	ASSERT_OK(send_seal(fd, 5));
+	ASSERT_OK(send_msg(fd, &msg, 6));
+	step();
+	r = next(fd);
+	ASSERT(r && r->body_case == CQP__MSG__BODY_ERROR);
+	ASSERT_EQ(r->id, 5);
+	ASSERT_EQ(r->error->code, -ECANCELED);
+	cqp_free(r);
+	r = next(fd);
+	ASSERT(r && r->body_case == CQP__MSG__BODY_OK);
+	ASSERT_EQ(r->id, 6);
+	cqp_free(r);
+	close(fd);
+	step();
+	server_stop();
+}
+
+/* A Bye that arrives together with a reset still counts. */
+TEST(bye_and_gone)
+{
+	Cqp__Bye body = CQP__BYE__INIT;
+	Cqp__Ping ping_body = CQP__PING__INIT;
+	WIRE_MSG(msg, BYE, bye, body);
+	WIRE_MSG(ping, PING, ping, ping_body);
+	int fd;
+
+	server_start();
+	fd = hello(0);
+	ASSERT_OK(send_msg(fd, &ping, 5));
+	step();
+	ASSERT_OK(send_msg(fd, &msg, 6));
+	close(fd);		/* with Pong unread: the daemon sees ECONNRESET */
+	step();
+	ASSERT(the_clients[0].ended);
+	ASSERT_EQ(srv.n_conns, 0);
+	server_stop();
+}
