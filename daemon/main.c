@@ -316,6 +316,9 @@ static int open_store(struct cqd_server *srv, const int *fds, char *const *names
 	struct cq_err err = { "" };
 	int ret = cqd_store_new(srv->loop, &opts, &srv->store, &err);
 
+	/* What could not be taken over from the cqd before, in one line. */
+	if (!ret && err.text[0])
+		cq_info("%s", err.text);
 	if (!ret)
 		ret = cqd_tenants_apply(srv, cfg, &err);
 	if (ret)

@@ -55,7 +55,8 @@ struct cqd_store_opts {
 	bool push_fds;
 };
 
-/* Builds or re-adopts the index. 0, -ENOMEM, -EINVAL. */
+/* Builds or re-adopts the index. 0, -ENOMEM, -EINVAL. On success @err is empty,
+ * or has one line about what was not taken over: log it. */
 int cqd_store_new(uv_loop_t *loop, const struct cqd_store_opts *opts,
 		  struct cqd_store **out, struct cq_err *err);
 /* Stops background work and closes; calls @done on the loop when nothing runs

@@ -123,6 +123,14 @@ static void mgr_start(void)
 	ASSERT_EQ(pthread_create(&mgr.thread, NULL, mgr_main, NULL), 0);
 }
 
+/* What the manager's thread has done so far is seen by this one. */
+__attribute__((unused))
+static void mgr_sync(void)
+{
+	pthread_mutex_lock(&mgr.lock);
+	pthread_mutex_unlock(&mgr.lock);
+}
+
 __attribute__((unused))
 static void mgr_stop(void)
 {
@@ -195,18 +203,21 @@ static int rig_open(struct rig *r)
 {
 	int fds[RIG_FDS], ret;
 	char *names[RIG_FDS];
-	unsigned int i;
+	unsigned int i, n;
 
 	pthread_mutex_lock(&mgr.lock);
 	for (i = 0; i < mgr.n; i++) {
 		fds[i] = fcntl(mgr.fds[i], F_DUPFD_CLOEXEC, 3);
-		names[i] = mgr.names[i];
+		names[i] = strdup(mgr.names[i]);
 	}
+	n = mgr.n;
+	pthread_mutex_unlock(&mgr.lock);
 	r->o.fds = fds;
 	r->o.names = names;
-	r->o.n_fds = mgr.n;
-	pthread_mutex_unlock(&mgr.lock);
+	r->o.n_fds = n;
 	ret = cqd_store_new(&r->loop, &r->o, &r->st, &r->err);
+	for (i = 0; i < n; i++)
+		free(names[i]);
 	r->o.fds = NULL;
 	r->o.names = NULL;
 	r->o.n_fds = 0;

@@ -42,6 +42,7 @@ static void run_before(struct before *b)
 	memcpy(b->boot_id, cqd_store_boot_id(r->st), 16);
 	b->session = cqd_client_session(r->cl);
 	rig_close(r);
+	mgr_sync();
 }
 
 /* The next daemon, without having opened anything yet. */
@@ -86,7 +87,7 @@ static int mgr_find(const char *start)
 /* Waits until the manager's thread has seen everything. */
 static unsigned int mgr_settled(const char *start)
 {
-	unsigned int i, n;
+	unsigned int i, n = 0;
 	int tries;
 
 	for (tries = 0; tries < 50; tries++) {
@@ -647,8 +648,10 @@ TEST(strangers_in_the_fd_store)
 static void flip(const char *seg, off_t at)
 {
 	uint8_t c;
-	int fd = mgr.fds[mgr_find(seg)];
+	int fd;
 
+	mgr_sync();
+	fd = mgr.fds[mgr_find(seg)];
 	ASSERT_EQ(pread(fd, &c, 1, at), 1);
 	c ^= 1;
 	ASSERT_EQ(pwrite(fd, &c, 1, at), 1);
