@@ -40,8 +40,9 @@ typedef __m512i zi;
 #define BATCH 4			/* pages that share a scale of p */
 #define PAIRS 128		/* pairs of channels, d <= 256 */
 #define SUM_PAIRS 16		/* pairs summed in 32 bits */
-#define KEY_UNIT 128.0f		/* a turned key is its centroid times this */
-#define P_ONE 32767.0f
+#define KEY_UNIT 128.0f		/* a turned key is its centroid times this, */
+#define PLAIN_UNIT 1.0f		/* where no key is turned */
+#define P_ONE 32766.0f		/* one more by rounding still fits */
 
 /**
  * struct page_batch - state of one kv head in the transposed path
@@ -166,6 +167,19 @@ INLINE void widen(zi x, zi *w)
 	w[1] = _mm512_unpackhi_epi8(_mm512_setzero_si512(), x);
 }
 
+/* A pair as it is: small keys where all are, else twice KEY_UNIT. */
+INLINE void plain_pair(zi x, zi y, const bool small, zi *a, zi *b)
+{
+	int i;
+
+	widen(x, a);
+	widen(y, b);
+	for (i = 0; small && i < 2; i++) {
+		a[i] = _mm512_srai_epi16(a[i], 8);
+		b[i] = _mm512_srai_epi16(b[i], 8);
+	}
+}
+
 /* One pair turned by each token's offset. */
 INLINE void turn_pair(zi lo, zi hi, const int16_t *ratio, const int16_t *cs,
 		      zi *a, zi *b)
@@ -204,10 +218,10 @@ INLINE void spill(const int nq, zi acc[][4], float (*s)[CQK_T])
 }
 
 /* Integer scores of one page for lanes @at .. @at + nq - 1. */
-INLINE void page_scores(const int nq, struct page_batch *b, uint32_t page,
-			uint32_t at)
+INLINE void page_scores(const int nq, const bool turned, struct page_batch *b,
+			uint32_t page, uint32_t at)
 {
-	const int16_t *table = b->half ? b->h->a->rope->in_page_q14 : NULL;
+	const int16_t *table = turned ? b->h->a->rope->in_page_q14 : NULL;
 	float (*s)[CQK_T] = &b->s[page][at];
 	struct walk lo = walk_from(b, b->k_codes[page], 0), hi = lo;
 	zi acc[4][4], x[2], y[2];
@@ -217,20 +231,19 @@ INLINE void page_scores(const int nq, struct page_batch *b, uint32_t page,
 	memset(s, 0, (size_t)nq * sizeof(*s));
 	for (r = 0; r < nq; r++)
 		acc[r][0] = acc[r][1] = acc[r][2] = acc[r][3] = _mm512_setzero_si512();
-	if (b->half)
+	if (turned)
 		hi = walk_from(b, b->k_codes[page], b->half);
 	for (i = 0; i < b->np; i++) {
-		if (i < b->half) {
-			zi first = walk_next(&lo);
+		zi first;
 
+		if (turned && i == b->half)
+			lo = hi;
+		first = walk_next(&lo);
+		if (turned && i < b->half)
 			turn_pair(first, walk_next(&hi), b->ratio[i],
 				  table + (size_t)i * 2 * CQK_T, x, y);
-		} else {
-			if (i == b->half && i)
-				lo = hi;
-			widen(walk_next(&lo), x);
-			widen(walk_next(&lo), y);
-		}
+		else
+			plain_pair(first, walk_next(&lo), !turned, x, y);
 		dot_pair(nq, acc, x, y, &b->pair[at][i]);
 		if (i % SUM_PAIRS == SUM_PAIRS - 1)
 			spill(nq, acc, s);
@@ -238,16 +251,24 @@ INLINE void page_scores(const int nq, struct page_batch *b, uint32_t page,
 	spill(nq, acc, s);
 }
 
-static void page_keys(struct page_batch *b, uint32_t page)
+INLINE void page_keys_as(const bool turned, struct page_batch *b, uint32_t page)
 {
 	uint32_t at;
 
 	if (b->lanes == 1)
-		page_scores(1, b, page, 0);
+		page_scores(1, turned, b, page, 0);
 	else if (b->lanes == 2)
-		page_scores(2, b, page, 0);
+		page_scores(2, turned, b, page, 0);
 	for (at = 0; b->lanes >= 4 && at < b->lanes; at += 4)
-		page_scores(4, b, page, at);
+		page_scores(4, turned, b, page, at);
+}
+
+static void page_keys(struct page_batch *b, uint32_t page)
+{
+	if (b->half)
+		page_keys_as(true, b, page);
+	else
+		page_keys_as(false, b, page);
 }
 
 /* Values of one channel over all pages waiting: p v in 16 partial sums. */
@@ -317,36 +338,40 @@ static float lane_top(struct page_batch *b, uint32_t page, uint32_t lane)
 	return softmax_top(s, b->vis[page][lane], b->h->a->soft_cap);
 }
 
-/* p = e^(s - top), as 16-bit fractions; sums of both. */
+/*
+ * p = e^(s - top), as 16-bit fractions; sums of both. What rounding takes from
+ * a token goes to the next one of its place (@carry): thousands of tokens that
+ * are each below half a unit would otherwise vanish beside one large one.
+ */
 static void lane_exp(struct page_batch *b, uint32_t page, uint32_t lane, float top,
-		     float *sum, float *sum_p)
+		     vf *carry, float *sum, float *sum_p)
 {
 	const float *s = b->s[page][lane];
 	vf exact = (vf){ 0 }, rounded = (vf){ 0 };
 	int i;
 
 	for (i = 0; i < CQK_T; i += VF) {
-		vf p = vf_exp(LD(s + i) - top);
-		zi n;
+		vi seen = vi_mask(b->vis[page][lane] >> i);
+		vf p = (vf)((vi)vf_exp(LD(s + i) - top) & seen);
+		vf want = p * P_ONE + *carry, got;
+		vi n = (vi)_mm512_cvtps_epi32(want) & seen;
 
-		p = (vf)((vi)p & vi_mask(b->vis[page][lane] >> i));
-		n = _mm512_cvtps_epi32(p * P_ONE);
+		got = __builtin_convertvector(n, vf);
+		*carry = want - got;
 		exact += p;
-		rounded += __builtin_convertvector((vi)n, vf);
+		rounded += got;
 		_mm256_storeu_si256((__m256i *)(void *)&b->p[page][lane][i],
-				    _mm512_cvtepi32_epi16(n));
+				    _mm512_cvtepi32_epi16((zi)n));
 	}
 	*sum += vf_sum(exact);
 	*sum_p += vf_sum(rounded);
 }
 
-/*
- * One lane of the batch. What is lost by rounding p is made up for by giving
- * the batch's values the exact mass: constant values stay exact.
- */
+/* One lane of the batch; the values get the exact mass of p. */
 static void lane_softmax(struct page_batch *b, uint32_t lane)
 {
 	float top = -INFINITY, sum = 0.0f, sum_p = 0.0f, m;
+	vf carry = (vf){ 0 };
 	uint32_t page;
 
 	for (page = 0; page < b->n; page++)
@@ -359,7 +384,7 @@ static void lane_softmax(struct page_batch *b, uint32_t lane)
 		return;
 	}
 	for (page = 0; page < b->n; page++)
-		lane_exp(b, page, lane, top, &sum, &sum_p);
+		lane_exp(b, page, lane, top, &carry, &sum, &sum_p);
 	m = fmaxf(b->m[lane], top);
 	b->grow[lane] = expf(b->m[lane] - m);
 	b->weight[lane] = expf(top - m) * sum / sum_p;
@@ -476,6 +501,7 @@ static void pair_of(const struct page_batch *b, uint32_t i, uint32_t *first,
  */
 static void lane_scale(struct page_batch *b, uint32_t lane)
 {
+	float unit = b->half ? KEY_UNIT : PLAIN_UNIT;
 	float most = 0.0f, sum = 0.0f, worst = 0.0f, up;
 	uint32_t i;
 
@@ -485,14 +511,14 @@ static void lane_scale(struct page_batch *b, uint32_t lane)
 
 		if (i % SUM_PAIRS == 0)
 			sum = 0.0f;
-		/* widen() gives unturned centroids at twice KEY_UNIT */
-		sum += i < b->half ? size : 2 * size;
+		/* unturned among turned: twice KEY_UNIT, plain_pair() */
+		sum += b->half && i >= b->half ? 2 * size : size;
 		most = larger(most, size);
 		worst = larger(worst, sum);
 	}
-	/* a pair of keys is at most 127 * KEY_UNIT * sqrt(2) long */
-	up = larger(most / 32700.0f, worst * (127 * KEY_UNIT * 1.4143f / 2.1e9f));
-	b->unit[lane] = up / KEY_UNIT;
+	/* a pair of keys is at most 127 * unit * sqrt(2) long */
+	up = larger(most / 32700.0f, worst * (127 * unit * 1.4143f / 2.1e9f));
+	b->unit[lane] = up / unit;
 	up = up > 0.0f ? 1.0f / up : 0.0f;
 	for (i = 0; i < b->np; i++) {
 		b->qa[lane][i] *= up;
@@ -503,6 +529,7 @@ static void lane_scale(struct page_batch *b, uint32_t lane)
 static void batch_queries(struct page_batch *b)
 {
 	const float *scale = b->k->scale + (size_t)b->h->head * b->d;
+	float plain = b->half ? 0.5f : 1.0f;	/* plain_pair() */
 	uint32_t i, lane, x, y;
 
 	for (i = 0; i < b->np; i++) {
@@ -517,8 +544,8 @@ static void batch_queries(struct page_batch *b)
 		for (lane = 0; lane < b->nq; lane++) {
 			const float *q = b->h->q + (size_t)lane * b->h->dpad;
 
-			b->qa[lane][i] = q[x] * (i < b->half ? s : sx / 2);
-			b->qb[lane][i] = q[y] * (i < b->half ? s : sy / 2);
+			b->qa[lane][i] = q[x] * (i < b->half ? s : sx * plain);
+			b->qb[lane][i] = q[y] * (i < b->half ? s : sy * plain);
 		}
 	}
 	for (lane = 0; lane < b->nq; lane++)

@@ -80,6 +80,8 @@ static inline __m256i fill_cvtepi32_epi16(simde__m512i x)
 #define _mm512_unpackhi_epi16 simde_mm512_unpackhi_epi16
 #undef _mm512_mulhrs_epi16
 #define _mm512_mulhrs_epi16 simde_mm512_mulhrs_epi16
+#undef _mm512_srai_epi16
+#define _mm512_srai_epi16 simde_mm512_srai_epi16
 #undef _mm512_add_epi16
 #define _mm512_add_epi16 simde_mm512_add_epi16
 #undef _mm512_sub_epi16

@@ -147,8 +147,7 @@ static void check_decode(uint32_t d, uint32_t c, bool i8)
 {
 	struct toy_opts o = shape(d, c, i8);
 	const struct cqk_codebook *cb;
-	struct cqk_attn a = { 0 };
-	struct cqk_block b = { .tokens = 64 };
+	struct cqk_src src = { .d = d, .kv_head = 1 };
 	float *out = toy_alloc((size_t)65 * d * 4);
 	uint8_t *page;
 	uint32_t t, ch, n;
@@ -158,17 +157,17 @@ static void check_decode(uint32_t d, uint32_t c, bool i8)
 	page = toy_alloc(toy.m.payload);
 	toy_payload(&toy, page);
 	cb = &toy.m.layers[0].k;
-	a.model = &toy.m;
-	b.base = page;
+	src.data = page + toy.m.layers[0].k_bytes * 2;
+	src.cb = c ? cb : NULL;
 	for (n = 0; cqk_nth(n); n++) {
 		if (!cqk_nth(n)->usable())
 			continue;
 		memset(out, 0xff, (size_t)65 * d * 4);
-		cqk_nth(n)->decode(cb, 1, page + toy.m.layers[0].k_bytes * 2, 5, 41, out);
+		cqk_nth(n)->decode(cb, 1, src.data, 5, 41, out);
 		for (t = 0; t < 41; t++)
 			for (ch = 0; ch < d; ch++)
 				ASSERT((double)out[t * d + ch] ==
-				       toy_value(&a, &b, 1, false, 5 + t, ch));
+				       toy_value(&src, 5 + t, ch));
 		ASSERT(isnan(out[41 * d]));
 	}
 	free(out);

@@ -213,24 +213,22 @@ static inline void toy_payload(const struct toy *t, uint8_t *out)
 }
 
 /* One stored K or V value, in double, from the stored centroids. */
-static inline double toy_value(const struct cqk_attn *a, const struct cqk_block *b,
-			       uint32_t head, bool v, uint32_t t, uint32_t ch)
+static inline double toy_value(const struct cqk_src *s, uint32_t t, uint32_t ch)
 {
-	struct cqk_src s = cqk_block_src(a, b, head, v, ~0ull);
 	size_t c, at;
 	uint16_t h;
 
-	if (!s.cb) {
-		memcpy(&h, s.data + ((size_t)t * s.d + ch) * 2, 2);
+	if (!s->cb) {
+		memcpy(&h, s->data + ((size_t)t * s->d + ch) * 2, 2);
 		return (double)cqk_f16_to_f32(h);
 	}
-	c = s.cb->code.channels;
-	at = ((size_t)head * s.d + ch) / c * 256 + s.data[ch / c * 64 + t];
+	c = s->cb->code.channels;
+	at = ((size_t)s->kv_head * s->d + ch) / c * 256 + s->data[ch / c * 64 + t];
 	at = at * c + ch % c;
-	if (s.cb->centroids == CQK_CENTROIDS_F16)
-		return (double)cqk_f16_to_f32(((const uint16_t *)s.cb->stored)[at]);
-	return (double)((float)((const int8_t *)s.cb->stored)[at] *
-			s.cb->scale[(size_t)head * s.d + ch]);
+	if (s->cb->centroids == CQK_CENTROIDS_F16)
+		return (double)cqk_f16_to_f32(((const uint16_t *)s->cb->stored)[at]);
+	return (double)((float)((const int8_t *)s->cb->stored)[at] *
+			s->cb->scale[(size_t)s->kv_head * s->d + ch]);
 }
 
 static inline double toy_load(const struct cq_view *v, uint32_t row, uint32_t head,
@@ -258,29 +256,79 @@ static inline void toy_rotate(double *x, const struct cqk_geom *g, double pos)
 	}
 }
 
-/* Score of one visible token; -inf if the row does not see it. */
-static inline double toy_score(const struct cqk_attn *a, const struct cqk_block *b,
-			       const struct cqk_span *s, uint32_t row,
-			       uint32_t kv_head, const double *q, uint32_t t)
-{
-	const struct cqk_geom *g = &a->model->geom;
-	int64_t pos = (int64_t)s->pos + t, rp = a->row_pos[row];
-	double k[256], dot = 0;
-	uint32_t ch;
+/* cos and sin of @pos for every pair, and of one position more. */
+struct toy_turn {
+	double c[128], s[128], c1[128], s1[128];
+};
 
-	if (t >= b->tokens || !(s->mask >> t & 1) || pos > rp ||
-	    (a->sliding_window && pos <= rp - (int64_t)a->sliding_window))
-		return -INFINITY;
-	for (ch = 0; ch < g->head_dim; ch++)
-		k[ch] = toy_value(a, b, kv_head, false, t, ch);
-	if (g->keys == CQK_KEYS_PRE_ROPE)
-		toy_rotate(k, g, (double)pos);
-	for (ch = 0; ch < g->head_dim; ch++)
-		dot += q[ch] * k[ch];
-	dot *= (double)a->scale;
-	if (a->soft_cap > 0)
-		dot = (double)a->soft_cap * tanh(dot / (double)a->soft_cap);
-	return dot;
+static inline void toy_turn_init(struct toy_turn *r, const struct cqk_geom *g,
+				 double pos)
+{
+	uint32_t j;
+
+	for (j = 0; j < g->rope_dim / 2; j++) {
+		double w = pow(g->rope_theta, -2.0 * j / g->rope_dim);
+
+		r->c[j] = cos(pos * w);
+		r->s[j] = sin(pos * w);
+		r->c1[j] = cos(w);
+		r->s1[j] = sin(w);
+	}
+}
+
+/* Turns @k and goes on by one position. */
+static inline void toy_turn_next(struct toy_turn *r, uint32_t half, double *k)
+{
+	uint32_t j;
+
+	for (j = 0; j < half; j++) {
+		double c = r->c[j], s = r->s[j], lo = k[j], hi = k[half + j];
+
+		k[j] = lo * c - hi * s;
+		k[half + j] = lo * s + hi * c;
+		r->c[j] = c * r->c1[j] - s * r->s1[j];
+		r->s[j] = s * r->c1[j] + c * r->s1[j];
+	}
+}
+
+static inline bool toy_sees(const struct cqk_attn *a, const struct cqk_block *b,
+			    const struct cqk_span *s, uint32_t row, uint32_t t)
+{
+	int64_t pos = (int64_t)s->pos + t, rp = a->row_pos[row];
+
+	return t < b->tokens && s->mask >> t & 1 && pos <= rp &&
+	       !(a->sliding_window && pos <= rp - (int64_t)a->sliding_window);
+}
+
+/* Scores of a block; -inf for tokens the row does not see. */
+static inline void toy_scores(const struct cqk_attn *a, const struct cqk_block *b,
+			      const struct cqk_span *s, uint32_t row,
+			      uint32_t kv_head, const double *q, double *out)
+{
+	struct cqk_src src = cqk_block_src(a, b, kv_head, false, ~0ull);
+	const struct cqk_geom *g = &a->model->geom;
+	bool turn = g->keys == CQK_KEYS_PRE_ROPE && g->rope_dim;
+	struct toy_turn r;
+	uint32_t ch, t;
+
+	if (turn)
+		toy_turn_init(&r, g, s->pos);
+	for (t = 0; t < b->tokens; t++) {
+		double k[256], dot = 0;
+
+		for (ch = 0; ch < g->head_dim; ch++)
+			k[ch] = toy_value(&src, t, ch);
+		if (turn)
+			toy_turn_next(&r, g->rope_dim / 2, k);
+		if (!toy_sees(a, b, s, row, t))
+			continue;
+		for (ch = 0; ch < g->head_dim; ch++)
+			dot += q[ch] * k[ch];
+		dot *= (double)a->scale;
+		if (a->soft_cap > 0)
+			dot = (double)a->soft_cap * tanh(dot / (double)a->soft_cap);
+		out[t] = dot;
+	}
 }
 
 /* One (row, head) in double: o[d], returns the natural lse. */
@@ -307,19 +355,17 @@ static inline double toy_reference(const struct cqk_attn *a, uint32_t row,
 
 			if (row < sp->row_first || row >= sp->row_first + sp->n_rows)
 				continue;
-			for (t = 0; t < 64; t++)
-				s[i * 64 + t] = toy_score(a, &a->blocks[i], sp, row,
-							  kv, q, t);
+			toy_scores(a, &a->blocks[i], sp, row, kv, q, s + i * 64);
 		}
 	for (i = 0; i < a->n_blocks * 64; i++)
 		top = s[i] > top ? s[i] : top;
 	for (i = 0; top > (double)-INFINITY && i < a->n_blocks * 64; i++) {
+		struct cqk_src v = cqk_block_src(a, &a->blocks[i / 64], kv, true, 0);
 		double p = exp(s[i] - top);
 
 		sum += p;
 		for (ch = 0; p > 0 && ch < g->head_dim; ch++)
-			o[ch] += p * toy_value(a, &a->blocks[i / 64], kv, true,
-					       i % 64, ch);
+			o[ch] += p * toy_value(&v, i % 64, ch);
 	}
 	for (ch = 0; sum > 0 && ch < g->head_dim; ch++)
 		o[ch] /= sum;
