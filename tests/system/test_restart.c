@@ -364,6 +364,34 @@ TEST(without_a_store_nothing_is_kept_and_nothing_breaks)
 	}
 }
 
+/*
+ * A worker for scripts that have no C (boot.sh): with CQ_WORKER set to "model",
+ * "publish" or "attach" and CQ_WORKER_ARG to the model file to be written or the
+ * socket, this program does that and nothing else.
+ */
+__attribute__((constructor))
+static void run_as_worker(void)
+{
+	const char *what = getenv("CQ_WORKER"), *arg = getenv("CQ_WORKER_ARG");
+	struct cq_err err = { "" };
+	struct work w;
+
+	if (!what || !arg)
+		return;
+	if (!strcmp(what, "model")) {
+		if (synth_model(&small, arg, &err))
+			FAIL("%s", err.text);
+		_exit(0);
+	}
+	snprintf(s.sock, sizeof(s.sock), "%s", arg);
+	work_open(&w, &s, &small, 0, 0);
+	if (!strcmp(what, "publish"))
+		work_publish(&w, TEXT_A, PREFIX);
+	ASSERT_EQ(work_matched(&w, TEXT_A, PREFIX + 1), PREFIX);
+	work_close(&w);
+	_exit(0);
+}
+
 /* "watchdog" of the service manager: a daemon that hangs is replaced. */
 TEST(watchdog)
 {
