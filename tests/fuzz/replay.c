@@ -2,7 +2,7 @@
 /*
  * Runs a fuzzer over its corpus, as one TAP test: what a fuzzer once found
  * stays found, with any compiler. The program's own name, replay_fuzz_foo,
- * names the corpus, foo; file or folder arguments replace it.
+ * names the corpus, fuzz_foo or foo; file or folder arguments replace it.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -106,8 +106,11 @@ int main(int argc, char **argv)
 	for (i = 1; !ret && i < argc; i++)
 		ret = replay(argv[i]);
 	if (argc == 1 && name) {
-		snprintf(corpus, sizeof(corpus), "tests/fuzz/corpus/%s",
-			 name + strlen("replay_fuzz_"));
+		name += strlen("replay_");
+		snprintf(corpus, sizeof(corpus), "tests/fuzz/corpus/%s", name);
+		if (access(corpus, F_OK) < 0)
+			snprintf(corpus, sizeof(corpus), "tests/fuzz/corpus/%s",
+				 name + strlen("fuzz_"));
 		ret = replay(corpus);
 	}
 	if (!inputs)
