@@ -45,7 +45,7 @@ demo_begin() {
 	mkdir "$dir/bin" "$dir/lm" "$dir/run" "$dir/work"
 	cp -L "$1/cqd" "$1/cqctl" "$1/cq-worker" "$1/libcq.so.0" "$dir/bin"
 	cp "$top/client/worker/lm"/*.{json,safetensors,u16} "$dir/lm"
-	cat "$top"/README.md "$top"/Documentation/{formats,protocol}.md >"$dir/work/prefix.txt"
+	cat "$top"/Documentation/{formats,protocol}.md >"$dir/work/prefix.txt"
 	chmod -R a+rX "$dir/bin" "$dir/lm" "$dir/run" "$dir/work"
 	if [ "$(id -u)" = 0 ]; then
 		chown "$cqd_uid:$cqd_uid" "$dir/run"

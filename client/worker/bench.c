@@ -18,7 +18,7 @@
 struct bench {
 	double cold[MAX_REPEAT], attached[MAX_REPEAT];
 	size_t n_cold, n_attached;
-	size_t matched;
+	size_t prompt, matched;
 	double tokens_per_s;
 	uint64_t shared, own;
 };
@@ -63,6 +63,7 @@ static int measure(struct wk_session *s, const struct wk_opts *o, struct bench *
 	uint64_t i;
 	int ret;
 
+	b->prompt = s->n;
 	for (i = 0; i <= o->repeat; i++) {
 		if (i % 3 == 0) {
 			ret = once(s, CQ_SEQ_NOMATCH, &first);
@@ -87,7 +88,7 @@ static void print_bench(const struct wk_session *s, struct bench *b)
 	double cold = wk_median(b->cold, b->n_cold);
 	double attached = wk_median(b->attached, b->n_attached);
 	json_t *j = json_pack("{s:I,s:I,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:I}",
-		"prompt", (json_int_t)s->n, "matched_tokens", (json_int_t)b->matched,
+		"prompt", (json_int_t)b->prompt, "matched_tokens", (json_int_t)b->matched,
 		"ttft_cold_ms", cold, "ttft_attached_ms", attached,
 		"speedup", cold / attached, "tokens_per_s", b->tokens_per_s,
 		"bytes_per_token_fp16",

@@ -51,25 +51,42 @@ void wk_session_close(struct wk_session *s)
 	wk_lm_free(s->lm);
 }
 
-int wk_session_ask(struct wk_session *s, const char *text)
+/* @n more tokens of the sequence; s->ids must hold them whatever fails later. */
+static int push(struct wk_session *s, const uint32_t *ids, size_t n)
 {
-	uint32_t *more, *all;
-	size_t n;
-	int ret;
+	uint32_t *all = realloc(s->ids, (s->n + n + 1) * sizeof(*all));
 
-	ret = wk_tok_encode(s->tok, text, strlen(text), &more, &n);
-	if (ret)
-		return ret;
-	all = realloc(s->ids, (s->n + n + 1) * sizeof(*all));
-	if (!all) {
-		free(more);
+	if (!all)
 		return wk_error(-ENOMEM, "out of memory");
-	}
-	memcpy(all + s->n, more, n * sizeof(*more));
-	free(more);
+	memcpy(all + s->n, ids, n * sizeof(*ids));
 	s->ids = all;
 	s->n += n;
 	return 0;
+}
+
+int wk_session_ask(struct wk_session *s, const char *text)
+{
+	uint32_t *ids;
+	size_t n;
+	int ret;
+
+	ret = wk_tok_encode(s->tok, text, strlen(text), &ids, &n);
+	if (ret)
+		return ret;
+	ret = push(s, ids, n);
+	free(ids);
+	return ret;
+}
+
+/* Open the sequence and read what is not there; logits of the last token. */
+static int read_prompt(struct wk_session *s, size_t *matched)
+{
+	int ret = wk_shared_start(&s->sh, s->ids, s->n, s->flags, matched);
+
+	if (ret)
+		return ret;
+	return wk_lm_forward(s->lm, &s->sh.cache, s->ids + *matched, s->n - *matched, 1,
+			     s->logits);
 }
 
 int wk_session_first(struct wk_session *s, uint32_t flags, struct wk_sampler *sampler,
@@ -80,12 +97,10 @@ int wk_session_first(struct wk_session *s, uint32_t flags, struct wk_sampler *sa
 
 	if (!s->n)
 		return wk_error(-EINVAL, "an empty prompt");
-	ret = wk_shared_start(&s->sh, s->ids, s->n, flags, &out->matched);
-	if (ret)
-		return ret;
-	out->attach_ms = wk_now_ms() - start;
-	ret = wk_lm_forward(s->lm, &s->sh.cache, s->ids + out->matched,
-			    s->n - out->matched, 1, s->logits);
+	s->flags = flags;
+	ret = read_prompt(s, &out->matched);
+	if (ret == -ESTALE)
+		ret = read_prompt(s, &out->matched);
 	if (ret)
 		return ret;
 	out->token = wk_sample(sampler, s->logits, s->cfg->vocab);
@@ -95,9 +110,16 @@ int wk_session_first(struct wk_session *s, uint32_t flags, struct wk_sampler *sa
 
 int wk_session_next(struct wk_session *s, struct wk_sampler *sampler, uint32_t *token)
 {
+	size_t matched;
 	int ret;
 
+	ret = push(s, token, 1);
+	if (ret)
+		return ret;
 	ret = wk_lm_forward(s->lm, &s->sh.cache, token, 1, 1, s->logits);
+	/* A shared page was taken back: read again what is gone. */
+	if (ret == -ESTALE)
+		ret = read_prompt(s, &matched);
 	if (!ret)
 		*token = wk_sample(sampler, s->logits, s->cfg->vocab);
 	return ret;

@@ -270,7 +270,8 @@ struct wk_opts {
 /**
  * struct wk_session - language model, connection, prompt
  * @n_prefix: tokens of --prefix, the first of @ids
- * @ids:      [n] the prompt
+ * @ids:      [n] the prompt, and what was generated
+ * @flags:    CQ_SEQ_* of the sequence
  * @logits:   [vocab] of the last row
  */
 struct wk_session {
@@ -281,6 +282,7 @@ struct wk_session {
 	struct wk_shared sh;
 	size_t n_prefix, n;
 	uint32_t *ids;
+	uint32_t flags;
 	float *logits;
 };
 
@@ -288,13 +290,12 @@ struct wk_session {
  * struct wk_first - up to the first token
  * @matched:   tokens found published
  * @token:     sampled
- * @attach_ms: to open the sequence
  * @ttft_ms:   from token ids in hand to the sampled token
  */
 struct wk_first {
 	size_t matched;
 	uint32_t token;
-	double attach_ms, ttft_ms;
+	double ttft_ms;
 };
 
 /* Load, connect, open --model, read --prefix. wk_session_close() always. */
