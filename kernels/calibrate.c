@@ -22,25 +22,20 @@
 #define K CQK_KMEANS_K
 #define MAX_THREADS 256u
 
-/**
- * struct job - one codebook of one group, or one scan
- * @entry: 2 * layer, + 1 for V
- * @head:  kv head
- * @group: group
- * @err:   sum of squared errors, @norm: sum of squares
- */
+/* One codebook of one group, or one scan of a head. */
 struct job {
-	uint32_t entry, head, group;
-	double err, norm;
+	uint32_t entry;		/* 2 * layer, + 1 for V */
+	uint32_t head;
+	uint32_t group;
+	double err;		/* sum of squared errors */
+	double norm;		/* sum of squares */
 };
 
-/**
- * struct calib - one run
- * @stored: [2 * n_layers] codebooks as they go into the file
- * @scale:  [2 * n_layers], i8 only
- * @fn:     what the threads do with each job
- * @next, @done, @failed, @ret, @err: under @lock; @failed is the lowest job
- *          that failed, so that the message does not depend on the threads
+/*
+ * One run. @stored and @scale are [2 * n_layers], as they go into the file; @fn
+ * is what the threads do with each job. What follows @lock is guarded by it;
+ * @failed is the lowest job that failed, so that the message does not depend
+ * on the threads.
  */
 struct calib {
 	const struct cqk_calib_opts *opts;

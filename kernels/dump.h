@@ -27,7 +27,11 @@ void cqk_dump_close(struct cqk_dump *d);
 
 /**
  * cqk_dump_scan() - refuse what cannot be coded
- * @i:    entry of @x; @head: kv head
+ * @d:      dump
+ * @i:      entry of @x
+ * @head:   kv head
+ * @fisher: look at the squared gradients instead
+ * @err:    text of the failure
  *
  * Return: 0, or -EINVAL naming layer, K or V, head and token of the first
  * value that is NaN, infinite or beyond the range of a half, or of the first
@@ -41,8 +45,14 @@ uint32_t cqk_dump_kept(const struct cqk_dump *d, uint32_t sinks);
 
 /**
  * cqk_dump_group() - the kept tokens of one channel group
- * @i, @head: as above; @first: first channel, @c channels
- * @x:      [c][stride], filled with the values
+ * @d:      dump
+ * @i:      entry of @x
+ * @head:   kv head
+ * @first:  first channel of the group
+ * @c:      channels
+ * @sinks:  tokens at the start of each sequence to leave out
+ * @x:      [c][stride], filled with the values and, behind them, zeros
+ * @stride: at least cqk_dump_kept()
  */
 void cqk_dump_group(const struct cqk_dump *d, uint32_t i, uint32_t head, uint32_t first,
 		    uint32_t c, uint32_t sinks, float *x, size_t stride);

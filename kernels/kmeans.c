@@ -37,11 +37,12 @@ const struct cqk_kmeans_ops *cqk_kmeans_nth(unsigned int i)
 
 static const struct cqk_kmeans_ops *best_ops(void)
 {
-	unsigned int i = 0;
+	size_t i;
 
-	while (!table[i]->usable())
-		i++;
-	return table[i];
+	for (i = 0; i + 1 < ARRAY_SIZE(table); i++)
+		if (table[i]->usable())
+			break;
+	return table[i];	/* the last one runs anywhere */
 }
 
 static void *floats(size_t n)

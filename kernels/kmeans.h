@@ -52,7 +52,12 @@ const struct cqk_kmeans_ops *cqk_kmeans_nth(unsigned int i);
  * @x:      [c][stride], filled by the caller; tokens n..stride-1 zero
  * @w:      [stride], filled by the caller; not negative; padding zero
  * @cen:    [256][c], the result
- * The rest is working memory.
+ * @half_norm: [256], the encoder's constant terms
+ * @d2:     [stride] squared distances; also free for the caller between runs
+ * @block:  sums of them
+ * @idx:    [stride] nearest centroid
+ * @sum:    [256][c] weighted sums of the clusters
+ * @weight: [256] their weights
  */
 struct cqk_kmeans {
 	const struct cqk_kmeans_ops *ops;
@@ -75,6 +80,7 @@ void cqk_kmeans_free(struct cqk_kmeans *km);
 
 /**
  * cqk_kmeans_run() - learn @km->cen from @km->x and @km->w
+ * @km:         with @ops, @c, @n, @stride, @x and @w set
  * @iterations: at most; stops at a relative change of the loss < 1e-4
  * @seed:       of the k-means++ start
  *
@@ -84,6 +90,7 @@ uint32_t cqk_kmeans_run(struct cqk_kmeans *km, uint32_t iterations, uint64_t see
 
 /**
  * cqk_kmeans_error() - squared error of coding @km->x with @km->cen as it is
+ * @km:   after cqk_kmeans_run(); @cen may have been rounded since
  * @norm: sum of squares of @km->x
  *
  * Return: the unweighted sum of squared distances.

@@ -142,6 +142,10 @@ void cqk_model_free(struct cqk_model *model);
 
 /**
  * cqk_model_head() - parse and check without preparing codebooks
+ * @image: as for cqk_model_parse()
+ * @size:  its bytes
+ * @out:   set on success only; owned by the caller
+ * @err:   text of the failure, may be NULL
  *
  * As cqk_model_parse(), but @out's codebooks carry only @code, @centroids,
  * sizes, @stored and @scale: what the daemon needs (it never decodes).
@@ -152,7 +156,8 @@ int cqk_model_head(const void *image, size_t size, struct cqk_model **out,
 /**
  * struct cqk_model_desc - a model file to be written
  * @geom:        shape
- * @k:           coding of keys, [n_layers]; @v: coding of values, [n_layers]
+ * @k:           coding of keys, [n_layers]
+ * @v:           coding of values, [n_layers]
  * @centroids:   enum cqk_centroids
  * @sinks:       as in struct cqk_model
  * @window:      as in struct cqk_model

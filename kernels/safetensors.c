@@ -36,7 +36,9 @@ static const struct {
  * @root:    the header; owns every name
  * @tensors: [n] in the order of their data
  * @by_name: [n] sorted
+ * @n:       tensors
  * @data:    first byte behind the header
+ * @data_bytes: bytes from there on
  */
 struct st_file {
 	json_t *root;
@@ -247,13 +249,15 @@ static int load_header(struct st_file *f, const uint8_t *image, size_t size,
 	f->data = image + 8 + len;
 	f->data_bytes = size - 8 - len;
 	f->root = json_loadb((const char *)image + 8, len, JSON_REJECT_DUPLICATES, &je);
-	if (f->root && json_is_object(f->root))
-		return 0;
-	for (p = je.text; !f->root && *p; p++)
+	if (f->root) {
+		if (json_is_object(f->root))
+			return 0;
+		return cq_err_set(err, -EINVAL, "safetensors header: not an object");
+	}
+	for (p = je.text; *p; p++)
 		if ((unsigned char)*p < 0x20 || (unsigned char)*p > 0x7e)
 			*p = '?';
-	return cq_err_set(err, -EINVAL, "safetensors header: %.160s",
-			  f->root ? "not an object" : je.text);
+	return cq_err_set(err, -EINVAL, "safetensors header: %.160s", je.text);
 }
 
 /**

@@ -49,7 +49,9 @@ uint32_t st_dtype_bytes(uint32_t dtype);
  * st_header() - header of a file about to be written
  * @tensors: name, dtype, n_dims, shape and bytes set; data unused. Offsets
  *           follow the order given, without gaps
+ * @n:       tensors
  * @meta:    2 * @n_meta strings: key, value, key, value
+ * @n_meta:  pairs
  * @out:     malloc()ed: the 8-byte length and the JSON, padded with spaces so
  *           that the data starts 64-byte aligned
  *

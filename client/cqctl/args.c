@@ -74,12 +74,13 @@ static int take_option(struct ctl *c, int argc, char **argv, int *i,
 		o = find_opt(common, arg, &rest);
 	if (!o)
 		return ctl_usage(c, "unknown option %s", arg);
-	if (!o->value) {
+	if (o->flag) {
 		if (rest[0])
 			return ctl_usage(c, "option --%s takes no value", o->name);
 		*o->flag = true;
-		return CTL_GO_ON;
 	}
+	if (!o->value)
+		return CTL_GO_ON;
 	if (rest[0]) {
 		*o->value = arg[1] == '-' ? rest + 1 : rest;
 		return CTL_GO_ON;
@@ -105,9 +106,9 @@ int ctl_parse(struct ctl *c, int argc, char **argv, const struct ctl_opt *opts,
 			ret = take_option(c, argc, argv, &i, opts);
 			if (ret != CTL_GO_ON)
 				return ret;
-		} else if (n == max) {
-			return ctl_usage(c, "too many arguments: %s", argv[i]);
 		} else {
+			if (n == max)
+				return ctl_usage(c, "too many arguments: %s", argv[i]);
 			pos[n++] = argv[i];
 		}
 	}

@@ -23,10 +23,9 @@
 /* Lines of progress when standard error is no terminal. */
 #define STEPS 4
 
-/**
- * struct calib - one calibration
- * @acts, @output: paths
- * @k, @v: names of codings as given, @code: [2][CQ_MAX_LAYERS]
+/*
+ * One calibration: options as given, then the mapped dump, then what they mean
+ * (@code: keys and values), the errors found, and the state of the progress.
  */
 struct calib {
 	struct ctl *c;

@@ -58,20 +58,31 @@ int ctl_cmd_ping(struct ctl *c, int argc, char **argv)
 	return ret;
 }
 
-/* Counters of StatusOk by name: JSON carries them as they are. */
-#define STATUS_FIELDS(X) X(uptime_us) X(pool_limit) X(pool_reserved) X(pool_used) \
-	X(index_used) X(codebook_bytes) X(arena_bytes) X(pages_sealed) \
-	X(pages_filling) X(pages_pinned) X(clients) X(orphans) X(hits) X(misses) \
-	X(seals) X(evictions) X(checksum_failures) X(verify_pending)
+/* Counters of StatusOk: JSON carries them as they are. */
+#define C(field) { #field, offsetof(Cqp__StatusOk, field) }
+static const struct {
+	const char *name;
+	size_t at;
+} counters[] = {
+	C(uptime_us), C(pool_limit), C(pool_reserved),
+	C(pool_used), C(index_used), C(codebook_bytes),
+	C(arena_bytes), C(pages_sealed), C(pages_filling),
+	C(pages_pinned), C(clients), C(orphans),
+	C(hits), C(misses), C(seals),
+	C(evictions), C(checksum_failures), C(verify_pending),
+};
 
 static int status_json(const Cqp__StatusOk *s, const char *boot)
 {
 	json_t *o = json_pack("{s:s, s:s, s:s}", "version", s->version, "boot_id", boot,
 			      "kernels", s->kernels);
+	uint64_t x;
+	size_t i;
 
-#define PUT(field) json_object_set_new(o, #field, json_integer((json_int_t)s->field));
-	STATUS_FIELDS(PUT)
-#undef PUT
+	for (i = 0; i < ARRAY_SIZE(counters); i++) {
+		memcpy(&x, (const char *)s + counters[i].at, sizeof(x));
+		json_object_set_new(o, counters[i].name, json_integer((json_int_t)x));
+	}
 	if (s->has_fdstore)
 		json_object_set_new(o, "fdstore", json_integer((json_int_t)s->fdstore));
 	return ctl_print_json(o);

@@ -14,19 +14,42 @@ enum column {
 	SLOTS, PINS, ID, SESSION, PID, UID, TENANT, MODEL, STATE, BACKEND, AGE, DEPTH,
 };
 
-static const struct {
+enum cell_kind { TEXT, NUMBER32, NUMBER64, SIZE, SIZE_OR_NONE, TIME, HEX, RATIO, WORD };
+
+/* A text of Cqp__Item; a number and the flag that says it is there. */
+#define T(field) offsetof(Cqp__Item, field), 0
+#define F(field) offsetof(Cqp__Item, field), offsetof(Cqp__Item, has_##field)
+
+static const struct column_def {
 	const char *title;
-	bool number;
-} titles[] = {
-	[NAME] = { "NAME", 0 }, [HASH] = { "HASH", 0 }, [K] = { "KEYS", 0 },
-	[V] = { "VALUES", 0 }, [LAYERS] = { "LAYERS", 1 }, [HEADS] = { "HEADS", 1 },
-	[DIM] = { "DIM", 1 }, [SINKS] = { "SINKS", 1 }, [WINDOW] = { "WINDOW", 1 },
-	[SLOT] = { "SLOT", 1 }, [BYTES] = { "BYTES", 1 }, [LIMIT] = { "LIMIT", 1 },
-	[PAGES] = { "PAGES", 1 }, [SLOTS] = { "SLOTS", 1 }, [PINS] = { "PINS", 1 },
-	[ID] = { "ID", 1 }, [SESSION] = { "SESSION", 0 }, [PID] = { "PID", 1 },
-	[UID] = { "UID", 1 }, [TENANT] = { "NAMESPACE", 0 }, [MODEL] = { "MODEL", 0 },
-	[STATE] = { "STATE", 0 }, [BACKEND] = { "BACKEND", 0 }, [AGE] = { "IDLE", 1 },
-	[DEPTH] = { "DEPTH", 1 },
+	enum cell_kind kind;
+	size_t at, has;
+} columns[] = {
+	[NAME] = { "NAME", TEXT, T(name) },
+	[TENANT] = { "NAMESPACE", TEXT, T(tenant) },
+	[MODEL] = { "MODEL", TEXT, T(model) },
+	[STATE] = { "STATE", TEXT, T(state) },
+	[BACKEND] = { "BACKEND", TEXT, T(backend) },
+	[K] = { "KEYS", TEXT, T(k) },
+	[V] = { "VALUES", TEXT, T(v) },
+	[HASH] = { "HASH", HEX, F(hash) },
+	[HEADS] = { "HEADS", RATIO, F(heads) },
+	[LAYERS] = { "LAYERS", NUMBER32, F(layers) },
+	[DIM] = { "DIM", NUMBER32, F(head_dim) },
+	[SINKS] = { "SINKS", NUMBER32, F(sinks) },
+	[WINDOW] = { "WINDOW", NUMBER32, F(window) },
+	[PID] = { "PID", NUMBER32, F(pid) },
+	[UID] = { "UID", NUMBER32, F(uid) },
+	[DEPTH] = { "DEPTH", NUMBER32, F(depth) },
+	[PAGES] = { "PAGES", NUMBER64, F(pages) },
+	[SLOTS] = { "SLOTS", NUMBER64, F(slots) },
+	[PINS] = { "PINS", NUMBER64, F(pins) },
+	[ID] = { "ID", NUMBER64, F(id) },
+	[SESSION] = { "SESSION", WORD, F(id) },
+	[SLOT] = { "SLOT", SIZE, F(slot_bytes) },
+	[BYTES] = { "BYTES", SIZE, F(bytes) },
+	[LIMIT] = { "LIMIT", SIZE_OR_NONE, F(limit) },
+	[AGE] = { "IDLE", TIME, F(age_us) },
 };
 
 /* In the order of Cqp__Kind. */
@@ -46,12 +69,14 @@ static const struct listing {
 /**
  * struct items - every reply of a listing
  * @reply: [n_replies], owned
+ * @n_replies: their number
  * @item:  [n], into the replies
+ * @n:     items in all
  */
 struct items {
 	Cqp__Msg **reply;
+	Cqp__Item **item;
 	size_t n_replies;
-	const Cqp__Item **item;
 	size_t n;
 };
 
@@ -129,55 +154,79 @@ static void put_text(char *cell, const char *s)
 	cell[i] = '\0';
 }
 
-static void put_number(char *cell, bool has, uint64_t x)
+/* A number of @it, 0 if it is not there. */
+static uint64_t number_at(const Cqp__Item *it, size_t at, size_t has, bool wide)
 {
-	snprintf(cell, CELL, has ? "%" PRIu64 : "0", x);
+	const char *base = (const char *)it;
+	protobuf_c_boolean set;
+	uint64_t x = 0;
+	uint32_t small;
+
+	memcpy(&set, base + has, sizeof(set));
+	if (set && wide) {
+		memcpy(&x, base + at, sizeof(x));
+	} else if (set) {
+		memcpy(&small, base + at, sizeof(small));
+		x = small;
+	}
+	return x;
 }
 
-/* What people read. A field that is not there is 0 or a dash. */
-static void put_cell(const Cqp__Item *it, enum column col, char *cell)
+static void put_hash(char *cell, const Cqp__Item *it, size_t max)
 {
 	char hex[65];
 
-	switch (col) {
-	case NAME: put_text(cell, it->name); break;
-	case TENANT: put_text(cell, it->tenant); break;
-	case MODEL: put_text(cell, it->model); break;
-	case STATE: put_text(cell, it->state); break;
-	case BACKEND: put_text(cell, it->backend); break;
-	case K: put_text(cell, it->k); break;
-	case V: put_text(cell, it->v); break;
-	case HASH:
-		ctl_hex(it->hash.data, it->has_hash ? MIN(it->hash.len, 8u) : 0, hex);
-		put_text(cell, hex);
+	put_text(cell, ctl_hex(it->hash.data, it->has_hash ? MIN(it->hash.len, max) : 0,
+			       hex));
+}
+
+/* What people read. */
+static void put_cell(const Cqp__Item *it, enum column col, char *cell)
+{
+	const struct column_def *def = &columns[col];
+	uint64_t x = 0;
+	char *text;
+
+	if (def->kind != TEXT && def->kind != HEX)
+		x = number_at(it, def->at, def->has,
+			      def->kind != NUMBER32 && def->kind != RATIO);
+	switch (def->kind) {
+	case TEXT:
+		memcpy(&text, (const char *)it + def->at, sizeof(text));
+		put_text(cell, text);
 		break;
-	case LAYERS: put_number(cell, it->has_layers, it->layers); break;
-	case HEADS:
-		snprintf(cell, CELL, "%u:%u", it->has_heads ? it->heads : 0,
+	case HEX:
+		put_hash(cell, it, 8);
+		break;
+	case RATIO:
+		snprintf(cell, CELL, "%" PRIu64 ":%u", x,
 			 it->has_kv_heads ? it->kv_heads : 0);
 		break;
-	case DIM: put_number(cell, it->has_head_dim, it->head_dim); break;
-	case SINKS: put_number(cell, it->has_sinks, it->sinks); break;
-	case WINDOW: put_number(cell, it->has_window, it->window); break;
-	case SLOT: ctl_bytes(it->has_slot_bytes ? it->slot_bytes : 0, cell); break;
-	case BYTES: ctl_bytes(it->has_bytes ? it->bytes : 0, cell); break;
-	case LIMIT:
-		if (it->has_limit && it->limit)
-			ctl_bytes(it->limit, cell);
-		else
-			put_text(cell, "none");
+	case WORD:
+		snprintf(cell, CELL, "%016" PRIx64, x);
 		break;
-	case PAGES: put_number(cell, it->has_pages, it->pages); break;
-	case SLOTS: put_number(cell, it->has_slots, it->slots); break;
-	case PINS: put_number(cell, it->has_pins, it->pins); break;
-	case ID: put_number(cell, it->has_id, it->id); break;
-	case SESSION: snprintf(cell, CELL, "%016" PRIx64, it->id); break;
-	case PID: put_number(cell, it->has_pid, it->pid); break;
-	case UID: put_number(cell, it->has_uid, it->uid); break;
-	case AGE: ctl_time(it->has_age_us ? it->age_us : 0, cell); break;
-	case DEPTH: put_number(cell, it->has_depth, it->depth); break;
-	default: put_text(cell, NULL);
+	case TIME:
+		ctl_time(x, cell);
+		break;
+	case SIZE:
+		ctl_bytes(x, cell);
+		break;
+	case SIZE_OR_NONE:
+		put_text(cell, x ? ctl_bytes(x, cell) : "none");
+		break;
+	case NUMBER32:
+	case NUMBER64:
+		snprintf(cell, CELL, "%" PRIu64, x);
+		break;
 	}
+}
+
+/* Numbers to the right. */
+static bool to_the_right(enum column col)
+{
+	enum cell_kind kind = columns[col].kind;
+
+	return kind != TEXT && kind != HEX && kind != WORD;
 }
 
 static void print_row(const struct listing *l, const int *width, const Cqp__Item *it)
@@ -189,10 +238,10 @@ static void print_row(const struct listing *l, const int *width, const Cqp__Item
 		if (it)
 			put_cell(it, l->column[i], cell);
 		else
-			put_text(cell, titles[l->column[i]].title);
+			put_text(cell, columns[l->column[i]].title);
 		/* Nothing behind the last column. */
-		w = i + 1 < l->n || titles[l->column[i]].number ? width[i] : 0;
-		if (titles[l->column[i]].number)
+		w = i + 1 < l->n || to_the_right(l->column[i]) ? width[i] : 0;
+		if (to_the_right(l->column[i]))
 			printf("%s%*s", i ? "  " : "", w, cell);
 		else
 			printf("%s%-*s", i ? "  " : "", w, cell);
@@ -207,7 +256,7 @@ static void print_table(const struct listing *l, const struct items *it)
 	size_t row;
 
 	for (i = 0; i < l->n; i++) {
-		width[i] = (int)strlen(titles[l->column[i]].title);
+		width[i] = (int)strlen(columns[l->column[i]].title);
 		for (row = 0; row < it->n; row++) {
 			put_cell(it->item[row], l->column[i], cell);
 			n = (int)strlen(cell);
@@ -225,7 +274,37 @@ static void put_json(json_t *o, const char *key, const char *text)
 		json_object_set_new(o, key, json_string(text));
 }
 
-/* Fields as proto/cq.proto names them; those that are not there are left out. */
+/* Numbers as proto/cq.proto names them; those that are not there are left out. */
+static const struct {
+	const char *name;
+	size_t at, has;
+	bool wide;
+} numbers[] = {
+	{ "bytes", F(bytes), true }, { "limit", F(limit), true },
+	{ "pages", F(pages), true }, { "pins", F(pins), true },
+	{ "slots", F(slots), true }, { "pid", F(pid), false },
+	{ "uid", F(uid), false }, { "layers", F(layers), false },
+	{ "heads", F(heads), false }, { "kv_heads", F(kv_heads), false },
+	{ "head_dim", F(head_dim), false }, { "age_us", F(age_us), true },
+	{ "depth", F(depth), false }, { "sinks", F(sinks), false },
+	{ "window", F(window), false }, { "slot_bytes", F(slot_bytes), true },
+};
+
+static void put_numbers(json_t *o, const Cqp__Item *it)
+{
+	protobuf_c_boolean set;
+	uint64_t x;
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(numbers); i++) {
+		memcpy(&set, (const char *)it + numbers[i].has, sizeof(set));
+		x = number_at(it, numbers[i].at, numbers[i].has, numbers[i].wide);
+		if (set)
+			json_object_set_new(o, numbers[i].name,
+					    json_integer((json_int_t)x));
+	}
+}
+
 static json_t *item_json(const Cqp__Item *it)
 {
 	json_t *o = json_object();
@@ -240,25 +319,7 @@ static json_t *item_json(const Cqp__Item *it)
 	put_json(o, "v", it->v);
 	if (it->has_hash)
 		put_json(o, "hash", ctl_hex(it->hash.data, it->hash.len, hex));
-#define PUT(field) do { if (it->has_##field) json_object_set_new(o, #field,	\
-			json_integer((json_int_t)it->field)); } while (0)
-	PUT(bytes);
-	PUT(limit);
-	PUT(pages);
-	PUT(pins);
-	PUT(slots);
-	PUT(pid);
-	PUT(uid);
-	PUT(layers);
-	PUT(heads);
-	PUT(kv_heads);
-	PUT(head_dim);
-	PUT(age_us);
-	PUT(depth);
-	PUT(sinks);
-	PUT(window);
-	PUT(slot_bytes);
-#undef PUT
+	put_numbers(o, it);
 	if (it->has_id) {	/* all 64 bits: JSON readers may have 53 */
 		snprintf(hex, sizeof(hex), "%016" PRIx64, it->id);
 		put_json(o, "id", hex);
@@ -321,7 +382,7 @@ static void keep(struct items *it, const char *name, bool is_model)
 
 static void print_fields(const struct listing *l, const Cqp__Item *it, const char *what)
 {
-	char cell[CELL], hex[65];
+	char cell[CELL];
 	int i;
 
 	printf("%-10s", what);
@@ -330,11 +391,11 @@ static void print_fields(const struct listing *l, const Cqp__Item *it, const cha
 	for (i = 0; i < l->n; i++) {
 		if (l->column[i] == NAME)
 			continue;
-		put_cell(it, l->column[i], cell);
-		if (l->column[i] == HASH && it->has_hash)
-			snprintf(cell, sizeof(cell), "%s",
-				 ctl_hex(it->hash.data, it->hash.len, hex));
-		printf("%-10s%s\n", titles[l->column[i]].title, cell);
+		if (l->column[i] == HASH)
+			put_hash(cell, it, 32);
+		else
+			put_cell(it, l->column[i], cell);
+		printf("%-10s%s\n", columns[l->column[i]].title, cell);
 	}
 }
 

@@ -60,47 +60,47 @@ static const struct ctl_command *find(const char *name)
 	return NULL;
 }
 
-/* Options before the command. Returns its index, or -1 with *status set. */
-static int leading_options(struct ctl *c, int argc, char **argv, int *status)
+/* An option before the command, at argv[*i]. CTL_GO_ON or the exit status. */
+static int leading_option(struct ctl *c, int argc, char **argv, int *i)
 {
-	int i;
+	const char *arg = argv[*i];
 
-	for (i = 1; i < argc && argv[i][0] == '-'; i++) {
-		if (!strcmp(argv[i], "--json")) {
-			c->json = true;
-		} else if (!strcmp(argv[i], "--socket") && i + 1 < argc) {
-			c->socket = argv[++i];
-		} else if (!strncmp(argv[i], "--socket=", 9)) {
-			c->socket = argv[i] + 9;
-		} else if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
-			help();
-			*status = CTL_OK;
-			return -1;
-		} else if (!strcmp(argv[i], "--version")) {
-			puts("cqctl " CQ_VERSION);
-			*status = CTL_OK;
-			return -1;
-		} else {
-			*status = ctl_usage(c, strcmp(argv[i], "--socket") ?
-					    "unknown option %s" : "%s needs a path",
-					    argv[i]);
-			return -1;
-		}
+	if (!strcmp(arg, "--help") || !strcmp(arg, "-h")) {
+		help();
+		return CTL_OK;
 	}
-	if (i < argc)
-		return i;
-	*status = ctl_usage(c, "a command is missing");
-	return -1;
+	if (!strcmp(arg, "--version")) {
+		puts("cqctl " CQ_VERSION);
+		return CTL_OK;
+	}
+	if (!strcmp(arg, "--json")) {
+		c->json = true;
+		return CTL_GO_ON;
+	}
+	if (!strncmp(arg, "--socket=", 9)) {
+		c->socket = arg + 9;
+		return CTL_GO_ON;
+	}
+	if (strcmp(arg, "--socket"))
+		return ctl_usage(c, "unknown option %s", arg);
+	if (*i + 1 >= argc)
+		return ctl_usage(c, "--socket needs a path");
+	c->socket = argv[++*i];
+	return CTL_GO_ON;
 }
 
 int main(int argc, char **argv)
 {
 	struct ctl c = { .sock = -1, .next_id = 1 };
-	int i, status = CTL_USAGE;
+	int i, status;
 
-	i = leading_options(&c, argc, argv, &status);
-	if (i < 0)
-		return status;
+	for (i = 1; i < argc && argv[i][0] == '-'; i++) {
+		status = leading_option(&c, argc, argv, &i);
+		if (status != CTL_GO_ON)
+			return status;
+	}
+	if (i >= argc)
+		return ctl_usage(&c, "a command is missing");
 	c.cmd = find(argv[i]);
 	if (!c.cmd)
 		return ctl_usage(&c, "unknown command %s", argv[i]);

@@ -38,14 +38,14 @@ const char *ctl_bytes(uint64_t n, char *buf)
 {
 	static const char *const unit[] = { "KiB", "MiB", "GiB", "TiB", "PiB", "EiB" };
 	double x = (double)n / 1024;
-	size_t i = 0;
+	size_t i;
 
 	if (n < 1024) {
 		snprintf(buf, 24, "%" PRIu64 " B", n);
 		return buf;
 	}
-	for (; x >= 1023.95; x /= 1024)
-		i++;
+	for (i = 0; i + 1 < ARRAY_SIZE(unit) && x >= 1023.95; i++)
+		x /= 1024;
 	snprintf(buf, 24, "%.1f %s", x, unit[i]);
 	return buf;
 }
