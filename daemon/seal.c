@@ -66,6 +66,8 @@ static void finish(struct cqd_seal_op *op, int ret, uint32_t p, bool existing)
 	}
 	/* The callback may end the client, which ends every seal listed. */
 	list_del(&op->client_node);
+	if (op->client)
+		op->client->n_seals--;
 	op->done(op->arg, ret, ret ? NULL : &res, &op->err);
 	op_free(op);
 	wake(&waiters);
@@ -213,17 +215,18 @@ static int get_slot(struct cqd_seal_op *op, unsigned int kind)
 	ret = cqd_slot_take(sh, kind, op->page, &op->at[kind]);
 	if (!ret || sh->kind[kind].creating)
 		return ret;
-	if (sh->kind[kind].failed) {
-		op->err = sh->kind[kind].err;
-		return sh->kind[kind].failed;
-	}
-	if (!cqd_segment_grow(sh, kind, NULL))
+	/* Right after a failure it would fail again, and again. */
+	if (!sh->kind[kind].failed && !cqd_segment_grow(sh, kind, NULL))
 		return -EAGAIN;
 	if (st->destroying || cqd_evict_segment(st, sh))
 		return -EAGAIN;
 	while (cqd_evict_one(st, sh, NULL))
 		if (!cqd_slot_take(sh, kind, op->page, &op->at[kind]))
 			return 0;
+	if (sh->kind[kind].failed) {
+		op->err = sh->kind[kind].err;
+		return sh->kind[kind].failed;
+	}
 	return cq_err_set(&op->err, -ENOSPC,
 			  "no slot: pool_bytes = %llu are full of pages in use",
 			  (unsigned long long)st->o.pool_bytes);
@@ -449,7 +452,7 @@ static int check_req(const struct cqd_shard *sh, const struct cqd_arena *a,
  * @arg:    passed to @done
  * @err:    text of the failure
  *
- * Return: 0; -EINVAL; -ENOMEM.
+ * Return: 0; -EINVAL; -EDQUOT too many are open; -ENOMEM.
  */
 int cqd_seal(struct cqd_client *client, struct cqd_shard *shard,
 	     const struct cqd_seal_req *req, cqd_seal_cb done, void *arg,
@@ -461,6 +464,9 @@ int cqd_seal(struct cqd_client *client, struct cqd_shard *shard,
 
 	if (ret)
 		return ret;
+	if (client->n_seals >= CQD_SEALS_PER_CLIENT)
+		return cq_err_set(err, -EDQUOT, "a session may have %d seals open",
+				  CQD_SEALS_PER_CLIENT);
 	op = calloc(1, sizeof(*op));
 	if (!op)
 		return cq_err_set(err, -ENOMEM, "no memory for a seal");
@@ -484,6 +490,7 @@ int cqd_seal(struct cqd_client *client, struct cqd_shard *shard,
 	list_init(&op->wait_node);
 	list_init(&op->waiters);
 	list_add_tail(&op->client_node, &client->seals);
+	client->n_seals++;
 	step(op);
 	return 0;
 }
@@ -497,6 +504,7 @@ static void cancel(struct cqd_seal_op *op)
 		/* The thread is writing: the completion undoes the rest. */
 		cqd_unpin(op->client, op->page);
 		list_del(&op->client_node);
+		op->client->n_seals--;
 		op->client = NULL;
 		return;
 	}

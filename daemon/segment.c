@@ -176,8 +176,8 @@ int cqd_slot_take(struct cqd_shard *sh, unsigned int kind, uint32_t owner,
 	word = cqd_segment_word(seg, slot);
 	/*
 	 * The new generation is out before the first byte of the new page is
-	 * written: a reader that still looks at the old one reads the word
-	 * again after the data (client: smp_rmb(), then READ_ONCE()).
+	 * written. Pairs with the smp_rmb() of a reader that still looks at
+	 * the old one and then reads the word again (client/attn.c).
 	 */
 	WRITE_ONCE(*word, CQP_WORD(CQP_WORD_GEN(*word) + 1, CQP_FILLING));
 	smp_wmb();

@@ -23,6 +23,7 @@
 #define CQD_MAX_SEGMENTS	4096
 #define CQD_SHARDS_PER_CLIENT	64
 #define CQD_ARENAS_PER_CLIENT	64
+#define CQD_SEALS_PER_CLIENT	4096	/* open at once */
 #define CQD_EMPTY_MS		30000	/* an empty segment is kept this long */
 
 /* --- worker threads (job.c) --- */
@@ -222,6 +223,7 @@ struct cqd_client {
 	uint32_t pins;			/* first pin record */
 	uint64_t n_pins;
 	struct list_head seals;
+	uint32_t n_seals;
 	struct list_head arenas;
 	uint32_t n_arenas, next_arena;
 	struct cqd_shard *shards[CQD_SHARDS_PER_CLIENT];
