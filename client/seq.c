@@ -116,7 +116,8 @@ static int lookup_take(struct cqc_call *call, const Cqp__Msg *msg, struct cqp_fr
 	    (ok->has_sink && ok->sink.len != sizeof(m->sink)))
 		return cq_err_set(&call->err, -EPROTO, "cqd gave a malformed answer to Lookup");
 	m->n = ok->matched;
-	memcpy(m->pages, ok->pages.data, ok->pages.len);
+	if (ok->matched)
+		memcpy(m->pages, ok->pages.data, ok->pages.len);
 	m->has_sink = ok->has_sink;
 	if (ok->has_sink)
 		memcpy(&m->sink, ok->sink.data, sizeof(m->sink));
