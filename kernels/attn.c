@@ -286,6 +286,61 @@ void cqk_head_block(struct cqk_head *h, const struct cqk_block *b,
 	flush(h, b, ops, true);
 }
 
+/* A row of @s is among the lanes that already see the page. */
+static bool taken(const struct cqk_head *h, const struct cqk_span *s,
+		  const uint64_t *vis)
+{
+	uint32_t i;
+
+	for (i = 0; i < s->n_rows; i++)
+		if (vis[(s->row_first + i) * h->gqa])
+			return true;
+	return false;
+}
+
+static uint64_t page_span(struct cqk_head *h, const struct cqk_block *b,
+			  const struct cqk_span *s, const struct cqk_page_ops *ops,
+			  void *ctx, uint64_t *vis)
+{
+	uint64_t any = 0;
+	uint32_t row, g;
+
+	for (row = s->row_first; row < s->row_first + s->n_rows; row++) {
+		uint64_t seen = cqk_visible(h->a, b, s, h->a->row_pos[row]);
+
+		if (!seen)
+			continue;
+		if (!any)
+			ops->turn(ctx, s->pos);
+		any |= seen;
+		for (g = 0; g < h->gqa; g++) {
+			vis[row * h->gqa + g] = seen;
+			ops->lane(ctx, row * h->gqa + g);
+		}
+	}
+	return any;
+}
+
+void cqk_head_page(struct cqk_head *h, const struct cqk_block *b,
+		   const struct cqk_page_ops *ops, void *ctx)
+{
+	uint64_t vis[CQK_LANES] = { 0 }, any = 0;
+	uint32_t i;
+
+	for (i = 0; i < b->n_spans; i++) {
+		const struct cqk_span *s = &h->a->spans[b->span_first + i];
+
+		if (taken(h, s, vis)) {	/* a row may use a page twice */
+			ops->page(ctx, b, vis);
+			memset(vis, 0, sizeof(vis));
+			any = 0;
+		}
+		any |= page_span(h, b, s, ops, ctx, vis);
+	}
+	if (any)
+		ops->page(ctx, b, vis);
+}
+
 void cqk_head_end(struct cqk_head *h)
 {
 	const struct cqk_attn *a = h->a;

@@ -129,6 +129,25 @@ void cqk_head_end(struct cqk_head *h);
 /* The whole call by tiles: what a struct cqk_ops.attention may consist of. */
 void cqk_attn_tiled(const struct cqk_attn *a, const struct cqk_tile_ops *ops);
 
+/* Vectors that implementations with own page loops take: lanes. */
+#define CQK_LANES 8
+
+/**
+ * struct cqk_page_ops - for an implementation with its own loop over pages
+ * @turn: the lanes that follow see the page at position @pos
+ * @lane: vector @lane sees something: prepare its query
+ * @page: all lanes of one use of the page; @vis: [CQK_LANES], 0 = sees nothing
+ */
+struct cqk_page_ops {
+	void (*turn)(void *ctx, uint32_t pos);
+	void (*lane)(void *ctx, uint32_t lane);
+	void (*page)(void *ctx, const struct cqk_block *b, const uint64_t *vis);
+};
+
+/* Calls @ops for each use of @b; at most CQK_LANES vectors in the call. */
+void cqk_head_page(struct cqk_head *h, const struct cqk_block *b,
+		   const struct cqk_page_ops *ops, void *ctx);
+
 /* Tokens of @b that a row at @row_pos sees through @s. */
 uint64_t cqk_visible(const struct cqk_attn *a, const struct cqk_block *b,
 		     const struct cqk_span *s, uint32_t row_pos);

@@ -36,7 +36,7 @@ typedef __m512i zi;
 #define CQK_MR 8
 #include "kernels/tile.h"
 
-#define LANES 8			/* query vectors */
+#define LANES CQK_LANES
 #define BATCH 4			/* pages that share a scale of p */
 #define PAIRS 128		/* pairs of channels, d <= 256 */
 #define SUM_PAIRS 16		/* pairs summed in 32 bits */
@@ -405,8 +405,9 @@ static void batch_flush(struct page_batch *b)
 }
 
 /* cos and sin of position @pos for all pairs. */
-static void batch_turn(struct page_batch *b, uint32_t pos)
+static void batch_turn(void *ctx, uint32_t pos)
 {
+	struct page_batch *b = ctx;
 	const struct cqk_rope *rope = b->h->a->rope;
 	float tmp[2 * PAIRS];
 
@@ -418,8 +419,9 @@ static void batch_turn(struct page_batch *b, uint32_t pos)
 }
 
 /* The lane's query in the frame of a page, as pairs of 16-bit integers. */
-static void lane_query(struct page_batch *b, uint32_t lane)
+static void lane_query(void *ctx, uint32_t lane)
 {
+	struct page_batch *b = ctx;
 	uint32_t i;
 
 	for (i = 0; i < b->np; i += VF) {
@@ -434,9 +436,9 @@ static void lane_query(struct page_batch *b, uint32_t lane)
 }
 
 /* A page with the lanes that see something of it. */
-static void batch_add(struct page_batch *b, const struct cqk_block *blk,
-		      const uint64_t *vis)
+static void batch_add(void *ctx, const struct cqk_block *blk, const uint64_t *vis)
 {
+	struct page_batch *b = ctx;
 	const struct cqk_attn *a = b->h->a;
 	uint32_t head = b->h->head;
 
@@ -448,39 +450,11 @@ static void batch_add(struct page_batch *b, const struct cqk_block *blk,
 		batch_flush(b);
 }
 
-static void batch_block(struct page_batch *b, const struct cqk_block *blk)
-{
-	const struct cqk_attn *a = b->h->a;
-	uint64_t vis[LANES] = { 0 }, any = 0;
-	uint32_t i, row, g;
-
-	for (i = 0; i < blk->n_spans; i++) {
-		const struct cqk_span *s = &a->spans[blk->span_first + i];
-		bool turned = false;
-
-		if (any && vis[s->row_first * b->h->gqa]) {
-			batch_add(b, blk, vis);	/* a row's second span */
-			memset(vis, 0, sizeof(vis));
-			any = 0;
-		}
-		for (row = s->row_first; row < s->row_first + s->n_rows; row++) {
-			uint64_t seen = cqk_visible(a, blk, s, a->row_pos[row]);
-
-			if (!seen)
-				continue;
-			if (!turned)
-				batch_turn(b, s->pos);
-			turned = true;
-			any |= seen;
-			for (g = 0; g < b->h->gqa; g++) {
-				vis[row * b->h->gqa + g] = seen;
-				lane_query(b, row * b->h->gqa + g);
-			}
-		}
-	}
-	if (any)
-		batch_add(b, blk, vis);
-}
+static const struct cqk_page_ops page_ops = {
+	.turn = batch_turn,
+	.lane = lane_query,
+	.page = batch_add,
+};
 
 static float larger(float a, float b)
 {
@@ -657,7 +631,7 @@ static void avx512_head(const struct cqk_attn *a, uint32_t head)
 
 	for (i = 0; i < a->n_blocks; i++) {
 		if (a->blocks[i].kind == CQK_BLOCK_CODES)
-			batch_block(b, &a->blocks[i]);
+			cqk_head_page(h, &a->blocks[i], &page_ops, b);
 		else
 			cqk_head_block(h, &a->blocks[i], &tile_avx512);
 	}

@@ -226,6 +226,32 @@ TEST(views_of_every_type)
 	}
 }
 
+TEST(a_sequence_may_use_a_page_twice)
+{
+	struct scene_opts o = plain(64, 4, true);
+	struct scene *s;
+	uint32_t i;
+
+	o.toy.n_heads = 4;
+	o.rows = 4;
+	o.seqs = 2;
+	o.tail = 0;
+	s = scene_new(&o);
+	for (i = 0; i < 3; i++) {	/* both spans to the first sequence */
+		s->spans[2 * i + 1].row_first = 0;
+		s->spans[2 * i + 1].pos += 192;
+		s->spans[2 * i + 1].mask = 0x00ff00ff12345678ull;
+	}
+	for (i = 0; i < 4; i++)
+		s->row_pos[i] = i < 2 ? 20 + 300 * i : 400;
+	check_scene(s);
+	s->a.n_rows = 2;		/* few enough vectors for page loops */
+	for (i = 0; i < 6; i++)
+		s->spans[i].n_rows = 2;
+	check_scene(s);
+	scene_free(s);
+}
+
 TEST(head_ranges_touch_only_their_heads)
 {
 	struct scene_opts o = plain(64, 4, true);

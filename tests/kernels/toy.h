@@ -331,23 +331,17 @@ static inline void toy_scores(const struct cqk_attn *a, const struct cqk_block *
 	}
 }
 
-/* One (row, head) in double: o[d], returns the natural lse. */
-static inline double toy_reference(const struct cqk_attn *a, uint32_t row,
-				   uint32_t head, double *o)
-{
-	const struct cqk_geom *g = &a->model->geom;
-	uint32_t kv = head / (g->n_heads / g->n_kv_heads), i, j, t, ch;
-	double q[256], top = -INFINITY, sum = 0;
-	double *s = malloc((size_t)a->n_blocks * 64 * sizeof(*s));
+/* The blocks and spans a row belongs to, one use after the other. */
+struct toy_use {
+	const struct cqk_block *b;
+	double s[64];
+};
 
-	for (ch = 0; ch < g->head_dim; ch++)
-		q[ch] = toy_load(&a->q, row, head, ch);
-	if (g->keys != CQK_KEYS_NONE && !(a->flags & CQ_ATTN_Q_ROTATED))
-		toy_rotate(q, g, a->row_pos[row]);
-	memset(o, 0, g->head_dim * sizeof(*o));
-	for (i = 0; i < a->n_blocks; i++)
-		for (t = 0; t < 64; t++)
-			s[i * 64 + t] = -INFINITY;
+static inline uint32_t toy_uses(const struct cqk_attn *a, uint32_t row,
+				uint32_t kv, const double *q, struct toy_use *u)
+{
+	uint32_t n = 0, i, j, t;
+
 	for (i = 0; i < a->n_blocks; i++)
 		for (j = 0; j < a->blocks[i].n_spans; j++) {
 			const struct cqk_span *sp =
@@ -355,21 +349,47 @@ static inline double toy_reference(const struct cqk_attn *a, uint32_t row,
 
 			if (row < sp->row_first || row >= sp->row_first + sp->n_rows)
 				continue;
-			toy_scores(a, &a->blocks[i], sp, row, kv, q, s + i * 64);
+			u[n].b = &a->blocks[i];
+			for (t = 0; t < 64; t++)
+				u[n].s[t] = -INFINITY;
+			toy_scores(a, u[n].b, sp, row, kv, q, u[n].s);
+			n++;
 		}
-	for (i = 0; i < a->n_blocks * 64; i++)
-		top = s[i] > top ? s[i] : top;
-	for (i = 0; top > (double)-INFINITY && i < a->n_blocks * 64; i++) {
-		struct cqk_src v = cqk_block_src(a, &a->blocks[i / 64], kv, true, 0);
-		double p = exp(s[i] - top);
+	return n;
+}
 
-		sum += p;
-		for (ch = 0; p > 0 && ch < g->head_dim; ch++)
-			o[ch] += p * toy_value(&v, i % 64, ch);
+/* One (row, head) in double: o[d], returns the natural lse. */
+static inline double toy_reference(const struct cqk_attn *a, uint32_t row,
+				   uint32_t head, double *o)
+{
+	const struct cqk_geom *g = &a->model->geom;
+	uint32_t kv = head / (g->n_heads / g->n_kv_heads), i, t, ch, n;
+	double q[256], top = -INFINITY, sum = 0;
+	struct toy_use *u = malloc((size_t)(2 * a->n_blocks + 1) * sizeof(*u));
+
+	for (ch = 0; ch < g->head_dim; ch++)
+		q[ch] = toy_load(&a->q, row, head, ch);
+	if (g->keys != CQK_KEYS_NONE && !(a->flags & CQ_ATTN_Q_ROTATED))
+		toy_rotate(q, g, a->row_pos[row]);
+	memset(o, 0, g->head_dim * sizeof(*o));
+	n = toy_uses(a, row, kv, q, u);
+	for (i = 0; i < n; i++)
+		for (t = 0; t < 64; t++)
+			top = u[i].s[t] > top ? u[i].s[t] : top;
+	for (i = 0; top > (double)-INFINITY && i < n; i++) {
+		struct cqk_src v = cqk_block_src(a, u[i].b, kv, true, 0);
+
+		for (t = 0; t < 64; t++) {
+			double p = exp(u[i].s[t] - top);
+
+			sum += p;
+			for (ch = 0; p > 0 && ch < g->head_dim; ch++)
+				o[ch] += p * toy_value(&v, t, ch);
+		}
 	}
 	for (ch = 0; sum > 0 && ch < g->head_dim; ch++)
 		o[ch] /= sum;
-	free(s);
+	free(u);
 	return sum > 0 ? top + log(sum) : (double)-INFINITY;
 }
 
