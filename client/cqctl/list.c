@@ -74,8 +74,8 @@ static const struct listing {
  * @n:     items in all
  */
 struct items {
-	Cqp__Msg **reply;
-	Cqp__Item **item;
+	struct Cqp__Msg **reply;
+	struct Cqp__Item **item;
 	size_t n_replies;
 	size_t n;
 };
