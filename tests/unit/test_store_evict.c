@@ -62,6 +62,29 @@ TEST(least_recently_used_leaf_goes)
 	rig_stop(&r);
 }
 
+/* A page whose last child went is as old as that child, not new. */
+TEST(an_old_chain_goes_before_a_new_leaf)
+{
+	struct rig_wait old0, old1, fresh;
+	struct rig r;
+
+	small_pool(&r, 8);
+	old0 = leaf(&r, &r.root, 1);
+	old1 = leaf(&r, &old0.res.key, 2);
+	unpin(&r, &old0);
+	unpin(&r, &old1);
+	fresh = leaf(&r, &r.root, 3);
+	unpin(&r, &fresh);
+	ASSERT(cqd_evict_one(r.st, NULL, NULL));
+	ASSERT_EQ(rig_resident(&r, &old1.res.key, 1), 0);
+	ASSERT(cqd_evict_one(r.st, NULL, NULL));
+	ASSERT_EQ(r.st->ix.t_pages.used, 1);
+	ASSERT_EQ(rig_resident(&r, &fresh.res.key, 1), 1);
+	ASSERT(cqd_evict_one(r.st, NULL, NULL));
+	ASSERT(!cqd_evict_one(r.st, NULL, NULL));
+	rig_stop(&r);
+}
+
 TEST(a_pin_protects_ancestors)
 {
 	struct cqp_key keys[4];
@@ -171,6 +194,40 @@ TEST(watermarks_and_taking_back)
 	ASSERT_EQ(left, s.pages_sealed - 1);
 	ASSERT_EQ(rig_resident(&r, &w[1].res.key, 1), 1);
 	ASSERT_EQ(rig_resident(&r, &w[2].res.key, 1), 0);
+	rig_stop(&r);
+}
+
+/* A bad checksum higher up may hit pages that are victims already. */
+TEST(victims_may_be_dropped)
+{
+	struct rig_wait w[10];
+	unsigned int i;
+	struct rig r;
+
+	rig_defaults(&r);
+	r.o.segment_min = 16 * SLOT;
+	r.o.segment_max = 16 * SLOT;
+	r.o.pool_bytes = 20 * SLOT;
+	r.o.low = 30;
+	r.o.high = 50;
+	rig_start(&r);
+	w[0] = leaf(&r, &r.root, 0);
+	for (i = 1; i < 10; i++) {
+		w[i] = leaf(&r, &w[0].res.key, i);
+		if (i < 9)
+			unpin(&r, &w[i]);
+	}
+	ASSERT(r.st->n_state[CQP_EVICTING] > 0);
+	cqd_page_drop(r.st, cqd_page_find(r.st, r.sh, &w[0].res.key));
+	ASSERT_EQ(r.st->n_state[CQP_EVICTING], 0);
+	/* page 0 and the last leaf are pinned: kept until they are released */
+	ASSERT_EQ(r.st->n_state[CQP_QUARANTINED], 2);
+	for (i = 0; i < 20; i++)
+		uv_run(&r.loop, UV_RUN_NOWAIT);
+	unpin(&r, &w[0]);
+	unpin(&r, &w[9]);
+	ASSERT_EQ(stats(&r).pool_used, 0);
+	ASSERT_EQ(r.st->ix.t_pages.used, 0);
 	rig_stop(&r);
 }
 

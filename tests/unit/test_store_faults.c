@@ -215,7 +215,7 @@ static int session(struct run *r)
 	struct cqd_client *cl;
 	struct cqd_shard *sh;
 	struct cqd_ns *ns;
-	uint32_t arena;
+	uint32_t arena = 0;
 	int ret;
 
 	ret = cqd_ns_get(r->st, "t", &opts, &ns, NULL);

@@ -58,3 +58,61 @@ TEST(publish_and_look_up)
 	ASSERT_EQ(cqd_release(r.cl, &pages[2], 1, &r.err), -EINVAL);
 	rig_stop(&r);
 }
+
+/* Keys that are all resident, but not each the parent of the next. */
+TEST(a_gap_ends_the_match)
+{
+	struct cqp_page pages[3], got[3], sink;
+	struct cqp_key keys[3], gap[2];
+	bool filling;
+	struct rig r;
+
+	rig_defaults(&r);
+	rig_start(&r);
+	rig_chain(&r, 1, 3, keys, pages);
+	gap[0] = keys[0];
+	gap[1] = keys[2];
+	ASSERT_EQ(cqd_lookup(r.cl, r.sh, gap, 2, false, got, &sink, &filling, &r.err), 1);
+	/* from the middle on: no page 0, no sinks */
+	ASSERT_EQ(cqd_lookup(r.cl, r.sh, keys + 1, 2, false, got, &sink, &filling,
+			     &r.err), 2);
+	ASSERT_EQ(sink.segment, CQP_NONE);
+	gap[0].b[31] ^= 1;
+	ASSERT_EQ(cqd_lookup(r.cl, r.sh, gap, 2, true, got, &sink, &filling, &r.err), 0);
+	rig_stop(&r);
+}
+
+/* What cqctl lists, by cursor. */
+TEST(listings)
+{
+	static const unsigned int want[] = { 1, 1, 2, 1, 3 };
+	struct cqp_page pages[3];
+	struct cqp_key keys[3];
+	struct cqd_item it;
+	uint64_t cursor;
+	unsigned int kind, n;
+	struct rig r;
+
+	rig_defaults(&r);
+	rig_start(&r);
+	rig_chain(&r, 1, 3, keys, pages);
+	for (kind = 0; kind < ARRAY_SIZE(want); kind++) {
+		for (cursor = 0, n = 0; cqd_store_item(r.st, kind, &cursor, &it); n++)
+			ASSERT(it.name && it.name[0]);
+		ASSERT_EQ(n, want[kind]);
+	}
+	cursor = 0;
+	ASSERT(!cqd_store_item(r.st, 5, &cursor, &it));
+	ASSERT(cqd_store_item(r.st, 0, &cursor, &it));
+	ASSERT_STREQ(it.name, "m");
+	ASSERT_STREQ(it.k, "4c8b");
+	ASSERT_EQ(it.pages, 3);
+	cursor = 0;
+	ASSERT(cqd_store_item(r.st, 1, &cursor, &it));
+	ASSERT_STREQ(it.name, "tenant");
+	ASSERT_EQ(it.bytes, RIG_ARENA + 3 * 12288 + 8192);
+	ASSERT_EQ(it.pins, 3);
+	cursor = UINT64_MAX - 1;
+	ASSERT(!cqd_store_item(r.st, 4, &cursor, &it));
+	rig_stop(&r);
+}
