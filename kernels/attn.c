@@ -275,14 +275,32 @@ static void add_span(struct cqk_head *h, const struct cqk_block *b,
 	}
 }
 
+/* A row of @s waits in the chunk: a sequence that uses a page twice. */
+static bool waiting(const struct cqk_head *h, const struct cqk_span *s)
+{
+	const float *from = h->o + (size_t)s->row_first * h->gqa * h->dpad;
+	const float *to = from + (size_t)s->n_rows * h->gqa * h->dpad;
+	uint32_t i;
+
+	for (i = 0; i < h->chunk.n; i++)
+		if (h->chunk.o[i] >= from && h->chunk.o[i] < to)
+			return true;
+	return false;
+}
+
 void cqk_head_block(struct cqk_head *h, const struct cqk_block *b,
 		    const struct cqk_tile_ops *ops)
 {
 	uint32_t i;
 
 	h->loaded = false;
-	for (i = 0; i < b->n_spans; i++)
-		add_span(h, b, &h->a->spans[b->span_first + i], ops);
+	for (i = 0; i < b->n_spans; i++) {
+		const struct cqk_span *s = &h->a->spans[b->span_first + i];
+
+		if (waiting(h, s))
+			flush(h, b, ops, false);
+		add_span(h, b, s, ops);
+	}
 	flush(h, b, ops, true);
 }
 

@@ -239,11 +239,11 @@ TEST(a_sequence_may_use_a_page_twice)
 	s = scene_new(&o);
 	for (i = 0; i < 3; i++) {	/* both spans to the first sequence */
 		s->spans[2 * i + 1].row_first = 0;
-		s->spans[2 * i + 1].pos += 192;
+		s->spans[2 * i + 1].pos += 64;
 		s->spans[2 * i + 1].mask = 0x00ff00ff12345678ull;
 	}
 	for (i = 0; i < 4; i++)
-		s->row_pos[i] = i < 2 ? 20 + 300 * i : 400;
+		s->row_pos[i] = i < 2 ? 20 + 180 * i : 255;
 	check_scene(s);
 	s->a.n_rows = 2;		/* few enough vectors for page loops */
 	for (i = 0; i < 6; i++)
