@@ -132,8 +132,10 @@ start_worker() {
 		mkfifo "$dir/work/hold"
 		exec {hold_fd}<>"$dir/work/hold"
 	fi
+	: >"$dir/work/$name.json"
 	(cd "$dir/work" && as "$worker_uid" "$dir/bin/cq-worker" run "${to_cqd[@]}" \
-		--model coded --prefix "$dir/work/prefix.u16" --name "$name" "$@") \
+		--model coded --prefix "$dir/work/prefix.u16" --name "$name" \
+		--temperature 0.8 "$@") \
 		<"$dir/work/hold" {hold_fd}>&- >"$dir/work/$name.json" 2>"$dir/work/$name.err" &
 	pid[$name]=$!
 }
@@ -197,25 +199,25 @@ excerpt() {
 	text "$1" | cut -c 1-60
 }
 
-# Sum of a field of smaps over the mappings of segments, in bytes
+# smaps UID PID FIELD: its sum over the mappings of segments, in bytes. Asked as
+# the process's own uid: root in a container may not look at others.
 smaps() {
-	awk -v field="$2:" '
+	(as "$1" awk -v field="$3:" '
 		/^[0-9a-f]+-[0-9a-f]+ / { ours = /memfd:cq-seg/ }
 		ours && $1 == field { kb += $2 }
-		END { print kb * 1024 }' "/proc/$1/smaps"
+		END { printf "%d\n", kb * 1024 }' "/proc/$2/smaps")
 }
 
-# Pss of the pool over all; the smallest Rss of the workers
+# measure_memory WORKER...: Pss of the pool over cqd and them, their smallest Rss
 measure_memory() {
 	local name bytes
 
-	pool_pss=0
+	pool_pss=$(smaps "$cqd_uid" "${pid[cqd]}" Pss)
 	least_rss=
 	for name in "$@"; do
-		bytes=$(smaps "${pid[$name]}" Pss)
+		bytes=$(smaps "$worker_uid" "${pid[$name]}" Pss)
 		pool_pss=$((pool_pss + bytes))
-		[ "$name" != cqd ] || continue
-		bytes=$(smaps "${pid[$name]}" Rss)
+		bytes=$(smaps "$worker_uid" "${pid[$name]}" Rss)
 		[ -n "$least_rss" ] && [ "$least_rss" -le "$bytes" ] || least_rss=$bytes
 	done
 	ctl --json status >"$dir/work/status-shared.json"

@@ -56,25 +56,25 @@ worker tokenize --lm "$dir/lm" --limit "$prefix_tokens" --out "$dir/work/prefix.
 	"$dir/work/prefix.txt" >/dev/null
 
 say "A reads the documentation, $prefix_tokens tokens, publishes it, and writes"
-start_worker A --generate 200 --hold "${noshare[@]}"
+start_worker A --seed 1 --generate 200 --hold "${noshare[@]}"
 wait_line A end 60
 say "  $(num A.json generated) tokens: $(excerpt A)"
 ctl --json status >"$dir/work/status.json"
 
 say "C alone, undisturbed, for its text"
-start_worker C-alone --ask "$ask_c" --generate 96 "${noshare[@]}"
+start_worker C-alone --seed 3 --ask "$ask_c" --generate 96 "${noshare[@]}"
 wait_end C-alone 60
 say "  $(excerpt C-alone)"
 
 say "B and C attach at the same time; each adds its own question"
-start_worker B --ask "$ask_b" --generate 200 --pace 25 "${noshare[@]}"
-start_worker C --ask "$ask_c" --generate 96 --pace 25 --hold "${noshare[@]}"
+start_worker B --seed 2 --ask "$ask_b" --generate 200 --pace 25 "${noshare[@]}"
+start_worker C --seed 3 --ask "$ask_c" --generate 96 --pace 25 --hold "${noshare[@]}"
 wait_line B first 60
 wait_line C first 60
 say "  B matched $(num B.json matched), C matched $(num C.json matched) tokens; cqctl status:"
 ctl status | sed 's/^/    /'
 sleep 0.5
-measure_memory cqd A B C
+measure_memory A B C
 killed_early=$(grep -c '"event":"end"' "$dir/work/C.json" || true)
 kill -KILL "${pid[B]}"
 wait "${pid[B]}" 2>/dev/null || true
