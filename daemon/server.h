@@ -90,7 +90,7 @@ struct cqd_uid {
  * @queue:    replies, oldest first, @queued bytes of them with overhead
  * @events:   what the poll handle waits for
  * @pending:  requests whose reply comes later
- * @listener: NULL once that is closed
+ * @listener: where it came from
  * @session:  NULL before Hello, after Bye, and on admin sockets
  * @greeted:  Hello was answered
  * @stalled:  over the limit of the queue, not read from
