@@ -261,16 +261,60 @@ TEST(memory_moves_between_tenants)
 	rig_stop(&r);
 }
 
+/* A shard that has an older leaf of its own gives that up instead. */
+TEST(what_is_younger_elsewhere_stays)
+{
+	struct cqd_ns_opts other = { .quota_bytes = 1 << 30, .salt = "pepper" };
+	struct cqp_key first;
+	struct rig_wait mine, w;
+	struct cqd_client *cl;
+	uint32_t arena;
+	struct rig r;
+
+	rig_defaults(&r);
+	/* codes and sinks of two tenants fill the pool, one page each */
+	r.o.segment_min = SLOT;
+	r.o.segment_max = SLOT;
+	r.o.pool_bytes = 2 * (SLOT + 8192);
+	rig_start(&r);
+	mine = leaf(&r, &r.root, 1);
+	unpin(&r, &mine);
+	first = r.root;
+	ASSERT_EQ(cqd_ns_get(r.st, "other", &other, &r.ns, &r.err), 0);
+	cl = rig_client(&r, 101, &arena);
+	ASSERT(memcmp(&first, &r.root, sizeof(first)));
+	w = rig_seal(&r, cl, arena, &r.root, 2);
+	ASSERT_EQ(w.ret, 0);
+	ASSERT_EQ(cqd_release(cl, &w.res.page, 1, &r.err), 0);
+	/* its page is newer than ours: ours makes room for ours */
+	r.root = first;
+	r.sh = cqd_shard_find(r.cl, 1);
+	mine = leaf(&r, &r.root, 3);
+	ASSERT_EQ(stats(&r).evictions, 1);
+	ASSERT(cqd_page_find(r.st, cqd_shard_find(cl, 1), &w.res.key) != CQP_NONE);
+	/* now it is the other way round */
+	usleep(150000);
+	unpin(&r, &mine);
+	mine = leaf(&r, &r.root, 4);
+	ASSERT_EQ(cqd_page_find(r.st, cqd_shard_find(cl, 1), &w.res.key), CQP_NONE);
+	ASSERT_EQ(stats(&r).pages_sealed, 2);
+	rig_stop(&r);
+}
+
 TEST(empty_segments_are_given_back)
 {
 	struct cqp_key keys[3];
 	struct cqp_page pages[3];
+	uint64_t born;
+	uint32_t p;
 	struct rig r;
 
 	rig_defaults(&r);
 	rig_start(&r);
 	r.st->empty_ms = 0;
 	rig_chain(&r, 1, 3, keys, pages);
+	p = cqd_page_find(r.st, r.sh, &keys[0]);
+	born = CQP_WORD_GEN(r.st->ix.pages[p].word);
 	cqd_segment_tick(r.st);
 	ASSERT_GT(stats(&r).pool_reserved, 0);
 	ASSERT_EQ(cqd_release(r.cl, pages, 3, &r.err), 0);
@@ -283,6 +327,8 @@ TEST(empty_segments_are_given_back)
 	/* and the words go on counting where they were */
 	rig_chain(&r, 1, 1, keys, pages);
 	ASSERT_EQ(CQP_WORD_GEN(pages[0].word), 2);
+	ASSERT_EQ(cqd_page_find(r.st, r.sh, &keys[0]), p);
+	ASSERT_EQ(CQP_WORD_GEN(r.st->ix.pages[p].word), born + 1);
 	rig_stop(&r);
 }
 

@@ -251,6 +251,28 @@ TEST(publication_is_finished)
 	run_end(&b);
 }
 
+/* A segment that was given back leaves neither record nor descriptor. */
+TEST(retired_segments_do_not_come_back)
+{
+	struct before b;
+
+	run_before(&b);
+	run_after(&b);
+	b.r.st->empty_ms = 0;
+	cqd_client_end(list_first(&b.r.st->clients, struct cqd_client, node));
+	while (cqd_evict_one(b.r.st, NULL, NULL))
+		;
+	cqd_segment_tick(b.r.st);
+	while (stats(&b.r).pool_reserved)
+		uv_run(&b.r.loop, UV_RUN_ONCE);
+	ASSERT_EQ(mgr_settled("cq-seg-"), 0);
+	rig_close(&b.r);
+	run_after(&b);
+	ASSERT_STREQ(b.r.err.text, "");
+	ASSERT_EQ(stats(&b.r).pool_reserved, 0);
+	run_end(&b);
+}
+
 /* --- damaged records: each loses what hangs on it, and no more --- */
 
 struct damage {
