@@ -5,14 +5,18 @@
  *
  * A seal is a small machine, stepped on the loop:
  *
- *	NEW -> ON_PAGE	somebody is filling this page, or its parent: again when
- *			that seal has ended
+ *	NEW -> ON_PAGE	somebody is filling this page: again when that seal has
+ *			ended
  *	    -> ON_SLOT	page record taken, its state FILLING; again when a
  *			segment was created or destroyed
  *	    -> COPY	on a worker thread
+ *	    -> PARKED	copied, but the parent is still being filled: goes on
+ *			when that seal has ended
  *	    -> the end	published, or everything undone
  *
- * The parent cannot go meanwhile: the page, although not visible, is its child.
+ * So a client may hand over a chain without waiting: pages are copied side by
+ * side and published parents first. A parent cannot go meanwhile: the page,
+ * although not visible, is its child.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -20,6 +24,13 @@
 #include "daemon/store_priv.h"
 
 static void step(struct cqd_seal_op *op);
+static void conclude(struct cqd_seal_op *op);
+
+/* Until the seal that fills page @p has ended. */
+static void wait_for(struct cqd_seal_op *op, uint32_t p)
+{
+	list_add_tail(&op->wait_node, &op->st->pages[p].filler->waiters);
+}
 
 /* --- the end of a seal --- */
 
@@ -29,35 +40,49 @@ static void op_free(struct cqd_seal_op *op)
 	free(op);
 }
 
-/* Whoever waited for this page begins again: finds it, or fills it itself. */
-static void wake(struct list_head *waiters)
+/* Goes on with a seal that waited for another one. */
+static void resume(struct cqd_seal_op *op)
+{
+	if (op->client->cancelling) {
+		op->ret = cq_err_set(&op->err, -ECANCELED, "the session ended");
+		conclude(op);
+	} else if (op->where == CQD_SEAL_PARKED) {
+		conclude(op);
+	} else {
+		step(op);
+	}
+}
+
+/*
+ * Whoever waited for this seal goes on. A queue and not a recursion: chains
+ * may be as long as clients like.
+ */
+static void wake(struct cqd_store *st, struct list_head *waiters)
 {
 	struct cqd_seal_op *op;
 
 	while (!list_empty(waiters)) {
 		op = list_first(waiters, struct cqd_seal_op, wait_node);
 		list_del(&op->wait_node);
-		step(op);
+		list_add_tail(&op->wait_node, &st->woken);
 	}
-}
-
-static void move_waiters(struct cqd_seal_op *op, struct list_head *to)
-{
-	list_init(to);
-	if (list_empty(&op->waiters))
+	if (st->waking)
 		return;
-	list_add(to, &op->waiters);
-	list_del(&op->waiters);
+	st->waking = true;
+	while (!list_empty(&st->woken)) {
+		op = list_first(&st->woken, struct cqd_seal_op, wait_node);
+		list_del(&op->wait_node);
+		resume(op);
+	}
+	st->waking = false;
 }
 
 static void finish(struct cqd_seal_op *op, int ret, uint32_t p, bool existing)
 {
 	struct cqd_seal_result res = { .key = op->key, .existing = existing };
 	struct cqd_store *st = op->st;
-	struct list_head waiters;
 	struct cqd_place at;
 
-	move_waiters(op, &waiters);
 	if (!ret) {
 		at = cqd_page_place(st, p, CQD_CODES);
 		res.page = cqd_place_page(at.seg, at.slot);
@@ -69,8 +94,8 @@ static void finish(struct cqd_seal_op *op, int ret, uint32_t p, bool existing)
 	if (op->client)
 		op->client->n_seals--;
 	op->done(op->arg, ret, ret ? NULL : &res, &op->err);
+	wake(st, &op->waiters);
 	op_free(op);
-	wake(&waiters);
 }
 
 /* Slots that were taken before the record named them. */
@@ -98,6 +123,9 @@ static void fail(struct cqd_seal_op *op, int ret)
 			cqd_unpin(op->client, p);
 		if (st->ix.pages[p].segment == CQP_NONE)
 			drop_slots(op);
+		/* Children being filled: each fails when it comes to its end. */
+		while (st->pages[p].child != CQP_NONE)
+			cqd_page_drop(st, st->pages[p].child);
 		cqd_page_free(st, p, CQD_EV_ABORT);
 	}
 	finish(op, ret, CQP_NONE, false);
@@ -184,14 +212,19 @@ static void publish(struct cqd_seal_op *op)
 	st->seals++;
 }
 
-static void copy_done(struct cqd_job *job)
+static bool parent_filling(const struct cqd_seal_op *op)
 {
-	struct cqd_seal_op *op = container_of(job, struct cqd_seal_op, job);
+	uint32_t parent = op->st->pages[op->page].parent;
+
+	return parent != CQP_NONE && op->st->pages[parent].state == CQP_FILLING;
+}
+
+/* Copied, or not, and nothing more to wait for. */
+static void conclude(struct cqd_seal_op *op)
+{
 	struct cqd_store *st = op->st;
 
-	if (!op->client)
-		op->ret = cq_err_set(&op->err, -ECANCELED, "the session ended");
-	else if (!op->ret && op->parent_lost)
+	if (!op->ret && op->parent_lost)
 		op->ret = cq_err_set(&op->err, -ENOENT,
 				     "the parent page was lost: publish it again");
 	if (op->ret) {
@@ -201,6 +234,20 @@ static void copy_done(struct cqd_job *job)
 	publish(op);
 	finish(op, 0, op->page, false);
 	cqd_evict_kick(st);
+}
+
+static void copy_done(struct cqd_job *job)
+{
+	struct cqd_seal_op *op = container_of(job, struct cqd_seal_op, job);
+
+	if (!op->client)
+		op->ret = cq_err_set(&op->err, -ECANCELED, "the session ended");
+	if (!op->ret && !op->parent_lost && parent_filling(op)) {
+		op->where = CQD_SEAL_PARKED;
+		wait_for(op, op->st->pages[op->page].parent);
+		return;
+	}
+	conclude(op);
 }
 
 /* --- slots --- */
@@ -327,12 +374,6 @@ again:
 
 /* --- the beginning --- */
 
-static void wait_for(struct cqd_seal_op *op, uint32_t p)
-{
-	op->where = CQD_SEAL_ON_PAGE;
-	list_add_tail(&op->wait_node, &op->st->pages[p].filler->waiters);
-}
-
 /* Page record and pin, the parent kept from eviction. */
 static int begin(struct cqd_seal_op *op, uint32_t parent)
 {
@@ -362,7 +403,7 @@ static int begin(struct cqd_seal_op *op, uint32_t parent)
 	return cqd_pin(op->client, op->page, &op->err);
 }
 
-/* CQP_NONE in *parent: page 0. 1: wait for it. */
+/* CQP_NONE in *parent: page 0. The parent may be in the making itself. */
 static int find_parent(struct cqd_seal_op *op, uint32_t *parent)
 {
 	struct cqd_store *st = op->st;
@@ -375,10 +416,6 @@ static int find_parent(struct cqd_seal_op *op, uint32_t *parent)
 	if (p == CQP_NONE)
 		return cq_err_set(&op->err, -ENOENT,
 				  "the parent page is not resident: publish it first");
-	if (st->pages[p].state == CQP_FILLING) {
-		wait_for(op, p);
-		return 1;
-	}
 	if (st->pages[p].state == CQP_EVICTING)
 		cqd_evict_take_back(st, p);
 	*parent = p;
@@ -391,6 +428,7 @@ static void step(struct cqd_seal_op *op)
 	int ret;
 
 	if (p != CQP_NONE && op->st->pages[p].state == CQP_FILLING) {
+		op->where = CQD_SEAL_ON_PAGE;
 		wait_for(op, p);
 		return;
 	}
@@ -399,8 +437,6 @@ static void step(struct cqd_seal_op *op)
 		return;
 	}
 	ret = find_parent(op, &parent);
-	if (ret > 0)
-		return;
 	if (!ret)
 		ret = begin(op, parent);
 	if (ret)
@@ -515,20 +551,14 @@ static void cancel(struct cqd_seal_op *op)
  * cqd_seal_cancel_client() - end a client's seals
  * @cl: client
  *
- * Those that wait for another seal first: waking them would be in vain.
+ * While it lasts, those of them that are woken end too.
  */
 void cqd_seal_cancel_client(struct cqd_client *cl)
 {
-	struct list_head *pos, *tmp;
-
-	list_for_each_safe(pos, tmp, &cl->seals) {
-		struct cqd_seal_op *op = list_entry(pos, struct cqd_seal_op, client_node);
-
-		if (op->where == CQD_SEAL_ON_PAGE && list_empty(&op->waiters))
-			cancel(op);
-	}
+	cl->cancelling = true;
 	while (!list_empty(&cl->seals))
 		cancel(list_first(&cl->seals, struct cqd_seal_op, client_node));
+	cl->cancelling = false;
 }
 
 /**

@@ -170,6 +170,7 @@ int cqd_store_new(uv_loop_t *loop, const struct cqd_store_opts *opts,
 	list_init(&st->clients);
 	list_init(&st->slow_queue);
 	list_init(&st->verify_passes);
+	list_init(&st->woken);
 	ret = check_opts(opts, err);
 	if (!ret)
 		ret = find_backend(st, err);

@@ -218,7 +218,7 @@ struct cqd_client {
 	struct list_head node;
 	struct cqd_ns *ns;
 	uint32_t rec;
-	bool orphan;
+	bool orphan, cancelling;
 	void *data;
 	uint32_t pins;			/* first pin record */
 	uint64_t n_pins;
@@ -235,7 +235,13 @@ struct cqd_place {
 	uint32_t slot;
 };
 
-enum cqd_seal_where { CQD_SEAL_NEW, CQD_SEAL_ON_PAGE, CQD_SEAL_ON_SLOT, CQD_SEAL_COPY };
+enum cqd_seal_where {
+	CQD_SEAL_NEW,
+	CQD_SEAL_ON_PAGE,
+	CQD_SEAL_ON_SLOT,
+	CQD_SEAL_COPY,
+	CQD_SEAL_PARKED,
+};
 
 struct cqd_seal_op {
 	struct cqd_job job;
@@ -282,6 +288,8 @@ struct cqd_store {
 	uint64_t empty_ms;
 	uint32_t destroying;
 	uint64_t kick;			/* round of cqd_seal_kick_all() */
+	struct list_head woken;		/* seals that may go on */
+	bool waking;
 	struct list_head verify_passes;
 	uint64_t hash_seed;
 	uv_timer_t timer, verify_timer;

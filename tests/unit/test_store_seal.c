@@ -38,25 +38,75 @@ TEST(duplicate_is_answered_with_the_first)
 	rig_stop(&r);
 }
 
-/* A chain may be handed over without waiting for each answer. */
-TEST(child_waits_for_its_parent)
+/* Key of the page after @parent whose 64 tokens are all @token. */
+static struct cqp_key key_after(const struct cqp_key *parent, uint32_t token)
 {
-	struct cqp_key key = { { 0 } };
 	uint32_t tokens[CQ_PAGE_TOKENS], i;
-	struct rig_wait a, b;
+	struct cqp_key key;
+
+	for (i = 0; i < CQ_PAGE_TOKENS; i++)
+		tokens[i] = token;
+	ASSERT_EQ(cqp_key_page(&key, parent, tokens, NULL, 0), 0);
+	return key;
+}
+
+/* A chain may be handed over without waiting for each answer. */
+TEST(a_chain_at_once)
+{
+	struct cqp_key key, keys[6];
+	struct rig_wait w[6];
+	unsigned int i;
 	struct rig r;
 
 	rig_defaults(&r);
 	rig_start(&r);
-	for (i = 0; i < CQ_PAGE_TOKENS; i++)
-		tokens[i] = 9;
-	ASSERT_EQ(cqp_key_page(&key, &r.root, tokens, NULL, 0), 0);
-	ASSERT_EQ(rig_seal_start(&r, r.cl, r.arena_id, &r.root, 9, &a), 0);
-	ASSERT_EQ(rig_seal_start(&r, r.cl, r.arena_id, &key, 10, &b), 0);
-	rig_run(&r, &b.done);
-	ASSERT(a.done);
-	ASSERT_EQ(a.ret | b.ret, 0);
-	ASSERT_MEMEQ(&a.res.key, &key, sizeof(key));
+	key = r.root;
+	for (i = 0; i < 6; i++) {
+		ASSERT_EQ(rig_seal_start(&r, r.cl, r.arena_id, &key, i, &w[i]), 0);
+		key = key_after(&key, i);
+		keys[i] = key;
+	}
+	for (i = 0; i < 6; i++) {
+		rig_run(&r, &w[i].done);
+		ASSERT_EQ(w[i].ret, 0);
+		ASSERT_MEMEQ(&w[i].res.key, &keys[i], sizeof(key));
+	}
+	ASSERT_EQ(rig_resident(&r, keys, 6), 6);
+	rig_stop(&r);
+}
+
+/* The publisher of page 0 dies: what others hung on it has no parent. */
+TEST(a_lost_parent_takes_its_children)
+{
+	struct cqp_key key0, key1;
+	struct cqd_client *other;
+	struct rig_wait w[4];
+	uint32_t arena, i;
+	struct rig r;
+
+	rig_defaults(&r);
+	rig_start(&r);
+	other = rig_client(&r, 101, &arena);
+	rig_seal(&r, other, arena, &r.root, 50);	/* segments are there */
+	key0 = key_after(&r.root, 1);
+	key1 = key_after(&key0, 2);
+	ASSERT_EQ(rig_seal_start(&r, r.cl, r.arena_id, &r.root, 1, &w[0]), 0);
+	ASSERT_EQ(rig_seal_start(&r, other, arena, &key0, 2, &w[1]), 0);
+	ASSERT_EQ(rig_seal_start(&r, other, arena, &key1, 3, &w[2]), 0);
+	ASSERT_EQ(rig_seal_start(&r, r.cl, r.arena_id, &key0, 2, &w[3]), 0);
+	cqd_client_end(r.cl);
+	for (i = 0; i < 4; i++)
+		rig_run(&r, &w[i].done);
+	ASSERT_EQ(w[0].ret, -ECANCELED);
+	ASSERT_EQ(w[1].ret, -ENOENT);
+	ASSERT_EQ(w[2].ret, -ENOENT);
+	ASSERT_EQ(w[3].ret, -ECANCELED);
+	ASSERT_EQ(stats(&r).pages_filling, 0);
+	ASSERT_EQ(stats(&r).pages_sealed, 1);
+	ASSERT_EQ(stats(&r).pool_used, 12288 + 8192);
+	/* and it can all be done again */
+	ASSERT_EQ(rig_seal(&r, other, arena, &r.root, 1).ret, 0);
+	ASSERT_EQ(rig_seal(&r, other, arena, &key0, 2).ret, 0);
 	rig_stop(&r);
 }
 
