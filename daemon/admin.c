@@ -65,7 +65,7 @@ int cqd_admin_status(struct cqd_req *req)
 
 /* --- List --- */
 
-/**
+/*
  * struct listing - one reply being put together
  * @src:  as the store gives them; @item point into them
  * @text: copies of strings that the store owns const

@@ -32,7 +32,7 @@ enum kind {
 	K_NAMES,
 };
 
-/**
+/*
  * struct key - one key of a section
  * @name:   as written
  * @kind:   of its value
@@ -87,7 +87,7 @@ static const struct key model_keys[] = {
 	{ NULL, 0, false, 0, 0, 0 },
 };
 
-/**
+/*
  * struct reader - state of one pass over a file
  * @line:    number of the line that libinih is at
  * @section: of that line, uncut

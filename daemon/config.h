@@ -13,7 +13,7 @@
 
 #define CQD_DEFAULT_CONFIG "/etc/cq/cqd.conf"
 
-/**
+/*
  * struct cqd_names - list of words
  * @n: words in @name
  */
@@ -22,7 +22,7 @@ struct cqd_names {
 	unsigned int n;
 };
 
-/**
+/*
  * struct cqd_uids - who belongs to a namespace
  * @any: everybody ("*")
  * @n:   uids in @uid
@@ -33,7 +33,7 @@ struct cqd_uids {
 	bool any;
 };
 
-/**
+/*
  * struct cqd_size - bytes, or a share of something that is known later
  * @bytes:   when @percent is 0
  * @percent: 1 to 100
@@ -43,7 +43,7 @@ struct cqd_size {
 	uint32_t percent;
 };
 
-/**
+/*
  * struct cqd_ns_config - one [namespace NAME] section
  * @socket:      path of a socket of its own, NULL: reached through the common one
  * @quota_bytes: resolved against the pool; 0: the pool's limit
@@ -68,7 +68,7 @@ struct cqd_model_config {
 	char *path;
 };
 
-/**
+/*
  * struct cqd_config - a whole file, checked
  * @pool_bytes: resolved against the machine's memory by cqd_config_load()
  */
@@ -88,22 +88,11 @@ struct cqd_config {
 	unsigned int n_models;
 };
 
-/**
- * cqd_config_load() - read and check a file
- * @path: file; NULL: all defaults
- * @out:  configuration, freed with cqd_config_free()
- *
- * Return: 0; -ENOENT no such file; -EINVAL with the file, the line and what is
- * wrong there; -ENOMEM; other -errno of reading.
- */
+/* NULL: all defaults. 0; -ENOENT; -EINVAL with file and line; -ENOMEM; other -errno. */
 int cqd_config_load(const char *path, struct cqd_config **out, struct cq_err *err);
 void cqd_config_free(struct cqd_config *cfg);	/* accepts NULL */
 
-/**
- * cqd_config_fixed() - first key that differs and that a reload cannot take
- *
- * Return: name of the key, NULL if there is none.
- */
+/* First key that differs and that a reload cannot take, or NULL. */
 const char *cqd_config_fixed(const struct cqd_config *old,
 			     const struct cqd_config *new);
 

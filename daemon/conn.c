@@ -316,10 +316,11 @@ void cqd_pending_end(struct cqd_pending *p)
  */
 static void drain(int fd)
 {
+	char byte;
 	int i;
 
 	for (i = 0; i < DRAIN_MAX; i++)
-		if (recv(fd, NULL, 0, MSG_DONTWAIT | MSG_TRUNC) <= 0)
+		if (recv(fd, &byte, sizeof(byte), MSG_DONTWAIT | MSG_TRUNC) <= 0)
 			return;
 }
 
@@ -521,6 +522,8 @@ static void on_closed(uv_handle_t *handle)
  */
 void cqd_conn_close(struct cqd_conn *conn)
 {
+	struct list_head *pos, *tmp;
+
 	if (conn->closed)
 		return;
 	conn->closed = true;
@@ -528,8 +531,8 @@ void cqd_conn_close(struct cqd_conn *conn)
 	wait_update(conn);
 	conn->srv->n_conns--;
 	uid_put(conn->uid);
-	while (!list_empty(&conn->queue))
-		reply_free(conn, list_first(&conn->queue, struct cqd_reply, node));
+	list_for_each_safe(pos, tmp, &conn->queue)
+		reply_free(conn, list_entry(pos, struct cqd_reply, node));
 	if (conn->session)
 		cqd_session_orphan(conn->session);
 	conn->session = NULL;
@@ -544,6 +547,8 @@ void cqd_conn_close(struct cqd_conn *conn)
  */
 void cqd_conn_close_all(struct cqd_server *srv)
 {
-	while (!list_empty(&srv->conns))
-		cqd_conn_close(list_first(&srv->conns, struct cqd_conn, node));
+	struct list_head *pos, *tmp;
+
+	list_for_each_safe(pos, tmp, &srv->conns)
+		cqd_conn_close(list_entry(pos, struct cqd_conn, node));
 }

@@ -14,7 +14,7 @@
 #define H_ANY		(H_ADMIN | H_TENANT)
 #define H_FIRST		(1u << 2)	/* before Hello and after Bye as well */
 
-/**
+/*
  * struct cqd_handler - one request
  * @name:  for texts; NULL: no client sends this
  * @flags: H_*

@@ -31,7 +31,7 @@ struct options {
 	bool check;
 };
 
-/**
+/*
  * struct daemon - the process
  * @fds, @names, @n_fds: what the service manager handed over
  */
@@ -276,6 +276,7 @@ static int drop_privileges(struct cqd_server *srv, const char *user)
 				"memory by its owner alone; use --user or cqd.service");
 		return 0;
 	}
+	/* cppcheck-suppress getpwnamCalled ; there is one thread yet */
 	pw = getpwnam(user);
 	if (!pw) {
 		cq_err("--user %s: no such user", user);

@@ -12,7 +12,7 @@
 
 #define STATUS_MS 5000
 
-/**
+/*
  * struct cqd_notify - the service manager's view
  * @watchdog: it wants to hear from the loop
  */

@@ -32,7 +32,7 @@
 
 struct cqd_server;
 
-/**
+/*
  * struct cqd_tenant - a namespace as the sockets see it
  * @cfg:    section of the configuration in force, NULL when it is gone (then
  *          nobody enters any more)
@@ -46,7 +46,7 @@ struct cqd_tenant {
 	unsigned int inside;
 };
 
-/**
+/*
  * struct cqd_listener - a listening socket
  * @path:    as bound
  * @admin:   takes administrator's requests
@@ -82,7 +82,7 @@ struct cqd_uid {
 	unsigned int n;
 };
 
-/**
+/*
  * struct cqd_conn - one connection
  * @ref:      one while open, one per pending request
  * @wait:     on the server's list while a deadline runs
@@ -116,7 +116,7 @@ struct cqd_conn {
 	struct ucred cred;
 };
 
-/**
+/*
  * struct cqd_session - a client of the store and the process behind it
  * @conn:   NULL while orphaned
  * @pidfd:  readable once the process is gone
@@ -131,7 +131,7 @@ struct cqd_session {
 	int pidfd;
 };
 
-/**
+/*
  * struct cqd_server - the daemon less its store
  * @config_path: file read at start and at SIGHUP, NULL: none
  * @loading:     model files of the configuration still being loaded
@@ -217,7 +217,7 @@ bool cqd_session_model_ok(const struct cqd_session *s, const char *model);
 
 /* --- handlers.c --- */
 
-/**
+/*
  * struct cqd_req - a request being handled
  * @frame: its descriptors; those not taken are closed afterwards
  */

@@ -96,13 +96,11 @@ int cqd_tenants_apply(struct cqd_server *srv, const struct cqd_config *cfg,
  */
 void cqd_tenants_free(struct cqd_server *srv)
 {
-	struct cqd_tenant *t;
+	struct list_head *pos, *tmp;
 
-	while (!list_empty(&srv->tenants)) {
-		t = list_first(&srv->tenants, struct cqd_tenant, node);
-		list_del(&t->node);
-		free(t);
-	}
+	list_for_each_safe(pos, tmp, &srv->tenants)
+		free(list_entry(pos, struct cqd_tenant, node));
+	list_init(&srv->tenants);
 }
 
 /* Does this socket belong to one namespace? */
@@ -324,8 +322,10 @@ void cqd_sessions_adopt(struct cqd_server *srv)
  */
 void cqd_sessions_close_all(struct cqd_server *srv)
 {
-	while (!list_empty(&srv->sessions))
-		forget(list_first(&srv->sessions, struct cqd_session, node));
+	struct list_head *pos, *tmp;
+
+	list_for_each_safe(pos, tmp, &srv->sessions)
+		forget(list_entry(pos, struct cqd_session, node));
 }
 
 /* --- Hello --- */
@@ -363,7 +363,7 @@ static void clean_name(char out[CQP_MAX_NAME], const char *name)
 
 	if (!name || !name[0])
 		name = "unnamed";
-	for (i = 0; name[i] && i < CQP_MAX_NAME - 1; i++)
+	for (i = 0; i < CQP_MAX_NAME - 1 && name[i]; i++)
 		out[i] = isalnum((unsigned char)name[i]) || strchr("._-", name[i]) ?
 			 name[i] : '_';
 	out[i] = '\0';

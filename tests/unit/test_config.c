@@ -177,6 +177,42 @@ TEST(whole_file)
 	refused("[model a]\n", 0, "has no path");
 }
 
+/* The installed file: every key is there, with its default and a comment. */
+TEST(installed_file)
+{
+	struct cqd_config *cfg = NULL, *def = NULL;
+	char line[256], text[8192];
+	size_t n = 0;
+	struct cq_err err = { "" };
+	FILE *f = fopen("systemd/cqd.conf", "re");
+
+	if (!f)
+		SKIP("not run from the top of the repository");
+	ASSERT_OK(cqd_config_load("systemd/cqd.conf", &cfg, &err));
+	ASSERT_OK(cqd_config_load(NULL, &def, &err));
+	ASSERT(!cqd_config_fixed(cfg, def));
+	cqd_config_free(cfg);
+	/* what is commented out is the default, too */
+	while (fgets(line, sizeof(line), f)) {
+		if (line[0] == '#' && strchr(line, '=') && line[1] >= 'a' && line[1] <= 'z' &&
+		    !strstr(line, "NAME") && !strstr(line, "TEXT"))
+			memmove(line, line + 1, strlen(line));
+		else if (!strncmp(line, "#[namespace", 11))
+			snprintf(line, sizeof(line), "[namespace n]\n");
+		n += (size_t)snprintf(text + n, sizeof(text) - n, "%s", line);
+		ASSERT_LT(n, sizeof(text));
+	}
+	fclose(f);
+	cfg = load(text);
+	ASSERT(!cqd_config_fixed(def, cfg));
+	ASSERT_EQ(cfg->max_connections, def->max_connections);
+	ASSERT_EQ(cfg->uid_connections, def->uid_connections);
+	ASSERT_EQ(cfg->n_ns, 1);
+	ASSERT(cfg->ns[0].uid.any);
+	cqd_config_free(cfg);
+	cqd_config_free(def);
+}
+
 TEST(missing_file)
 {
 	struct cqd_config *cfg = NULL;
