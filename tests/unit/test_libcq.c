@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /* libcq with a daemon of the test's own. */
 #include "tests/unit/test_libcq.h"
+#include "client/internal.h"
 
 static struct rig r;
 static const struct shape small = SHAPE_SMALL;
@@ -285,6 +286,96 @@ TEST(attention_over_rotated_keys)
 	attention_of(&s, (struct cq_attn_opts){ 0 });
 }
 
+/* Pages that two sequences read are one block with two spans. */
+TEST(steps_share_pages)
+{
+	uint32_t rows[2] = { 1, 1 }, i;
+	struct cq_batch *b;
+	struct cq_seq *seqs[2];
+	struct worker w;
+
+	rig_ids(ids, 2000, 1);
+	rig_start(&r, &small, NULL);
+	rig_publish(&r, ids, 1300);
+	worker_open(&w, &small, r.sock, 0, 0);
+	CQ_OK(cq_batch_new(w.model, 2, 2, 2000, &b));
+	seqs[0] = worker_seq(&w, ids, 1300);
+	seqs[1] = worker_seq(&w, ids, 1290);
+	CQ_OK(cq_step(b, seqs, rows, 2));
+	/* 20 pages and the sinks once, a tail each */
+	ASSERT_EQ(b->n_uses, 44);
+	ASSERT_EQ(b->n_blocks, 23);
+	ASSERT_EQ(b->n_checks, 21);
+	for (i = 0; i < 23; i++)
+		ASSERT_EQ(b->blocks[i].n_spans, i < 21 ? 2 : 1);
+	for (i = 0; i <= b->table_mask; i++)
+		ASSERT_EQ(b->table[i], 0);
+	cq_close(w.ctx);
+	rig_stop(&r);
+}
+
+/* A page that is published during a step stays where the step reads it. */
+TEST(steps_hold_what_they_read)
+{
+	struct attn t = { .n = 1, .each = { 1 } };
+	struct shape s = small;
+	struct cq_batch *b;
+	struct cq_seq *y;
+	struct cq_view q, o;
+	struct worker w;
+	int i;
+
+	s.window = s.sinks = 0;
+	rig_ids(ids, 8000, 1);
+	t.ids[0] = ids;
+	rig_start(&r, &s, NULL);
+	worker_open(&w, &s, r.sock, CQ_OPEN_POLL, 8);
+	CQ_OK(cq_batch_new(w.model, 1, 1, 0, &b));
+	t.seqs[0] = worker_seq(&w, NULL, 0);
+	worker_grow(&w, t.seqs[0], ids, 256);
+	CQ_OK(cq_step(b, t.seqs, t.each, 1));
+	for (i = 0; i < 20; i++)
+		ASSERT_GE(cq_poll(w.ctx, 20), 0);
+	y = worker_seq(&w, NULL, 0);
+	CQ_FAILS(worker_try_grow(&w, y, ids + 1000, 7000, 64), -ENOBUFS);
+	t.q = calloc(4 * 32, 4);
+	t.out = calloc(4 * 32, 4);
+	t.lse = t.o.lse = calloc(4, 4);
+	t.o.sz = sizeof(t.o);
+	t.o.device = CQ_DEVICE_HOST;
+	q = rig_view(&w, t.q, 4);
+	o = rig_view(&w, t.out, 4);
+	for (i = 0; i < 4 * 32; i++)
+		t.q[i] = rig_value((uint64_t)i);
+	CQ_OK(worker_append_layer(&w, t.seqs[0], ids, 1, 0));
+	CQ_OK(cq_attention(b, 0, &q, &o, &t.o));
+	attn_compare(&w, &t, 0);
+	free(t.q);
+	free(t.out);
+	free(t.lse);
+	cq_close(w.ctx);
+	rig_stop(&r);
+}
+
+/* fp16 of the last @window tokens, in whole pages; codes before that. */
+TEST(window_is_what_the_model_says)
+{
+	struct cq_seq *x;
+	struct worker w;
+	uint32_t n;
+
+	rig_ids(ids, 600, 1);
+	rig_start(&r, &small, NULL);
+	worker_open(&w, &small, r.sock, 0, 0);
+	x = worker_seq(&w, NULL, 0);
+	for (n = 1; n < 400; n += 3) {
+		worker_grow(&w, x, ids, n);
+		ASSERT_EQ(worker_info(x).coded, n < 192 ? 0 : (n - 128) / 64 * 64 - 4);
+	}
+	cq_close(w.ctx);
+	rig_stop(&r);
+}
+
 /* --- fork and truncate --- */
 
 static void expect_same(const struct worker *w, struct cq_seq *x, struct cq_seq *y, size_t n)
@@ -392,6 +483,9 @@ TEST(truncate_inside_coded_pages)
 		was = worker_read(&w, x, 1, 384, 0);
 		CQ_OK(cq_truncate(x, n));
 		ASSERT_EQ(cq_seq_length(x), n);
+		now = worker_read(&w, x, 1, n, 0);
+		ASSERT_MEMEQ(was, now, n * width * 4);
+		free(now);
 		worker_grow(&w, x, other, 500);
 		now = worker_read(&w, x, 1, 500, 0);
 		ASSERT_MEMEQ(was, now, n * width * 4);
@@ -707,6 +801,31 @@ TEST_LIMIT(daemon_killed, 60)
 	expect_same(&w, x, z, 500);
 	cq_close(w.ctx);
 	rig_stop(&r);
+}
+
+/* Nobody waits for the pages of closed sequences while nobody takes them. */
+TEST_LIMIT(closed_sequences_leave_the_arena, 60)
+{
+	struct cq_seq *x, *y;
+	struct worker w;
+	int i;
+
+	rig_ids(ids, 700, 1);
+	rig_start(&r, &small, NULL);
+	worker_open(&w, &small, r.sock, 0, 16);
+	rig_kill(&r);
+	x = worker_seq(&w, NULL, 0);
+	worker_grow(&w, x, ids, 300);
+	CQ_OK(cq_fork(x, NULL, &y));
+	cq_seq_close(x);
+	usleep(100000);
+	ASSERT_EQ(worker_info(y).pages, 4);
+	ASSERT_EQ(y->ents[3].pg->seal_err, 0);
+	cq_seq_close(y);
+	for (i = 0; i < 1000 && worker_model(&w).arena_free < 16 * rig_block(&small); i++)
+		usleep(5000);
+	ASSERT_EQ(worker_model(&w).arena_free, worker_model(&w).arena_bytes);
+	cq_close(w.ctx);
 }
 
 /* --- fork() --- */

@@ -150,7 +150,7 @@ static inline void rig_run(struct rig *r)
 	ASSERT_SYS(r->cqd);
 	if (!r->cqd)
 		rig_exec(r);
-	for (i = 0; i < 500 && ret; i++) {
+	for (i = 0; i < 1500 && ret; i++) {
 		ret = cq_open(&o, &ctx);
 		if (!ret) {
 			ret = cq_model_open(ctx, "toy", &m, &model);

@@ -624,7 +624,7 @@ TEST(connection_lost_while_sealing)
 {
 	struct cq_seq *x;
 	struct worker w;
-	int i;
+	int i, j;
 
 	start(DROP);
 	rig_ids(ids, 2000, 1);
@@ -634,10 +634,11 @@ TEST(connection_lost_while_sealing)
 	for (i = 0; i < 4; i++) {
 		s->after = 1;
 		worker_grow(&w, x, ids, cq_seq_length(x) + 200);
-		while (cq_seal(x, 5000) == -ENOTCONN)
+		/* Sent again without being asked to. */
+		for (j = 0; j < 5000 && worker_info(x).sealed + 63 < cq_seq_length(x); j++)
 			usleep(1000);
+		ASSERT_EQ(worker_info(x).sealed, cq_seq_length(x) / 64 * 64);
 	}
-	ASSERT_EQ(worker_info(x).sealed, 768);
 	ASSERT_GE(s->hellos, 4);
 	cq_seq_close(x);
 	cq_close(w.ctx);
@@ -671,6 +672,7 @@ TEST(pins_are_released_where_they_are)
 	cq_seq_close(x);
 	for (i = 0; i < 1000 && s->releases < 2; i++)
 		usleep(1000);
+	usleep(50000);		/* a third would be here by now */
 	ASSERT_EQ(s->releases, 2);
 	cq_close(w.ctx);
 	stop();
