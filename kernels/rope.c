@@ -33,9 +33,9 @@ size_t cqk_rope_bytes(const struct cqk_geom *geom, uint32_t positions)
 {
 	size_t row = (size_t)2 * rope_half(geom) * sizeof(float);
 	size_t rows = (size_t)rope_n_base(positions) + 2 * CQ_PAGE_TOKENS;
-	size_t q14 = (size_t)2 * rope_half(geom) * CQ_PAGE_TOKENS * sizeof(int16_t);
+	size_t ints = (size_t)4 * rope_half(geom) * CQ_PAGE_TOKENS * sizeof(int16_t);
 
-	return TABLE_ALIGN + row * rows + q14;
+	return TABLE_ALIGN + row * rows + ints;
 }
 
 /* cos and sin of pos * freq[j] for every pair, reduced in double. */
@@ -91,11 +91,12 @@ void cqk_rope_init(struct cqk_rope *rope, const struct cqk_geom *geom,
 	uint32_t half = rope_half(geom);
 	size_t row = (size_t)2 * half;
 	float *in_page, *in_page_t, *base;
-	int16_t *q14;
+	int16_t *q14, *q15;
 	uint32_t i;
 
 	q14 = (int16_t *)ALIGN_UP((uintptr_t)mem, TABLE_ALIGN);
-	in_page_t = (float *)(void *)(q14 + row * CQ_PAGE_TOKENS);
+	q15 = q14 + row * CQ_PAGE_TOKENS;
+	in_page_t = (float *)(void *)(q15 + row * CQ_PAGE_TOKENS);
 	in_page = in_page_t + row * CQ_PAGE_TOKENS;
 	base = in_page + row * CQ_PAGE_TOKENS;
 
@@ -103,6 +104,8 @@ void cqk_rope_init(struct cqk_rope *rope, const struct cqk_geom *geom,
 		fill_row(in_page + i * row, half, geom->rope_theta, i);
 	transpose_in_page(in_page, half, in_page_t);
 	quantise_in_page(in_page_t, half, q14);
+	for (i = 0; i < row * CQ_PAGE_TOKENS; i++)
+		q15[i] = (int16_t)lrintf(in_page[i] * 32767.0f);
 	for (i = 0; i < rope_n_base(positions); i++)
 		fill_row(base + i * row, half, geom->rope_theta,
 			 (double)i * CQ_PAGE_TOKENS);
@@ -112,6 +115,7 @@ void cqk_rope_init(struct cqk_rope *rope, const struct cqk_geom *geom,
 	rope->in_page = in_page;
 	rope->in_page_t = in_page_t;
 	rope->in_page_q14 = q14;
+	rope->in_page_q15 = q15;
 }
 
 static void rotate_one(float *x, const float *base, const float *in_page,

@@ -2,94 +2,16 @@
 /*
  * Tile arithmetic of attention, compiled once per instruction set.
  *
- * The including file defines CQK_VB (bytes of a vector), CQK_MR (query rows
- * per block, so that CQK_MR * 2 accumulators fit into the registers) and has
- * the compiler flags; the code uses the vector extension that gcc and clang
- * share and no intrinsics. Online softmax: Dao et al., FlashAttention, arXiv
+ * The including file defines CQK_VB (bytes of a vector, vec.h) and CQK_MR
+ * (query rows per block, so that CQK_MR * 2 accumulators fit into the
+ * registers) and has the compiler flags. Online softmax: Dao et al., FlashAttention, arXiv
  * 2205.14135, algorithm 1.
  */
-#include <math.h>
 #include <string.h>
-#include "kernels/attn.h"
+#include "kernels/vec.h"
 #include "kernels/f16.h"
 
-#define VF (CQK_VB / 4)
 #define STRIP (2 * VF)
-
-/* Element alignment only: tiles are aligned, callers' tables need not be. */
-typedef float vf __attribute__((vector_size(CQK_VB), aligned(4), may_alias));
-typedef int32_t vi __attribute__((vector_size(CQK_VB), aligned(4), may_alias));
-
-#define LD(p) (*(const vf *)(p))
-#define ST(p, x) (*(vf *)(p) = (x))
-#define INLINE static inline __attribute__((always_inline))
-
-INLINE vf vf_pick(vi mask, vf a, vf b)
-{
-	return (vf)(((vi)a & mask) | ((vi)b & ~mask));
-}
-
-INLINE vf vf_max(vf a, vf b)
-{
-	return vf_pick(a > b, a, b);
-}
-
-/* e^x for x <= 40, relative error below 3e-7; 2^-126 from there down. */
-INLINE vf vf_exp(vf x)
-{
-	const vf magic = (vf){ 0 } + 12582912.0f;	/* 1.5 * 2^23 rounds */
-	vf y = vf_max(x * 1.44269504088896341f, (vf){ 0 } - 126.0f);
-	vf n = y + magic;
-	vf f = y - (n - magic);
-	vf p = f * 1.54035303933816e-4f + 1.33335581464284e-3f;
-
-	p = p * f + 9.61812910762848e-3f;
-	p = p * f + 5.55041086648216e-2f;
-	p = p * f + 0.240226506959101f;
-	p = p * f + 0.693147180559945f;
-	p = p * f + 1.0f;
-	return (vf)((vi)p + (((vi)n - (vi)magic) << 23));
-}
-
-/* cap * tanh(x / cap) */
-INLINE vf vf_cap(vf x, float cap)
-{
-	vf y = x * (2.0f / cap);
-
-	y = vf_pick(y > (vf){ 0 } + 40.0f, (vf){ 0 } + 40.0f, y);
-	return cap - 2.0f * cap / (vf_exp(y) + 1.0f);
-}
-
-/* All ones in the lanes whose bit is set. */
-INLINE vi vi_mask(uint64_t bits)
-{
-	vi lane = { 0 };
-	int i;
-
-	for (i = 0; i < VF; i++)
-		lane[i] = (int32_t)(1u << i);
-	return (lane & (int32_t)(bits & ((1ull << VF) - 1))) == lane;
-}
-
-INLINE float vf_sum(vf x)
-{
-	float sum = 0.0f;
-	int i;
-
-	for (i = 0; i < VF; i++)
-		sum += x[i];
-	return sum;
-}
-
-INLINE float vf_top(vf x)
-{
-	float top = x[0];
-	int i;
-
-	for (i = 1; i < VF; i++)
-		top = x[i] > top ? x[i] : top;
-	return top;
-}
 
 static void scale_row(float *o, uint32_t dpad, float r)
 {

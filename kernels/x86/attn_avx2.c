@@ -12,6 +12,7 @@
 #define CQK_MR 6
 #include "kernels/tile.h"
 #include "kernels/x86/fetch_avx2.h"
+#include "kernels/x86/long_avx2.h"
 
 #define FEW 8
 
@@ -330,7 +331,19 @@ const struct cqk_tile_ops cqk_tile_avx2 = {
 
 static void avx2_attention(const struct cqk_attn *a)
 {
-	cqk_attn_tiled(a, &cqk_tile_avx2);
+	uint32_t head;
+
+	if (!cqk_long_fits(a)) {
+		cqk_attn_tiled(a, &cqk_tile_avx2);
+		return;
+	}
+	for (head = a->head_begin; head < a->head_end; head++)
+		cqk_long_head(a, head, &cqk_tile_avx2);
+}
+
+static size_t avx2_scratch_bytes(const struct cqk_model *model, uint32_t n_rows)
+{
+	return cqk_head_bytes(model, n_rows) + cqk_long_bytes(model, n_rows);
 }
 
 const struct cqk_ops cqk_avx2 = {
@@ -339,6 +352,6 @@ const struct cqk_ops cqk_avx2 = {
 	.usable = cqk_cpu_has_avx2,
 	.encode = cqk_avx2_encode,
 	.decode = cqk_avx2_decode,
-	.scratch_bytes = cqk_head_bytes,
+	.scratch_bytes = avx2_scratch_bytes,
 	.attention = avx2_attention,
 };

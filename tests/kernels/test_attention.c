@@ -405,6 +405,68 @@ TEST(one_score_above_equal_ones)
 	}
 }
 
+/* Enough pages for implementations that build tables per call. */
+TEST(long_contexts)
+{
+	static const uint32_t dims[] = { 64, 96, 128, 256 };
+	uint32_t i, c, keys, n = 0;
+
+	for (i = 0; i < ARRAY_SIZE(dims); i++)
+		for (c = 1; c <= 16; c *= 2)
+			for (keys = 0; keys <= CQK_KEYS_NONE; keys += 2) {
+				struct scene_opts o = plain(dims[i], c, n % 2);
+
+				o.toy.keys = keys;
+				o.toy.cv = c == 8 ? 2 : 2 * c % 31;
+				o.toy.n_heads = 2 * (1 + n % 8);
+				o.shared = 17 + n % 3;
+				o.holes = n % 4 == 3;
+				o.sinks = n % 5;
+				o.soft_cap = n % 7 == 6 ? 2.0f : 0.0f;
+				o.window = n % 6 == 5 ? 700 : 0;
+				check(&o);
+				n++;
+			}
+}
+
+TEST(long_contexts_of_two_sequences)
+{
+	uint32_t i8, c;
+
+	for (i8 = 0; i8 < 2; i8++)
+		for (c = 2; c <= 8; c *= 2) {
+			struct scene_opts o = plain(64, c, i8);
+
+			o.shared = 16;
+			o.own = 3;
+			o.seqs = 2;
+			o.shift = 1000;
+			o.holes = true;
+			check(&o);
+			o.rows = 2;
+			o.toy.n_heads = 4;
+			o.toy.rope_dim = 32;
+			check(&o);
+		}
+}
+
+/* Maxima that grow by more than any guard between rescalings. */
+TEST(long_contexts_of_large_scores)
+{
+	uint32_t size, i8;
+
+	for (size = 4; size <= 64; size *= 4)
+		for (i8 = 0; i8 < 2; i8++) {
+			struct scene_opts o = plain(64, 8, i8);
+
+			o.toy.keys = CQK_KEYS_NONE;
+			o.shared = 40;
+			o.tail = 0;
+			o.q_size = (float)size;
+			check(&o);
+		}
+}
+
 TEST(all_codes_equal_and_one_token)
 {
 	uint32_t i, i8;
