@@ -219,7 +219,7 @@ static void scan(struct cqd_adopt *ad, struct table *t)
 	uint64_t *word;
 	uint32_t i;
 
-	for (i = 0; i < t->tab->n; i++) {
+	for (i = 0; i < t->tab->high; i++) {
 		word = word_at(t, i);
 		/* Pairs with the release in cqd_word_born(): word, then fields. */
 		state = CQP_WORD_STATE(smp_load_acquire(word));
@@ -321,7 +321,7 @@ int cqd_adopt(struct cqd_store *st, const struct cqd_store_opts *opts,
 	      struct cq_err *err)
 {
 	struct cqd_adopt ad = { .st = st, .fds = opts->fds, .names = opts->names,
-				.n = opts->n_fds };
+				.n = opts->n_fds, .now = cqd_now_us() };
 	struct cq_err why = { "" };
 	int ret;
 

@@ -10,6 +10,7 @@
 /**
  * struct cqd_adopt - a restart under way
  * @taken: [n] descriptor belongs to a record
+ * @now:   us, no use is later
  */
 struct cqd_adopt {
 	struct cqd_store *st;
@@ -17,6 +18,7 @@ struct cqd_adopt {
 	char *const *names;
 	unsigned int n;
 	bool *taken;
+	uint64_t now;
 	unsigned int lost_records, lost_fds;
 };
 

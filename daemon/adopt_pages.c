@@ -165,7 +165,7 @@ static bool page_holds(struct cqd_store *st, const struct cqp_rec_page *r)
 	if (!place_holds(st, CQD_CODES, r->segment, r->slot, r->slot_gen))
 		return false;
 	sh = st->segs[r->segment]->shard;
-	if (first != (r->depth == 0) || r->depth >= st->ix.t_pages.n ||
+	if (first != (r->depth == 0) || r->depth >= st->ix.t_pages.high ||
 	    sink != (first && sh->kind[CQD_SINKS].slot_bytes))
 		return false;
 	if (sink && (!place_holds(st, CQD_SINKS, r->sink_segment, r->sink_slot,
@@ -176,6 +176,13 @@ static bool page_holds(struct cqd_store *st, const struct cqp_rec_page *r)
 	return cqd_page_find(st, sh, &key) == CQP_NONE;
 }
 
+/* Most words are right already; what is not written stays clean memory. */
+static void set_state(uint64_t *word, unsigned int state)
+{
+	if (CQP_WORD_STATE(*word) != state)
+		cqd_word_state(word, state);
+}
+
 static void claim(struct cqd_store *st, uint32_t p, unsigned int kind)
 {
 	struct cqd_place at = cqd_page_place(st, p, kind);
@@ -183,7 +190,7 @@ static void claim(struct cqd_store *st, uint32_t p, unsigned int kind)
 	if (!at.seg)
 		return;
 	cqd_slot_adopt(at.seg, at.slot, p);
-	cqd_word_state(cqd_segment_word(at.seg, at.slot), CQP_SEALED);
+	set_state(cqd_segment_word(at.seg, at.slot), CQP_SEALED);
 }
 
 /**
@@ -213,7 +220,8 @@ bool cqd_adopt_page(struct cqd_adopt *ad, uint32_t i)
 	sh->pages++;
 	sh->ns->pages++;
 	sh->ns->used_bytes += cqd_page_bytes(sh, sink);
-	r->last_use_us = MIN(r->last_use_us, cqd_now_us());
+	if (r->last_use_us > ad->now)
+		r->last_use_us = ad->now;
 	claim(st, i, CQD_CODES);
 	claim(st, i, CQD_SINKS);
 	cqd_page_hash(st, i);
@@ -226,7 +234,7 @@ static bool parent_holds(const struct cqd_store *st, uint32_t p)
 
 	if (r->parent == CQP_NONE)
 		return true;
-	return r->parent < st->ix.t_pages.n && st->pages[r->parent].shard &&
+	return r->parent < st->ix.t_pages.high && st->pages[r->parent].shard &&
 	       st->pages[r->parent].shard == st->pages[p].shard &&
 	       st->ix.pages[r->parent].depth + 1 == r->depth;
 }
@@ -234,7 +242,7 @@ static bool parent_holds(const struct cqd_store *st, uint32_t p)
 /* Pages by depth, shallow first (counting sort). NULL without memory. */
 static uint32_t *by_depth(const struct cqd_store *st, uint32_t *n)
 {
-	uint32_t max = st->ix.t_pages.n, i;
+	uint32_t max = st->ix.t_pages.high, i;
 	uint32_t *at = calloc((size_t)max + 1, sizeof(*at));
 	uint32_t *order = calloc((size_t)max + 1, sizeof(*order));
 
@@ -267,8 +275,7 @@ static void sweep(struct cqd_store *st)
 		cqd_segment_free_list(st->segs[i]);
 		for (slot = 0; slot < st->segs[i]->slots; slot++)
 			if (st->segs[i]->owner[slot] == CQP_NONE)
-				cqd_word_state(cqd_segment_word(st->segs[i], slot),
-					       CQP_FREE);
+				set_state(cqd_segment_word(st->segs[i], slot), CQP_FREE);
 	}
 }
 
@@ -323,12 +330,12 @@ static int by_use(const void *a, const void *b)
 int cqd_adopt_order(struct cqd_adopt *ad)
 {
 	struct cqd_store *st = ad->st;
-	struct leaf *leaves = malloc((size_t)st->ix.t_pages.n * sizeof(*leaves));
+	struct leaf *leaves = malloc(((size_t)st->ix.t_pages.high + 1) * sizeof(*leaves));
 	uint32_t i, n = 0;
 
 	if (!leaves)
 		return -ENOMEM;
-	for (i = 0; i < st->ix.t_pages.n; i++) {
+	for (i = 0; i < st->ix.t_pages.high; i++) {
 		if (!st->pages[i].shard || st->pages[i].child != CQP_NONE)
 			continue;
 		leaves[n].use = st->ix.pages[i].last_use_us;

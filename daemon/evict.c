@@ -253,9 +253,9 @@ static void mark_busy(struct cqd_store *st)
 {
 	uint32_t i, p;
 
-	for (i = 0; i < st->ix.t_pages.n; i++)
+	for (i = 0; i < st->ix.t_pages.high; i++)
 		st->pages[i].flags &= (uint8_t)~CQD_PG_BUSY;
-	for (i = 0; i < st->ix.t_pages.n; i++) {
+	for (i = 0; i < st->ix.t_pages.high; i++) {
 		const struct cqd_page *pg = &st->pages[i];
 
 		if (!pg->shard || (!pg->pins && !pg->holds && pg->state != CQP_FILLING))

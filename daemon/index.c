@@ -57,23 +57,28 @@ static void tab_free(struct cqd_tab *t)
 	t->next = NULL;
 }
 
-static int tab_init(struct cqd_tab *t, uint32_t n)
+/* @high: NULL for a table that is small enough to be looked at whole. */
+static int tab_init(struct cqd_tab *t, uint32_t n, uint32_t *high)
 {
 	t->n = n;
 	t->used = 0;
 	t->head = CQP_NONE;
+	t->high = high ? MIN(*high, n) : n;
+	t->stored = high;
 	t->next = malloc(n * sizeof(*t->next));
 	return t->next ? 0 : -ENOMEM;
 }
 
 static int tabs_init(struct cqd_index *ix)
 {
-	const struct cqp_index_hdr *h = ix->hdr;
+	struct cqp_index_hdr *h = ix->hdr;
 
-	if (tab_init(&ix->t_ns, h->n_namespaces) || tab_init(&ix->t_models, h->n_models) ||
-	    tab_init(&ix->t_segs, h->n_segments) ||
-	    tab_init(&ix->t_clients, h->n_clients) ||
-	    tab_init(&ix->t_pages, h->n_pages) || tab_init(&ix->t_pins, h->n_pins))
+	if (tab_init(&ix->t_ns, h->n_namespaces, NULL) ||
+	    tab_init(&ix->t_models, h->n_models, NULL) ||
+	    tab_init(&ix->t_segs, h->n_segments, NULL) ||
+	    tab_init(&ix->t_clients, h->n_clients, &h->high_clients) ||
+	    tab_init(&ix->t_pages, h->n_pages, &h->high_pages) ||
+	    tab_init(&ix->t_pins, h->n_pins, &h->high_pins))
 		return -ENOMEM;
 	return 0;
 }
@@ -94,19 +99,12 @@ static void tables_at(struct cqd_index *ix, struct cqd_mem *mem)
 	ix->pins = (void *)(b + h->off_pins);
 }
 
-static bool none_live(void *arg, uint32_t i)
+/* A table that was never used has nothing to be looked at. */
+static void fresh(struct cqd_index *ix)
 {
-	return false;
-}
-
-static void all_free(struct cqd_index *ix)
-{
-	cqd_tab_rebuild(&ix->t_ns, none_live, NULL);
-	cqd_tab_rebuild(&ix->t_models, none_live, NULL);
-	cqd_tab_rebuild(&ix->t_segs, none_live, NULL);
-	cqd_tab_rebuild(&ix->t_clients, none_live, NULL);
-	cqd_tab_rebuild(&ix->t_pages, none_live, NULL);
-	cqd_tab_rebuild(&ix->t_pins, none_live, NULL);
+	ix->t_ns.high = 0;
+	ix->t_models.high = 0;
+	ix->t_segs.high = 0;
 }
 
 /* The index has no read-only twin: nobody else ever sees it. */
@@ -159,7 +157,7 @@ int cqd_index_create(struct cqd_index *ix, const struct cqd_store_opts *opts,
 		cqd_index_close(ix);
 		return cq_err_set(err, ret, "no memory for the index");
 	}
-	all_free(ix);
+	fresh(ix);
 	return 0;
 }
 
@@ -249,8 +247,14 @@ uint32_t cqd_tab_get(struct cqd_tab *t)
 
 	if (i != CQP_NONE) {
 		t->head = t->next[i];
-		t->used++;
+	} else if (t->high < t->n) {
+		i = t->high++;
+		/* Out before the record's word, which is stored with release. */
+		if (t->stored)
+			WRITE_ONCE(*t->stored, t->high);
 	}
+	if (i != CQP_NONE)
+		t->used++;
 	return i;
 }
 
@@ -278,8 +282,8 @@ void cqd_tab_rebuild(struct cqd_tab *t, bool (*live)(void *arg, uint32_t i),
 	uint32_t i;
 
 	t->head = CQP_NONE;
-	t->used = t->n;
-	for (i = t->n; i-- > 0;)
+	t->used = t->high;
+	for (i = t->high; i-- > 0;)
 		if (!live(arg, i))
 			cqd_tab_put(t, i);
 }

@@ -146,7 +146,7 @@ bool cqd_store_item(struct cqd_store *st, unsigned int kind, uint64_t *cursor,
 		model_item, ns_item, segment_item, client_item, page_item,
 	};
 	const uint32_t n[] = { st->ix.t_models.n, st->ix.t_ns.n, CQD_MAX_SEGMENTS,
-			       st->ix.t_clients.n, st->ix.t_pages.n };
+			       st->ix.t_clients.high, st->ix.t_pages.high };
 	uint64_t i;
 
 	if (kind >= ARRAY_SIZE(get))

@@ -329,7 +329,7 @@ static bool in_use(struct cqd_store *st, const struct cqd_model *m)
 		if (sh->model == m && (sh->kind[0].creating || sh->kind[1].creating))
 			return true;
 	}
-	for (p = 0; p < st->ix.t_pages.n; p++) {
+	for (p = 0; p < st->ix.t_pages.high; p++) {
 		const struct cqd_page *pg = &st->pages[p];
 
 		if (pg->shard && pg->shard->model == m &&
@@ -344,7 +344,7 @@ static void drop_all(struct cqd_store *st, const struct cqd_model *m)
 	struct list_head *pos, *tmp;
 	uint32_t i;
 
-	for (i = 0; i < st->ix.t_pages.n; i++)
+	for (i = 0; i < st->ix.t_pages.high; i++)
 		if (st->pages[i].shard && st->pages[i].shard->model == m)
 			cqd_page_drop(st, i);
 	for (i = 0; i < CQD_MAX_SEGMENTS; i++)

@@ -24,15 +24,14 @@ uint64_t cqd_random(void)
 
 static uint32_t *heads(uint32_t n, uint32_t *mask)
 {
-	uint32_t i, size = 1, *h;
+	uint32_t size = 1, *h;
 
 	while (size < n)
 		size *= 2;
 	h = malloc(size * sizeof(*h));
 	if (!h)
 		return NULL;
-	for (i = 0; i < size; i++)
-		h[i] = CQP_NONE;
+	memset(h, 0xff, size * sizeof(*h));	/* CQP_NONE */
 	*mask = size - 1;
 	return h;
 }

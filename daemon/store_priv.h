@@ -47,10 +47,14 @@ void cqd_job_queue(struct cqd_store *st, struct cqd_job *job, bool slow);
 
 /* --- index memfd (index.c) --- */
 
-/* Free records of one table, last freed first taken. */
+/*
+ * Free records of one table, last freed first taken; those from @high on were
+ * never used, and nothing ever looks at them.
+ */
 struct cqd_tab {
-	uint32_t n, used, head;
+	uint32_t n, used, head, high;
 	uint32_t *next;
+	uint32_t *stored;	/* @high in the index's head, NULL for small tables */
 };
 
 struct cqd_index {

@@ -120,9 +120,9 @@ static void advance(struct pass *ps)
 	struct cqd_store *st = ps->st;
 	unsigned int k;
 
-	while (ps->next < st->ix.t_pages.n && !due(ps, ps->next))
+	while (ps->next < st->ix.t_pages.high && !due(ps, ps->next))
 		ps->next++;
-	if (ps->next == st->ix.t_pages.n || st->closing) {
+	if (ps->next == st->ix.t_pages.high || st->closing) {
 		end(ps);
 		return;
 	}

@@ -44,7 +44,8 @@ struct cqp_index_hdr {
 	uint64_t compat;
 	uint8_t boot_id[16];
 	uint64_t bytes;			/* of the memfd */
-	uint64_t pad1[2];
+	uint32_t high_clients, high_pages, high_pins; /* records beyond were never used */
+	uint32_t pad1;
 	uint32_t n_namespaces, n_models, n_segments, n_clients;
 	uint32_t n_pages, n_pins;
 	uint64_t off_namespaces, off_models, off_segments, off_clients;

@@ -403,7 +403,13 @@ static void ns_words(struct cqp_index_hdr *h)
 	n->state_words = UINT64_MAX / 8;
 }
 
+static void low_mark(struct cqp_index_hdr *h)
+{
+	h->high_pages = 2;
+}
+
 static const struct damage damages[] = {
+	{ "high mark too low", low_mark, 2 },
 	{ "slot out of range", bad_slot, 3 },
 	{ "segment out of range", bad_segment, 3 },
 	{ "slot of another page", stolen_slot, 0 },
@@ -448,6 +454,22 @@ static void one_damage(const struct damage *d)
 	ASSERT_EQ(stats(&b.r).pages_sealed, got);
 	run_end(&b);
 	munmap(h, h->bytes);
+}
+
+TEST(high_marks_out_of_range)
+{
+	struct cqp_index_hdr *h;
+	struct before b;
+
+	run_before(&b);
+	h = map_index();
+	h->high_pages = 0xffffffff;
+	h->high_pins = 0xfffffffe;
+	h->high_clients = 0x80000000;
+	run_after(&b);
+	ASSERT_EQ(stats(&b.r).pages_sealed, PAGES);
+	ASSERT_EQ(stats(&b.r).pages_pinned, 2);
+	run_end(&b);
 }
 
 static void in_child(void (*fn)(const struct damage *), const struct damage *d)
