@@ -150,6 +150,8 @@ static void reader(int fd, void *arg)
 	sys_hear(fd, 'q');
 	printf("# attention during restart: %ld right, %ld stale\n", right, stale);
 	ASSERT_GT(right, 0);
+	/* its pins survived in the index: nobody could take the pages away */
+	ASSERT_EQ(stale, 0);
 	free(first);
 	cq_seq_close(seq);
 	work_close(&w);
@@ -184,6 +186,7 @@ TEST_LIMIT(right_or_stale_while_the_pool_is_filled, 60)
 	static const struct sys_opts tight = { .daemon = "pool_bytes = 4M\n",
 					       .red = "quota_bytes = 64M" };
 	struct sys_peer a, b, p;
+	Cqp__StatusOk before, after;
 	int i;
 
 	sys_start(&s, &tight);
@@ -192,12 +195,17 @@ TEST_LIMIT(right_or_stale_while_the_pool_is_filled, 60)
 	sys_spawn(&a, SYS_UID_A, reader, NULL);
 	sys_hear(a.fd, 'a');
 	sys_spawn(&b, SYS_UID_B, filler, NULL);
+	sys_status(&s, &before);
+	ASSERT_GE(before.pages_pinned, 1);
 	sys_tell(&s, "hold");
 	ASSERT_SYS(kill(s.cqd, SIGKILL));
 	sys_expect(&s, "killed ");
 	usleep(20000);		/* A goes on without a daemon */
 	sys_tell(&s, "go");
 	sys_expect(&s, "ready ");
+	sys_status(&s, &after);
+	ASSERT_EQ(after.pages_pinned, before.pages_pinned);
+	ASSERT_EQ(after.orphans, 1);
 	sys_say(b.fd, 'g');
 	sys_hear_ms(b.fd, 'f', 20000);
 	check_index();

@@ -155,7 +155,12 @@ static inline int work_attend(struct work *w, struct cq_seq *seq, uint32_t text,
 	if (!ret)
 		ret = work_append(w, seq, text, l, 1);
 	synth_rows(w->q, &w->m, text, 2, l, cq_seq_length(seq), 1);
-	return ret ? ret : cq_attention(w->batch, l, &q, &out, &to);
+	if (!ret)
+		ret = cq_attention(w->batch, l, &q, &out, &to);
+	/* rows that are not committed are dropped, else the next come behind them */
+	if (cq_truncate(seq, cq_seq_length(seq)) && !ret)
+		FAIL("%s", cq_last_error());
+	return ret;
 }
 
 static inline size_t work_row(const struct work *w)
