@@ -57,8 +57,11 @@ static int tenant_apply(struct cqd_server *srv, const struct cqd_ns_config *cfg,
 		if (!t)
 			return cq_err_set(err, -ENOMEM, "out of memory");
 		t->ns = ns;
-		list_add_tail(&t->node, &srv->tenants);
+		list_init(&t->node);
 	}
+	/* In the order of the file: pick() takes the first. */
+	list_del(&t->node);
+	list_add_tail(&t->node, &srv->tenants);
 	t->cfg = cfg;
 	return 0;
 }
