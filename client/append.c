@@ -15,7 +15,8 @@ struct put {
 static int bad_value(const struct put *p, const char *what, size_t row,
 		     uint32_t head, int ch)
 {
-	return cqc_fail(-EINVAL, "%s: layer %u, head %u, token %zu, channel %d is NaN, Inf or beyond fp16",
+	return cqc_fail(-EINVAL, "%s: layer %u, head %u, token %zu, channel %d is NaN, Inf or "
+				 "beyond fp16",
 			what, p->layer, head, row, ch);
 }
 
@@ -78,7 +79,8 @@ static int append_check(const struct cq_seq *seq, const struct put *p, size_t n,
 	if (o->flags & ~CQ_APPEND_ROTATED)
 		return cqc_fail(-EINVAL, "cq_append: unknown flags 0x%x", o->flags);
 	if (o->device != CQ_DEVICE_HOST || o->stream)
-		return cqc_fail(-EINVAL, "cq_append: device %d; this sequence is in host memory (%d, no stream)",
+		return cqc_fail(-EINVAL, "cq_append: device %d; this sequence is in host "
+					 "memory (%d, no stream)",
 				o->device, CQ_DEVICE_HOST);
 	if (p->layer >= g->n_layers)
 		return cqc_fail(-EINVAL, "cq_append: layer %u of %u", p->layer, g->n_layers);

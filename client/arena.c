@@ -73,6 +73,10 @@ int cqc_arena_init(struct cqc_arena *a, uint64_t bytes, uint64_t block,
 	return ret;
 }
 
+/**
+ * cqc_arena_fini() - give everything back
+ * @a: arena, or zeroed
+ */
 void cqc_arena_fini(struct cqc_arena *a)
 {
 	if (a->base)
@@ -101,6 +105,12 @@ static void unit_give(struct cqc_arena *a, uint32_t u)
 	a->free_units = u;
 }
 
+/**
+ * cqc_block_new() - an fp16 block
+ * @a: arena
+ *
+ * Return: its number, one reference; CQC_NONE: full.
+ */
 uint32_t cqc_block_new(struct cqc_arena *a)
 {
 	uint32_t u = unit_take(a);
@@ -112,11 +122,21 @@ uint32_t cqc_block_new(struct cqc_arena *a)
 	return u;
 }
 
+/**
+ * cqc_block_get() - hold a block once more
+ * @a:     arena
+ * @block: held already
+ */
 void cqc_block_get(struct cqc_arena *a, uint32_t block)
 {
 	a->units[block].refs++;
 }
 
+/**
+ * cqc_block_put() - let go of a block
+ * @a:     arena
+ * @block: free after its last holder
+ */
 void cqc_block_put(struct cqc_arena *a, uint32_t block)
 {
 	if (--a->units[block].refs)
@@ -146,6 +166,12 @@ static void partial_del(struct cqc_arena *a, uint32_t u)
 		a->units[unit->next].prev = unit->prev;
 }
 
+/**
+ * cqc_chunk_new() - a chunk for codes or sinks
+ * @a: arena
+ *
+ * Return: its number; CQC_NONE: full.
+ */
 uint32_t cqc_chunk_new(struct cqc_arena *a)
 {
 	uint32_t u = a->partial, bit;
@@ -171,6 +197,11 @@ uint32_t cqc_chunk_new(struct cqc_arena *a)
 	return u * a->per_unit + bit;
 }
 
+/**
+ * cqc_chunk_free() - give a chunk back
+ * @a:     arena
+ * @chunk: as given by cqc_chunk_new()
+ */
 void cqc_chunk_free(struct cqc_arena *a, uint32_t chunk)
 {
 	uint32_t u = chunk / a->per_unit;

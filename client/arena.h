@@ -61,6 +61,7 @@ struct cqc_arena {
  * @bytes: wanted, rounded down to whole units; at least 4 units
  * @block: bytes of an fp16 block
  * @chunk: bytes of the largest chunk, at most @block
+ * @err:   text of the failure
  *
  * Return: 0; -EINVAL too small; -ENOMEM; other -errno of the kernel.
  */

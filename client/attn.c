@@ -18,7 +18,8 @@ static int words_check(const struct cqc_check *c, uint32_t n)
 	smp_rmb();
 	for (i = 0; i < n; i++)
 		if (smp_load_acquire(c[i].word) != c[i].expect)
-			return cqc_fail(-ESTALE, "a shared page was taken back while it was read; close the sequence and open it anew");
+			return cqc_fail(-ESTALE, "a shared page was taken back while it was "
+						 "read; close the sequence and open it anew");
 	return 0;
 }
 
@@ -35,7 +36,8 @@ static int attn_opts(const struct cqk_geom *g, const struct cq_attn_opts *opts,
 		return cqc_fail(-EINVAL, "cq_attention: unknown flags 0x%x or pad not 0",
 				o->flags & ~ATTN_FLAGS);
 	if (o->device != CQ_DEVICE_HOST || o->stream)
-		return cqc_fail(-EINVAL, "cq_attention: device %d; this batch is in host memory (%d, no stream)",
+		return cqc_fail(-EINVAL, "cq_attention: device %d; this batch is in host "
+					 "memory (%d, no stream)",
 				o->device, CQ_DEVICE_HOST);
 	if (!isfinite(o->scale) || !isfinite(o->soft_cap) || o->soft_cap < 0)
 		return cqc_fail(-EINVAL, "cq_attention: scale %g, soft cap %g",
@@ -77,7 +79,8 @@ CQ_API int cq_attention(struct cq_batch *batch, uint32_t layer, const struct cq_
 		return ret;
 	if (layer >= g->n_layers || !b->valid)
 		return cqc_fail(-EINVAL, b->valid ? "cq_attention: layer %u of %u" :
-				"cq_attention: layer %u of %u: no step, or it is over; call cq_step()",
+				"cq_attention: layer %u of %u: no step, or it is over; call "
+				"cq_step()",
 				layer, g->n_layers);
 	if (!b->n_rows)
 		return 0;

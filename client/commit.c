@@ -144,7 +144,8 @@ CQ_API int cq_commit(struct cq_seq *seq, const uint32_t *ids, size_t n)
 		return cqc_fail(-EINVAL, "cq_commit: no token ids");
 	for (l = 0; l < seq->model->m.geom.n_layers; l++)
 		if (seq->appended[l] < n)
-			return cqc_fail(-EINVAL, "cq_commit: %zu tokens, but layer %u has %u appended",
+			return cqc_fail(-EINVAL, "cq_commit: %zu tokens, but layer %u has %u "
+						 "appended",
 					n, l, seq->appended[l]);
 	for (i = 0; i < n; i++) {
 		size_t t = seq->len + i;

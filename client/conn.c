@@ -22,7 +22,11 @@
 #define RECV_BURST 64
 #define ERRNO_MAX 4095
 
-/* Milliseconds of CLOCK_MONOTONIC. */
+/**
+ * cqc_now_ms() - the clock of all deadlines
+ *
+ * Return: milliseconds of CLOCK_MONOTONIC.
+ */
 int64_t cqc_now_ms(void)
 {
 	struct timespec ts;
@@ -141,6 +145,17 @@ static void conn_retry(struct cq_ctx *ctx)
 		cqc_conn_drop(ctx, ret);
 }
 
+/**
+ * cqc_send() - send a request
+ * @ctx:   context, lock held
+ * @req:   its want and done are set; in the table on success
+ * @msg:   its id is set here
+ * @fds:   [@n_fds] go along, stay the caller's
+ * @n_fds: descriptors
+ *
+ * Return: 0; -EAGAIN the socket is full, want_out is set; -ENOTCONN; -EMSGSIZE;
+ * -ENOMEM.
+ */
 int cqc_send(struct cq_ctx *ctx, struct cqc_req *req, Cqp__Msg *msg,
 	     const int *fds, unsigned int n_fds)
 {
@@ -218,6 +233,12 @@ static int recv_one(struct cq_ctx *ctx)
 	return 1;
 }
 
+/**
+ * cqc_conn_run() - whatever can be done without waiting
+ * @ctx: context, lock held
+ *
+ * Return: number of events.
+ */
 int cqc_conn_run(struct cq_ctx *ctx)
 {
 	uint32_t before = ctx->events;
@@ -236,6 +257,12 @@ int cqc_conn_run(struct cq_ctx *ctx)
 	return (int)(ctx->events - before);
 }
 
+/**
+ * cqc_conn_idle_ms() - how long nothing needs to be done
+ * @ctx: context, lock held
+ *
+ * Return: milliseconds; -1 for ever.
+ */
 int cqc_conn_idle_ms(struct cq_ctx *ctx)
 {
 	int64_t at = INT64_MAX, left;
@@ -250,6 +277,12 @@ int cqc_conn_idle_ms(struct cq_ctx *ctx)
 	return left < 0 ? 0 : (int)MIN(left, (int64_t)RETRY_MAX_MS);
 }
 
+/**
+ * cqc_conn_poll() - wait for the socket or the wake fd
+ * @ctx:        context; by the engine alone
+ * @want_out:   wait for room in the socket too
+ * @timeout_ms: at most; -1 for ever
+ */
 void cqc_conn_poll(struct cq_ctx *ctx, bool want_out, int timeout_ms)
 {
 	struct pollfd p[2] = {
@@ -275,6 +308,13 @@ static int left_ms(int64_t deadline)
 	return left < 0 ? 0 : (int)MIN(left, 1000);
 }
 
+/**
+ * cqc_wait() - wait for the engine to do something
+ * @ctx:         context, lock held
+ * @deadline_ms: CLOCK_MONOTONIC; INT64_MAX: none
+ *
+ * Return: 0; -ETIMEDOUT.
+ */
 int cqc_wait(struct cq_ctx *ctx, int64_t deadline_ms)
 {
 	struct timespec ts;
@@ -331,6 +371,17 @@ static void call_done(struct cq_ctx *ctx, struct cqc_req *req, int ret,
 	pthread_cond_broadcast(&ctx->cond);
 }
 
+/**
+ * cqc_call() - ask and wait for the answer
+ * @ctx:     context, lock held
+ * @call:    want and take are set
+ * @msg:     request
+ * @fds:     [@n_fds] go along
+ * @n_fds:   descriptors
+ * @conn_no: 0, or the connection it must go over
+ *
+ * Return: 0; the daemon's error; -ENOTCONN; -ETIMEDOUT; -EPROTO. The text is set.
+ */
 int cqc_call(struct cq_ctx *ctx, struct cqc_call *call, Cqp__Msg *msg,
 	     const int *fds, unsigned int n_fds, uint64_t conn_no)
 {
@@ -368,6 +419,12 @@ static int hello_take(struct cqc_call *call, const Cqp__Msg *msg, struct cqp_fra
 	return cqc_hello_take(call->arg, msg);
 }
 
+/**
+ * cqc_conn_start() - connect and say Hello
+ * @ctx: new context
+ *
+ * Return: 0 or -errno with text.
+ */
 int cqc_conn_start(struct cq_ctx *ctx)
 {
 	struct cqc_call call = {

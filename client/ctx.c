@@ -248,7 +248,8 @@ CQ_API int cq_poll(struct cq_ctx *ctx, int timeout_ms)
 	if (ret)
 		return ret;
 	if (!ctx->poll_mode)
-		return cqc_fail(-EINVAL, "cq_poll: this context has its own thread; open it with CQ_OPEN_POLL");
+		return cqc_fail(-EINVAL, "cq_poll: this context has its own thread; open it "
+					 "with CQ_OPEN_POLL");
 	deadline = timeout_ms < 0 ? INT64_MAX : cqc_now_ms() + timeout_ms;
 	for (;;) {
 		n = cqc_conn_run(ctx);

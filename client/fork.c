@@ -28,7 +28,8 @@ static int slot_still(const struct cqc_slot *slot)
 	smp_rmb();	/* pairs with the store of the word before the slot is reused */
 	if (smp_load_acquire(slot->word) == slot->expect)
 		return 0;
-	return cqc_fail(-ESTALE, "a shared page was taken back; close the sequence and open it anew");
+	return cqc_fail(-ESTALE, "a shared page was taken back; close the sequence and open it "
+				 "anew");
 }
 
 static void extra_get(struct cq_pg *pg, struct cqc_extra *extra)
@@ -62,7 +63,8 @@ static int part_make(struct cq_model *model, const struct cqc_ent *from, uint32_
 
 	e.pg = cqc_pg_private(model, first && m->sinks);
 	if (e.f16 == CQC_NONE || !e.pg) {
-		ret = cqc_fail(-ENOBUFS, "the arena is full; close a sequence or ask for more at cq_model_open()");
+		ret = cqc_fail(-ENOBUFS, "the arena is full; close a sequence or ask for more "
+					 "at cq_model_open()");
 		goto err_put;
 	}
 	extra_get(e.pg, from->pg->extra);
@@ -161,14 +163,16 @@ static int fork_check(const struct cq_seq *seq, const struct cq_seq_opts *opts,
 	if (!opts)
 		o->flags = seq->flags;
 	if (o->flags & ~FORK_FLAGS || o->extra || o->extra_len)
-		return cqc_fail(-EINVAL, "cq_fork: unknown flags 0x%x, or extra bytes (they are inherited)",
+		return cqc_fail(-EINVAL, "cq_fork: unknown flags 0x%x, or extra bytes (they "
+					 "are inherited)",
 				o->flags & ~FORK_FLAGS);
 	if (o->position && o->position != seq->position)
 		return cqc_fail(-EINVAL, "cq_fork: position %u; it is inherited, %u",
 				o->position, seq->position);
 	for (l = 0; l < seq->model->m.geom.n_layers; l++)
 		if (seq->appended[l])
-			return cqc_fail(-EBUSY, "cq_fork: layer %u has %u tokens that are not committed",
+			return cqc_fail(-EBUSY, "cq_fork: layer %u has %u tokens that are not "
+						"committed",
 					l, seq->appended[l]);
 	return 0;
 }

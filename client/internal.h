@@ -51,7 +51,7 @@ int cqc_opts_out(void *dst, const void *src, size_t size, const char *what);
 
 struct cqc_req;
 
-/**
+/*
  * typeof(cqc_req.done) - end of a request, with the context's lock held
  * @ret: 0; the daemon's error; -ENOTCONN the connection was lost; -EPROTO
  *       another reply than the one wanted
@@ -67,7 +67,7 @@ struct cqc_req {
 	void *arg;
 };
 
-/**
+/*
  * struct cqc_call - a request that somebody waits for
  * @req:  must be first
  * @take: copies what is needed out of the reply; runs with the lock held
@@ -92,7 +92,7 @@ enum cqc_link {
 	CQC_READY = 2,		/* Hello answered */
 };
 
-/**
+/*
  * struct cq_ctx - a connection and its engine
  * @guard:  page that fork() wipes; the word is 0 in a child
  * @opened: tells this context's calls from stray pointers
@@ -135,7 +135,7 @@ struct cq_ctx {
 	struct cqp_frame *frame;
 };
 
-/**
+/*
  * struct cqc_state_map - a namespace's state words, mapped read-only
  * Kept until the model is closed: pages point into it.
  */
@@ -146,7 +146,7 @@ struct cqc_state_map {
 	uint64_t dev, ino;
 };
 
-/**
+/*
  * struct cqc_seg - a segment
  * @base: NULL while its fd is on the way
  * @words: word of slot 0
@@ -169,7 +169,7 @@ struct cqc_extra {
 	uint8_t bytes[];
 };
 
-/**
+/*
  * struct cqc_slot - a page or sink in shared memory
  * @data: payload
  * @word: its state word; any value but @expect means that it is gone
@@ -189,7 +189,7 @@ enum cqc_eng {			/* what the engine does with a page */
 	CQC_ENG_FAILED = 5,
 };
 
-/**
+/*
  * struct cq_pg - 64 tokens as codes, private or shared; counted
  * @refs:    sequences, children and the engine; caller's thread only
  * @busy:    steps whose tables point into @chunk
@@ -240,7 +240,7 @@ struct cqc_pin {
 	struct cqp_page page;
 };
 
-/**
+/*
  * struct cq_model - an opened model or shard
  * @whole:  as parsed; @m the shard of it, what everything computes with
  * @orders, @results: rings
@@ -293,7 +293,7 @@ struct cqc_ent {
 	uint64_t f16_mask;
 };
 
-/**
+/*
  * struct cq_seq - a sequence
  * @mark:    step of @mark_of that saw it last, to find duplicates
  * @ents:    [@max_ents], @n_ents in use; they may reach beyond @len
@@ -322,7 +322,7 @@ struct cqc_check {
 	uint64_t expect;
 };
 
-/**
+/*
  * struct cq_batch - memory of steps
  * @blocks, @spans: what the kernels read, spans grouped by block
  * @tmp, @use: [n_uses] spans as they are found and the block of each
@@ -362,7 +362,8 @@ static inline int cqc_alive(const struct cq_ctx *ctx)
 {
 	if (READ_ONCE(*ctx->guard))
 		return 0;
-	return cqc_fail(-EOWNERDEAD, "this handle was opened before fork(); open anew in the child");
+	return cqc_fail(-EOWNERDEAD, "this handle was opened before fork(); open anew in the "
+				     "child");
 }
 
 /* Bits 0 .. n-1. */
@@ -477,7 +478,7 @@ void cqc_ent_drop(struct cq_seq *seq, struct cqc_ent *ent);
 void cqc_steps_end(struct cq_seq *seq);
 int cqc_model_check(const struct cq_model *model);
 
-/**
+/*
  * struct cqc_parts - where the tokens of an entry are read from
  * Masks do not overlap; together they are the tokens asked for.
  */

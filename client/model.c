@@ -121,7 +121,8 @@ static int model_tables(struct cq_model *model)
 
 	model->ops = cqk_select(want);
 	if (!model->ops)
-		return cqc_fail(-EINVAL, "CQ_KERNELS=%.32s: no such kernels, or this CPU cannot run them",
+		return cqc_fail(-EINVAL, "CQ_KERNELS=%.32s: no such kernels, or this CPU "
+					 "cannot run them",
 				want ? want : "");
 	model->rope_mem = malloc(cqk_rope_bytes(g, g->max_position));
 	if (!model->rope_mem)

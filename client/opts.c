@@ -6,6 +6,11 @@
 
 static _Thread_local struct cq_err last_error;
 
+/**
+ * cqc_err() - text of this thread's last failure
+ *
+ * Return: where it is.
+ */
 struct cq_err *cqc_err(void)
 {
 	return &last_error;
@@ -43,7 +48,8 @@ int cqc_opts_in(void *dst, size_t size, const void *src, const char *what)
 		return cqc_fail(-EINVAL, "%s: sz is %zu; set it to sizeof the struct", what, sz);
 	for (i = size; i < sz; i++)
 		if (p[i])
-			return cqc_fail(-E2BIG, "%s: byte %zu is set, but this library (%s) knows only %zu; use a newer libcq",
+			return cqc_fail(-E2BIG, "%s: byte %zu is set, but this library (%s) "
+						"knows only %zu; use a newer libcq",
 					what, i, CQ_VERSION, size);
 	memcpy(dst, src, MIN(sz, size));
 	return 0;

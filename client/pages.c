@@ -51,13 +51,22 @@ int cqc_pg_reserve(struct cq_model *model, uint64_t n)
 	return ret;
 }
 
+/**
+ * cqc_pg_unreserve() - a sequence is gone
+ * @model: model
+ * @n:     as reserved
+ */
 void cqc_pg_unreserve(struct cq_model *model, uint64_t n)
 {
 	model->want_pg -= n;
 }
 
-/* A page object without memory, one reference. NULL: more were taken than
- * reserved. */
+/**
+ * cqc_pg_new() - page object without memory
+ * @model: model
+ *
+ * Return: it, one reference; NULL: more were taken than reserved.
+ */
 struct cq_pg *cqc_pg_new(struct cq_model *model)
 {
 	struct cq_pg *pg = model->free_pg;
@@ -75,6 +84,10 @@ struct cq_pg *cqc_pg_new(struct cq_model *model)
 	return pg;
 }
 
+/**
+ * cqc_extra_put() - let go of extra key bytes
+ * @extra: bytes or NULL
+ */
 void cqc_extra_put(struct cqc_extra *extra)
 {
 	if (extra && !--extra->refs)
@@ -88,6 +101,11 @@ static void release(struct cq_model *model, const struct cqp_page *page, uint32_
 	cqc_order_push(model, &o);
 }
 
+/**
+ * cqc_pin_put() - let go of a matched prefix
+ * @model: model
+ * @pin:   pin or NULL
+ */
 void cqc_pin_put(struct cq_model *model, struct cqc_pin *pin)
 {
 	if (!pin || --pin->refs)
@@ -108,6 +126,10 @@ static void chunks_free(struct cq_pg *pg)
 	pg->sink_chunk = CQC_NONE;
 }
 
+/**
+ * cqc_pg_put() - let go of a page, and of parents nobody else holds
+ * @pg: page or NULL
+ */
 void cqc_pg_put(struct cq_pg *pg)
 {
 	struct cq_pg *parent;
@@ -189,6 +211,12 @@ static void result_apply(struct cq_pg *pg)
 	cqc_pg_put(pg);		/* the engine's reference */
 }
 
+/**
+ * cqc_results_apply() - take over what the engine has done
+ * @model: model; caller's thread
+ *
+ * Return: true if there was anything.
+ */
 bool cqc_results_apply(struct cq_model *model)
 {
 	struct cq_pg *pg, **at = &model->deferred;

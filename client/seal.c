@@ -48,6 +48,10 @@ static void release_done(struct cq_ctx *ctx, struct cqc_req *req, int ret,
 	ctx->releasing = false;
 }
 
+/**
+ * cqc_release_pump() - send Release if it is time
+ * @ctx: context, lock held
+ */
 void cqc_release_pump(struct cq_ctx *ctx)
 {
 	Cqp__Release rel = CQP__RELEASE__INIT;
@@ -81,6 +85,10 @@ static void order_take(struct cq_ctx *ctx, const struct cqc_order *o)
 	list_add_tail(&o->pg->job, &ctx->jobs);
 }
 
+/**
+ * cqc_orders_drain() - take orders out of the rings
+ * @ctx: context, lock held
+ */
 void cqc_orders_drain(struct cq_ctx *ctx)
 {
 	struct list_head *pos;
@@ -94,6 +102,11 @@ void cqc_orders_drain(struct cq_ctx *ctx)
 	}
 }
 
+/**
+ * cqc_order_push() - hand an order to the engine
+ * @model: model
+ * @o:     order; caller's thread, lock not held
+ */
 void cqc_order_push(struct cq_model *model, const struct cqc_order *o)
 {
 	struct cq_ctx *ctx = model->ctx;
@@ -161,6 +174,10 @@ static void job_map(struct cq_ctx *ctx, struct cq_pg *pg)
 		job_end(ctx, pg, 0);
 }
 
+/**
+ * cqc_jobs_mapped() - finish pages whose segments have arrived
+ * @ctx: context, lock held
+ */
 void cqc_jobs_mapped(struct cq_ctx *ctx)
 {
 	struct list_head *pos, *tmp;
@@ -275,6 +292,10 @@ static int job_try(struct cq_ctx *ctx, struct cq_pg *pg, uint32_t *in_flight)
 	return ret;
 }
 
+/**
+ * cqc_jobs_pump() - send what can be sent
+ * @ctx: context, lock held
+ */
 void cqc_jobs_pump(struct cq_ctx *ctx)
 {
 	struct list_head *pos, *tmp;
@@ -291,6 +312,10 @@ void cqc_jobs_pump(struct cq_ctx *ctx)
 			break;
 }
 
+/**
+ * cqc_jobs_cancel() - drop pages that only closed sequences had
+ * @ctx: context, lock held; cqd is away
+ */
 void cqc_jobs_cancel(struct cq_ctx *ctx)
 {
 	struct list_head *pos, *tmp;
@@ -329,6 +354,10 @@ static void forget_results(struct cq_model *model)
 			cqc_release_add(model->ctx, &o.pg->res.page, o.pg->res.pin_epoch);
 }
 
+/**
+ * cqc_jobs_forget() - the engine lets go of a model
+ * @model: about to be freed; lock held
+ */
 void cqc_jobs_forget(struct cq_model *model)
 {
 	struct cq_ctx *ctx = model->ctx;

@@ -28,13 +28,23 @@ int cqc_memfd_check(int fd, uint64_t bytes, const char *what, struct cq_err *err
 
 	seals = fcntl(fd, F_GET_SEALS);
 	if (fstat(fd, &st) < 0 || seals < 0 || !(seals & F_SEAL_SHRINK))
-		return cq_err_set(err, -EPROTO, "%s: cqd sent no memfd sealed against shrinking", what);
+		return cq_err_set(err, -EPROTO, "%s: cqd sent no memfd sealed against "
+						"shrinking", what);
 	if (!bytes || bytes > INT64_MAX || (uint64_t)st.st_size < bytes)
 		return cq_err_set(err, -EPROTO, "%s: cqd says %llu bytes, its memfd has %lld",
 				  what, (unsigned long long)bytes, (long long)st.st_size);
 	return 0;
 }
 
+/**
+ * cqc_state_map() - map state words
+ * @model: model, lock held
+ * @fd:    from the daemon, not taken
+ * @n:     words
+ * @err:   text, may be NULL
+ *
+ * Return: 0; -EPROTO; -ENOMEM.
+ */
 int cqc_state_map(struct cq_model *model, int fd, uint64_t n, struct cq_err *err)
 {
 	struct cqc_state_map *map;
@@ -75,6 +85,13 @@ int cqc_state_map(struct cq_model *model, int fd, uint64_t n, struct cq_err *err
 	return 0;
 }
 
+/**
+ * cqc_seg_find() - segment of this boot of the daemon
+ * @model: model, lock held
+ * @id:    segment
+ *
+ * Return: it, mapped or not; NULL.
+ */
 struct cqc_seg *cqc_seg_find(struct cq_model *model, uint32_t id)
 {
 	struct list_head *pos;
@@ -130,6 +147,13 @@ static void seg_done(struct cq_ctx *ctx, struct cqc_req *req, int ret,
 		cqc_conn_drop(ctx, ret);
 }
 
+/**
+ * cqc_seg_want() - segment, asked for if need be
+ * @model: model, lock held
+ * @id:    segment
+ *
+ * Return: it, base NULL until it has arrived; NULL: cannot be asked now.
+ */
 struct cqc_seg *cqc_seg_want(struct cq_model *model, uint32_t id)
 {
 	Cqp__SegmentGet get = CQP__SEGMENT_GET__INIT;
@@ -157,6 +181,14 @@ struct cqc_seg *cqc_seg_want(struct cq_model *model, uint32_t id)
 	return seg;
 }
 
+/**
+ * cqc_seg_get() - segment, waiting until it is mapped
+ * @model: model, lock held
+ * @id:    segment
+ * @out:   set on success
+ *
+ * Return: 0; -ENOTCONN; -ENOENT; -ETIMEDOUT.
+ */
 int cqc_seg_get(struct cq_model *model, uint32_t id, struct cqc_seg **out)
 {
 	struct cq_ctx *ctx = model->ctx;
@@ -184,6 +216,10 @@ int cqc_seg_get(struct cq_model *model, uint32_t id, struct cqc_seg **out)
 	}
 }
 
+/**
+ * cqc_segs_lost() - forget questions of a lost connection
+ * @model: model, lock held
+ */
 void cqc_segs_lost(struct cq_model *model)
 {
 	struct list_head *pos, *tmp;
@@ -199,6 +235,10 @@ void cqc_segs_lost(struct cq_model *model)
 	}
 }
 
+/**
+ * cqc_segs_free() - unmap everything
+ * @model: about to be freed
+ */
 void cqc_segs_free(struct cq_model *model)
 {
 	struct list_head *pos, *tmp;

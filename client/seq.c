@@ -10,6 +10,12 @@
 
 #define SEQ_FLAGS (CQ_SEQ_NOMATCH | CQ_SEQ_PRIVATE)
 
+/**
+ * cqc_seq_check() - is it a sequence of this process
+ * @seq: the caller's
+ *
+ * Return: 0; -EINVAL; -EOWNERDEAD.
+ */
 int cqc_seq_check(const struct cq_seq *seq)
 {
 	if (!seq || seq->magic != CQC_SEQ_MAGIC)
@@ -52,7 +58,11 @@ int cqc_seq_alloc(struct cq_model *model, uint32_t position, uint32_t flags,
 	return 0;
 }
 
-/* Give up what an entry holds. */
+/**
+ * cqc_ent_drop() - give up what an entry holds
+ * @seq: sequence
+ * @ent: entry of it
+ */
 void cqc_ent_drop(struct cq_seq *seq, struct cqc_ent *ent)
 {
 	if (ent->f16 != CQC_NONE)
@@ -80,6 +90,10 @@ static void mark_orphans(struct cq_seq *seq)
 	}
 }
 
+/**
+ * cqc_seq_free() - end a sequence, or half of one
+ * @seq: as made by cqc_seq_alloc()
+ */
 void cqc_seq_free(struct cq_seq *seq)
 {
 	struct cq_model *model = seq->model;
@@ -310,7 +324,8 @@ static int open_check(struct cq_model *model, const uint32_t *ids, size_t n,
 		return cqc_fail(-EINVAL, "position %u; the model has %u", o->position,
 				model->m.geom.max_position);
 	if (o->position && model->m.geom.keys == CQK_KEYS_ROTATED)
-		return cqc_fail(-EINVAL, "position %u: this model's pages hold rotated keys and fit only where they were made",
+		return cqc_fail(-EINVAL, "position %u: this model's pages hold rotated keys "
+					 "and fit only where they were made",
 				o->position);
 	return 0;
 }
@@ -410,7 +425,9 @@ int cqc_seq_grow(struct cq_seq *seq, size_t tokens)
 			continue;
 		while (seq->n_ents > before)
 			cqc_ent_drop(seq, &seq->ents[--seq->n_ents]);
-		return cqc_fail(-ENOBUFS, "the arena is full (%llu of %llu bytes free); wait on cq_event_fd(), close a sequence or ask for more at cq_model_open()",
+		return cqc_fail(-ENOBUFS, "the arena is full (%llu of %llu bytes free); wait "
+					  "on cq_event_fd(), close a sequence or ask for more "
+					  "at cq_model_open()",
 				(unsigned long long)model->arena.free_bytes,
 				(unsigned long long)model->arena.bytes);
 	}
@@ -481,13 +498,16 @@ CQ_API int cq_seq_get_info(struct cq_seq *seq, struct cq_seq_info *info)
 	for (i = 0; i < seq->n_ents; i++) {
 		const struct cqc_ent *e = &seq->ents[i];
 		size_t first = (size_t)i * CQ_PAGE_TOKENS;
-		uint64_t want = seq->len > first ? cqc_low((uint32_t)MIN(seq->len - first, (size_t)64)) : 0;
+		size_t n = seq->len > first ? MIN(seq->len - first, (size_t)CQ_PAGE_TOKENS) : 0;
+		uint64_t codes = cqc_ent_parts(seq, i, cqc_low((uint32_t)n)).codes;
 
 		if (i < full && (e->pg->slot.word || e->pg->pinned))
 			s.sealed += CQ_PAGE_TOKENS;
-		s.coded += (uint64_t)__builtin_popcountll(cqc_ent_parts(seq, i, want).codes);
+		s.coded += (uint64_t)__builtin_popcountll(codes);
 		if (e->pg->slot.word)
-			s.shared_bytes += m->slot_bytes + (e->pg->sink.word ? m->sink_slot_bytes : 0);
+			s.shared_bytes += m->slot_bytes;
+		if (e->pg->sink.word)
+			s.shared_bytes += m->sink_slot_bytes;
 		s.private_bytes += e->f16 != CQC_NONE ? seq->model->arena.unit : 0;
 		s.private_bytes += e->pg->chunk != CQC_NONE ? seq->model->arena.chunk : 0;
 		s.private_bytes += e->pg->sink_chunk != CQC_NONE ? seq->model->arena.chunk : 0;

@@ -12,6 +12,12 @@
 #define REOPEN_MIN_MS 20
 #define REOPEN_MAX_MS 1000
 
+/**
+ * cqc_hello_fill() - Hello, resuming the session if there was one
+ * @ctx:   context
+ * @msg:   message to fill
+ * @hello: its body
+ */
 void cqc_hello_fill(struct cq_ctx *ctx, Cqp__Msg *msg, Cqp__Hello *hello)
 {
 	hello->protocol = CQP_VERSION;
@@ -62,6 +68,12 @@ static void hello_done(struct cq_ctx *ctx, struct cqc_req *req, int ret,
 		cqc_models_reopen(ctx);
 }
 
+/**
+ * cqc_hello_send() - Hello over a fresh connection
+ * @ctx: context, lock held
+ *
+ * Return: as cqc_send().
+ */
 int cqc_hello_send(struct cq_ctx *ctx)
 {
 	Cqp__Hello hello = CQP__HELLO__INIT;
@@ -73,6 +85,12 @@ int cqc_hello_send(struct cq_ctx *ctx)
 	return cqc_send(ctx, &ctx->hello, &msg, NULL, 0);
 }
 
+/**
+ * cqc_model_open_fill() - ModelOpen
+ * @model: model; name and range count
+ * @msg:   message to fill
+ * @mo:    its body
+ */
 void cqc_model_open_fill(const struct cq_model *model, Cqp__Msg *msg, Cqp__ModelOpen *mo)
 {
 	const struct cqp_shard *r = &model->range;
@@ -194,6 +212,10 @@ static void reopen_until(struct cq_ctx *ctx, int64_t now)
 	}
 }
 
+/**
+ * cqc_models_reopen() - open every model on a new connection
+ * @ctx: context, lock held
+ */
 void cqc_models_reopen(struct cq_ctx *ctx)
 {
 	struct list_head *pos;
@@ -208,12 +230,22 @@ void cqc_models_reopen(struct cq_ctx *ctx)
 	reopen_until(ctx, 1);
 }
 
+/**
+ * cqc_models_retry() - the same for models whose time has come
+ * @ctx: context, lock held
+ */
 void cqc_models_retry(struct cq_ctx *ctx)
 {
 	if (ctx->link == CQC_READY)
 		reopen_until(ctx, cqc_now_ms());
 }
 
+/**
+ * cqc_models_retry_at() - when that is
+ * @ctx: context, lock held
+ *
+ * Return: CLOCK_MONOTONIC, ms; INT64_MAX: never.
+ */
 int64_t cqc_models_retry_at(const struct cq_ctx *ctx)
 {
 	int64_t at = INT64_MAX;
@@ -228,6 +260,11 @@ int64_t cqc_models_retry_at(const struct cq_ctx *ctx)
 	return at;
 }
 
+/**
+ * cqc_late() - an answer nobody waits for any more
+ * @ctx: context, lock held
+ * @msg: answer
+ */
 void cqc_late(struct cq_ctx *ctx, const Cqp__Msg *msg)
 {
 	struct cqp_page page;

@@ -48,7 +48,8 @@ int cqc_shard_make(const struct cqk_model *whole, const struct cqp_shard *range,
 	    range->layer_end > whole->geom.n_layers ||
 	    range->head_begin >= range->head_end ||
 	    range->head_end > whole->geom.n_kv_heads)
-		return cqc_fail(-EINVAL, "shard of layers %u-%u, kv heads %u-%u; the model has %u layers, %u kv heads",
+		return cqc_fail(-EINVAL, "shard of layers %u-%u, kv heads %u-%u; the model has "
+					 "%u layers, %u kv heads",
 				range->layer_begin, range->layer_end, range->head_begin,
 				range->head_end, whole->geom.n_layers,
 				whole->geom.n_kv_heads);

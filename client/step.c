@@ -15,7 +15,7 @@
 
 /**
  * cqc_batch_end_step() - a step is over
- * @batch: its tables must not be read any more
+ * @b: its tables must not be read any more
  */
 void cqc_batch_end_step(struct cq_batch *b)
 {
@@ -79,7 +79,8 @@ static int batch_sizes(struct cq_batch *b, uint32_t max_seqs, uint32_t max_rows,
 	uses = max_seqs * (2ull * b->max_ents + 1);
 	if (!max_seqs || max_seqs > MAX_SEQS || !max_rows || max_rows > MAX_ROWS ||
 	    uses > MAX_USES)
-		return cqc_fail(-EINVAL, "cq_batch_new: %u sequences, %u rows, %llu tokens; at most %u, %u and %u pages in all",
+		return cqc_fail(-EINVAL, "cq_batch_new: %u sequences, %u rows, %llu tokens; at "
+					 "most %u, %u and %u pages in all",
 				max_seqs, max_rows, (unsigned long long)max_tokens,
 				MAX_SEQS, MAX_ROWS, MAX_USES / 2);
 	b->max_seqs = max_seqs;
@@ -291,10 +292,12 @@ static int step_check(struct cq_batch *b, struct cq_seq *const *seqs,
 		seqs[i]->mark = b->step;
 		sum += rows[i];
 		if (sum > b->max_rows)
-			return cqc_fail(-ENOSPC, "cq_step: more rows than the %u the batch was made for",
+			return cqc_fail(-ENOSPC, "cq_step: more rows than the %u the batch was "
+						 "made for",
 					b->max_rows);
 		if (seqs[i]->len + rows[i] > (uint64_t)b->max_ents * CQ_PAGE_TOKENS)
-			return cqc_fail(-ENOSPC, "cq_step: sequence %u has %zu tokens; the batch was made for %llu",
+			return cqc_fail(-ENOSPC, "cq_step: sequence %u has %zu tokens; the "
+						 "batch was made for %llu",
 					i, seqs[i]->len + rows[i],
 					(unsigned long long)b->max_ents * CQ_PAGE_TOKENS);
 	}

@@ -28,7 +28,8 @@ int cqc_view_check(const struct cq_view *v, size_t n, uint32_t heads, uint32_t d
 	if (!v || !v->data)
 		return cqc_fail(-EINVAL, "%s: no data", what);
 	if (v->dtype > CQ_BF16 || v->pad)
-		return cqc_fail(-EINVAL, "%s: dtype %u, pad %u; want CQ_F32, CQ_F16 or CQ_BF16 and 0",
+		return cqc_fail(-EINVAL, "%s: dtype %u, pad %u; want CQ_F32, CQ_F16 or CQ_BF16 "
+					 "and 0",
 				what, v->dtype, v->pad);
 	if ((uintptr_t)v->data % dtype_bytes(v->dtype))
 		return cqc_fail(-EINVAL, "%s: data is not aligned to its type", what);

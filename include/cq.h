@@ -93,8 +93,10 @@ struct cq_open_opts {
  * @pad:         0
  * @arena_bytes: memory for this worker's own tokens (window, tails, pages not
  *               sealed yet), reserved at once; 0: 256 blocks of 64 tokens
- * @layer_begin, @layer_end, @head_begin, @head_end: shard (kv heads); all 0:
- *               the whole model
+ * @layer_begin: shard: first layer
+ * @layer_end:   one past its last layer; 0: the model's last
+ * @head_begin:  shard: first kv head
+ * @head_end:    one past its last kv head; 0: the model's last
  */
 struct cq_model_opts {
 	size_t sz;
@@ -107,10 +109,23 @@ struct cq_model_opts {
 
 /**
  * struct cq_model_info - what a model is
- * @sz: set by the caller to sizeof(struct cq_model_info)
- * The rest is filled in: shape of the shard, coding of layer 0 ("4c8b", "fp16"),
- * sinks and window in tokens, bytes per page slot and codebook file, the hash,
- * kernels in use, and the arena's size and free bytes.
+ * @sz:           set by the caller to sizeof(struct cq_model_info)
+ * @n_layers:     layers of the shard
+ * @n_heads:      query heads of the shard
+ * @n_kv_heads:   kv heads of the shard
+ * @head_dim:     channels per head
+ * @max_position: positions the model was made for
+ * @sinks:        tokens at the start of a sequence that stay in fp16
+ * @window:       recent tokens that their owner reads in fp16
+ * @pad:          0
+ * @slot_bytes:   bytes of one shared page of 64 tokens
+ * @file_bytes:   bytes of the model file (codebooks)
+ * @arena_bytes:  bytes of this worker's arena
+ * @arena_free:   bytes of it that are free
+ * @hash:         SHA-256 that names the model
+ * @k:            coding of keys in layer 0, "4c8b" or "fp16"
+ * @v:            coding of values in layer 0
+ * @kernels:      implementation in use
  */
 struct cq_model_info {
 	size_t sz;
@@ -173,7 +188,9 @@ struct cq_append_opts {
  * @scale:      0: 1/sqrt(head_dim)
  * @soft_cap:   0: none
  * @sliding_window: tokens; 0: none
- * @head_begin, @head_end: kv heads of this call; both 0: all
+ * @head_begin: first kv head of this call
+ * @head_end:   one past the last; both 0: all
+ * @pad:        0
  * @lse:        [rows][n_heads] f32, NULL: not wanted
  * @lse_stride: floats between rows; 0: n_heads
  */
@@ -209,7 +226,11 @@ struct cq_seq_info {
 	uint64_t shared_bytes, private_bytes;
 };
 
-/* Version of the library, "0.1.0". */
+/**
+ * cq_version() - version of the library
+ *
+ * Return: "0.1.0".
+ */
 const char *cq_version(void);
 
 /**
@@ -232,11 +253,15 @@ const char *cq_last_error(void);
  */
 int cq_open(const struct cq_open_opts *opts, struct cq_ctx **out);
 
-/* Ends everything opened from it, releases every pin. Accepts NULL. */
+/**
+ * cq_close() - end everything opened from a context, release every pin
+ * @ctx: context or NULL; pages that are not published yet stay unpublished
+ */
 void cq_close(struct cq_ctx *ctx);
 
 /**
  * cq_poll() - do what the own thread would do (CQ_OPEN_POLL)
+ * @ctx:        context
  * @timeout_ms: how long to wait for something to do; 0: do not wait
  *
  * Return: number of events handled; -EINVAL the context has its own thread;
@@ -244,26 +269,53 @@ void cq_close(struct cq_ctx *ctx);
  */
 int cq_poll(struct cq_ctx *ctx, int timeout_ms);
 
-/* eventfd: readable after something was sealed or arena memory came free. */
+/**
+ * cq_event_fd() - eventfd that tells when to go on
+ * @ctx: context
+ *
+ * Readable after something was sealed and arena memory can be had again. The
+ * caller reads it; it stays the context's.
+ *
+ * Return: the descriptor; -EOWNERDEAD; -EINVAL.
+ */
 int cq_event_fd(struct cq_ctx *ctx);
 
 /**
  * cq_model_open() - get a model and reserve an arena
+ * @ctx:  context
  * @name: as loaded with cqctl
+ * @opts: NULL for all defaults
+ * @out:  model, ended with cq_model_close()
  *
  * Return: 0; -ENOENT no such model; -EDQUOT arena over the namespace's quota;
  * -ENOMEM; -EINVAL shard outside the model; -EOPNOTSUPP device.
  */
 int cq_model_open(struct cq_ctx *ctx, const char *name,
 		  const struct cq_model_opts *opts, struct cq_model **out);
+
+/**
+ * cq_model_get_info() - shape, coding, sizes
+ * @model: model
+ * @info:  filled up to its sz
+ *
+ * Return: 0; -EINVAL; -EOWNERDEAD.
+ */
 int cq_model_get_info(struct cq_model *model, struct cq_model_info *info);
-void cq_model_close(struct cq_model *model);	/* closes its sequences too */
+
+/**
+ * cq_model_close() - end a model, its sequences and batches
+ * @model: model or NULL
+ */
+void cq_model_close(struct cq_model *model);
 
 /**
  * cq_seq_open() - start a sequence on the longest published prefix
+ * @model: model
  * @ids: token ids of the prompt, [n]; at most n - 1 of them are matched, in
  *       whole pages, since a row must be left to compute
  * @n:   0 is allowed: an empty sequence
+ * @opts: NULL for all defaults
+ * @out: sequence, ended with cq_seq_close()
  *
  * The sequence then has cq_seq_length() tokens; the caller appends and commits
  * the rest. When cqd is away, nothing matches and the sequence starts empty.
@@ -272,17 +324,38 @@ void cq_model_close(struct cq_model *model);	/* closes its sequences too */
  */
 int cq_seq_open(struct cq_model *model, const uint32_t *ids, size_t n,
 		const struct cq_seq_opts *opts, struct cq_seq **out);
-void cq_seq_close(struct cq_seq *seq);		/* accepts NULL */
 
-/* Committed tokens. */
+/**
+ * cq_seq_close() - end a sequence
+ * @seq: sequence or NULL; its forks live on
+ */
+void cq_seq_close(struct cq_seq *seq);
+
+/**
+ * cq_seq_length() - committed tokens
+ * @seq: sequence
+ *
+ * Return: their number; 0 for a handle that is none.
+ */
 size_t cq_seq_length(const struct cq_seq *seq);
+
+/**
+ * cq_seq_get_info() - what a sequence holds
+ * @seq:  sequence
+ * @info: filled up to its sz
+ *
+ * Return: 0; -EINVAL; -EOWNERDEAD.
+ */
 int cq_seq_get_info(struct cq_seq *seq, struct cq_seq_info *info);
 
 /**
  * cq_append() - keys and values of @n new tokens, one layer
+ * @seq:   sequence
  * @layer: layer of the shard; every layer gets the same @n before cq_commit()
  * @k:     [n][n_kv_heads][head_dim], pre-RoPE unless CQ_APPEND_ROTATED
  * @v:     the same shape
+ * @n:     tokens
+ * @opts:  NULL for all defaults
  *
  * Appending the same layer again before commit continues after what it
  * already has. Values are rounded to fp16. No system call, no lock.
@@ -296,18 +369,22 @@ int cq_append(struct cq_seq *seq, uint32_t layer, const struct cq_view *k,
 
 /**
  * cq_commit() - make the first @n appended tokens part of the sequence
+ * @seq: sequence
  * @ids: their token ids
+ * @n:   tokens
  *
  * Full pages are encoded here and handed over for sealing: at most one eventfd
  * write per page, no other system call.
  *
- * Return: 0; -EINVAL a layer has fewer than @n tokens (it is named);
- * -ENOBUFS no arena memory for the coded page (nothing changed).
+ * Return: 0; -EINVAL a layer has fewer than @n tokens (it is named); -ENOMEM;
+ * nothing changed on failure. Memory for codes was taken with that for the
+ * tokens: the arena being full is met by append or step.
  */
 int cq_commit(struct cq_seq *seq, const uint32_t *ids, size_t n);
 
 /**
  * cq_seal() - wait until every full page is published
+ * @seq:        sequence
  * @timeout_ms: -1: without limit
  *
  * Return: 0; -ETIMEDOUT; -ENOTCONN cqd is away; -EDQUOT or -ENOSPC the daemon
@@ -315,28 +392,51 @@ int cq_commit(struct cq_seq *seq, const uint32_t *ids, size_t n);
  */
 int cq_seal(struct cq_seq *seq, int timeout_ms);
 
-/* A second sequence with the same tokens; shared blocks are counted, only the
- * part-filled one is copied. 0; -ENOBUFS; -EBUSY uncommitted tokens. */
+/**
+ * cq_fork() - a second sequence with the same tokens
+ * @seq:  sequence
+ * @opts: flags count; position and extra bytes are inherited; NULL: all is
+ * @out:  sequence, ended with cq_seq_close()
+ *
+ * Pages and window blocks are shared, only the part-filled block is copied.
+ *
+ * Return: 0; -ENOBUFS; -EBUSY uncommitted tokens; -ENOMEM; -EINVAL; -ESTALE.
+ */
 int cq_fork(struct cq_seq *seq, const struct cq_seq_opts *opts, struct cq_seq **out);
 
-/* Keep the first @n tokens. Inside a coded page its codes are kept verbatim.
- * 0; -EINVAL n beyond the length; -ENOBUFS. Uncommitted tokens are dropped. */
+/**
+ * cq_truncate() - keep the first tokens of a sequence
+ * @seq: sequence; uncommitted tokens are dropped
+ * @n:   tokens to keep
+ *
+ * Inside a coded page its codes are kept verbatim.
+ *
+ * Return: 0; -EINVAL @n beyond the length; -ENOBUFS or -ESTALE nothing changed.
+ */
 int cq_truncate(struct cq_seq *seq, size_t n);
 
 /**
  * cq_batch_new() - memory for steps
+ * @model:    model
  * @max_seqs: sequences in one step
  * @max_rows: query rows in one step, all sequences together
  * @max_tokens: tokens of the longest sequence; 0: the model's max_position
+ * @out:      batch, ended with cq_batch_free()
  *
  * Return: 0; -ENOMEM; -EINVAL.
  */
 int cq_batch_new(struct cq_model *model, uint32_t max_seqs, uint32_t max_rows,
 		 uint64_t max_tokens, struct cq_batch **out);
+
+/**
+ * cq_batch_free() - end a batch
+ * @batch: batch or NULL
+ */
 void cq_batch_free(struct cq_batch *batch);
 
 /**
  * cq_step() - what the next attention calls are about
+ * @batch: batch
  * @seqs: [n], each at most once
  * @rows: [n] tokens of each sequence in this step: the @rows[i] tokens that
  *        follow its committed ones. They are appended to layer l before
@@ -358,8 +458,11 @@ int cq_step(struct cq_batch *batch, struct cq_seq *const *seqs,
 
 /**
  * cq_attention() - one layer of attention over the batch
- * @q: [rows][n_heads][head_dim]
- * @o: the same shape; may be f32, f16 or bf16
+ * @batch: batch, after cq_step()
+ * @layer: layer of the shard
+ * @q:     [rows][n_heads][head_dim]
+ * @o:     the same shape; may be f32, f16 or bf16
+ * @opts:  NULL for all defaults
  *
  * No system call, no lock, no allocation. Source: Dao et al., FlashAttention,
  * arXiv 2205.14135, algorithm 1 (online softmax), over decoded centroids.
@@ -372,7 +475,10 @@ int cq_attention(struct cq_batch *batch, uint32_t layer, const struct cq_view *q
 
 /**
  * cq_read() - keys and values as attention sees them
- * @from: first token, @n tokens, all committed
+ * @seq:   sequence
+ * @layer: layer of the shard
+ * @from:  first token
+ * @n:     tokens, all committed
  * @k:    [n][n_kv_heads][head_dim], pre-RoPE, f32/f16/bf16; NULL: not wanted
  * @v:    the same
  *

@@ -278,7 +278,8 @@ TEST(views_find_what_is_not_a_number)
 TEST(shards_are_cut_out_of_a_model)
 {
 	struct shape s = SHAPE_SMALL;
-	struct cqp_shard range = { .layer_begin = 1, .layer_end = 2, .head_begin = 1, .head_end = 2 };
+	struct cqp_shard range = { .layer_begin = 1, .layer_end = 2,
+				   .head_begin = 1, .head_end = 2 };
 	const struct cqk_ops *ops = cqk_select("portable");
 	struct cqk_model *whole, m;
 	uint8_t a[64 * 64], b[64 * 64];
