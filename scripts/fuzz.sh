@@ -4,8 +4,9 @@
 #	fuzz.sh smoke NAME...		each fuzzer for $FUZZ_SECONDS
 #	fuzz.sh cover NAME=FILE[,FILE]...	lines of FILE that the corpus reaches
 #
-# Seeds of fuzz_foo are read from tests/fuzz/corpus/{fuzz_foo,foo}; what a run finds goes to $O/corpus
-# and what crashes to $O/artifacts. Coverage below 80 % is a failure.
+# Seeds of fuzz_foo are read from tests/fuzz/corpus/{fuzz_foo,foo}; what a run
+# finds goes to $O/corpus and what crashes to $O/artifacts. Coverage below 80 %
+# is a failure.
 set -u
 mode=$1
 shift
@@ -32,7 +33,8 @@ smoke() {	# name
 
 	mkdir -p "$O/corpus/$1" "$O/artifacts"
 	mapfile -t dirs < <(corpora "$1")
-	if LLVM_PROFILE_FILE=$O/$1.smoke.raw randomless "$O/tests/fuzz/$1" -max_total_time="${FUZZ_SECONDS:-20}" -timeout=10 \
+	export LLVM_PROFILE_FILE=$O/$1.smoke.raw
+	if randomless "$O/tests/fuzz/$1" -max_total_time="${FUZZ_SECONDS:-20}" -timeout=10 \
 		-rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix="$O/artifacts/$1-" \
 		"${dirs[@]}" >"$log" 2>&1 </dev/null; then
 		echo "ok $1: $(sed -n 's/^stat::number_of_executed_units: */runs /p' "$log")," \
@@ -54,7 +56,8 @@ cover() {	# name=file,file
 	bin=$O/tests/fuzz/$name
 	prof=$O/$name.cover
 	mapfile -t dirs < <(corpora "$name")
-	if ! LLVM_PROFILE_FILE=$prof.raw randomless "$bin" -runs=0 "${dirs[@]}" >"$prof.log" 2>&1 ||
+	export LLVM_PROFILE_FILE=$prof.raw
+	if ! randomless "$bin" -runs=0 "${dirs[@]}" >"$prof.log" 2>&1 ||
 	   ! llvm-profdata merge -o "$prof.data" "$prof.raw" 2>>"$prof.log"; then
 		tail "$prof.log"
 		return 1
