@@ -17,7 +17,7 @@ say() {
 fail() {
 	say "failed: $1" >&2
 	[ $# -lt 2 ] || tail -n 5 "$2" 2>/dev/null | sed 's/^/    /' >&2
-	[ -z "${dir:-}" ] || tail -n 5 "$dir/work/cqd.log" 2>/dev/null | sed 's/^/    cqd: /' >&2
+	[ -z "${dir:-}" ] || tail -n 5 "$dir/jobs/cqd.log" 2>/dev/null | sed 's/^/    cqd: /' >&2
 	exit 1
 }
 
@@ -42,14 +42,14 @@ demo_begin() {
 		dir=
 		fail "no temporary folder"
 	fi
-	mkdir "$dir/bin" "$dir/lm" "$dir/run" "$dir/work"
+	mkdir "$dir/bin" "$dir/lm" "$dir/run" "$dir/jobs"
 	cp -L "$1/cqd" "$1/cqctl" "$1/cq-worker" "$1/libcq.so.0" "$dir/bin"
 	cp "$top/client/worker/lm"/*.{json,safetensors,u16} "$dir/lm"
-	cat "$top"/Documentation/{formats,protocol}.md >"$dir/work/prefix.txt"
-	chmod -R a+rX "$dir/bin" "$dir/lm" "$dir/run" "$dir/work"
+	cat "$top"/Documentation/{formats,protocol}.md >"$dir/jobs/prefix.txt"
+	chmod -R a+rX "$dir/bin" "$dir/lm" "$dir/run" "$dir/jobs"
 	if [ "$(id -u)" = 0 ]; then
 		chown "$cqd_uid:$cqd_uid" "$dir/run"
-		chown "$worker_uid:$worker_uid" "$dir/work"
+		chown "$worker_uid:$worker_uid" "$dir/jobs"
 		members=$worker_uid
 	else
 		members=$(id -u)
@@ -86,12 +86,12 @@ as() {
 }
 
 worker_run() {
-	(cd "$dir/work" && as "$worker_uid" "$@")
+	(cd "$dir/jobs" && as "$worker_uid" "$@")
 }
 
 worker() {
-	worker_run "$dir/bin/cq-worker" "$@" 2>"$dir/work/worker.err" ||
-		fail "cq-worker $1" "$dir/work/worker.err"
+	worker_run "$dir/bin/cq-worker" "$@" 2>"$dir/jobs/worker.err" ||
+		fail "cq-worker $1" "$dir/jobs/worker.err"
 }
 
 ctl() {
@@ -112,7 +112,7 @@ start_cqd() {
 	END
 	chmod 644 "$dir/run/cqd.conf"
 	(as "$cqd_uid" "$dir/bin/cqd" --config "$dir/run/cqd.conf") \
-		</dev/null >"$dir/work/cqd.log" 2>&1 &
+		</dev/null >"$dir/jobs/cqd.log" 2>&1 &
 	pid[cqd]=$!
 	for ((i = 0; i < 200; i++)); do
 		! ctl ping >/dev/null 2>&1 || return 0
@@ -129,24 +129,24 @@ start_worker() {
 	shift
 	# One pipe that nobody writes: whoever reads it waits.
 	if [ -z "${hold_fd:-}" ]; then
-		mkfifo "$dir/work/hold"
-		exec {hold_fd}<>"$dir/work/hold"
+		mkfifo "$dir/jobs/hold"
+		exec {hold_fd}<>"$dir/jobs/hold"
 	fi
-	: >"$dir/work/$name.json"
-	(cd "$dir/work" && as "$worker_uid" "$dir/bin/cq-worker" run "${to_cqd[@]}" \
-		--model coded --prefix "$dir/work/prefix.u16" --name "$name" \
+	: >"$dir/jobs/$name.json"
+	(cd "$dir/jobs" && as "$worker_uid" "$dir/bin/cq-worker" run "${to_cqd[@]}" \
+		--model coded --prefix "$dir/jobs/prefix.u16" --name "$name" \
 		--temperature 0.8 "$@") \
-		<"$dir/work/hold" {hold_fd}>&- >"$dir/work/$name.json" 2>"$dir/work/$name.err" &
+		<"$dir/jobs/hold" {hold_fd}>&- >"$dir/jobs/$name.json" 2>"$dir/jobs/$name.err" &
 	pid[$name]=$!
 }
 
 # start_score NAME SKIP: scores 8 continuations behind SKIP held-out tokens
 start_score() {
-	(cd "$dir/work" && as "$worker_uid" "$dir/bin/cq-worker" score "${to_cqd[@]}" \
-		--model coded --reference fp16 --prefix "$dir/work/prefix.u16" --name "$1" \
+	(cd "$dir/jobs" && as "$worker_uid" "$dir/bin/cq-worker" score "${to_cqd[@]}" \
+		--model coded --reference fp16 --prefix "$dir/jobs/prefix.u16" --name "$1" \
 		--ids "$dir/lm/heldout.u16" --skip "$2" --sequences 8 \
-		--length $((positions + 1)) --kl "$dir/work/$1.kl" "${noshare[@]}") \
-		</dev/null >"$dir/work/$1-score.json" 2>"$dir/work/$1-score.err" &
+		--length $((positions + 1)) --kl "$dir/jobs/$1.kl" "${noshare[@]}") \
+		</dev/null >"$dir/jobs/$1-score.json" 2>"$dir/jobs/$1-score.err" &
 	pid[$1-score]=$!
 }
 
@@ -155,11 +155,11 @@ wait_line() {
 	local i
 
 	for ((i = 0; i < $3 * 50; i++)); do
-		! grep -q "\"event\":\"$2\"" "$dir/work/$1.json" || return 0
-		kill -0 "${pid[$1]}" 2>/dev/null || fail "worker $1 ended" "$dir/work/$1.err"
+		! grep -q "\"event\":\"$2\"" "$dir/jobs/$1.json" || return 0
+		kill -0 "${pid[$1]}" 2>/dev/null || fail "worker $1 ended" "$dir/jobs/$1.err"
 		sleep 0.02
 	done
-	fail "worker $1 said nothing for $3 s" "$dir/work/$1.err"
+	fail "worker $1 said nothing for $3 s" "$dir/jobs/$1.err"
 }
 
 # wait_end NAME SECONDS
@@ -170,12 +170,12 @@ wait_end() {
 		if ! kill -0 "${pid[$1]}" 2>/dev/null; then
 			wait "${pid[$1]}" || rc=$?
 			unset "pid[$1]"
-			[ "$rc" = 0 ] || fail "worker $1 ended with $rc" "$dir/work/$1.err"
+			[ "$rc" = 0 ] || fail "worker $1 ended with $rc" "$dir/jobs/$1.err"
 			return 0
 		fi
 		sleep 0.02
 	done
-	fail "worker $1 did not end within $2 s" "$dir/work/$1.err"
+	fail "worker $1 did not end within $2 s" "$dir/jobs/$1.err"
 }
 
 stop_worker() {
@@ -188,11 +188,11 @@ stop_worker() {
 
 # num FILE KEY: the last number or string of that name in flat JSON
 num() {
-	sed -n 's/.*"'"$2"'": *"\{0,1\}\([^,}"]*\).*/\1/p' "$dir/work/$1" | tail -n 1
+	sed -n 's/.*"'"$2"'": *"\{0,1\}\([^,}"]*\).*/\1/p' "$dir/jobs/$1" | tail -n 1
 }
 
 text() {
-	sed -n 's/.*"text":"\(.*\)".*/\1/p' "$dir/work/$1.json" | tail -n 1
+	sed -n 's/.*"text":"\(.*\)".*/\1/p' "$dir/jobs/$1.json" | tail -n 1
 }
 
 excerpt() {
@@ -202,6 +202,7 @@ excerpt() {
 # smaps UID PID FIELD: its sum over the mappings of segments, in bytes. Asked as
 # the process's own uid: root in a container may not look at others.
 smaps() {
+	# shellcheck disable=SC2016 # awk has fields too
 	(as "$1" awk -v field="$3:" '
 		/^[0-9a-f]+-[0-9a-f]+ / { ours = /memfd:cq-seg/ }
 		ours && $1 == field { kb += $2 }
@@ -220,12 +221,12 @@ measure_memory() {
 		bytes=$(smaps "$worker_uid" "${pid[$name]}" Rss)
 		[ -n "$least_rss" ] && [ "$least_rss" -le "$bytes" ] || least_rss=$bytes
 	done
-	ctl --json status >"$dir/work/status-shared.json"
+	ctl --json status >"$dir/jobs/status-shared.json"
 }
 
 # KL of both readers together: mean, 99th percentile, share of equal top tokens
 score_figures() {
-	sort -g "$dir/work/B.kl" "$dir/work/C.kl" | awk '
+	sort -g "$dir/jobs/B.kl" "$dir/jobs/C.kl" | awk '
 		{ kl[NR] = $1; sum += $1; same += $2 }
 		END {
 			if (!NR) exit 1
@@ -252,7 +253,7 @@ collect() {
 		'BEGIN { printf "%.1f", (pool + index_) / n }')
 	pages_bytes=$(num status-shared.json pool_used)
 	prefix_bytes=$(num bench.json shared_bytes)
-	cat >"$dir/work/demo.json" <<-END
+	cat >"$dir/jobs/demo.json" <<-END
 		{"matched_tokens": $matched, "ttft_cold_ms": $cold,
 		 "ttft_attached_ms": $attached, "bytes_per_token_fp16": $fp16_bytes,
 		 "bytes_per_token": $coded_bytes, "sequence_bytes": $sequence_bytes,
@@ -260,7 +261,7 @@ collect() {
 		 "kl_mean": $kl_mean, "kl_p99": $kl_p99, "top1": $top1,
 		 "tokens_per_s": $speed}
 	END
-	cp "$dir/work/demo.json" "$build/demo.json"
+	cp "$dir/jobs/demo.json" "$build/demo.json"
 }
 
 # gate CONDITION OK TEXT...: one line of the table
@@ -291,7 +292,8 @@ report() {
 	gate "$kl_mean <= 0.03" "KL to fp16: mean, p99 of $scored positions" \
 		"$(printf '%.4f, %.3f' "$kl_mean" "$kl_p99")"
 	gate "$top1 >= 0.88" "same most likely token as fp16" "$top1"
-	gate "$same_text" "C's text after B was killed" "$([ "$same_text" = 1 ] && echo unchanged || echo CHANGED)"
+	gate "$same_text" "C's text after B was killed" \
+		"$([ "$same_text" = 1 ] && echo unchanged || echo CHANGED)"
 	printf '  %-52s %s\n' "codebooks, beside the pages" "$codebook_bytes bytes" \
 		"generation" "$(printf '%.0f' "$speed") tokens/s" \
 		"time" "$(($(date +%s) - started)) s"

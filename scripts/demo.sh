@@ -34,32 +34,32 @@ demo_begin "$build"
 
 say "learn codebooks (text that is not used again)"
 learn_start=$(now_ms)
-worker dump --lm "$dir/lm" --ids "$dir/lm/calibration.u16" --out "$dir/work/acts.st" \
+worker dump --lm "$dir/lm" --ids "$dir/lm/calibration.u16" --out "$dir/jobs/acts.st" \
 	--sequences 8 --length 2048 --threads "$cores"
-worker_run "$dir/bin/cqctl" calibrate "$dir/work/acts.st" --k 4c8b --v 4c8b \
-	-o "$dir/work/coded.st" >"$dir/work/calibrate.txt" 2>&1 ||
-	fail "cqctl calibrate" "$dir/work/calibrate.txt"
-worker_run "$dir/bin/cqctl" calibrate "$dir/work/acts.st" --k fp16 --v fp16 \
-	-o "$dir/work/fp16.st" >"$dir/work/calibrate.txt" 2>&1 ||
-	fail "cqctl calibrate" "$dir/work/calibrate.txt"
-rm -f "$dir/work/acts.st"
+worker_run "$dir/bin/cqctl" calibrate "$dir/jobs/acts.st" --k 4c8b --v 4c8b \
+	-o "$dir/jobs/coded.st" >"$dir/jobs/calibrate.txt" 2>&1 ||
+	fail "cqctl calibrate" "$dir/jobs/calibrate.txt"
+worker_run "$dir/bin/cqctl" calibrate "$dir/jobs/acts.st" --k fp16 --v fp16 \
+	-o "$dir/jobs/fp16.st" >"$dir/jobs/calibrate.txt" 2>&1 ||
+	fail "cqctl calibrate" "$dir/jobs/calibrate.txt"
+rm -f "$dir/jobs/acts.st"
 learn_ms=$(($(now_ms) - learn_start))
 say "  $((learn_ms / 1000)) s: 4c8b, 2 bits per channel; and an fp16 model to compare with"
 
 say "start cqd, load both models"
 start_cqd
-ctl load coded "$dir/work/coded.st" >"$dir/work/load.txt" 2>&1 ||
-	fail "cqctl load" "$dir/work/load.txt"
-ctl load fp16 "$dir/work/fp16.st" >"$dir/work/load.txt" 2>&1 ||
-	fail "cqctl load" "$dir/work/load.txt"
-worker tokenize --lm "$dir/lm" --limit "$prefix_tokens" --out "$dir/work/prefix.u16" \
-	"$dir/work/prefix.txt" >/dev/null
+ctl load coded "$dir/jobs/coded.st" >"$dir/jobs/load.txt" 2>&1 ||
+	fail "cqctl load" "$dir/jobs/load.txt"
+ctl load fp16 "$dir/jobs/fp16.st" >"$dir/jobs/load.txt" 2>&1 ||
+	fail "cqctl load" "$dir/jobs/load.txt"
+worker tokenize --lm "$dir/lm" --limit "$prefix_tokens" --out "$dir/jobs/prefix.u16" \
+	"$dir/jobs/prefix.txt" >/dev/null
 
 say "A reads the documentation, $prefix_tokens tokens, publishes it, and writes"
 start_worker A --seed 1 --generate 200 --hold "${noshare[@]}"
 wait_line A end 60
 say "  $(num A.json generated) tokens: $(excerpt A)"
-ctl --json status >"$dir/work/status.json"
+ctl --json status >"$dir/jobs/status.json"
 
 say "C alone, undisturbed, for its text"
 start_worker C-alone --seed 3 --ask "$ask_c" --generate 96 "${noshare[@]}"
@@ -75,21 +75,21 @@ say "  B matched $(num B.json matched), C matched $(num C.json matched) tokens; 
 ctl status | sed 's/^/    /'
 sleep 0.5
 measure_memory A B C
-killed_early=$(grep -c '"event":"end"' "$dir/work/C.json" || true)
+killed_early=$(grep -c '"event":"end"' "$dir/jobs/C.json" || true)
 kill -KILL "${pid[B]}"
 wait "${pid[B]}" 2>/dev/null || true
 unset "pid[B]"
 say "  B killed with SIGKILL while C writes"
 wait_line C end 60
-[ "$killed_early" = 0 ] || fail "C was done before B was killed" "$dir/work/C.json"
+[ "$killed_early" = 0 ] || fail "C was done before B was killed" "$dir/jobs/C.json"
 same_text=0
 [ "$(text C)" != "$(text C-alone)" ] || same_text=1
 stop_worker A
 stop_worker C
 
 say "time to first token, cold and attached, in one process"
-worker bench "${to_cqd[@]}" --model coded --prefix "$dir/work/prefix.u16" --ask "$ask_b" \
-	--repeat 15 --generate 64 "${noshare[@]}" >"$dir/work/bench.json"
+worker bench "${to_cqd[@]}" --model coded --prefix "$dir/jobs/prefix.u16" --ask "$ask_b" \
+	--repeat 15 --generate 64 "${noshare[@]}" >"$dir/jobs/bench.json"
 
 say "B and C are scored against fp16 caches, $((2 * 8 * positions)) positions"
 start_score B 0

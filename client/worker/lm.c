@@ -74,7 +74,7 @@ static int config_check(const json_t *j, struct wk_config *c, const char *path)
 				path);
 	if (!(c->eps > 0) || !(c->rope_theta > 1) || c->n_heads % c->n_kv_heads ||
 	    c->head_dim % 2)
-		return wk_error(-EINVAL, "%s: rms_norm_eps, rope_theta, heads or head_dim make no sense",
+		return wk_error(-EINVAL, "%s: rms_norm_eps, rope_theta or heads make no sense",
 				path);
 	return 0;
 }
@@ -187,11 +187,11 @@ static int lm_alloc(struct wk_lm *lm)
 	size_t layer = 2 * d + qkv_rows(c) * d + d * q + 3 * (size_t)c->ff * d;
 	size_t row = 2 * d + qkv_rows(c) + q + 2 * (size_t)c->ff;
 	size_t total = c->n_layers * layer + (c->vocab + 1) * d + lm->chunk * row;
-	float *at = malloc(total * sizeof(float));
+	float *at = malloc((total + 1) * sizeof(float));
 	uint32_t l;
 
 	lm->embed = at;
-	lm->layers = calloc(c->n_layers, sizeof(*lm->layers));
+	lm->layers = calloc(c->n_layers + 1, sizeof(*lm->layers));
 	if (!at || !lm->layers)
 		return wk_error(-ENOMEM, "no memory for %zu MB of weights",
 				total * sizeof(float) >> 20);

@@ -42,19 +42,20 @@ uint32_t wk_sample(struct wk_sampler *s, const float *logits, size_t n)
 	return (uint32_t)best;	/* rounding ate the last bit of u */
 }
 
-static double log_sum_exp(const float *x, size_t n)
+double wk_log_sum_exp(const float *x, size_t n)
 {
-	double max = (double)x[wk_argmax(x, n)], sum = 0;
-	size_t i;
+	size_t best = wk_argmax(x, n), i;
+	double sum = 1;		/* of the largest one itself */
 
 	for (i = 0; i < n; i++)
-		sum += exp((double)x[i] - max);
-	return max + log(sum);
+		if (i != best)
+			sum += exp((double)x[i] - (double)x[best]);
+	return (double)x[best] + log(sum);
 }
 
 double wk_kl(const float *p, const float *q, size_t n)
 {
-	double lp = log_sum_exp(p, n), lq = log_sum_exp(q, n), kl = 0, a;
+	double lp = wk_log_sum_exp(p, n), lq = wk_log_sum_exp(q, n), kl = 0, a;
 	size_t i;
 
 	for (i = 0; i < n; i++) {

@@ -45,12 +45,7 @@ struct score {
 
 static double nll(const float *logits, uint32_t token, size_t n)
 {
-	double max = (double)logits[wk_argmax(logits, n)], sum = 0;
-	size_t i;
-
-	for (i = 0; i < n; i++)
-		sum += exp((double)logits[i] - max);
-	return max + log(sum) - (double)logits[token];
+	return wk_log_sum_exp(logits, n) - (double)logits[token];
 }
 
 /* Rows whose next tokens are @next; the last row has none. */

@@ -245,6 +245,7 @@ struct wk_sampler {
 
 uint32_t wk_sample(struct wk_sampler *s, const float *logits, size_t n);
 
+double wk_log_sum_exp(const float *x, size_t n);
 /* KL(softmax(p) || softmax(q)) in nats, computed in double. */
 double wk_kl(const float *p, const float *q, size_t n);
 size_t wk_argmax(const float *x, size_t n);

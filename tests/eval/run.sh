@@ -54,8 +54,8 @@ score() {
 	echo "eval: $coding, $reader reader" >&2
 	line=$("$O/cq-worker" score --lm "$lm" --socket "$dir/cqd.sock" --model "$coding" \
 		--reference fp16 --ids "$lm/heldout.u16" "$@")
-	echo "{\"bench\":\"quality\",\"k\":\"$coding\",\"v\":\"$coding\",\"reader\":\"$reader\",${line#\{}" |
-		tee -a "$O/eval.json"
+	printf '{"bench":"quality","k":"%s","v":"%s","reader":"%s",%s\n' \
+		"$coding" "$coding" "$reader" "${line#\{}" | tee -a "$O/eval.json"
 }
 
 : >"$O/eval.json"

@@ -27,7 +27,8 @@ logits() {
 }
 
 prefix() {
-	worker tokenize --lm "$lm" --limit 448 --out "$dir/prefix.u16" "$top/Documentation/formats.md"
+	worker tokenize --lm "$lm" --limit 448 --out "$dir/prefix.u16" \
+		"$top/Documentation/formats.md"
 }
 
 # Pass-through pages hold what the first reader computed: nothing may change.
@@ -48,7 +49,8 @@ coded_text() {
 sampled() {
 	run coded s1.json --temperature 1 --seed 7 && run coded s2.json --temperature 1 --seed 7 &&
 		run coded s3.json --temperature 1 --seed 8 &&
-		[ "$(text s1.json)" = "$(text s2.json)" ] && [ "$(text s1.json)" != "$(text s3.json)" ]
+		[ "$(text s1.json)" = "$(text s2.json)" ] &&
+		[ "$(text s1.json)" != "$(text s3.json)" ]
 }
 
 # The codebooks of this test are from 1,024 tokens: a loose bound.
@@ -58,7 +60,8 @@ quality() {
 		cat "$dir/score.json" &&
 		[ "$(key "$dir/score.json" matched_tokens)" = 448 ] &&
 		[ "$(key "$dir/score.json" positions)" = 254 ] &&
-		awk -v kl="$(key "$dir/score.json" kl_mean)" -v same="$(key "$dir/score.json" top1)" \
+		awk -v kl="$(key "$dir/score.json" kl_mean)" \
+			-v same="$(key "$dir/score.json" top1)" \
 			'BEGIN { exit !(kl > 0 && kl < 0.05 && same > 0.8) }'
 }
 

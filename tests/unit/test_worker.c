@@ -224,6 +224,10 @@ static int open_st(struct wk_st *st, const char *header, size_t data)
 	return wk_st_open(st, path);
 }
 
+#define X(dtype, shape, offsets) "{\"x\":{\"dtype\":\"" dtype "\"," \
+	"\"shape\":" shape ",\"data_offsets\":" offsets "}}"
+#define FAR "9223372036854775807"
+
 TEST(weight_files_are_checked)
 {
 	static const struct {
@@ -231,15 +235,14 @@ TEST(weight_files_are_checked)
 		size_t data;
 		int ret;
 	} t[] = {
-		{ "{\"x\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,24]}}", 24, 0 },
-		{ "{\"x\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,24]}}", 23, -EINVAL },
-		{ "{\"x\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,20]}}", 24, -EINVAL },
-		{ "{\"x\":{\"dtype\":\"F32\",\"shape\":[3,2],\"data_offsets\":[0,24]}}", 24, -EINVAL },
-		{ "{\"x\":{\"dtype\":\"F16\",\"shape\":[2,3],\"data_offsets\":[0,12]}}", 24, -EINVAL },
-		{ "{\"x\":{\"dtype\":\"F32\",\"shape\":[6],\"data_offsets\":[0,24]}}", 24, -EINVAL },
-		{ "{\"x\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[-24,0]}}", 24, -EINVAL },
-		{ "{\"x\":{\"dtype\":\"F32\",\"shape\":[2,3],"
-		  "\"data_offsets\":[9223372036854775807,9223372036854775807]}}", 24, -EINVAL },
+		{ X("F32", "[2,3]", "[0,24]"), 24, 0 },
+		{ X("F32", "[2,3]", "[0,24]"), 23, -EINVAL },
+		{ X("F32", "[2,3]", "[0,20]"), 24, -EINVAL },
+		{ X("F32", "[3,2]", "[0,24]"), 24, -EINVAL },
+		{ X("F16", "[2,3]", "[0,12]"), 24, -EINVAL },
+		{ X("F32", "[6]", "[0,24]"), 24, -EINVAL },
+		{ X("F32", "[2,3]", "[-24,0]"), 24, -EINVAL },
+		{ X("F32", "[2,3]", "[" FAR "," FAR "]"), 24, -EINVAL },
 		{ "{\"y\":{}}", 24, -EINVAL },
 		{ "{\"x\":7}", 24, -EINVAL },
 	};
