@@ -298,7 +298,7 @@ report() {
 		"generation" "$(printf '%.0f' "$speed") tokens/s" \
 		"time" "$(($(date +%s) - started)) s"
 	echo
-	say "figures are in $build/demo.json"
+	say "figures are in ${build#"$top"/}/demo.json"
 	say "$((checks - failed)) of $checks figures met, $skipped skipped"
 	[ "$failed" = 0 ]
 }
