@@ -209,7 +209,7 @@ static bool live(void *arg, uint32_t i)
 	return CQP_WORD_STATE(*word_at(arg, i)) == CQP_SEALED;
 }
 
-/**
+/*
  * Each record of a table in turn, then its free list. Only SEALED counts:
  * what was being made or unmade when the daemon died is free.
  */

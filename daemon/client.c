@@ -160,6 +160,19 @@ void cqd_client_free(struct cqd_client *cl)
 }
 
 /**
+ * cqd_client_seal() - an open seal of a session
+ * @cl: session
+ *
+ * Return: the oldest one; NULL if none is open.
+ */
+struct cqd_seal_op *cqd_client_seal(struct cqd_client *cl)
+{
+	if (list_empty(&cl->seals))
+		return NULL;
+	return list_first(&cl->seals, struct cqd_seal_op, client_node);
+}
+
+/**
  * cqd_client_end() - the process is gone or said Bye
  * @client: freed; every pin, arena and open seal is dropped
  */

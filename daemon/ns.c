@@ -105,6 +105,7 @@ static int ns_make(struct cqd_store *st, const char *name, struct cqd_ns **out,
 {
 	uint32_t rec = cqd_tab_get(&st->ix.t_ns);
 	struct cqp_rec_namespace *r;
+	struct cqd_ns *ns = NULL;
 	char fdname[32];
 	int ret;
 
@@ -115,19 +116,20 @@ static int ns_make(struct cqd_store *st, const char *name, struct cqd_ns **out,
 	memset(r->name, 0, sizeof(r->name));
 	snprintf(r->name, sizeof(r->name), "%s", name);
 	r->state_words = words_for(st);
-	ret = cqd_ns_attach(st, rec, -1, out, err);
-	if (ret)
+	ret = cqd_ns_attach(st, rec, -1, &ns, err);
+	if (!ns)
 		goto err_rec;
 	snprintf(fdname, sizeof(fdname), "cq-state-%u", rec);
 	/* No barrier: the one of the first segment comes later and covers it. */
-	ret = cqd_fdstore_push(st, fdname, (*out)->mem.fd, false, err);
+	ret = cqd_fdstore_push(st, fdname, ns->mem.fd, false, err);
 	if (ret)
 		goto err_ns;
 	cqd_word_born(&r->word, CQP_SEALED);
+	*out = ns;
 	return 0;
 
 err_ns:
-	cqd_ns_free(*out);
+	cqd_ns_free(ns);
 err_rec:
 	cqd_tab_put(&st->ix.t_ns, rec);
 	return ret;
@@ -173,7 +175,7 @@ int cqd_ns_get(struct cqd_store *st, const char *name,
 	ns = by_name(st, name);
 	if (!ns) {
 		ret = ns_make(st, name, &ns, err);
-		if (ret) {
+		if (!ns) {
 			free(salt);
 			return ret;
 		}

@@ -533,14 +533,14 @@ int cqd_seal(struct cqd_client *client, struct cqd_shard *shard,
 
 /* --- cancelling --- */
 
-static void cancel(struct cqd_seal_op *op)
+static void cancel(struct cqd_client *cl, struct cqd_seal_op *op)
 {
 	list_del(&op->wait_node);
 	if (op->where == CQD_SEAL_COPY) {
 		/* The thread is writing: the completion undoes the rest. */
-		cqd_unpin(op->client, op->page);
+		cqd_unpin(cl, op->page);
 		list_del(&op->client_node);
-		op->client->n_seals--;
+		cl->n_seals--;
 		op->client = NULL;
 		return;
 	}
@@ -555,9 +555,11 @@ static void cancel(struct cqd_seal_op *op)
  */
 void cqd_seal_cancel_client(struct cqd_client *cl)
 {
+	struct cqd_seal_op *op;
+
 	cl->cancelling = true;
-	while (!list_empty(&cl->seals))
-		cancel(list_first(&cl->seals, struct cqd_seal_op, client_node));
+	while ((op = cqd_client_seal(cl)) != NULL)
+		cancel(cl, op);
 	cl->cancelling = false;
 }
 

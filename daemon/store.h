@@ -255,6 +255,7 @@ struct cqd_stats {
 	uint64_t checksum_failures, verify_pending;
 	uint64_t fdstore;
 };
+
 void cqd_store_stats(const struct cqd_store *st, struct cqd_stats *out);
 
 /**

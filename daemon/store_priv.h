@@ -201,6 +201,7 @@ struct cqd_page {
 	uint8_t state;
 	uint8_t flags;
 };
+
 /* With 128 of the record, state word, slot arrays and hash: below 256. */
 _Static_assert(sizeof(struct cqd_page) <= 64, "memory per page");
 
@@ -424,6 +425,7 @@ void cqd_arena_put(struct cqd_arena *a);
 struct cqd_client *cqd_client_attach(struct cqd_store *st, struct cqd_ns *ns,
 				     uint32_t rec);
 void cqd_client_free(struct cqd_client *cl);
+struct cqd_seal_op *cqd_client_seal(struct cqd_client *cl);
 
 /* --- restart (adopt.c) and verification (verify.c) --- */
 
