@@ -231,13 +231,11 @@ static void update(struct cqk_kmeans *km)
 	}
 }
 
-uint32_t cqk_kmeans_run(struct cqk_kmeans *km, uint32_t iterations, uint64_t seed)
+uint32_t cqk_kmeans_refine(struct cqk_kmeans *km, uint32_t iterations)
 {
 	double loss, before = INFINITY;
-	uint64_t rng = seed;
 	uint32_t i;
 
-	seed_centroids(km, &rng);
 	for (i = 0; i < iterations; i++) {
 		assign(km);
 		loss = gather(km);
@@ -247,6 +245,12 @@ uint32_t cqk_kmeans_run(struct cqk_kmeans *km, uint32_t iterations, uint64_t see
 		update(km);
 	}
 	return i;
+}
+
+uint32_t cqk_kmeans_run(struct cqk_kmeans *km, uint32_t iterations, uint64_t seed)
+{
+	seed_centroids(km, &seed);
+	return cqk_kmeans_refine(km, iterations);
 }
 
 double cqk_kmeans_error(struct cqk_kmeans *km, double *norm)

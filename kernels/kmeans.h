@@ -88,6 +88,9 @@ void cqk_kmeans_free(struct cqk_kmeans *km);
  */
 uint32_t cqk_kmeans_run(struct cqk_kmeans *km, uint32_t iterations, uint64_t seed);
 
+/* The same from the centroids that @km->cen has. */
+uint32_t cqk_kmeans_refine(struct cqk_kmeans *km, uint32_t iterations);
+
 /**
  * cqk_kmeans_error() - squared error of coding @km->x with @km->cen as it is
  * @km:   after cqk_kmeans_run(); @cen may have been rounded since

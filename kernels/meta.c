@@ -6,7 +6,6 @@
 #include <ctype.h>
 #include <errno.h>
 #include <locale.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include "cq/util.h"
@@ -200,7 +199,7 @@ static int meta_theta(const struct st_file *f, double *out, struct cq_err *err)
 		return cq_err_set(err, -ENOMEM, "out of memory");
 	*out = strtod_l(s, &end, c_locale);
 	freelocale(c_locale);
-	if (!isdigit((unsigned char)s[0]) || *end || !isfinite(*out))
+	if (!isdigit((unsigned char)s[0]) || *end)
 		return meta_bad(key, s, "a number", err);
 	return 0;
 }

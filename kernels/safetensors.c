@@ -228,12 +228,43 @@ static int read_tensors(struct st_file *f, struct cq_err *err)
 	return check_cover(f, err);
 }
 
+/*
+ * jansson (2.14) drops a character of a string, and goes on, when its buffer
+ * cannot grow. What two parses agree on is what the file says.
+ */
+static int parse_header(struct st_file *f, const char *text, size_t len,
+			struct cq_err *err)
+{
+	json_error_t je;
+	json_t *again;
+	int same;
+	char *p;
+
+	f->root = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
+	if (f->root) {
+		again = json_loadb(text, len, JSON_REJECT_DUPLICATES, NULL);
+		same = json_equal(f->root, again);
+		json_decref(again);
+		if (!same)
+			return cq_err_set(err, -ENOMEM, "no memory for a safetensors "
+					  "header");
+		if (json_is_object(f->root))
+			return 0;
+		return cq_err_set(err, -EINVAL, "safetensors header: not an object");
+	}
+	/* Out of memory, jansson may leave no text. */
+	if (!je.text[0] || json_error_code(&je) == json_error_out_of_memory)
+		return cq_err_set(err, -ENOMEM, "no memory for a safetensors header");
+	for (p = je.text; *p; p++)
+		if ((unsigned char)*p < 0x20 || (unsigned char)*p > 0x7e)
+			*p = '?';
+	return cq_err_set(err, -EINVAL, "safetensors header: %.160s", je.text);
+}
+
 static int load_header(struct st_file *f, const uint8_t *image, size_t size,
 		       struct cq_err *err)
 {
-	json_error_t je;
 	uint64_t len;
-	char *p;
 
 	if (size < 8)
 		return cq_err_set(err, -EINVAL, "%zu bytes are no safetensors file",
@@ -248,16 +279,7 @@ static int load_header(struct st_file *f, const uint8_t *image, size_t size,
 				  (unsigned long long)len + 8);
 	f->data = image + 8 + len;
 	f->data_bytes = size - 8 - len;
-	f->root = json_loadb((const char *)image + 8, len, JSON_REJECT_DUPLICATES, &je);
-	if (f->root) {
-		if (json_is_object(f->root))
-			return 0;
-		return cq_err_set(err, -EINVAL, "safetensors header: not an object");
-	}
-	for (p = je.text; *p; p++)
-		if ((unsigned char)*p < 0x20 || (unsigned char)*p > 0x7e)
-			*p = '?';
-	return cq_err_set(err, -EINVAL, "safetensors header: %.160s", je.text);
+	return parse_header(f, (const char *)image + 8, len, err);
 }
 
 /**
@@ -449,19 +471,32 @@ static json_t *header_json(const struct st_tensor *tensors, size_t n,
 	return NULL;
 }
 
+/* The text, if it reads back as what was written: see parse_header(). */
+static char *header_text(const struct st_tensor *tensors, size_t n,
+			 const char *const *meta, size_t n_meta)
+{
+	json_t *root = header_json(tensors, n, meta, n_meta), *back = NULL;
+	char *text = root ? json_dumps(root, JSON_COMPACT) : NULL;
+
+	if (text)
+		back = json_loads(text, 0, NULL);
+	if (text && !json_equal(root, back)) {
+		free(text);
+		text = NULL;
+	}
+	json_decref(root);
+	json_decref(back);
+	return text;
+}
+
 size_t st_header(const struct st_tensor *tensors, size_t n, const char *const *meta,
 		 size_t n_meta, void **out)
 {
-	json_t *root = header_json(tensors, n, meta, n_meta);
+	char *text = header_text(tensors, n, meta, n_meta);
 	size_t len, total = 0;
 	uint64_t padded;
 	uint8_t *buf;
-	char *text;
 
-	if (!root)
-		return 0;
-	text = json_dumps(root, JSON_COMPACT);
-	json_decref(root);
 	if (!text)
 		return 0;
 	len = strlen(text);

@@ -289,6 +289,36 @@ TEST(threads_do_not_matter)
 	free(f.im.buf);
 }
 
+/* The same data at another place starts from other random numbers. */
+TEST(every_group_has_its_seed)
+{
+	const struct cqk_codebook *k, *v;
+	struct cqk_calib_opts o;
+	struct cqk_model *m;
+	struct image im;
+	struct fake f;
+	size_t head;
+
+	fake_new(&f, 64, 700, 700, false, false);
+	fake_noise(&f, 11);
+	head = (size_t)(f.at[1] - f.at[0]) / 2;
+	memcpy(f.at[0] + head, f.at[0], head);
+	memcpy(f.at[1], f.at[0], head);
+	memcpy(f.at[2], f.at[0], head);
+	o = options(&f, "4c8b", "4c8b");
+	im = calibrated(&f, &o, NULL);
+	ASSERT_OK(cqk_model_head(im.buf, im.size, &m, NULL));
+	k = &m->layers[0].k;
+	v = &m->layers[0].v;
+	head = 64 * 256 * 2;
+	ASSERT(memcmp(k->stored, (const uint8_t *)k->stored + head, head));
+	ASSERT(memcmp(k->stored, v->stored, head));
+	ASSERT(memcmp(k->stored, m->layers[1].k.stored, head));
+	cqk_model_free(m);
+	free(im.buf);
+	free(f.im.buf);
+}
+
 /* Squared error of layer 0's keys, coded by hand in double precision. */
 static double coding_error(const struct fake *f, const struct cqk_model *m,
 			   uint32_t sinks, uint32_t seq)
@@ -384,6 +414,7 @@ TEST(few_tokens)
 {
 	struct cqk_calib_error errors[2];
 	struct cqk_calib_opts o;
+	struct cqk_model *m;
 	struct image im;
 	struct fake f;
 	uint32_t n;
@@ -394,6 +425,8 @@ TEST(few_tokens)
 		o = options(&f, "4c8b", "8c8b");
 		im = calibrated(&f, &o, errors);
 		ASSERT(errors[0].k < 1e-7 && errors[1].v < 1e-7);
+		ASSERT_OK(cqk_model_parse(im.buf, im.size, &m, NULL));
+		cqk_model_free(m);
 		free(im.buf);
 		free(f.im.buf);
 	}
@@ -428,6 +461,33 @@ TEST(constant_channels)
 		free(im.buf);
 	}
 	free(f.im.buf);
+}
+
+/* From one point 256 times: all but one cluster start empty. */
+TEST(reseeding)
+{
+	bool seen[256] = { false };
+	uint32_t t, used = 0;
+	struct cqk_kmeans km;
+	uint64_t rng = 5;
+
+	ASSERT_OK(cqk_kmeans_init(&km, 1024, 2));
+	km.c = 2;
+	km.n = 1024;
+	km.stride = 1024;
+	for (t = 0; t < 1024; t++) {
+		km.w[t] = 1;
+		km.x[t] = (float)gauss(&rng);
+		km.x[1024 + t] = (float)gauss(&rng);
+	}
+	memset(km.cen, 0, 512 * sizeof(float));
+	cqk_kmeans_refine(&km, 2);
+	for (t = 0; t < 1024; t++)
+		seen[km.idx[t]] = true;
+	for (t = 0; t < 256; t++)
+		used += seen[t];
+	ASSERT_GT(used, 150);
+	cqk_kmeans_free(&km);
 }
 
 /* Two tight heaps and a far one: no centroid stays where nothing is. */
@@ -636,5 +696,9 @@ TEST(dump_info)
 		ASSERT_STRHAS(err.text, edit[i].text);
 		memcpy(at, edit[i].from, strlen(edit[i].from));
 	}
+	free(f.im.buf);
+	fake_new(&f, 64, 120, 0, false, false);
+	ASSERT_EQ(cqk_dump_info(f.im.buf, f.im.size, &info, &err), -EINVAL);
+	ASSERT_STRHAS(err.text, "sequence_tokens");
 	free(f.im.buf);
 }

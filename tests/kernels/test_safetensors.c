@@ -133,6 +133,7 @@ TEST(lengths)
 {
 	struct image im = image_json("{" T("a", "I8", "[8]", 0, 8) "}", 8);
 	uint64_t len = im.size - 16, bad[] = { len + 9, ST_MAX_HEADER + 1, UINT64_MAX };
+	struct cq_err err;
 	struct st_file *f;
 	size_t i;
 
@@ -142,7 +143,8 @@ TEST(lengths)
 		uint8_t *cut = malloc(MAX(i, 1u));	/* ASan sees a read behind it */
 
 		memcpy(cut, im.buf, i);
-		ASSERT_EQ(st_open(cut, i, &f, NULL), -EINVAL);
+		ASSERT_EQ(st_open(cut, i, &f, &err), -EINVAL);
+		ASSERT_STRHAS(err.text, i < 8 ? "no safetensors" : "cut short");
 		free(cut);
 	}
 	for (i = 0; i < 3; i++) {
