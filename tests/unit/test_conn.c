@@ -5,6 +5,7 @@
  * nothing depends on timing.
  */
 #include <signal.h>
+#include <sys/syscall.h>
 #include "daemon/server.h"
 #include "tests/harness.h"
 #include "tests/system/wire.h"
@@ -226,6 +227,20 @@ bool cqd_store_item(struct cqd_store *st, unsigned int kind, uint64_t *cursor,
 	return false;
 }
 
+/* --- the kernel's part, where it has to fail --- */
+
+static int send_errno, send_fails;
+
+ssize_t sendmsg(int fd, const struct msghdr *msg, int flags)
+{
+	if (send_fails) {
+		send_fails--;
+		errno = send_errno;
+		return -1;
+	}
+	return syscall(SYS_sendmsg, fd, msg, flags);
+}
+
 /* --- the server --- */
 
 static uv_loop_t loop;
@@ -300,7 +315,7 @@ static Cqp__Msg *next(int fd)
 static int hello(uint64_t session)
 {
 	Cqp__Hello body = CQP__HELLO__INIT;
-	WIRE_MSG(msg, HELLO, hello, body);
+	DECLARE_MSG(msg, HELLO, hello, body);
 	int fd = wire_connect(sock);
 	Cqp__Msg *r;
 
@@ -321,7 +336,7 @@ static int send_seal(int fd, uint64_t id)
 {
 	static uint8_t bytes[256];
 	Cqp__Seal body = CQP__SEAL__INIT;
-	WIRE_MSG(msg, SEAL, seal, body);
+	DECLARE_MSG(msg, SEAL, seal, body);
 
 	body.parent = (ProtobufCBinaryData){ 32, bytes };
 	body.tokens = (ProtobufCBinaryData){ 256, bytes };
@@ -331,7 +346,7 @@ static int send_seal(int fd, uint64_t id)
 static void model_open(int fd, char *name, uint64_t id, int want)
 {
 	Cqp__ModelOpen body = CQP__MODEL_OPEN__INIT;
-	WIRE_MSG(msg, MODEL_OPEN, model_open, body);
+	DECLARE_MSG(msg, MODEL_OPEN, model_open, body);
 
 	body.name = name;
 	ASSERT_EQ(send_msg(fd, &msg, id), want);
@@ -480,7 +495,7 @@ TEST(answers_for_who_has_left)
 TEST(bye_cancels_what_is_open)
 {
 	Cqp__Bye body = CQP__BYE__INIT;
-	WIRE_MSG(msg, BYE, bye, body);
+	DECLARE_MSG(msg, BYE, bye, body);
 	Cqp__Msg *r;
 	int fd;
 
@@ -503,13 +518,71 @@ TEST(bye_cancels_what_is_open)
 	server_stop();
 }
 
+/* Too many descriptors under way in all: the reply is tried again, in order. */
+TEST(short_of_descriptors_in_flight)
+{
+	char name[] = "tiny", over[] = "x";
+	long long end = test_now_ms() + 5000;
+	uint64_t got = 0;
+	Cqp__Msg *r;
+	int fd;
+
+	server_start();
+	fd = hello(0);
+	model_open(fd, name, 1, 0);
+	model_open(fd, name, 2, 0);
+	send_errno = ETOOMANYREFS;
+	send_fails = 3;
+	step();
+	ASSERT_EQ(n_opens, 2);
+	ASSERT(!next(fd));
+	while (got < 2) {
+		ASSERT_LT(test_now_ms(), end);
+		uv_run(&loop, UV_RUN_NOWAIT);
+		r = next(fd);
+		if (!r)
+			continue;
+		ASSERT_EQ(r->id, ++got);
+		ASSERT_EQ(fd_length(0), got * 2);
+		cqp_frame_close(&frame);
+		cqp_free(r);
+	}
+	ASSERT_EQ(send_fails, 0);
+	ASSERT(list_empty(&srv.waiting));
+	model_open(fd, over, 3, 0);
+	step();
+	cqp_free(next(fd));
+	close(fd);
+	server_stop();
+}
+
+/* A reply that cannot be sent ends the connection: nobody waits in vain. */
+TEST(send_fails_for_good)
+{
+	Cqp__Ping body = CQP__PING__INIT;
+	DECLARE_MSG(msg, PING, ping, body);
+	int fd;
+
+	server_start();
+	fd = hello(0);
+	ASSERT_OK(send_msg(fd, &msg, 1));
+	send_errno = EIO;
+	send_fails = 1;
+	step();
+	ASSERT_EQ(srv.n_conns, 0);
+	ASSERT_EQ(cqp_recv(fd, &frame, MSG_DONTWAIT), 0);
+	ASSERT(the_clients[0].orphan);
+	close(fd);
+	server_stop();
+}
+
 /* A Bye that arrives together with a reset still counts. */
 TEST(bye_and_gone)
 {
 	Cqp__Bye body = CQP__BYE__INIT;
 	Cqp__Ping ping_body = CQP__PING__INIT;
-	WIRE_MSG(msg, BYE, bye, body);
-	WIRE_MSG(ping, PING, ping, ping_body);
+	DECLARE_MSG(msg, BYE, bye, body);
+	DECLARE_MSG(ping, PING, ping, ping_body);
 	int fd;
 
 	server_start();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /* cqd as a program: options, sockets, sessions, limits, reload and its end. */
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sysexits.h>
 #include "tests/harness.h"
@@ -8,6 +9,7 @@
 
 static char conf[300], sock[300], admin[300], own[300], logfile[300], prog[300];
 static struct cqp_frame frame;
+static struct rlimit nofile;	/* of the next cqd, if set */
 
 static void paths(void)
 {
@@ -42,6 +44,8 @@ static pid_t spawn(const char *a, const char *b, const char *c)
 	if (pid)
 		return pid;
 	fd = open(logfile, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+	if (nofile.rlim_max && setrlimit(RLIMIT_NOFILE, &nofile) < 0)
+		_exit(97);
 	if (fd < 0 || dup2(fd, 2) < 0 || dup2(fd, 1) < 0)
 		_exit(99);
 	execl(prog, "cqd", a, b, c, (char *)NULL);
@@ -103,7 +107,7 @@ static int hello(int fd, const char *tenant, uint64_t session, Cqp__HelloOk *out
 		 char name[64])
 {
 	Cqp__Hello body = CQP__HELLO__INIT;
-	WIRE_MSG(msg, HELLO, hello, body);
+	DECLARE_MSG(msg, HELLO, hello, body);
 	char ns[64];
 	Cqp__Msg *r;
 
@@ -126,7 +130,7 @@ static int hello(int fd, const char *tenant, uint64_t session, Cqp__HelloOk *out
 static uint64_t clients(int fd, uint64_t *orphans)
 {
 	Cqp__Status body = CQP__STATUS__INIT;
-	WIRE_MSG(msg, STATUS, status, body);
+	DECLARE_MSG(msg, STATUS, status, body);
 	Cqp__Msg *r = wire_call(fd, &msg, NULL, 0, NULL);
 	uint64_t n;
 
@@ -142,7 +146,7 @@ static uint64_t clients(int fd, uint64_t *orphans)
 static int ping(int fd)
 {
 	Cqp__Ping body = CQP__PING__INIT;
-	WIRE_MSG(msg, PING, ping, body);
+	DECLARE_MSG(msg, PING, ping, body);
 
 	return wire_code(wire_call(fd, &msg, NULL, 0, NULL));
 }
@@ -307,9 +311,9 @@ TEST(bye)
 	int adm = wire_open(admin), fd = wire_open(sock);
 	uint64_t before = clients(adm, NULL);
 	Cqp__Bye bye_body = CQP__BYE__INIT;
-	WIRE_MSG(msg, BYE, bye, bye_body);
+	DECLARE_MSG(msg, BYE, bye, bye_body);
 	Cqp__SegmentGet get = CQP__SEGMENT_GET__INIT;
-	WIRE_MSG(after, SEGMENT_GET, segment_get, get);
+	DECLARE_MSG(after, SEGMENT_GET, segment_get, get);
 
 	ASSERT_OK(wire_code(wire_call(fd, &msg, NULL, 0, NULL)));
 	ASSERT_EQ(clients(adm, NULL), before - 1);
@@ -381,6 +385,43 @@ TEST(limit_of_a_uid)
 	stop(pid);
 }
 
+/* With no descriptor left newcomers wait; those inside are served; then go on. */
+TEST(out_of_descriptors)
+{
+	int fd[40], i, inside = 0;
+	pid_t pid;
+
+	nofile.rlim_cur = 40;
+	nofile.rlim_max = 40;
+	pid = start("", "");
+	log_has("40 open files allowed");
+	for (i = 0; i < 40; i++) {
+		fd[i] = wire_connect(sock);
+		ASSERT_OK(fd[i]);
+	}
+	usleep(100000);
+	for (i = 0; i < 40; i++) {
+		struct pollfd p = { .fd = fd[i], .events = POLLIN };
+		Cqp__Ping body = CQP__PING__INIT;
+		DECLARE_MSG(msg, PING, ping, body);
+
+		msg.id = 1;
+		ASSERT_OK(cqp_send(fd[i], &msg, NULL, 0, 0));
+		inside += poll(&p, 1, inside > 4 ? 50 : 2000) == 1;
+	}
+	ASSERT_GT(inside, 4);
+	ASSERT_LT(inside, 40);
+	log_has("raise LimitNOFILE=");
+	for (i = 0; i < 30; i++)
+		close(fd[i]);
+	for (i = 30; i < 40; i++)
+		ASSERT_EQ(wire_recv(fd[i], &frame, 5000), 1);
+	for (i = 30; i < 40; i++)
+		close(fd[i]);
+	ASSERT_SYS(kill(pid, 0));
+	stop(pid);
+}
+
 TEST(reload)
 {
 	pid_t pid = start("", "[namespace one]\nuid = *\n");
@@ -420,7 +461,7 @@ TEST(lists_go_on_with_a_cursor)
 {
 	pid_t pid = start("", "");
 	Cqp__List body = CQP__LIST__INIT;
-	WIRE_MSG(msg, LIST, list, body);
+	DECLARE_MSG(msg, LIST, list, body);
 	int fd[300], adm, i, replies = 0;
 	size_t n = 0;
 	Cqp__Msg *r;
@@ -460,7 +501,7 @@ TEST(pipelined)
 {
 	pid_t pid = start("", "");
 	Cqp__Ping body = CQP__PING__INIT;
-	WIRE_MSG(msg, PING, ping, body);
+	DECLARE_MSG(msg, PING, ping, body);
 	int fd = wire_open(sock), ret;
 	uint64_t sent = 0, got = 0;
 	Cqp__Msg *r;
@@ -499,7 +540,7 @@ TEST(deadlines)
 {
 	pid_t pid = start("", "");
 	Cqp__Ping body = CQP__PING__INIT;
-	WIRE_MSG(msg, PING, ping, body);
+	DECLARE_MSG(msg, PING, ping, body);
 	long long t0 = test_now_ms();
 	int mute = wire_connect(sock), deaf = wire_open(sock), live = wire_open(sock);
 	struct pollfd p = { .fd = deaf, .events = POLLOUT };
