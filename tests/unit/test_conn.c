@@ -397,6 +397,47 @@ TEST(queued_descriptors)
 	server_stop();
 }
 
+static int open_code(int fd, const char *model)
+{
+	char name[64];
+	Cqp__Msg *r;
+	int code;
+
+	snprintf(name, sizeof(name), "%s", model);
+	model_open(fd, name, 9, 0);
+	step();
+	r = next(fd);
+	ASSERT(r && r->id == 9);
+	code = r->body_case == CQP__MSG__BODY_ERROR ? r->error->code : 0;
+	cqp_frame_close(&frame);
+	cqp_free(r);
+	return code;
+}
+
+/* A namespace may be kept to some models; the store is not even asked. */
+TEST(models_of_a_namespace)
+{
+	int fd;
+
+	server_start();
+	ASSERT_OK(cqd_value_names("small, other", &srv.config->ns[0].models, NULL));
+	fd = hello(0);
+	ASSERT_EQ(open_code(fd, "small"), 0);
+	ASSERT_EQ(open_code(fd, "tiny"), -EACCES);
+	ASSERT_EQ(open_code(fd, "smal"), -EACCES);
+	ASSERT_EQ(open_code(fd, "../small"), -EINVAL);
+	ASSERT_EQ(n_opens, 1);
+	srv.config->ns[0].uid.any = false;	/* inside stays inside */
+	ASSERT_EQ(open_code(fd, "other"), 0);
+	free(srv.config->ns[0].models.name[1]);
+	srv.config->ns[0].models.n = 1;
+	srv.config->ns[0].models.name[0][0] = 'x';
+	srv.config->ns[0].models.name[0][1] = '\0';
+	ASSERT_EQ(open_code(fd, "x"), -ENOENT);
+	close(fd);
+	server_stop();
+}
+
 /* A client that leaves with its replies waiting leaves no descriptor behind. */
 TEST(queue_of_a_client_that_left)
 {
