@@ -8,7 +8,6 @@
  * that no message costs more than a fixed multiple of its size.
  */
 #include <errno.h>
-#include <stdalign.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -55,7 +54,7 @@ struct chunk {
 struct arena {
 	struct chunk *top;
 	size_t budget;
-	alignas(16) uint8_t msg[];
+	uint8_t msg[] __attribute__((aligned(16)));
 };
 
 _Static_assert(sizeof(struct chunk) % 16 == 0, "allocations stay aligned");

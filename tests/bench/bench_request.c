@@ -50,8 +50,8 @@ static void prepare(const struct cqp_key *keys, uint32_t shard)
 {
 	Cqp__Ping p = CQP__PING__INIT;
 	Cqp__Lookup l = CQP__LOOKUP__INIT;
-	WIRE_MSG(pm, PING, ping, p);
-	WIRE_MSG(lm, LOOKUP, lookup, l);
+	DECLARE_MSG(pm, PING, ping, p);
+	DECLARE_MSG(lm, LOOKUP, lookup, l);
 	uint8_t bytes[KEYS * sizeof(*keys)];
 
 	memcpy(bytes, keys, sizeof(bytes));

@@ -40,11 +40,16 @@ until_ok() {
 }
 prop() { systemctl show cqd.service -p "$1" --value; }
 worker() { CQ_WORKER=$1 CQ_WORKER_ARG=$2 /cq/worker; }
-pages() { [ "$(cqctl status --json | tr -d ' ' | grep -o '"pages_sealed":[0-9]*')" = "\"pages_sealed\":$1" ]; }
+sealed() { cqctl status --json | tr -d ' ' | grep -o '"pages_sealed":[0-9]*' | tr -dc '0-9'; }
+pages() { is "$(sealed)" "$1"; }
 is() { [ "$1" = "$2" ] || { echo "is \"$1\", want \"$2\""; return 1; }; }
 at_least() { [ "$1" -ge "$2" ] || { echo "is $1, want $2 or more"; return 1; }; }
 new_pid() { [ "$(prop MainPID)" != "$1" ] && [ "$(prop ActiveState)" = active ] && cqctl ping; }
-killed() { local old; old=$(prop MainPID); systemctl kill -s "$1" cqd.service && until_ok new_pid "$old"; }
+killed() {
+	local old
+	old=$(prop MainPID)
+	systemctl kill -s "$1" cqd.service && until_ok new_pid "$old"
+}
 owner() { stat -c %U "/proc/$(prop MainPID)"; }
 mode() { stat -c '%a %U' "$1"; }
 attach() { worker attach /run/cq/cqd.sock; }

@@ -265,7 +265,7 @@ static inline void sys_stop(struct sys *s)
 static inline void sys_status_on(int fd, Cqp__StatusOk *out)
 {
 	Cqp__Status body = CQP__STATUS__INIT;
-	WIRE_MSG(msg, STATUS, status, body);
+	DECLARE_MSG(msg, STATUS, status, body);
 	Cqp__Msg *r = wire_call(fd, &msg, NULL, 0, NULL);
 
 	ASSERT(r && r->body_case == CQP__MSG__BODY_STATUS_OK);

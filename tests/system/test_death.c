@@ -166,7 +166,7 @@ static void heir(int fd, void *arg)
 static uint64_t verify_failed(void)
 {
 	Cqp__Verify body = CQP__VERIFY__INIT;
-	WIRE_MSG(msg, VERIFY, verify, body);
+	DECLARE_MSG(msg, VERIFY, verify, body);
 	int fd = wire_open(s.admin);
 	uint64_t failed;
 	Cqp__Msg *r;

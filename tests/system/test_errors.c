@@ -184,7 +184,7 @@ static void damage(void)
 static void verify(uint64_t failed)
 {
 	Cqp__Verify body = CQP__VERIFY__INIT;
-	WIRE_MSG(msg, VERIFY, verify, body);
+	DECLARE_MSG(msg, VERIFY, verify, body);
 	int fd = wire_open(s.admin);
 	Cqp__Msg *r;
 

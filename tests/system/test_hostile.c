@@ -24,7 +24,7 @@ static int cqd_fds(void)
 static void ping_ok(int fd)
 {
 	Cqp__Ping ping = CQP__PING__INIT;
-	WIRE_MSG(msg, PING, ping, ping);
+	DECLARE_MSG(msg, PING, ping, ping);
 	Cqp__Msg *r = wire_call(fd, &msg, NULL, 0, NULL);
 
 	ASSERT(r && r->body_case == CQP__MSG__BODY_PONG);
@@ -101,7 +101,7 @@ TEST_LIMIT(garbage_datagrams, 60)
 TEST(cut_requests_leave_nothing)
 {
 	Cqp__ModelOpen body = CQP__MODEL_OPEN__INIT;
-	WIRE_MSG(msg, MODEL_OPEN, model_open, body);
+	DECLARE_MSG(msg, MODEL_OPEN, model_open, body);
 	char name[] = "tiny";
 	uint8_t buf[64];
 	size_t len, n;
@@ -143,7 +143,8 @@ TEST(wrong_descriptors)
 	ASSERT_OK(fd);
 	ASSERT_OK(admin);
 	{
-		WIRE_MSG(msg, MODEL_OPEN, model_open, open_body);
+		DECLARE_MSG(msg, MODEL_OPEN, model_open, open_body);
+
 		open_body.name = name;
 		refused(wire_call(fd, &msg, zeros, 1, NULL), -EINVAL, "descriptor");
 		r = wire_call(fd, &msg, NULL, 0, &frame);
@@ -155,17 +156,20 @@ TEST(wrong_descriptors)
 	}
 	before = cqd_fds();
 	{
-		WIRE_MSG(msg, PING, ping, ping);
+		DECLARE_MSG(msg, PING, ping, ping);
+
 		refused(wire_call(fd, &msg, zeros, 28, NULL), -EINVAL, "descriptor");
 	}
 	{
-		WIRE_MSG(msg, ARENA_OFFER, arena_offer, offer);
+		DECLARE_MSG(msg, ARENA_OFFER, arena_offer, offer);
+
 		offer.bytes = 1 << 20;
 		refused(wire_call(fd, &msg, NULL, 0, NULL), -EINVAL, "descriptor");
 		refused(wire_call(fd, &msg, zeros, 2, NULL), -EINVAL, "descriptor");
 	}
 	{
-		WIRE_MSG(msg, LOAD, load, load);
+		DECLARE_MSG(msg, LOAD, load, load);
+
 		load.name = other;
 		refused(wire_call(admin, &msg, NULL, 0, NULL), -EINVAL, "descriptor");
 		refused(wire_call(admin, &msg, zeros, 2, NULL), -EINVAL, "descriptor");
@@ -182,8 +186,8 @@ TEST(arenas_that_are_none)
 {
 	Cqp__ModelOpen open_body = CQP__MODEL_OPEN__INIT;
 	Cqp__ArenaOffer offer = CQP__ARENA_OFFER__INIT;
-	WIRE_MSG(msg, ARENA_OFFER, arena_offer, offer);
-	WIRE_MSG(omsg, MODEL_OPEN, model_open, open_body);
+	DECLARE_MSG(msg, ARENA_OFFER, arena_offer, offer);
+	DECLARE_MSG(omsg, MODEL_OPEN, model_open, open_body);
 	char name[] = "tiny";
 	int fd, p[2], file, memfd;
 	Cqp__Msg *r;
@@ -268,7 +272,7 @@ TEST(over_the_limits_of_a_datagram)
 TEST(versions_and_features)
 {
 	Cqp__Hello hello = CQP__HELLO__INIT;
-	WIRE_MSG(msg, HELLO, hello, hello);
+	DECLARE_MSG(msg, HELLO, hello, hello);
 	int fd;
 
 	sys_start(&s, NULL);
@@ -308,19 +312,21 @@ TEST(out_of_turn)
 	ASSERT_OK(fd);
 	open_body.name = name;
 	{
-		WIRE_MSG(msg, MODEL_OPEN, model_open, open_body);
+		DECLARE_MSG(msg, MODEL_OPEN, model_open, open_body);
+
 		refused(wire_call(fd, &msg, NULL, 0, NULL), -EPROTO, NULL);
 	}
 	close(fd);
 	fd = wire_open(s.sock);
 	ASSERT_OK(fd);
 	{
-		WIRE_MSG(msg, STATUS, status, status);
+		DECLARE_MSG(msg, STATUS, status, status);
+
 		refused(wire_call(fd, &msg, NULL, 0, NULL), -EACCES, NULL);
 	}
 	{
 		/* an answer is no request */
-		WIRE_MSG(msg, PONG, pong, pong);
+		DECLARE_MSG(msg, PONG, pong, pong);
 		char version[] = "0";
 
 		pong.version = version;
@@ -358,7 +364,7 @@ static int lookup_code(int fd, uint32_t shard, size_t bytes)
 {
 	static uint8_t keys[CQP_MAX_KEYS * 32 + 64];
 	Cqp__Lookup body = CQP__LOOKUP__INIT;
-	WIRE_MSG(msg, LOOKUP, lookup, body);
+	DECLARE_MSG(msg, LOOKUP, lookup, body);
 
 	body.shard = shard;
 	body.keys.data = keys;
@@ -371,7 +377,7 @@ static int seal_code(int fd, uint32_t shard, uint32_t arena, uint64_t offset,
 {
 	static uint8_t bytes[4096];
 	Cqp__Seal body = CQP__SEAL__INIT;
-	WIRE_MSG(msg, SEAL, seal, body);
+	DECLARE_MSG(msg, SEAL, seal, body);
 
 	body.shard = shard;
 	body.arena = arena;
@@ -387,7 +393,7 @@ static int open_code(int fd, const char *model, uint32_t lb, uint32_t le, uint32
 		     uint32_t he)
 {
 	Cqp__ModelOpen body = CQP__MODEL_OPEN__INIT;
-	WIRE_MSG(msg, MODEL_OPEN, model_open, body);
+	DECLARE_MSG(msg, MODEL_OPEN, model_open, body);
 	char name[256];
 
 	snprintf(name, sizeof(name), "%s", model);
@@ -420,9 +426,9 @@ static void refuse_models(int fd)
 TEST(fields_out_of_range)
 {
 	Cqp__SegmentGet get = CQP__SEGMENT_GET__INIT;
-	WIRE_MSG(gmsg, SEGMENT_GET, segment_get, get);
+	DECLARE_MSG(gmsg, SEGMENT_GET, segment_get, get);
 	Cqp__Release rel = CQP__RELEASE__INIT;
-	WIRE_MSG(rmsg, RELEASE, release, rel);
+	DECLARE_MSG(rmsg, RELEASE, release, rel);
 	struct cqp_page page = { 0 };
 	uint32_t shard = 0;
 	int fd, i;
@@ -463,7 +469,7 @@ TEST(fields_out_of_range)
 TEST(a_client_that_never_reads)
 {
 	Cqp__List list = CQP__LIST__INIT;
-	WIRE_MSG(msg, LIST, list, list);
+	DECLARE_MSG(msg, LIST, list, list);
 	int deaf, friend, i;
 
 	sys_start(&s, NULL);

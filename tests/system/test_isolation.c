@@ -46,7 +46,7 @@ static size_t each_byte(pid_t pid, void (*fn)(const uint8_t *p, size_t n, const 
 	size_t total = 0;
 	ssize_t n;
 	FILE *f;
-	int fd;
+	int fd, got;
 
 	snprintf(path, sizeof(path), "/proc/%d/maps", (int)pid);
 	f = fopen(path, "re");
@@ -55,7 +55,8 @@ static size_t each_byte(pid_t pid, void (*fn)(const uint8_t *p, size_t n, const 
 	ASSERT(f);
 	ASSERT_SYS(fd);
 	while (fgets(line, sizeof(line), f)) {
-		ASSERT_EQ(sscanf(line, "%lx-%lx %7s", &start, &end, perms), 3);
+		got = sscanf(line, "%lx-%lx %7s", &start, &end, perms);
+		ASSERT_EQ(got, 3);
 		if (perms[0] != 'r' || strstr(line, "[v"))
 			continue;
 		/* overlap, so that nothing hides on a border */
@@ -236,7 +237,7 @@ static struct cqp_page red_page[4];
 static int segment_code(int fd, uint32_t segment)
 {
 	Cqp__SegmentGet body = CQP__SEGMENT_GET__INIT;
-	WIRE_MSG(msg, SEGMENT_GET, segment_get, body);
+	DECLARE_MSG(msg, SEGMENT_GET, segment_get, body);
 
 	body.segment = segment;
 	return wire_code(wire_call(fd, &msg, NULL, 0, NULL));
@@ -245,7 +246,7 @@ static int segment_code(int fd, uint32_t segment)
 static int release_code(int fd, struct cqp_page page)
 {
 	Cqp__Release body = CQP__RELEASE__INIT;
-	WIRE_MSG(msg, RELEASE, release, body);
+	DECLARE_MSG(msg, RELEASE, release, body);
 
 	body.pages = (ProtobufCBinaryData){ sizeof(page), (uint8_t *)&page };
 	return wire_code(wire_call(fd, &msg, NULL, 0, NULL));

@@ -26,7 +26,7 @@ static uint64_t sealed(void)
 static void check_index(void)
 {
 	Cqp__Verify body = CQP__VERIFY__INIT;
-	WIRE_MSG(msg, VERIFY, verify, body);
+	DECLARE_MSG(msg, VERIFY, verify, body);
 	int fd = wire_open(s.admin);
 	Cqp__StatusOk st;
 	Cqp__Msg *r;

@@ -25,12 +25,14 @@ struct region {
 static bool next_region(FILE *f, struct region *r)
 {
 	char line[512];
+	int got;
 
 	if (!fgets(line, sizeof(line), f))
 		return false;
 	r->name[0] = 0;
-	ASSERT(sscanf(line, "%lx-%lx %7s %lx %*s %lu %127[^\n]", &r->start, &r->end,
-		      r->perms, &r->offset, &r->ino, r->name) >= 5);
+	got = sscanf(line, "%lx-%lx %7s %lx %*s %lu %127[^\n]", &r->start, &r->end,
+		     r->perms, &r->offset, &r->ino, r->name);
+	ASSERT_GE(got, 5);
 	return true;
 }
 
@@ -229,7 +231,7 @@ static void try_segment(int sock, uint32_t id)
 {
 	static struct cqp_frame f;
 	Cqp__SegmentGet get = CQP__SEGMENT_GET__INIT;
-	WIRE_MSG(msg, SEGMENT_GET, segment_get, get);
+	DECLARE_MSG(msg, SEGMENT_GET, segment_get, get);
 	Cqp__Msg *r;
 
 	get.segment = id;
@@ -244,7 +246,7 @@ static void try_segment(int sock, uint32_t id)
 static void try_segments(int sock, uint32_t shard, struct cqp_key key)
 {
 	Cqp__Lookup body = CQP__LOOKUP__INIT;
-	WIRE_MSG(msg, LOOKUP, lookup, body);
+	DECLARE_MSG(msg, LOOKUP, lookup, body);
 	struct cqp_page page, sink;
 	Cqp__Msg *r;
 
@@ -269,7 +271,7 @@ static void try_descriptors(void)
 {
 	static struct cqp_frame f;
 	Cqp__ModelOpen body = CQP__MODEL_OPEN__INIT;
-	WIRE_MSG(msg, MODEL_OPEN, model_open, body);
+	DECLARE_MSG(msg, MODEL_OPEN, model_open, body);
 	struct wire_shard w = { 0 };
 	uint32_t ids[CQ_PAGE_TOKENS];
 	struct cqp_page page;

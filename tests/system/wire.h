@@ -16,12 +16,15 @@
 #include "proto/key.h"
 
 /* A request as @var; @body is of the type that @CASE and @field say. */
-#define WIRE_MSG(var, CASE, field, body)					\
+#define DECLARE_MSG(var, CASE, field, body)					\
 	Cqp__Msg var = {							\
 		.base = PROTOBUF_C_MESSAGE_INIT(&cqp__msg__descriptor),		\
 		.body_case = CQP__MSG__BODY_##CASE,				\
 		.field = &(body),						\
 	}
+
+/* The same in tests of one side, where the other is played by hand. */
+#define WIRE_MSG(var, CASE, field, body) DECLARE_MSG(var, CASE, field, body)
 
 /* Connected socket, or -errno. */
 static inline int wire_connect(const char *path)
@@ -108,7 +111,7 @@ static inline int wire_hello_as(int fd, uint32_t protocol, uint64_t incompat,
 {
 	Cqp__Hello hello = CQP__HELLO__INIT;
 	char name[] = "test", ns[64] = "";
-	WIRE_MSG(msg, HELLO, hello, hello);
+	DECLARE_MSG(msg, HELLO, hello, hello);
 
 	hello.protocol = protocol;
 	hello.incompat = incompat;
@@ -155,7 +158,7 @@ struct wire_shard {
 static inline int wire_model_open(int fd, const char *model, struct wire_shard *w)
 {
 	Cqp__ModelOpen body = CQP__MODEL_OPEN__INIT;
-	WIRE_MSG(msg, MODEL_OPEN, model_open, body);
+	DECLARE_MSG(msg, MODEL_OPEN, model_open, body);
 	char name[CQP_MAX_NAME] = "";
 	Cqp__Msg *r;
 
@@ -175,7 +178,7 @@ static inline int wire_model_open(int fd, const char *model, struct wire_shard *
 static inline int wire_arena(int fd, struct wire_shard *w, uint64_t bytes)
 {
 	Cqp__ArenaOffer body = CQP__ARENA_OFFER__INIT;
-	WIRE_MSG(msg, ARENA_OFFER, arena_offer, body);
+	DECLARE_MSG(msg, ARENA_OFFER, arena_offer, body);
 	Cqp__Msg *r;
 
 	w->memfd = memfd_create("arena", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -208,7 +211,7 @@ static inline int wire_seal(int fd, const struct wire_shard *w, struct cqp_key p
 			    struct cqp_key *key, struct cqp_page *page)
 {
 	Cqp__Seal body = CQP__SEAL__INIT;
-	WIRE_MSG(msg, SEAL, seal, body);
+	DECLARE_MSG(msg, SEAL, seal, body);
 	uint8_t tokens[CQ_PAGE_TOKENS * 4];
 	Cqp__Msg *r;
 
@@ -235,7 +238,7 @@ static inline int wire_lookup(int fd, uint32_t shard, const struct cqp_key *keys
 			      size_t n)
 {
 	Cqp__Lookup body = CQP__LOOKUP__INIT;
-	WIRE_MSG(msg, LOOKUP, lookup, body);
+	DECLARE_MSG(msg, LOOKUP, lookup, body);
 	uint8_t bytes[64 * sizeof(*keys)];
 	Cqp__Msg *r;
 	int matched;
