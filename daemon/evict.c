@@ -272,8 +272,6 @@ static uint64_t newest_use(const struct cqd_store *st, const struct cqd_segment 
 	uint64_t newest = 0;
 	uint32_t i, p;
 
-	if (seg->busy)
-		return UINT64_MAX;
 	for (i = 0; i < seg->slots; i++) {
 		p = seg->owner[i];
 		if (p == CQP_NONE)

@@ -440,11 +440,13 @@ static void destroy_done(struct cqd_job *job)
  * cqd_segment_retire() - destroy an empty segment
  * @seg: segment
  *
+ * Pages that a job reads are held, so an empty segment is nobody's business.
+ *
  * Return: true if it is on its way out.
  */
 bool cqd_segment_retire(struct cqd_segment *seg)
 {
-	if (!seg->live || seg->used || seg->busy)
+	if (!seg->live || seg->used)
 		return false;
 	seg->live = false;
 	/* Record first: a new daemon must not find it without memory. */

@@ -172,7 +172,7 @@ struct cqd_segment {
 	struct cqd_mem mem;
 	struct cq_err err;
 	int ret;
-	uint32_t rec, id, slots, used, busy;
+	uint32_t rec, id, slots, used;
 	unsigned int kind;
 	uint64_t slot_bytes, word_base;
 	uint64_t empty_since;		/* loop time, ms */
