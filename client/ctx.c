@@ -42,16 +42,15 @@ static int copy_name(char **out, const char *s, const char *what, size_t max)
 static int ctx_names(struct cq_ctx *ctx, const struct cq_open_opts *o)
 {
 	const char *path = o->socket;
+	char own[CQP_MAX_NAME];
 	int ret;
 
 	if (!path)
 		path = secure_getenv("CQ_SOCKET");
 	ret = copy_name(&ctx->path, path ? path : CQP_DEFAULT_SOCKET, "socket", 108);
+	snprintf(own, sizeof(own), "%s", program_invocation_short_name);
 	if (!ret)
-		ret = copy_name(&ctx->name, o->name ? o->name : program_invocation_short_name,
-				"name", o->name ? CQP_MAX_NAME : SIZE_MAX);
-	if (!ret && strlen(ctx->name) >= CQP_MAX_NAME)
-		ctx->name[CQP_MAX_NAME - 1] = '\0';
+		ret = copy_name(&ctx->name, o->name ? o->name : own, "name", CQP_MAX_NAME);
 	if (!ret)
 		ret = copy_name(&ctx->tenant, o->tenant, "tenant", CQP_MAX_NAME);
 	return ret;
@@ -74,13 +73,10 @@ static int ctx_locks(struct cq_ctx *ctx)
 	return 0;
 }
 
-static int ctx_new(const struct cq_open_opts *o, struct cq_ctx **out)
+static int ctx_init(struct cq_ctx *ctx, const struct cq_open_opts *o)
 {
-	struct cq_ctx *ctx = calloc(1, sizeof(*ctx));
 	int ret;
 
-	if (!ctx)
-		return cqc_fail(-ENOMEM, "out of memory");
 	list_init(&ctx->models);
 	list_init(&ctx->reqs);
 	list_init(&ctx->jobs);
@@ -91,7 +87,6 @@ static int ctx_new(const struct cq_open_opts *o, struct cq_ctx **out)
 	ctx->timeout_ms = o->timeout_ms ? o->timeout_ms : TIMEOUT_MS;
 	ctx->event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	ctx->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	*out = ctx;
 	if (ctx->event < 0 || ctx->wake < 0)
 		return cqc_fail(-errno, "eventfd: %s", strerror(errno));
 	ctx->frame = calloc(1, sizeof(*ctx->frame));
@@ -161,7 +156,7 @@ static int thread_start(struct cq_ctx *ctx)
 
 CQ_API int cq_open(const struct cq_open_opts *opts, struct cq_ctx **out)
 {
-	struct cq_ctx *ctx = NULL;
+	struct cq_ctx *ctx;
 	struct cq_open_opts o;
 	bool poll_mode;
 	int ret;
@@ -172,7 +167,10 @@ CQ_API int cq_open(const struct cq_open_opts *opts, struct cq_ctx **out)
 	if (!out || o.flags & ~CQ_OPEN_POLL)
 		return cqc_fail(-EINVAL, "cq_open: unknown flags 0x%x or no place for the result",
 				o.flags);
-	ret = ctx_new(&o, &ctx);
+	ctx = calloc(1, sizeof(*ctx));
+	if (!ctx)
+		return cqc_fail(-ENOMEM, "out of memory");
+	ret = ctx_init(ctx, &o);
 	if (ret)
 		goto err_free;
 	ret = ctx_locks(ctx);
@@ -193,8 +191,7 @@ err_locks:
 	pthread_cond_destroy(&ctx->cond);
 	pthread_mutex_destroy(&ctx->lock);
 err_free:
-	if (ctx)
-		ctx_free(ctx);
+	ctx_free(ctx);
 	return ret;
 }
 

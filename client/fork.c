@@ -204,9 +204,9 @@ CQ_API int cq_fork(struct cq_seq *seq, const struct cq_seq_opts *opts, struct cq
 	if (ret)
 		return ret;
 	cqc_results_apply(seq->model);
-	ret = cqc_seq_alloc(seq->model, seq->position, o.flags, &child);
-	if (ret)
-		return ret;
+	child = cqc_seq_alloc(seq->model, seq->position, o.flags);
+	if (!child)
+		return -ENOMEM;
 	full = (uint32_t)(seq->len / CQ_PAGE_TOKENS);
 	r = (uint32_t)(seq->len % CQ_PAGE_TOKENS);
 	ents_share(child, seq, full);

@@ -446,11 +446,13 @@ int cqc_slot_check(const struct cq_model *model, const struct cqc_seg *seg,
 int cqc_pg_reserve(struct cq_model *model, uint64_t n);
 void cqc_pg_unreserve(struct cq_model *model, uint64_t n);
 struct cq_pg *cqc_pg_new(struct cq_model *model);
+
 static inline struct cq_pg *cqc_pg_get(struct cq_pg *pg)
 {
 	pg->refs++;
 	return pg;
 }
+
 void cqc_pg_put(struct cq_pg *pg);		/* accepts NULL */
 /* A page object with arena memory; @sink: with a sink chunk. NULL: full. */
 struct cq_pg *cqc_pg_private(struct cq_model *model, bool sink);
@@ -468,8 +470,7 @@ void cqc_shard_free(struct cqk_model *m);
 /* --- seq.c --- */
 
 int cqc_seq_check(const struct cq_seq *seq);
-int cqc_seq_alloc(struct cq_model *model, uint32_t position, uint32_t flags,
-		  struct cq_seq **out);
+struct cq_seq *cqc_seq_alloc(struct cq_model *model, uint32_t position, uint32_t flags);
 void cqc_seq_free(struct cq_seq *seq);
 /* Entries up to @tokens tokens in all. 0 or -ENOBUFS, nothing changed. */
 int cqc_seq_grow(struct cq_seq *seq, size_t tokens);
@@ -485,6 +486,7 @@ int cqc_model_check(const struct cq_model *model);
 struct cqc_parts {
 	uint64_t sink, f16, codes;
 };
+
 struct cqc_parts cqc_ent_parts(const struct cq_seq *seq, uint32_t i, uint64_t want);
 
 /* --- commit.c --- */

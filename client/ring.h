@@ -49,8 +49,8 @@ struct cqc_order {
 struct cqc_ring {
 	struct cqc_order *slots;
 	uint32_t mask;
-	uint32_t head __attribute__((aligned(64)));
-	uint32_t tail __attribute__((aligned(64)));
+	_Alignas(64) uint32_t head;
+	_Alignas(64) uint32_t tail;
 };
 
 /**

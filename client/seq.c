@@ -28,18 +28,16 @@ int cqc_seq_check(const struct cq_seq *seq)
  * @model:    model
  * @position: of token 0, below max_position
  * @flags:    CQ_SEQ_*
- * @out:      ended with cqc_seq_free()
  *
- * Return: 0 or -ENOMEM.
+ * Return: it, ended with cqc_seq_free(); NULL out of memory, with text.
  */
-int cqc_seq_alloc(struct cq_model *model, uint32_t position, uint32_t flags,
-		  struct cq_seq **out)
+struct cq_seq *cqc_seq_alloc(struct cq_model *model, uint32_t position, uint32_t flags)
 {
 	uint32_t tokens = model->m.geom.max_position - position;
 	struct cq_seq *seq = calloc(1, sizeof(*seq));
 
 	if (!seq)
-		return cqc_fail(-ENOMEM, "out of memory");
+		goto err_text;
 	seq->max_ents = tokens / CQ_PAGE_TOKENS + (tokens % CQ_PAGE_TOKENS != 0);
 	seq->ents = calloc(seq->max_ents, sizeof(*seq->ents));
 	seq->appended = calloc(model->m.geom.n_layers, sizeof(*seq->appended));
@@ -47,15 +45,18 @@ int cqc_seq_alloc(struct cq_model *model, uint32_t position, uint32_t flags,
 		free(seq->ents);
 		free(seq->appended);
 		free(seq);
-		return cqc_fail(-ENOMEM, "out of memory");
+		goto err_text;
 	}
 	seq->magic = CQC_SEQ_MAGIC;
 	seq->flags = flags;
 	seq->model = model;
 	seq->position = position;
 	list_add_tail(&seq->link, &model->seqs);
-	*out = seq;
-	return 0;
+	return seq;
+
+err_text:
+	cqc_fail(-ENOMEM, "out of memory for a sequence");
+	return NULL;
 }
 
 /**
@@ -346,10 +347,10 @@ CQ_API int cq_seq_open(struct cq_model *model, const uint32_t *ids, size_t n,
 	if (ret)
 		return ret;
 	cqc_results_apply(model);
-	ret = cqc_seq_alloc(model, o.position, o.flags, &seq);
-	if (ret) {
+	seq = cqc_seq_alloc(model, o.position, o.flags);
+	if (!seq) {
 		cqc_extra_put(extra);
-		return ret;
+		return -ENOMEM;
 	}
 	seq->extra = extra;
 	if (n > CQ_PAGE_TOKENS && !(o.flags & CQ_SEQ_NOMATCH))

@@ -66,8 +66,8 @@ static void batch_destroy(struct cq_batch *b)
 	free(b);
 }
 
-static int batch_sizes(struct cq_batch *b, uint32_t max_seqs, uint32_t max_rows,
-		       uint64_t max_tokens)
+/* Spans that a step may have, 0 if that is too many; sets max_ents. */
+static uint32_t batch_uses(struct cq_batch *b, uint64_t max_tokens)
 {
 	const struct cqk_geom *g = &b->model->m.geom;
 	uint64_t uses;
@@ -76,17 +76,10 @@ static int batch_sizes(struct cq_batch *b, uint32_t max_seqs, uint32_t max_rows,
 		max_tokens = g->max_position;
 	b->max_ents = (uint32_t)((max_tokens + CQ_PAGE_TOKENS - 1) / CQ_PAGE_TOKENS);
 	/* A page gives two spans at most (fp16 and codes), page 0 its sinks too. */
-	uses = max_seqs * (2ull * b->max_ents + 1);
-	if (!max_seqs || max_seqs > MAX_SEQS || !max_rows || max_rows > MAX_ROWS ||
-	    uses > MAX_USES)
-		return cqc_fail(-EINVAL, "cq_batch_new: %u sequences, %u rows, %llu tokens; at "
-					 "most %u, %u and %u pages in all",
-				max_seqs, max_rows, (unsigned long long)max_tokens,
-				MAX_SEQS, MAX_ROWS, MAX_USES / 2);
-	b->max_seqs = max_seqs;
-	b->max_rows = max_rows;
-	b->max_uses = (uint32_t)uses;
-	return 0;
+	uses = b->max_seqs * (2ull * b->max_ents + 1);
+	if (b->max_seqs > MAX_SEQS || b->max_rows > MAX_ROWS || uses > MAX_USES)
+		return 0;
+	return (uint32_t)uses;
 }
 
 CQ_API int cq_batch_new(struct cq_model *model, uint32_t max_seqs, uint32_t max_rows,
@@ -97,16 +90,24 @@ CQ_API int cq_batch_new(struct cq_model *model, uint32_t max_seqs, uint32_t max_
 
 	if (ret)
 		return ret;
-	if (!out)
-		return cqc_fail(-EINVAL, "cq_batch_new: no place for the result");
+	if (!out || !max_seqs || !max_rows)
+		return cqc_fail(-EINVAL, "cq_batch_new: no sequences, no rows or no place for "
+					 "the result");
 	b = calloc(1, sizeof(*b));
 	if (!b)
 		return cqc_fail(-ENOMEM, "out of memory");
 	b->magic = CQC_BATCH_MAGIC;
 	b->model = model;
-	ret = batch_sizes(b, max_seqs, max_rows, max_tokens);
-	if (ret)
+	b->max_seqs = max_seqs;
+	b->max_rows = max_rows;
+	b->max_uses = batch_uses(b, max_tokens);
+	if (!b->max_uses) {
+		ret = cqc_fail(-EINVAL, "cq_batch_new: %u sequences of %u pages, %u rows; "
+			       "at most %u, %u pages in all and %u rows",
+			       max_seqs, b->max_ents, max_rows, MAX_SEQS, MAX_USES / 2,
+			       MAX_ROWS);
 		goto err_free;
+	}
 	ret = batch_arrays(b);
 	/* Scratch for every kv head: calls on head ranges may run at once. */
 	b->scratch_head = ALIGN_UP(model->ops->scratch_bytes(&model->m, max_rows), 64);
