@@ -34,6 +34,10 @@ says() {
 	example | tee "$dir/said" && [ "$(cat "$dir/said")" = "$1" ]
 }
 
+short_one() {
+	[ "$(sed 1d "$top/Documentation/example.c" | grep -c .)" -le 40 ]
+}
+
 in_readme() {
 	# shellcheck disable=SC2016 # a fence, not a command
 	sed -n '/^```c$/,/^```$/p' "$top/README.md" | sed '1d;$d' |
@@ -43,7 +47,7 @@ in_readme() {
 plan 8
 ok "make install" install_it
 ok "the example compiles with pkg-config" compile_it
-ok "it has 40 lines beside the licence" test "$(wc -l <"$top/Documentation/example.c")" -le 41
+ok "it has 40 lines beside the licence" short_one
 ok "the README shows it" in_readme
 ok "without a daemon it names the socket" absent
 make_models >"$dir/out" 2>&1
