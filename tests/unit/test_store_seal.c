@@ -272,6 +272,36 @@ TEST(quotas)
 	rig_stop(&r);
 }
 
+TEST(arenas_and_the_quota)
+{
+	struct cqd_ns_opts q = { .quota_bytes = 2 * RIG_ARENA };
+	struct cqp_page pages[2];
+	struct cqp_key keys[2];
+	uint32_t id;
+	struct rig r;
+
+	rig_defaults(&r);
+	rig_start(&r);
+	rig_chain(&r, 1, 2, keys, pages);
+	ASSERT_EQ(cqd_release(r.cl, pages, 2, &r.err), 0);
+	ASSERT_EQ(cqd_ns_get(r.st, "tenant", &q, &r.ns, &r.err), 0);
+	/* fits if every page goes */
+	ASSERT_EQ(cqd_arena_offer(r.cl, r.sh, r.arena_fd, RIG_ARENA, &id, &r.err), 0);
+	ASSERT_EQ(stats(&r).pages_sealed, 0);
+	cqd_client_set_orphan(r.cl, true);
+	cqd_client_set_orphan(r.cl, false);
+	ASSERT_EQ(cqd_arena_offer(r.cl, r.sh, r.arena_fd, RIG_ARENA, &r.arena_id,
+				  &r.err), 0);
+	rig_chain(&r, 1, 2, keys, pages);
+	ASSERT_EQ(cqd_release(r.cl, pages, 2, &r.err), 0);
+	/* never fits, so nobody has to go for it */
+	q.quota_bytes = 2 * RIG_ARENA - 1;
+	ASSERT_EQ(cqd_ns_get(r.st, "tenant", &q, &r.ns, &r.err), 0);
+	ASSERT_EQ(cqd_arena_offer(r.cl, r.sh, r.arena_fd, RIG_ARENA, &id, &r.err), -EDQUOT);
+	ASSERT_EQ(stats(&r).pages_sealed, 2);
+	rig_stop(&r);
+}
+
 TEST(arenas_are_checked)
 {
 	int plain = memfd_create("plain", MFD_CLOEXEC | MFD_ALLOW_SEALING);
