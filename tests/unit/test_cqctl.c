@@ -300,6 +300,7 @@ TEST(options)
 		{ { "a", "--ou", "x" }, CTL_USAGE },
 		{ { "a", "--fast=1" }, CTL_USAGE },
 		{ { "a", "--fastest" }, CTL_USAGE },
+		{ { "a", "--outer", "x" }, CTL_USAGE },
 		{ { "a", "-q" }, CTL_USAGE },
 		{ { "a", "b", "c" }, CTL_USAGE },
 		{ { NULL }, CTL_USAGE },
@@ -334,6 +335,7 @@ TEST(numbers_and_words)
 	ASSERT_OK(ctl_number("18446744073709551615", 0, UINT64_MAX, &x));
 	ASSERT(x == UINT64_MAX);
 	ASSERT_EQ(ctl_number("18446744073709551616", 0, UINT64_MAX, &x), -EINVAL);
+	ASSERT_EQ(ctl_number("99999999999999999999", 0, UINT64_MAX, &x), -EINVAL);
 	ASSERT_EQ(ctl_number("", 0, 9, &x), -EINVAL);
 	ASSERT_EQ(ctl_number("-1", 0, 9, &x), -EINVAL);
 	ASSERT_EQ(ctl_number("5 ", 0, 9, &x), -EINVAL);
