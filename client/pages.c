@@ -188,6 +188,20 @@ static bool same_bytes(const struct cq_pg *pg)
 	       !memcmp(pg->sink.data, pg->res.sink.data, m->sink_payload);
 }
 
+/* From here on others can attach to it. True if it is to be read there. */
+static bool result_note(struct cq_pg *pg)
+{
+	pg->ordered = false;
+	pg->seal_err = pg->res.ret;
+	if (pg->res.ret)
+		return false;
+	pg->pinned = true;
+	pg->page = pg->res.page;
+	pg->pin_epoch = pg->res.pin_epoch;
+	return same_bytes(pg);
+}
+
+/* Read the shared page; the engine's reference goes. */
 static void page_switch(struct cq_pg *pg)
 {
 	pg->codes = pg->res.slot.data;
@@ -195,32 +209,12 @@ static void page_switch(struct cq_pg *pg)
 	if (pg->res.has_sink)
 		pg->sink = pg->res.sink;
 	chunks_free(pg);
+	cqc_pg_put(pg);
 }
 
-static void result_apply(struct cq_pg *pg)
-{
-	pg->ordered = false;
-	pg->seal_err = pg->res.ret;
-	if (!pg->res.ret) {
-		pg->pinned = true;
-		pg->page = pg->res.page;
-		pg->pin_epoch = pg->res.pin_epoch;
-		if (same_bytes(pg))
-			page_switch(pg);
-	}
-	cqc_pg_put(pg);		/* the engine's reference */
-}
-
-/**
- * cqc_results_apply() - take over what the engine has done
- * @model: model; caller's thread
- *
- * Return: true if there was anything.
- */
-bool cqc_results_apply(struct cq_model *model)
+static bool deferred_switch(struct cq_model *model)
 {
 	struct cq_pg *pg, **at = &model->deferred;
-	struct cqc_order o;
 	bool any = false;
 
 	while ((pg = *at)) {
@@ -229,16 +223,34 @@ bool cqc_results_apply(struct cq_model *model)
 			continue;
 		}
 		*at = pg->next;
-		result_apply(pg);
+		page_switch(pg);
 		any = true;
 	}
+	return any;
+}
+
+/**
+ * cqc_results_apply() - take over what the engine has done
+ * @model: model; caller's thread
+ *
+ * A page whose private copy is read by a step is switched when that is over.
+ *
+ * Return: true if there was anything.
+ */
+bool cqc_results_apply(struct cq_model *model)
+{
+	bool any = deferred_switch(model);
+	struct cqc_order o;
+
 	while (cqc_ring_pop(&model->results, &o)) {
 		any = true;
-		if (o.pg->busy) {	/* a step reads its chunk */
+		if (!result_note(o.pg)) {
+			cqc_pg_put(o.pg);
+		} else if (o.pg->busy) {
 			o.pg->next = model->deferred;
 			model->deferred = o.pg;
 		} else {
-			result_apply(o.pg);
+			page_switch(o.pg);
 		}
 	}
 	return any;
