@@ -467,6 +467,47 @@ TEST(long_contexts_of_large_scores)
 		}
 }
 
+/* Every centroid as large as can be, all of one sign: the largest sums. */
+static void widest_keys(struct cqk_codebook *cb)
+{
+	size_t n = (size_t)cb->n_kv_heads * cb->head_dim * 256, ch, i;
+	uint32_t c = cb->code.channels;
+
+	for (ch = 0; ch < n / 256; ch++) {
+		((float *)(uintptr_t)cb->scale)[ch] = 0.002f;
+		for (i = 0; i < 256; i++) {
+			int8_t x = i % 2 ? 127 : -127;
+
+			((int8_t *)(uintptr_t)cb->stored)[(ch / c * 256 + i) * c + ch % c] = x;
+			cb->i8[ch * 256 + i] = x;
+			cb->f32[ch * 256 + i] = (float)x * 0.002f;
+		}
+	}
+}
+
+TEST(sums_of_integers_do_not_overflow)
+{
+	uint32_t rope, i, one;
+
+	for (rope = 0; rope <= 128; rope += 32)
+		for (one = 0; one < 2; one++) {
+			struct scene_opts o = plain(128, 8, true);
+			struct scene *s;
+
+			o.toy.rope_dim = rope;
+			o.shared = 17;
+			o.tail = 0;
+			s = scene_new(&o);
+			widest_keys(&s->toy.m.layers[1].k);
+			/* all channels alike, or one that hides the others */
+			for (i = 0; i < s->out_bytes / 4 - 1; i++)
+				((float *)s->a.q.data)[i] = !one ? 1.0f :
+					i % 131 == 3 ? 80.0f : 0.01f;
+			check_scene(s);
+			scene_free(s);
+		}
+}
+
 TEST(all_codes_equal_and_one_token)
 {
 	uint32_t i, i8;
