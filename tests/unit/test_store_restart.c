@@ -456,6 +456,45 @@ static void one_damage(const struct damage *d)
 	munmap(h, h->bytes);
 }
 
+/* A count that no client can have is no pin. */
+TEST(pins_out_of_range)
+{
+	static const uint64_t counts[] = { 0, 1ull << 32, UINT64_MAX };
+	struct cqp_index_hdr *h;
+	struct cqp_rec_pin *pins;
+	struct before b;
+	unsigned int i;
+
+	run_before(&b);
+	h = map_index();
+	pins = table(h, h->off_pins);
+	for (i = 0; i < h->high_pins; i++)
+		pins[i].count = counts[i % ARRAY_SIZE(counts)];
+	run_after(&b);
+	ASSERT_EQ(stats(&b.r).pages_pinned, 0);
+	ASSERT_EQ(stats(&b.r).pages_sealed, PAGES);
+	ASSERT_EQ(b.r.st->ix.t_pins.used, 0);
+	run_end(&b);
+}
+
+/* Two segments cannot have one range of words: one of them goes. */
+TEST(overlapping_words)
+{
+	struct cqp_index_hdr *h;
+	struct before b;
+	unsigned int i, n = 0;
+
+	run_before(&b);
+	h = map_index();
+	seg_overlap(h);
+	run_after(&b);
+	for (i = 0; i < CQD_MAX_SEGMENTS; i++)
+		n += b.r.st->segs[i] != NULL;
+	ASSERT_EQ(n, 1);
+	ASSERT_EQ(mgr_settled("cq-seg-"), 1);
+	run_end(&b);
+}
+
 TEST(high_marks_out_of_range)
 {
 	struct cqp_index_hdr *h;

@@ -75,6 +75,45 @@ TEST(a_chain_at_once)
 	rig_stop(&r);
 }
 
+/*
+ * Page 0 waits for a segment of sinks, which the manager does not confirm;
+ * its child has been copied long ago and must not be seen before it.
+ */
+TEST(no_child_before_its_parent)
+{
+	struct rig_wait w, parent, child;
+	struct cqp_key key;
+	unsigned int i;
+	struct rig r;
+
+	mgr_start();
+	rig_defaults(&r);
+	r.o.push_fds = true;
+	r.o.segment_min = 49152;	/* 4 slots of codes, 6 of sinks */
+	r.o.segment_max = 49152;
+	rig_start(&r);
+	for (i = 0; i < 6; i++)
+		ASSERT_EQ(rig_seal(&r, r.cl, r.arena_id, &r.root, 10 + i).ret, 0);
+	pthread_mutex_lock(&mgr.lock);
+	ASSERT_EQ(rig_seal_start(&r, r.cl, r.arena_id, &r.root, 1, &parent), 0);
+	key = key_after(&r.root, 1);
+	ASSERT_EQ(rig_seal_start(&r, r.cl, r.arena_id, &key, 2, &child), 0);
+	for (i = 0; i < 50; i++) {
+		uv_run(&r.loop, UV_RUN_NOWAIT);
+		usleep(1000);
+	}
+	ASSERT(!parent.done && !child.done);
+	ASSERT_EQ(stats(&r).pages_filling, 2);
+	pthread_mutex_unlock(&mgr.lock);
+	rig_run(&r, &child.done);
+	ASSERT(parent.done);
+	ASSERT_EQ(parent.ret | child.ret, 0);
+	w = rig_seal(&r, r.cl, r.arena_id, &key, 2);
+	ASSERT(w.existing);
+	rig_stop(&r);
+	mgr_stop();
+}
+
 /* The publisher of page 0 dies: what others hung on it has no parent. */
 TEST(a_lost_parent_takes_its_children)
 {
