@@ -394,12 +394,12 @@ TEST(cut_messages)
 {
 	Cqp__Seal body = CQP__SEAL__INIT;
 	Cqp__Msg msg = CQP__MSG__INIT, *got;
-	uint8_t bytes[512] = { 0 }, *exact;
+	uint8_t bytes[512] = { 0 }, field[256] = { 0 }, *exact;
 	size_t len, n;
 
-	body.parent.data = bytes;
+	body.parent.data = field;
 	body.parent.len = 32;
-	body.tokens.data = bytes;
+	body.tokens.data = field;
 	body.tokens.len = 256;
 	msg.body_case = CQP__MSG__BODY_SEAL;
 	msg.seal = &body;
