@@ -299,13 +299,12 @@ static int take_over(struct cqd_adopt *ad, const struct cqd_store_opts *opts,
 	}
 	drop_rest(ad);
 	if (ad->lost_records || ad->lost_fds)
-		cq_err_set(err, 0,
-			   "restart: dropped %u records and %u descriptors that did not fit together",
-			   ad->lost_records, ad->lost_fds);
+		cq_err_set(err, 0, "restart: dropped %u records and %u descriptors "
+			   "that did not fit together", ad->lost_records, ad->lost_fds);
 	else if (ix->t_pages.n != opts->max_pages || ix->t_pins.n != opts->max_pins ||
 		 ix->t_clients.n != opts->max_clients)
-		cq_err_set(err, 0,
-			   "max_pages, max_clients or max_pins changed: in effect after the next stop of cqd");
+		cq_err_set(err, 0, "max_pages, max_clients or max_pins changed: "
+			   "in effect after the next stop of cqd");
 	return 0;
 }
 

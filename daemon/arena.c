@@ -100,7 +100,8 @@ int cqd_arena_offer(struct cqd_client *client, struct cqd_shard *shard, int fd,
 				  CQD_ARENAS_PER_CLIENT);
 	if (!cqd_ns_room(ns, bytes, 0))
 		return cq_err_set(err, -EDQUOT,
-				  "an arena of %llu bytes exceeds the quota of namespace '%s' (%llu of %llu in use)",
+				  "arena of %llu bytes: quota of '%s' is in use "
+				  "(%llu of %llu bytes): raise it",
 				  (unsigned long long)bytes, ns->name,
 				  (unsigned long long)ns->used_bytes,
 				  (unsigned long long)ns->quota_bytes);

@@ -172,7 +172,8 @@ static int head_check(int fd, struct cqp_index_hdr *h, struct cq_err *err)
 		return cq_err_set(err, -EINVAL, "the stored index is not an index of cq");
 	if (h->version != CQP_INDEX_VERSION || h->incompat)
 		return cq_err_set(err, -EINVAL,
-				  "the stored index has version %u, features %#llx; this cqd knows version %u",
+				  "the stored index has version %u, features %#llx; "
+				  "this cqd knows version %u",
 				  h->version, (unsigned long long)h->incompat,
 				  (unsigned int)CQP_INDEX_VERSION);
 	if (h->bytes != (uint64_t)sb.st_size || !same_layout(h))

@@ -115,7 +115,7 @@ int cqd_release(struct cqd_client *client, const struct cqp_page *pages,
 		p = named(client, &pages[i]);
 		if (p == CQP_NONE || cqd_unpin(client, p))
 			return cq_err_set(err, -EINVAL,
-					  "entry %u (segment %u, slot %u) is no page pinned by this session",
+					  "entry %u (segment %u, slot %u): not pinned by you",
 					  i, pages[i].segment, pages[i].slot);
 	}
 	return 0;

@@ -386,7 +386,8 @@ static int begin(struct cqd_seal_op *op, uint32_t parent)
 		cqd_page_hold(st, parent);
 	if (!cqd_ns_room(sh->ns, cqd_page_bytes(sh, sink), 1))
 		ret = cq_err_set(&op->err, -EDQUOT,
-				 "namespace '%s' is at its quota (%llu of %llu bytes, %llu pages) and its pages are in use",
+				 "quota of '%s' is in use (%llu of %llu bytes, "
+				 "%llu pages): raise it",
 				 sh->ns->name, (unsigned long long)sh->ns->used_bytes,
 				 (unsigned long long)sh->ns->quota_bytes,
 				 (unsigned long long)sh->ns->pages);

@@ -64,7 +64,7 @@ int cqd_shard_make(struct cqd_ns *ns, struct cqd_model *m,
 	if (range->layer_begin >= range->layer_end || range->layer_end > g->n_layers ||
 	    range->head_begin >= range->head_end || range->head_end > g->n_kv_heads)
 		return cq_err_set(err, -EINVAL,
-				  "layers %u-%u, kv heads %u-%u: model '%s' has %u layers, %u kv heads",
+				  "layers %u-%u, kv heads %u-%u: '%s' has %u and %u",
 				  range->layer_begin, range->layer_end, range->head_begin,
 				  range->head_end, m->name, g->n_layers, g->n_kv_heads);
 	sh = find(ns, m, range);

@@ -489,7 +489,7 @@ TEST(overlapping_words)
 	seg_overlap(h);
 	run_after(&b);
 	for (i = 0; i < CQD_MAX_SEGMENTS; i++)
-		n += b.r.st->segs[i] != NULL;
+		n += !!b.r.st->segs[i];
 	ASSERT_EQ(n, 1);
 	ASSERT_EQ(mgr_settled("cq-seg-"), 1);
 	run_end(&b);
