@@ -271,11 +271,14 @@ static void page_keys(struct page_batch *b, uint32_t page)
 		page_keys_as(false, b, page);
 }
 
-/* Values of one channel over all pages waiting: p v in 16 partial sums. */
-INLINE void channel_values(const int nq, struct page_batch *b, uint32_t ch)
+/*
+ * Values of one channel over all pages waiting: p v in 16 partial sums. @group
+ * is where its codes start.
+ */
+INLINE void channel_values(const int nq, struct page_batch *b, uint32_t ch,
+			   size_t group)
 {
 	const int8_t *plane = b->v_plane + (size_t)ch * CQK_CENTROIDS;
-	size_t group = (size_t)(ch / b->v->code.channels) * CQK_T;
 	float *o = b->o + (size_t)ch * nq * 16;
 	zi acc[LANES];
 	uint32_t page;
@@ -304,27 +307,25 @@ INLINE void channel_values(const int nq, struct page_batch *b, uint32_t ch)
 	}
 }
 
+INLINE void all_values(const int nq, struct page_batch *b)
+{
+	uint32_t g, j, ch = 0, c = b->v->code.channels;
+
+	for (g = 0; g < b->v->n_groups; g++)
+		for (j = 0; j < c; j++)
+			channel_values(nq, b, ch++, (size_t)g * CQK_T);
+}
+
 static void batch_values(struct page_batch *b)
 {
-	uint32_t ch;
-
-	switch (b->lanes) {
-	case 1:
-		for (ch = 0; ch < b->d; ch++)
-			channel_values(1, b, ch);
-		break;
-	case 2:
-		for (ch = 0; ch < b->d; ch++)
-			channel_values(2, b, ch);
-		break;
-	case 4:
-		for (ch = 0; ch < b->d; ch++)
-			channel_values(4, b, ch);
-		break;
-	default:
-		for (ch = 0; ch < b->d; ch++)
-			channel_values(LANES, b, ch);
-	}
+	if (b->lanes == 1)
+		all_values(1, b);
+	else if (b->lanes == 2)
+		all_values(2, b);
+	else if (b->lanes == 4)
+		all_values(4, b);
+	else
+		all_values(LANES, b);
 }
 
 /* Scores from integers to what softmax takes; returns their maximum. */
