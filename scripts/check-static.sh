@@ -101,7 +101,7 @@ check_checkpatch() {
 		why='no checkpatch.pl: install linux-source-6.1 or set CHECKPATCH='
 		return 77
 	fi
-	files '*.[ch]' | xargs perl "$cp" --no-tree --terse --no-summary -f \
+	files '*.[ch]' | xargs -n 8 -P "$jobs" perl "$cp" --no-tree --terse --no-summary -f \
 		--max-line-length=100 --ignore "$(grep -v '^#' scripts/checkpatch.ignore |
 		paste -sd,)" >&2
 }
