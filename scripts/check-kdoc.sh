@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 #
 # kernel-doc: what is written is well formed (the kernel's own script says so),
-# and every function that another file can call has a comment, in a header or
+# and every function that another folder calls has a comment, in a header or
 # beside its body. Public ones describe each parameter and member; private ones
 # those that need words.
 set -u
@@ -24,14 +24,19 @@ elif [ "${CI:-}" = true ]; then
 	bad=1
 fi
 
-for f in "${src[@]}"; do
-	case $f in
-	*.c) obj=$O/${f%.c}.o ;;
-	*) continue ;;
-	esac
-	[ -e "$obj" ] || continue
-	nm -g --defined-only "$obj" | awk -v f="$f" '$2 == "T" && $3 != "main" { print $3, f }'
-done | sort >"$O/kdoc.want"
+# "name folder" of every function defined, and of every one called from outside.
+symbols() {	# nm's letter
+	find "$O"/{proto,kernels,daemon,client} -name '*.o' ! -name 'cq.pb-c.o' 2>/dev/null |
+		while read -r obj; do
+			folder=$(dirname "${obj#"$O"/}")
+			nm -g "$obj" | awk -v t="$1" -v f="${folder%/x86}" \
+				'$(NF - 1) == t { print $NF, f }'
+		done | sort -u
+}
+symbols T >"$O/kdoc.defined"
+symbols U >"$O/kdoc.called"
+join "$O/kdoc.defined" "$O/kdoc.called" | awk '$2 != $3 { print $1, $2 }' |
+	sort -u >"$O/kdoc.want"
 while read -r name f; do
 	echo "$f: $name() has no kernel-doc"
 	bad=1

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /* cqctl: the administrator's command. This file finds the command. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include "client/cqctl/cqctl.h"
@@ -107,7 +108,7 @@ int main(int argc, char **argv)
 	status = c.cmd->run(&c, argc - i - 1, argv + i + 1);
 	ctl_disconnect(&c);
 	if (fflush(stdout) || ferror(stdout)) {
-		perror("cqctl: standard output");
+		fprintf(stderr, "cqctl: standard output: %s\n", strerror(errno));
 		return CTL_FAILED;
 	}
 	return status;

@@ -19,8 +19,7 @@
  * Tests compile this file a second time on SIMDe (CQK_SIMDE), which is how it
  * is checked on machines without AVX-512.
  */
-#ifdef CQK_SIMDE
-#include "tests/kernels/simde_fill.h"
+#ifdef CQK_SIMDE	/* the test has included SIMDe */
 typedef simde__m512i zi;
 #define OPS_NAME "avx512-simde"
 #define OPS cqk_avx512_simde

@@ -4,6 +4,7 @@
  * same cases as test_attention.c. This table entry exists in this program only.
  */
 #define CQK_SIMDE 1
+#include "tests/kernels/simde_fill.h"
 #include "kernels/x86/attn_avx512.c"
 #define ONLY_OPS (&cqk_avx512_simde)
 #include "tests/kernels/test_attention.c"

@@ -60,7 +60,8 @@ nan() {
 
 	head=$(od -An -t u8 -N 8 "$dir/acts.st")
 	cp "$dir/acts.st" "$dir/nan.st" &&
-		printf '\000\176' | dd of="$dir/nan.st" bs=1 seek=$((8 + head + (100 * 64 + 3) * 2)) \
+		printf '\000\176' |
+			dd of="$dir/nan.st" bs=1 seek=$((8 + head + (100 * 64 + 3) * 2)) \
 			conv=notrunc status=none &&
 		gives 1 'layer 0, keys, head 0, token 100, channel 3' \
 			ctl calibrate "$dir/nan.st" --k 4c8b --v 4c8b -o "$dir/no.st" &&
@@ -93,7 +94,8 @@ wrong_use() {
 		gives 2 "5 channels per group" cal --k 5c8b --v 4c8b -o "$dir/no.st" &&
 		gives 2 "10 bits" cal --k 8c10b --v 4c8b -o "$dir/no.st" &&
 		gives 2 "6 layers" cal --k 4c8b,4c8b --v 4c8b -o "$dir/no.st" &&
-		gives 2 "6 layers" cal --k 4c8b,4c8b,4c8b,4c8b,4c8b,4c8b,4c8b --v 4c8b -o "$dir/no.st" &&
+		gives 2 "6 layers" cal --k 4c8b,4c8b,4c8b,4c8b,4c8b,4c8b,4c8b --v 4c8b \
+			-o "$dir/no.st" &&
 		gives 2 "0 to 64" cal --k 4c8b --v 4c8b --sinks 65 -o "$dir/no.st" &&
 		gives 2 "multiple of 64" cal --k 4c8b --v 4c8b --window 65 -o "$dir/no.st" &&
 		gives 2 "i8 or f16" cal --k 4c8b --v 4c8b --centroids i4 -o "$dir/no.st" &&
@@ -131,7 +133,8 @@ daemon() {
 asks() {
 	gives 0 "answered in" ctl ping && gives 0 '"round_trip_us":' ctl ping --json &&
 		gives 0 "answered in" ctl ping --socket "$dir/cqd.sock" &&
-		gives 0 "limit 64.0 MiB" ctl status && gives 0 '"pool_limit":67108864' ctl --json status &&
+		gives 0 "limit 64.0 MiB" ctl status &&
+		gives 0 '"pool_limit":67108864' ctl --json status &&
 		gives 1 "use the admin socket" ctl status --socket "$dir/cqd.sock"
 }
 
