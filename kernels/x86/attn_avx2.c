@@ -82,6 +82,16 @@ INLINE __m256 scores8(const enum fetch_kind kind, const int nq, const bool turn,
 	return sum8(acc);
 }
 
+/* Rows of V come by columns later: have them brought while K is worked on. */
+INLINE void fetch_ahead(const struct feed *f, uint32_t t, uint32_t n)
+{
+	const uint8_t *at = f->ahead + t * f->ahead_row;
+	const uint8_t *end = at + n * f->ahead_row;
+
+	for (; at < end; at += 64)
+		_mm_prefetch((const char *)at, _MM_HINT_T0);
+}
+
 INLINE void few_scores(const enum fetch_kind kind, const int nq, const bool turn,
 		       const struct cqk_chunk *c, const struct feed *f,
 		       const struct cqk_rope *rope)
@@ -92,6 +102,8 @@ INLINE void few_scores(const enum fetch_kind kind, const int nq, const bool turn
 	int r;
 
 	for (t = 0; t < c->tokens; t += tok) {
+		if (f->ahead)
+			fetch_ahead(f, t, tok);
 		_mm256_storeu_ps(got, scores8(kind, nq, turn, c, f, rope, t));
 		for (r = 0; r < nq; r++)
 			memcpy(c->s + r * CQK_T + t, got + r * tok, tok * sizeof(*got));
@@ -214,6 +226,10 @@ static bool avx2_few(struct cqk_chunk *c, const struct cqk_src *k,
 		rope = NULL;
 	log = pad_chunk(c);
 	feed_init(&f, k);
+	if (kind_v == FETCH_ROW) {
+		f.ahead = v->data;
+		f.ahead_row = (size_t)v->d * 2;
+	}
 	scores_table[kind_k][log](c, &f, rope);
 	tile_softmax(c);
 	clear_scores(c, log);

@@ -24,12 +24,15 @@ enum fetch_kind {
  * @stored: centroids of the kv head, [group][256][c], as stored
  * @scale:  [d] for i8
  * @d:      channels
+ * @ahead:  what is read next, @ahead_row bytes for each token; NULL: nothing
  */
 struct feed {
 	const uint8_t *data;
 	const uint8_t *stored;
 	const float *scale;
 	size_t d;
+	const uint8_t *ahead;
+	size_t ahead_row;
 };
 
 static inline enum fetch_kind feed_kind(const struct cqk_src *src)
