@@ -89,7 +89,15 @@ struct cqk_dump_info {
 	char source[160];
 };
 
-/* Reads metadata and shapes, no values. 0, -EINVAL, -EPROTO (no dump), -ENOMEM. */
+/**
+ * cqk_dump_info() - read metadata and shapes of an activation dump, no values
+ * @dump: image of the file
+ * @size: its bytes
+ * @out:  filled on success
+ * @err:  text on failure
+ *
+ * Return: 0; -EINVAL malformed; -EPROTO not a dump; -ENOMEM. Thread-safe.
+ */
 int cqk_dump_info(const void *dump, size_t size, struct cqk_dump_info *out,
 		  struct cq_err *err);
 

@@ -137,7 +137,10 @@ struct cqk_model {
 int cqk_model_parse(const void *image, size_t size, struct cqk_model **out,
 		    struct cq_err *err);
 
-/* Accepts NULL. */
+/**
+ * cqk_model_free() - free a parsed model; the file image stays the caller's
+ * @model: may be NULL; no other thread may still read it
+ */
 void cqk_model_free(struct cqk_model *model);
 
 /**
