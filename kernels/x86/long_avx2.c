@@ -350,14 +350,6 @@ INLINE __m128i load64x2(const int16_t *a, const int16_t *b)
 					     (const __m64 *)(const void *)b));
 }
 
-INLINE int32_t load32(const int16_t *p)
-{
-	int32_t v;
-
-	memcpy(&v, p, sizeof(v));
-	return v;
-}
-
 /* Sixteen channels of one token from @ch on. */
 INLINE __m256i key16(const int c, const int16_t *key, const uint8_t *codes,
 		     uint32_t ch, uint32_t t)
@@ -370,18 +362,9 @@ INLINE __m256i key16(const int c, const int16_t *key, const uint8_t *codes,
 		lo = _mm_loadu_si128((const __m128i *)(const void *)(at + code[0] * 8));
 		hi = _mm_loadu_si128((const __m128i *)(const void *)
 				     (at + (K + code[64]) * 8));
-	} else if (c == 4) {
+	} else {
 		lo = load64x2(at + code[0] * 4, at + (K + code[64]) * 4);
 		hi = load64x2(at + (2 * K + code[128]) * 4, at + (3 * K + code[192]) * 4);
-	} else {
-		lo = _mm_setr_epi32(load32(at + code[0] * 2),
-				    load32(at + (K + code[64]) * 2),
-				    load32(at + (2 * K + code[128]) * 2),
-				    load32(at + (3 * K + code[192]) * 2));
-		hi = _mm_setr_epi32(load32(at + (4 * K + code[256]) * 2),
-				    load32(at + (5 * K + code[320]) * 2),
-				    load32(at + (6 * K + code[384]) * 2),
-				    load32(at + (7 * K + code[448]) * 2));
 	}
 	return _mm256_inserti128_si256(_mm256_castsi128_si256(lo), hi, 1);
 }
@@ -465,10 +448,8 @@ static void key_scores_##c##_##lanes(const struct long_head *x, uint32_t page,	\
 {										\
 	key_scores(c, lanes, x, page, s);					\
 }
-KEY_SCORES(2, 4)
 KEY_SCORES(4, 4)
 KEY_SCORES(8, 4)
-KEY_SCORES(2, 8)
 KEY_SCORES(4, 8)
 KEY_SCORES(8, 8)
 
@@ -478,11 +459,9 @@ static void integer_scores(struct long_head *x, uint32_t page)
 	float *s = x->s + page * CQK_T * x->lanes;
 
 	if (x->lanes == 4)
-		(c == 8 ? key_scores_8_4 : c == 4 ? key_scores_4_4 :
-		 key_scores_2_4)(x, page, s);
+		(c == 8 ? key_scores_8_4 : key_scores_4_4)(x, page, s);
 	else
-		(c == 8 ? key_scores_8_8 : c == 4 ? key_scores_4_8 :
-		 key_scores_2_8)(x, page, s);
+		(c == 8 ? key_scores_8_8 : key_scores_4_8)(x, page, s);
 }
 
 /* Softmax. */
@@ -712,9 +691,10 @@ static void long_end(struct long_head *x)
 	}
 }
 
-static bool even_group(uint32_t c)
+/* Groups of less are more table look-ups than products: not worth it. */
+static bool worth_tables(const struct cqk_codebook *cb)
 {
-	return c == 2 || c == 4 || c == 8;
+	return cb->code.type == CQ_CODE_CQ && cb->code.channels >= 4;
 }
 
 bool cqk_long_fits(const struct cqk_attn *a)
@@ -722,13 +702,13 @@ bool cqk_long_fits(const struct cqk_attn *a)
 	const struct cqk_layer *layer = &a->model->layers[a->layer];
 	const struct cqk_geom *g = &a->model->geom;
 	size_t nq = (size_t)a->n_rows * (g->n_heads / g->n_kv_heads);
-	uint32_t i, pages = 0;
+	uint32_t c = layer->k.code.channels, i, pages = 0;
 
-	if (layer->k.code.type != CQ_CODE_CQ || layer->v.code.type != CQ_CODE_CQ ||
-	    !nq || nq > CQK_LANES)
+	if (!worth_tables(&layer->k) || !worth_tables(&layer->v) || !nq ||
+	    nq > CQK_LANES)
 		return false;
 	if (cqk_turns_keys(a) && (g->head_dim % 16 || g->rope_dim % 32 ||
-				  !even_group(layer->k.code.channels)))
+				  (c != 4 && c != 8)))
 		return false;
 	for (i = 0; i < a->n_blocks; i++)
 		pages += a->blocks[i].kind == CQK_BLOCK_CODES;

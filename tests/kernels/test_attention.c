@@ -417,7 +417,7 @@ TEST(long_contexts)
 				struct scene_opts o = plain(dims[i], c, n % 2);
 
 				o.toy.keys = keys;
-				o.toy.cv = c == 8 ? 2 : 2 * c % 31;
+				o.toy.cv = c == 8 ? 4 : 2 * c % 31;
 				o.toy.n_heads = 2 * (1 + n % 8);
 				o.shared = 17 + n % 3;
 				o.holes = n % 4 == 3;
