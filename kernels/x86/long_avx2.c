@@ -727,10 +727,9 @@ size_t cqk_long_bytes(const struct cqk_model *model, uint32_t n_rows)
 {
 	const struct cqk_geom *g = &model->geom;
 	size_t nq = (size_t)n_rows * (g->n_heads / g->n_kv_heads), most = 0, n;
-	uint32_t l, lanes = lanes_of((uint32_t)nq);
+	/* Scratch for many rows serves calls of few rows too, which come here. */
+	uint32_t l, lanes = lanes_of((uint32_t)MIN(nq, CQK_LANES));
 
-	if (nq > CQK_LANES)
-		return 0;
 	for (l = 0; l < g->n_layers; l++) {
 		n = table_bytes(&model->layers[l].k, g->head_dim, lanes) +
 		    table_bytes(&model->layers[l].v, g->head_dim, lanes);
