@@ -653,10 +653,8 @@ static void avx512_attention(const struct cqk_attn *a)
 
 static size_t avx512_scratch_bytes(const struct cqk_model *model, uint32_t n_rows)
 {
-	size_t gqa = model->geom.n_heads / model->geom.n_kv_heads;
-
-	return cqk_head_bytes(model, n_rows) +
-	       (n_rows * gqa <= LANES ? ALIGN_UP(sizeof(struct page_batch), 64) : 0);
+	/* Scratch for many rows serves calls of few rows too, which use batches. */
+	return cqk_head_bytes(model, n_rows) + ALIGN_UP(sizeof(struct page_batch), 64);
 }
 
 #ifdef CQK_SIMDE

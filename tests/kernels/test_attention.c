@@ -567,6 +567,26 @@ TEST(garbage_in_tokens_nobody_reads)
 	scene_free(s);
 }
 
+/* A batch reserves for its most rows, and is stepped with fewer. */
+TEST(scratch_for_many_rows_does_for_few)
+{
+	struct scene_opts o = plain(64, 4, true);
+	const struct cqk_ops *ops;
+	struct scene *s;
+	uint32_t i, rows;
+	size_t last;
+
+	s = scene_new(&o);
+	for (i = 0; (ops = candidate(i)); i++) {
+		last = 0;
+		for (rows = 1; rows <= 512; rows++) {
+			ASSERT_GE(ops->scratch_bytes(&s->toy.m, rows), last);
+			last = ops->scratch_bytes(&s->toy.m, rows);
+		}
+	}
+	scene_free(s);
+}
+
 static unsigned int loads;
 
 static void counted_k(const struct cqk_src *src, const struct cqk_rope *rope,
