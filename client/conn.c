@@ -230,6 +230,7 @@ static int recv_one(struct cq_ctx *ctx)
 	}
 	ctx->events++;
 	ctx->retry_ms = RETRY_MIN_MS;
+	ctx->stalled = false;
 	return 1;
 }
 

@@ -112,6 +112,7 @@ struct cq_ctx {
 	pthread_mutex_t lock;
 	pthread_cond_t cond;
 	bool stop, greeted, want_out;
+	bool stalled;			/* a lookup got no answer; nothing came since */
 	int sock;
 	int link;			/* enum cqc_link */
 	int away_err;			/* why the connection is away */
@@ -407,6 +408,7 @@ void cqc_models_reopen(struct cq_ctx *ctx);
 /* The same for those whose time has come; and when that is, or INT64_MAX. */
 void cqc_models_retry(struct cq_ctx *ctx);
 int64_t cqc_models_retry_at(const struct cq_ctx *ctx);
+bool cqc_model_returning(const struct cq_model *model);
 void cqc_model_open_fill(const struct cq_model *model, Cqp__Msg *msg, Cqp__ModelOpen *mo);
 /* Reply to a request nobody waits for any more. Lock held. */
 void cqc_late(struct cq_ctx *ctx, const Cqp__Msg *msg);

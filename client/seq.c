@@ -139,6 +139,24 @@ static int lookup_take(struct cqc_call *call, const Cqp__Msg *msg, struct cqp_fr
 	return 0;
 }
 
+/*
+ * A connection that is just coming back is waited for: a prompt that starts
+ * right after a restart of cqd should find what is published. One that is gone,
+ * or a daemon that has left a lookup unanswered, is not. Lock held.
+ */
+static int await_ready(struct cq_model *model)
+{
+	struct cq_ctx *ctx = model->ctx;
+	int64_t deadline = cqc_now_ms() + ctx->timeout_ms;
+	int ret = 0;
+
+	while (!ret && !ctx->stalled && cqc_model_returning(model))
+		ret = cqc_wait(ctx, deadline);
+	if (ret)
+		ctx->stalled = true;
+	return ctx->link == CQC_READY && model->ready && !ctx->stalled ? 0 : -ENOTCONN;
+}
+
 /* Keys [@first, @first + @m->asked). Lock held. */
 static int lookup(struct cq_model *model, const struct cqp_key *keys, struct match *m)
 {
@@ -150,16 +168,21 @@ static int lookup(struct cq_model *model, const struct cqp_key *keys, struct mat
 	Cqp__Lookup body = CQP__LOOKUP__INIT;
 	Cqp__Msg msg = CQP__MSG__INIT;
 	struct cq_ctx *ctx = model->ctx;
+	int ret;
 
-	if (ctx->link != CQC_READY || !model->ready)
-		return -ENOTCONN;
+	ret = await_ready(model);
+	if (ret)
+		return ret;
 	body.shard = model->shard;
 	body.keys.data = (uint8_t *)(uintptr_t)keys;
 	body.keys.len = m->asked * sizeof(*keys);
 	msg.body_case = CQP__MSG__BODY_LOOKUP;
 	msg.lookup = &body;
 	m->epoch = ctx->pin_epoch;
-	return cqc_call(ctx, &call, &msg, NULL, 0, ctx->conn_no);
+	ret = cqc_call(ctx, &call, &msg, NULL, 0, ctx->conn_no);
+	if (ret == -ETIMEDOUT)
+		ctx->stalled = true;
+	return ret;
 }
 
 /* The new pin holds everything the old one held. */

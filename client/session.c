@@ -261,6 +261,20 @@ int64_t cqc_models_retry_at(const struct cq_ctx *ctx)
 }
 
 /**
+ * cqc_model_returning() - is it about to be usable again
+ * @model: model; its context's lock is held
+ *
+ * Return: true while answers to Hello, ModelOpen or ArenaOffer are awaited.
+ */
+bool cqc_model_returning(const struct cq_model *model)
+{
+	const struct cq_ctx *ctx = model->ctx;
+
+	return ctx->link == CQC_HELLO ||
+		(ctx->link == CQC_READY && !model->ready && !model->gone && !model->reopen_at);
+}
+
+/**
  * cqc_late() - an answer nobody waits for any more
  * @ctx: context, lock held
  * @msg: answer

@@ -318,7 +318,8 @@ void cq_model_close(struct cq_model *model);
  * @out: sequence, ended with cq_seq_close()
  *
  * The sequence then has cq_seq_length() tokens; the caller appends and commits
- * the rest. When cqd is away, nothing matches and the sequence starts empty.
+ * the rest. When cqd is away, nothing matches and the sequence starts empty; a
+ * connection that is coming back is waited for, timeout_ms of cq_open() at most.
  *
  * Return: 0; -ENOMEM; -EINVAL.
  */

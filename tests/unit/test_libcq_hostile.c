@@ -38,7 +38,7 @@ enum lie {
  */
 struct server {
 	int lie, after, boot, held, resumed;
-	int releases, seals, hellos, byes;
+	int releases, seals, hellos, byes, lookups;
 	uint32_t n_pages;
 	struct cqp_key keys[SLOTS];
 	uint64_t payload, sink_payload, slot_bytes, sink_slot_bytes;
@@ -219,6 +219,7 @@ static void on_lookup(int sock, const Cqp__Msg *in)
 	Cqp__Msg m = CQP__MSG__INIT;
 	uint32_t n, at = 0;
 
+	s->lookups++;
 	for (n = 0; n < in->lookup->keys.len / 32 && n < SLOTS; n++) {
 		at = key_find(in->lookup->keys.data + 32 * n);
 		if (at == s->n_pages)
@@ -668,7 +669,8 @@ TEST(pins_are_released_where_they_are)
 		usleep(1000);
 	ASSERT_EQ(s->hellos, 3);
 	cq_seq_close(y);
-	x = worker_seq(&w, ids, 330);
+	x = worker_seq(&w, ids, 330);	/* waits for the model to be open again */
+	ASSERT_EQ(cq_seq_length(x), 320);
 	cq_seq_close(x);
 	for (i = 0; i < 1000 && s->releases < 2; i++)
 		usleep(1000);
@@ -682,7 +684,7 @@ TEST(pins_are_released_where_they_are)
 TEST(late_match_is_released)
 {
 	struct cq_open_opts o = { .sz = sizeof(o), .timeout_ms = 50 };
-	struct cq_seq *x;
+	struct cq_seq *x, *y;
 	struct worker w = { .whole = shape, .m = shape };
 	int i;
 
@@ -692,13 +694,20 @@ TEST(late_match_is_released)
 	CQ_OK(cq_open(&o, &w.ctx));
 	CQ_OK(cq_model_open(w.ctx, "toy", NULL, &w.model));
 	s->held = 1;
+	s->lookups = 0;
 	x = worker_seq(&w, ids, 330);
 	ASSERT_EQ(cq_seq_length(x), 0);
 	ASSERT_EQ(s->releases, 0);
+	y = worker_seq(&w, ids, 330);	/* silent once: not asked again */
+	ASSERT_EQ(cq_seq_length(y), 0);
+	ASSERT_EQ(s->lookups, 1);
 	s->held = 0;
 	for (i = 0; i < 1000 && s->releases < 1; i++)
 		usleep(1000);
 	ASSERT_EQ(s->releases, 1);
+	y = worker_seq(&w, ids, 330);	/* it spoke */
+	ASSERT_EQ(cq_seq_length(y), 320);
+	ASSERT_EQ(s->lookups, 2);
 	cq_close(w.ctx);
 	stop();
 }
