@@ -73,6 +73,8 @@ static int measure(struct wk_session *s, const struct wk_opts *o, struct bench *
 				b->cold[b->n_cold++] = first.ttft_ms;
 		}
 		ret = once(s, flags, &first);
+		if (!ret)
+			ret = wk_session_attached(s, o, s->n, first.matched);
 		if (ret)
 			return ret;
 		if (i)

@@ -81,13 +81,11 @@ static int config_check(const json_t *j, struct wk_config *c, const char *path)
 
 static int config_load(struct wk_config *c, const char *path)
 {
-	json_error_t je;
-	json_t *j;
+	json_t *j = wk_json_read(path);
 	int ret;
 
-	j = json_load_file(path, JSON_REJECT_DUPLICATES, &je);
 	if (!j)
-		return wk_error(-EINVAL, "%s: %s", path, je.text);
+		return -EINVAL;
 	ret = config_int(j, path, "num_hidden_layers", 256, &c->n_layers);
 	if (!ret)
 		ret = config_int(j, path, "num_attention_heads", 256, &c->n_heads);

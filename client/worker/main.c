@@ -148,9 +148,18 @@ static int parse(struct wk_opts *o, const struct command *cmd, int argc, char **
 	o->n_args = argc - optind;
 	if (o->n_args && cmd->bit != TOKENIZE)
 		return wk_error(-EINVAL, "%s: what is that?", o->args[0]);
-	if (!o->chunk || !o->threads)
-		return wk_error(-EINVAL, "--chunk and --threads are at least 1");
+	if (!o->chunk || !o->threads || !o->generate)
+		return wk_error(-EINVAL, "--chunk, --threads and --generate are at least 1");
 	return 0;
+}
+
+/* @status, unless what was printed got lost. */
+static int done(int status)
+{
+	if (!fflush(stdout) && !ferror(stdout))
+		return status;
+	wk_error(-EIO, "cannot write to standard output");
+	return 1;
 }
 
 int main(int argc, char **argv)
@@ -165,7 +174,7 @@ int main(int argc, char **argv)
 
 	if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))) {
 		usage(stdout);
-		return 0;
+		return done(0);
 	}
 	for (i = 0; i < N_COMMANDS; i++)
 		if (argc > 1 && !strcmp(argv[1], commands[i].name))
@@ -180,7 +189,7 @@ int main(int argc, char **argv)
 	}
 	ret = parse(&o, &commands[i], argc - 1, argv + 1);
 	if (ret)
-		return ret < 0 ? 2 : 0;
+		return ret < 0 ? 2 : done(0);
 	openblas_set_num_threads((int)o.threads);
-	return commands[i].run(&o) ? 1 : 0;
+	return done(commands[i].run(&o) ? 1 : 0);
 }

@@ -152,6 +152,8 @@ static int continuation(struct score *sc, const struct wk_opts *o, size_t at)
 		return pages(sc, n);
 	ret = attached(sc, n, o->length, o->nomatch ? CQ_SEQ_NOMATCH : 0, sc->q);
 	if (!ret)
+		ret = wk_session_attached(s, o, n, sc->matched);
+	if (!ret)
 		count(sc, sc->p, sc->q, s->ids + s->n_prefix + 1, o->length - 1);
 	return ret;
 }

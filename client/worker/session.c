@@ -125,6 +125,25 @@ int wk_session_next(struct wk_session *s, struct wk_sampler *sampler, uint32_t *
 	return ret;
 }
 
+int wk_session_attached(const struct wk_session *s, const struct wk_opts *o, size_t n,
+			size_t matched)
+{
+	size_t want = s->n_prefix < n ? s->n_prefix : n - 1;
+
+	want -= want % WK_PAGE;
+	if (o->nomatch)
+		return 0;
+	if (!want)
+		return wk_error(-EINVAL, "%s: %zu tokens are no full page of %d: nothing to "
+				"attach to", o->prefix, s->n_prefix, WK_PAGE);
+	if (matched >= want)
+		return 0;
+	return wk_error(-ENODATA, "%s: %zu of %zu tokens are published in model %s: publish "
+			"them with \"cq-worker run --model %s --prefix %s\", or compare "
+			"with --nomatch", o->prefix, matched, want, o->model, o->model,
+			o->prefix);
+}
+
 int wk_session_bytes(struct wk_session *s, uint64_t *shared, uint64_t *own)
 {
 	struct cq_seq_info info = { .sz = sizeof(info) };

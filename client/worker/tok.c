@@ -145,14 +145,12 @@ static int tok_build(struct wk_tok *tok, const json_t *merges, const char *path)
 
 int wk_tok_load(const char *path, struct wk_tok **out)
 {
+	json_t *merges = wk_json_read(path);
 	struct wk_tok *tok;
-	json_error_t je;
-	json_t *merges;
 	int ret;
 
-	merges = json_load_file(path, 0, &je);
 	if (!merges)
-		return wk_error(-EINVAL, "%s: %s", path, je.text);
+		return -EINVAL;
 	tok = calloc(1, sizeof(*tok));
 	ret = tok ? tok_build(tok, merges, path) :
 		    wk_error(-ENOMEM, "tokenizer: out of memory");

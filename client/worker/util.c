@@ -14,6 +14,8 @@
 #include "client/worker/worker.h"
 #include "cq.h"
 
+#define MAX_JSON (64u << 20)
+
 int wk_error(int code, const char *fmt, ...)
 {
 	va_list ap;
@@ -55,12 +57,15 @@ int wk_file_read(const char *path, size_t max, char **data, size_t *size)
 	char *buf = NULL;
 	int fd, ret;
 
-	fd = open(path, O_RDONLY | O_CLOEXEC);
+	/* Not to wait for the other end of a pipe. */
+	fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 	if (fd < 0)
 		return wk_error(-errno, "%s: %s", path, strerror(errno));
 	ret = fstat(fd, &st) < 0 ? -errno : 0;
-	if (!ret && !S_ISREG(st.st_mode))
-		ret = -EINVAL;
+	if (!ret && !S_ISREG(st.st_mode)) {
+		close(fd);
+		return wk_error(-EINVAL, "%s is not a regular file", path);
+	}
 	if (!ret && (uint64_t)st.st_size > max)
 		ret = -EFBIG;
 	if (ret)
@@ -79,6 +84,22 @@ out:
 	free(buf);
 	close(fd);
 	return ret;
+}
+
+json_t *wk_json_read(const char *path)
+{
+	json_error_t je;
+	json_t *j;
+	char *data;
+	size_t size;
+
+	if (wk_file_read(path, MAX_JSON, &data, &size))
+		return NULL;
+	j = json_loadb(data, size, JSON_REJECT_DUPLICATES, &je);
+	free(data);
+	if (!j)
+		wk_error(-EINVAL, "%s: line %d: %s", path, je.line, je.text);
+	return j;
 }
 
 int wk_path(char *path, const char *dir, const char *name)

@@ -37,6 +37,9 @@ int wk_cq_error(int code, const char *what);
  */
 int wk_file_read(const char *path, size_t max, char **data, size_t *size);
 
+/* A JSON file; NULL after a message. */
+json_t *wk_json_read(const char *path);
+
 #define WK_PATH 1024
 /* "@dir/@name" into @path[WK_PATH]. 0; -ENAMETOOLONG. */
 int wk_path(char *path, const char *dir, const char *name);
@@ -309,6 +312,13 @@ int wk_session_first(struct wk_session *s, uint32_t flags, struct wk_sampler *sa
 		     struct wk_first *out);
 /* @token: in: the last one; out: the next one. */
 int wk_session_next(struct wk_session *s, struct wk_sampler *sampler, uint32_t *token);
+/*
+ * Whether a reader of @n tokens that found @matched has the full pages of
+ * --prefix from others, as a figure about attached readers demands. 0; -EINVAL
+ * the prefix fills no page; -ENODATA it is not published. --nomatch: 0.
+ */
+int wk_session_attached(const struct wk_session *s, const struct wk_opts *o, size_t n,
+			size_t matched);
 /* Bytes of shared slots and of the own arena that the sequence holds. */
 int wk_session_bytes(struct wk_session *s, uint64_t *shared, uint64_t *own);
 

@@ -87,12 +87,50 @@ tokenizer() {
 	python3 "$top/tests/system/tokenizer.py" "$lm" "$O/cq-worker" "$dir"
 }
 
-plan 13
+# A figure about attached readers, with nobody to attach to, must not come out.
+unpublished() {
+	local c
+
+	for c in "bench --repeat 3" \
+		"score --reference fp16 --ids $lm/heldout.u16 --sequences 1 --length 64"; do
+		# shellcheck disable=SC2086 # words
+		complains 1 "0 of [0-9]* tokens are published.*cq-worker run --model coded" \
+			worker $c --lm "$lm" --model coded --prefix "$dir/prefix.u16" || return
+	done
+	head -c 126 "$dir/prefix.u16" >"$dir/short.u16"
+	complains 1 "63 tokens are no full page" worker score --lm "$lm" --model coded \
+		--reference fp16 --ids "$lm/heldout.u16" --prefix "$dir/short.u16"
+}
+
+# Results that nobody got are a failure.
+full() {
+	local c
+
+	# shellcheck disable=SC2086 # words
+	for c in --help "run --help" "verify --lm $lm"; do
+		! "$O/cq-worker" $c >/dev/full 2>"$dir/complaint" &&
+			grep "standard output" "$dir/complaint" || return
+	done
+}
+
+bad_files() {
+	mkfifo "$dir/fifo" &&
+		complains 1 "$dir is not a regular file" \
+			worker dump --lm "$lm" --ids "$dir" --out "$dir/no" &&
+		complains 1 "$dir/fifo is not a regular file" \
+			timeout 20 "$O/cq-worker" dump --lm "$lm" --ids "$dir/fifo" \
+			--out "$dir/no" &&
+		complains 1 "worker: $dir/config.json: No such file" \
+			worker verify --lm "$dir" && [ ! -e "$dir/no" ]
+}
+
+plan 16
 make_models >"$dir/out" 2>&1
 ok "a cqd with a coded and an fp16 model" start_cqd
 ok "logits on an fp16 cache are those of the reference" logits
 ok "a prefix of 448 tokens" prefix
 ok "fp16 pages: attached or not, the same text" shared_text
+ok "nobody to attach to: no figures" unpublished
 ok "coded pages: every attached reader writes the same text" coded_text
 ok "sampling with a seed repeats" sampled
 ok "an attached reader is near fp16" quality
@@ -103,6 +141,8 @@ ok "no such model: it is named" complains 1 nobody \
 	worker run --lm "$lm" --model nobody --prefix "$dir/prefix.u16"
 ok "an unknown option is a usage error" complains 2 unrecognized worker run --frobnicate
 ok "a number that is none is a usage error" complains 2 "--generate" worker run --generate x
+ok "what cannot be printed is a failure" full
+ok "no regular file: said, not waited for" bad_files
 if command -v python3 >/dev/null; then
 	ok "documentation and random bytes: the ids of tokenizer.py" tokenizer
 else
