@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -54,7 +55,7 @@ static double now(void)
 
 static int map_dump(struct calib *cal)
 {
-	int fd = open(cal->acts, O_RDONLY | O_CLOEXEC), ret;
+	int fd = open(cal->acts, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY), ret;
 	struct stat st;
 
 	if (fd < 0 || fstat(fd, &st) < 0) {
@@ -138,6 +139,8 @@ static int parse_options(struct calib *cal)
 	if (!cal->k || !cal->v || !cal->output)
 		return ctl_usage(cal->c, "--%s is missing", !cal->k ? "k" : !cal->v ?
 				 "v" : "output");
+	if (!cal->output[0])
+		return ctl_usage(cal->c, "--output: a file name is wanted");
 	if ((ret = parse_number(cal, "sinks", cal->sinks, 0, CQ_MAX_SINKS, &sinks)) >= 0 ||
 	    (ret = parse_number(cal, "window", cal->window, 0, CQ_MAX_WINDOW,
 				&window)) >= 0 ||
@@ -228,8 +231,33 @@ static int write_all(int fd, const uint8_t *buf, size_t n)
 	return 0;
 }
 
+/*
+ * Known before the work that takes long: a file can be made beside the output,
+ * and what has its name is a file, not a folder or /dev/null.
+ */
+static int check_output(struct calib *cal)
+{
+	const char *slash = strrchr(cal->output, '/');
+	struct stat st;
+	char *dir;
+	int ret;
+
+	if (!stat(cal->output, &st) && !S_ISREG(st.st_mode))
+		return cq_err_set(&cal->c->err, -EINVAL, "%s is there and not a regular "
+				  "file: choose another output", cal->output);
+	if (asprintf(&dir, "%.*s.", (int)(slash ? slash + 1 - cal->output : 0),
+		     cal->output) < 0)
+		return cq_err_set(&cal->c->err, -ENOMEM, "out of memory");
+	ret = faccessat(AT_FDCWD, dir, W_OK | X_OK, AT_EACCESS) < 0 ? -errno : 0;
+	free(dir);
+	if (!ret)
+		return 0;
+	return cq_err_set(&cal->c->err, ret, "cannot write %s: %s", cal->output,
+			  strerror(-ret));
+}
+
 /* Under a name of its own first: the output is old, or new and whole. */
-static int write_model(struct calib *cal, const void *image, size_t size)
+static int write_beside(struct calib *cal, const void *image, size_t size)
 {
 	mode_t mask = umask(0);
 	char *tmp;
@@ -255,6 +283,23 @@ static int write_model(struct calib *cal, const void *image, size_t size)
 			  strerror(-ret));
 }
 
+/* A signal that ends us waits until no temporary file is left. */
+static int write_model(struct calib *cal, const void *image, size_t size)
+{
+	static const int ends[] = { SIGHUP, SIGINT, SIGQUIT, SIGTERM };
+	sigset_t set, old;
+	size_t i;
+	int ret;
+
+	sigemptyset(&set);
+	for (i = 0; i < ARRAY_SIZE(ends); i++)
+		sigaddset(&set, ends[i]);
+	sigprocmask(SIG_BLOCK, &set, &old);
+	ret = write_beside(cal, image, size);
+	sigprocmask(SIG_SETMASK, &old, NULL);
+	return ret;
+}
+
 static double bits(const struct calib *cal, int v, uint32_t l)
 {
 	struct cq_code code = cal->code[v][l];
@@ -274,8 +319,8 @@ static int report_json(const struct calib *cal, const struct cqk_model *m, size_
 			"k", cqk_code_name(cal->code[0][l], k), "k_error",
 			cal->error[l].k, "v", cqk_code_name(cal->code[1][l], v),
 			"v_error", cal->error[l].v));
-	return ctl_print_json(json_pack("{s:s, s:s, s:I, s:I, s:I, s:s, s:f, s:o}",
-		"model", cal->output, "hash", ctl_hex(m->hash, 32, hash),
+	return ctl_print_json(json_pack("{s:o, s:s, s:I, s:I, s:I, s:s, s:f, s:o}",
+		"model", ctl_json_text(cal->output), "hash", ctl_hex(m->hash, 32, hash),
 		"bytes", (json_int_t)size, "slot_bytes", (json_int_t)m->slot_bytes,
 		"tokens", (json_int_t)cal->info.tokens, "centroids",
 		cqk_centroids_name(cal->opts.centroids), "seconds", seconds,
@@ -325,6 +370,9 @@ static int calibrate(struct calib *cal)
 	ret = fill_opts(cal);
 	if (ret != CTL_GO_ON)
 		return ret;
+	ret = check_output(cal);
+	if (ret)
+		return ctl_fail(c, ret, "%s", c->err.text);
 	cal->start = now();
 	ret = cqk_calibrate(cal->dump, cal->size, &cal->opts, cal->error, &image, &size,
 			    &err);

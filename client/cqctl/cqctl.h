@@ -101,6 +101,8 @@ Cqp__Msg *ctl_call(struct ctl *c, Cqp__Msg *msg, int fd, Cqp__Msg__BodyCase want
 
 /* Prints @obj (taken over) as one line of JSON. Returns enum ctl_exit. */
 int ctl_print_json(json_t *obj);
+/* A string of any bytes: unless they are UTF-8, those beyond ASCII become '?'. */
+json_t *ctl_json_text(const char *s);
 /* "12.3 MiB" and "1 h 2 min" in @buf, at least 24 bytes. Return @buf. */
 const char *ctl_bytes(uint64_t n, char *buf);
 const char *ctl_time(uint64_t us, char *buf);

@@ -271,10 +271,13 @@ static void print_table(const struct listing *l, const struct items *it)
 static void put_json(json_t *o, const char *key, const char *text)
 {
 	if (text)
-		json_object_set_new(o, key, json_string(text));
+		json_object_set_new(o, key, ctl_json_text(text));
 }
 
-/* Numbers as proto/cq.proto names them; those that are not there are left out. */
+/*
+ * Numbers as proto/cq.proto names them. cqd leaves out those that are 0 or do not
+ * apply; what a listing has a column for does apply.
+ */
 static const struct {
 	const char *name;
 	size_t at, has;
@@ -290,7 +293,17 @@ static const struct {
 	{ "window", F(window), false }, { "slot_bytes", F(slot_bytes), true },
 };
 
-static void put_numbers(json_t *o, const Cqp__Item *it)
+static bool has_column(const struct listing *l, size_t at)
+{
+	int i;
+
+	for (i = 0; i < l->n; i++)
+		if (columns[l->column[i]].at == at)
+			return columns[l->column[i]].kind != SIZE_OR_NONE;
+	return false;
+}
+
+static void put_numbers(json_t *o, const Cqp__Item *it, const struct listing *l)
 {
 	protobuf_c_boolean set;
 	uint64_t x;
@@ -299,13 +312,13 @@ static void put_numbers(json_t *o, const Cqp__Item *it)
 	for (i = 0; i < ARRAY_SIZE(numbers); i++) {
 		memcpy(&set, (const char *)it + numbers[i].has, sizeof(set));
 		x = number_at(it, numbers[i].at, numbers[i].has, numbers[i].wide);
-		if (set)
+		if (set || has_column(l, numbers[i].at))
 			json_object_set_new(o, numbers[i].name,
 					    json_integer((json_int_t)x));
 	}
 }
 
-static json_t *item_json(const Cqp__Item *it)
+static json_t *item_json(const Cqp__Item *it, const struct listing *l)
 {
 	json_t *o = json_object();
 	char hex[65];
@@ -319,7 +332,7 @@ static json_t *item_json(const Cqp__Item *it)
 	put_json(o, "v", it->v);
 	if (it->has_hash)
 		put_json(o, "hash", ctl_hex(it->hash.data, it->hash.len, hex));
-	put_numbers(o, it);
+	put_numbers(o, it, l);
 	if (it->has_id) {	/* all 64 bits: JSON readers may have 53 */
 		snprintf(hex, sizeof(hex), "%016" PRIx64, it->id);
 		put_json(o, "id", hex);
@@ -327,13 +340,13 @@ static json_t *item_json(const Cqp__Item *it)
 	return o;
 }
 
-static json_t *items_json(const struct items *it)
+static json_t *items_json(const struct items *it, const struct listing *l)
 {
 	json_t *list = json_array();
 	size_t i;
 
 	for (i = 0; i < it->n; i++)
-		json_array_append_new(list, item_json(it->item[i]));
+		json_array_append_new(list, item_json(it->item[i], l));
 	return list;
 }
 
@@ -357,7 +370,7 @@ int ctl_cmd_list(struct ctl *c, int argc, char **argv)
 		return ctl_fail(c, ret, "%s", c->err.text);
 	if (c->json)
 		ret = ctl_print_json(json_pack("{s:o}", listings[kind].name,
-					       items_json(&it)));
+					       items_json(&it, &listings[kind])));
 	else
 		print_table(&listings[kind], &it);
 	items_free(&it);
@@ -405,7 +418,7 @@ static const Cqp__Kind below[] = { CQP__KIND__SEGMENTS, CQP__KIND__CLIENTS };
 static int show_item(struct ctl *c, const Cqp__Item *item, Cqp__Kind kind)
 {
 	bool is_model = kind == CQP__KIND__MODELS;
-	json_t *o = c->json ? item_json(item) : NULL;
+	json_t *o = c->json ? item_json(item, &listings[kind]) : NULL;
 	size_t i, n = is_model ? 1 : ARRAY_SIZE(below);
 	struct items it;
 	int ret;
@@ -421,7 +434,7 @@ static int show_item(struct ctl *c, const Cqp__Item *item, Cqp__Kind kind)
 		keep(&it, item->name, is_model);
 		if (c->json) {
 			json_object_set_new(o, listings[below[i]].name,
-					    items_json(&it));
+					    items_json(&it, &listings[below[i]]));
 		} else if (it.n) {
 			putchar('\n');
 			print_table(&listings[below[i]], &it);

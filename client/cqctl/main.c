@@ -6,7 +6,7 @@
 #include "client/cqctl/cqctl.h"
 
 static const struct ctl_command commands[] = {
-	{ "ping", "", "is cqd there?",
+	{ "ping", "", "ask whether cqd is there",
 	  "Works on the workers' socket too: --socket " CQP_DEFAULT_SOCKET "\n",
 	  ctl_cmd_ping },
 	{ "status", "", "memory, pages, clients and counters of cqd", NULL,
@@ -90,22 +90,28 @@ static int leading_option(struct ctl *c, int argc, char **argv, int *i)
 	return CTL_GO_ON;
 }
 
-int main(int argc, char **argv)
+static int run(struct ctl *c, int argc, char **argv)
 {
-	struct ctl c = { .sock = -1, .next_id = 1 };
 	int i, status;
 
 	for (i = 1; i < argc && argv[i][0] == '-'; i++) {
-		status = leading_option(&c, argc, argv, &i);
+		status = leading_option(c, argc, argv, &i);
 		if (status != CTL_GO_ON)
 			return status;
 	}
 	if (i >= argc)
-		return ctl_usage(&c, "a command is missing");
-	c.cmd = find(argv[i]);
-	if (!c.cmd)
-		return ctl_usage(&c, "unknown command %s", argv[i]);
-	status = c.cmd->run(&c, argc - i - 1, argv + i + 1);
+		return ctl_usage(c, "a command is missing");
+	c->cmd = find(argv[i]);
+	if (!c->cmd)
+		return ctl_usage(c, "unknown command %s", argv[i]);
+	return c->cmd->run(c, argc - i - 1, argv + i + 1);
+}
+
+int main(int argc, char **argv)
+{
+	struct ctl c = { .sock = -1, .next_id = 1 };
+	int status = run(&c, argc, argv);
+
 	ctl_disconnect(&c);
 	if (fflush(stdout) || ferror(stdout)) {
 		fprintf(stderr, "cqctl: standard output: %s\n", strerror(errno));

@@ -2,6 +2,7 @@
 /* Output: failures, JSON, sizes and times for people. */
 #include <inttypes.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include <string.h>
 #include "client/cqctl/cqctl.h"
 
@@ -17,8 +18,25 @@ int ctl_fail(struct ctl *c, int code, const char *fmt, ...)
 	ctl_put_text(stderr, text);
 	fputc('\n', stderr);
 	if (c->json)
-		ctl_print_json(json_pack("{s:s, s:i}", "error", text, "code", code));
+		ctl_print_json(json_pack("{s:o, s:i}", "error", ctl_json_text(text),
+					 "code", code));
 	return CTL_FAILED;
+}
+
+json_t *ctl_json_text(const char *s)
+{
+	json_t *j = json_string(s);
+	char *copy, *p;
+
+	if (j)
+		return j;
+	copy = strdup(s);
+	for (p = copy; p && *p; p++)
+		if ((unsigned char)*p >= 0x80)
+			*p = '?';
+	j = json_string(copy);
+	free(copy);
+	return j;
 }
 
 int ctl_print_json(json_t *obj)

@@ -81,6 +81,49 @@ keeps_old() {	# a failure leaves the output as it was
 		[ "$(cat "$dir/old.st")" = old ]
 }
 
+bad_output() {	# said before the work, and what is there stays
+	mkfifo "$dir/fifo" && mkdir "$dir/folder" &&
+		gives 1 "$dir/fifo is there and not a regular" \
+			cal --k 4c8b --v 4c8b -o "$dir/fifo" && [ -p "$dir/fifo" ] &&
+		! grep codebooks "$dir/said" &&
+		gives 1 "$dir/folder is there and not a regular" \
+			cal --k 4c8b --v 4c8b -o "$dir/folder" &&
+		gives 1 "$dir/none/no.st: No such file" \
+			cal --k 4c8b --v 4c8b -o "$dir/none/no.st" &&
+		! grep codebooks "$dir/said" &&
+		gives 2 "a file name is wanted" cal --k 4c8b --v 4c8b -o "" &&
+		gives 1 "$dir/fifo is not a regular file" \
+			timeout 20 "$O/cqctl" calibrate "$dir/fifo" --k fp16 --v fp16 \
+			-o "$dir/no.st" && nothing_left
+}
+
+ended() {	# by a signal while the file is written: it is whole, or none
+	local rc=0
+
+	strace -qq -o "$dir/trace" -e inject=fsync:signal=TERM:when=1 "$O/cqctl" calibrate \
+		"$dir/acts.st" --k fp16 --v fp16 -o "$dir/ended.st" || rc=$?
+	cat "$dir/trace"
+	[ $rc = 143 ] && grep fsync "$dir/trace" && cmp "$dir/ended.st" "$dir/fp16.st" &&
+		! ls "$dir"/ended.st.* 2>/dev/null
+}
+
+# any bytes in a name: an object that a parser takes
+not_utf8() {
+	! cal --k fp16 --v fp16 --json -o "$dir/"$'none\xff/x' 2>/dev/null >"$dir/utf8.json" &&
+		grep '^{"error":".*none?/x' "$dir/utf8.json" &&
+		cal --k fp16 --v fp16 --json -o "$dir/"$'\xff.st' >"$dir/utf8.json" &&
+		grep '^{"model":".*?\.st"' "$dir/utf8.json"
+}
+
+full() {	# what nobody got is a failure
+	local c
+
+	# shellcheck disable=SC2086 # words
+	for c in --help --version "ping --help"; do
+		! ctl $c >/dev/full 2>"$dir/said" && grep "standard output" "$dir/said" || return
+	done
+}
+
 wrong_use() {
 	gives 2 "unknown command frob" ctl frob &&
 		gives 2 "unknown option --frob" ctl status --frob &&
@@ -127,7 +170,7 @@ absent() {
 }
 
 daemon() {
-	cp "$dir/a.st" "$dir/coded.st" && cal --k fp16 --v fp16 -o "$dir/fp16.st" && start_cqd
+	cp "$dir/a.st" "$dir/coded.st" && start_cqd
 }
 
 asks() {
@@ -144,7 +187,9 @@ lists() {
 	for kind in models namespaces segments clients pages; do
 		gives 0 . ctl list $kind && gives 0 "^{\"$kind\":\[" ctl list $kind --json || return
 	done
-	gives 0 '^coded *4c8b *8c8b *6 *4:2 *64 *4 *128 ' ctl list
+	gives 0 '^coded *4c8b *8c8b *6 *4:2 *64 *4 *128 ' ctl list &&
+		gives 0 '"name":"test","bytes":0,"limit":67108864,"pages":0,"pins":0' \
+			ctl list namespaces --json
 }
 
 loads() {
@@ -174,7 +219,7 @@ pages() {
 		gives 0 ' 0 wrong' ctl verify && gives 0 '"failed":0' ctl verify --json
 }
 
-plan 15
+plan 19
 ok "activations of two sequences" acts
 ok "calibration: an error for each layer" layers
 ok "the same file whatever the threads, another with another seed" same_file
@@ -182,6 +227,15 @@ ok "codings per layer, halves, JSON" finer
 ok "NaN: layer, head and token are named, nothing is written" nan
 ok "a dump cut short: named, nothing is written" cut
 ok "a failure leaves the old output" keeps_old
+ok "an output that cannot be: known at once" bad_output
+cal --k fp16 --v fp16 -o "$dir/fp16.st" >"$dir/out" 2>&1
+if command -v strace >/dev/null; then
+	ok "a signal leaves no temporary file" ended
+else
+	skip "a signal leaves no temporary file" "no strace"
+fi
+ok "names that are not UTF-8 in JSON" not_utf8
+ok "what cannot be printed is a failure" full
 ok "wrong use: status 2, what and why" wrong_use
 ok "help for every command" help
 ok "no daemon: the socket is named" absent
