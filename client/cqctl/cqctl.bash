@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: MIT
 # bash completion for cqctl(1)
 
-# Names of what cqd holds, or nothing when it cannot be asked.
+# _cqctl_names KIND [OPTION...]: what cqd holds, or nothing when it cannot be asked
 _cqctl_names() {
-	cqctl list "$1" 2>/dev/null | awk 'NR > 1 { print $1 }'
+	cqctl list "$@" 2>/dev/null | awk 'NR > 1 { print $1 }'
 }
 
 _cqctl() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
 	local commands="ping status list show load unload verify calibrate"
-	local cmd="" before="" n=0 i words
+	local cmd="" before="" n=0 i words socket=()
 
 	COMPREPLY=()
 	for ((i = 1; i < COMP_CWORD; i++)); do
 		before=${COMP_WORDS[i - 1]}
+		[ "$before" != --socket ] || socket=(--socket "${COMP_WORDS[i]}")
 		case ${COMP_WORDS[i]} in
 		-*) continue ;;
 		esac
@@ -56,8 +57,11 @@ _cqctl() {
 	case $cmd:$n in
 	:0) words=$commands ;;
 	list:0) words="models namespaces segments clients pages" ;;
-	show:0) words="$(_cqctl_names models) $(_cqctl_names namespaces)" ;;
-	unload:0) words=$(_cqctl_names models) ;;
+	show:0)
+		words="$(_cqctl_names models "${socket[@]}")
+			$(_cqctl_names namespaces "${socket[@]}")"
+		;;
+	unload:0) words=$(_cqctl_names models "${socket[@]}") ;;
 	load:1 | calibrate:0)
 		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
 		return

@@ -158,6 +158,38 @@ help() {
 	done
 }
 
+# Every command and option is in the manual page and in the completion.
+documented() {
+	local page=$top/client/cqctl/cqctl.1 bash=$top/client/cqctl/cqctl.bash o words
+
+	for o in $({ ctl --help && ctl calibrate --help; } | grep -oE -e '--[a-z0-9]+' | sort -u); do
+		echo "$o"
+		grep -qE "Fl ${o#-}( |\$)" "$page" && grep -q -e "$o\>" "$bash" || return
+	done
+	words=$(ctl --help | sed -n 's/^  \([a-z]\+\) .*/\1/p')
+	for o in $words; do
+		echo "$o"
+		grep -qE "Cm $o( |\$)" "$page" || return
+	done
+	[ "${words//$'\n'/ }" = "$(sed -n 's/.*commands="\(.*\)"/\1/p' "$bash")" ]
+}
+
+# complete WORD...: what bash proposes for the last word
+complete_words() {
+	# shellcheck source=client/cqctl/cqctl.bash
+	(. "$top/client/cqctl/cqctl.bash" && PATH=$O:$PATH && COMP_WORDS=("$@") &&
+		COMP_CWORD=$(($# - 1)) && _cqctl && echo "${COMPREPLY[*]}")
+}
+
+completes() {
+	[ "$(complete_words cqctl un)" = unload ] &&
+		[ "$(complete_words cqctl list p)" = pages ] &&
+		[ "$(complete_words cqctl calibrate --centroids "")" = "i8 f16" ] &&
+		[ "$(complete_words cqctl unload c)" = coded ] &&
+		[ "$(CQ_ADMIN_SOCKET=$dir/none complete_words cqctl --socket "$dir/admin.sock" \
+			show t)" = test ]
+}
+
 absent() {
 	local c
 
@@ -219,7 +251,7 @@ pages() {
 		gives 0 ' 0 wrong' ctl verify && gives 0 '"failed":0' ctl verify --json
 }
 
-plan 19
+plan 21
 ok "activations of two sequences" acts
 ok "calibration: an error for each layer" layers
 ok "the same file whatever the threads, another with another seed" same_file
@@ -238,10 +270,12 @@ ok "names that are not UTF-8 in JSON" not_utf8
 ok "what cannot be printed is a failure" full
 ok "wrong use: status 2, what and why" wrong_use
 ok "help for every command" help
+ok "the manual page and the completion know them and their options" documented
 ok "no daemon: the socket is named" absent
 ok "a cqd with two models" daemon
 export CQ_ADMIN_SOCKET=$dir/admin.sock
 ok "ping and status" asks
 ok "lists" lists
+ok "completion, also with names that cqd holds" completes
 ok "load, show, unload" loads
 ok "pages of a worker; verify" pages
