@@ -244,6 +244,7 @@ struct cqc_pin {
 /*
  * struct cq_model - an opened model or shard
  * @whole:  as parsed; @m the shard of it, what everything computes with
+ * @steps:  calls of cq_step() so far
  * @orders, @results: rings
  * @deferred: results that wait for a step to end
  * @free_pg: page objects; @want_pg objects are allocated in all
@@ -253,6 +254,7 @@ struct cq_model {
 	struct cq_ctx *ctx;
 	struct list_head link;
 	struct list_head seqs, batches;
+	uint64_t steps;
 	char *name;
 	struct cqk_model *whole;
 	struct cqk_model m;
@@ -296,7 +298,7 @@ struct cqc_ent {
 
 /*
  * struct cq_seq - a sequence
- * @mark:    step of @mark_of that saw it last, to find duplicates
+ * @mark:    cq_step() of the model that saw it last, to find duplicates
  * @ents:    [@max_ents], @n_ents in use; they may reach beyond @len
  * @f16_lo:  entries below it hold no fp16 block
  * @appended: [layers] tokens appended and not committed
@@ -309,7 +311,6 @@ struct cq_seq {
 	uint32_t position;
 	uint32_t n_ents, max_ents, f16_lo;
 	uint64_t mark;
-	const struct cq_batch *mark_of;
 	size_t len, matched;
 	struct cqc_extra *extra;
 	struct cqc_pin *pin;
@@ -338,7 +339,6 @@ struct cq_batch {
 	struct list_head link;
 	uint32_t max_seqs, max_rows, max_ents, max_uses;
 	bool valid;
-	uint64_t step;
 	uint32_t n_seqs, n_rows, n_blocks, n_uses, n_checks, n_held;
 	struct cq_seq **seqs;
 	uint32_t *row_pos;

@@ -271,7 +271,7 @@ static void spans_group(struct cq_batch *b)
 static int step_check(struct cq_batch *b, struct cq_seq *const *seqs,
 		      const uint32_t *rows, uint32_t n)
 {
-	uint64_t sum = 0;
+	uint64_t sum = 0, mark;
 	uint32_t i;
 	int ret;
 
@@ -280,17 +280,16 @@ static int step_check(struct cq_batch *b, struct cq_seq *const *seqs,
 	if (n > b->max_seqs)
 		return cqc_fail(-ENOSPC, "cq_step: %u sequences; the batch was made for %u",
 				n, b->max_seqs);
-	b->step++;
+	mark = ++b->model->steps;
 	for (i = 0; i < n; i++) {
 		ret = cqc_seq_check(seqs[i]);
 		if (ret)
 			return ret;
 		if (seqs[i]->model != b->model)
 			return cqc_fail(-EINVAL, "cq_step: sequence %u is of another model", i);
-		if (seqs[i]->mark_of == b && seqs[i]->mark == b->step)
+		if (seqs[i]->mark == mark)
 			return cqc_fail(-EINVAL, "cq_step: sequence %u is named twice", i);
-		seqs[i]->mark_of = b;
-		seqs[i]->mark = b->step;
+		seqs[i]->mark = mark;
 		sum += rows[i];
 		if (sum > b->max_rows)
 			return cqc_fail(-ENOSPC, "cq_step: more rows than the %u the batch was "

@@ -356,6 +356,7 @@ TEST(step_checks)
 	struct cq_seq *seqs[3];
 	struct cq_batch *b;
 	struct worker w;
+	int i;
 
 	rig_ids(ids, 300, 1);
 	rig_start(&r, &small, NULL);
@@ -373,9 +374,15 @@ TEST(step_checks)
 	rows[0] = 1;
 	worker_grow(&w, seqs[0], ids, 128);
 	CQ_FAILS(cq_step(b, seqs, rows, 2), -ENOSPC);
-	cq_seq_close(seqs[1]);
+	cq_seq_close(seqs[0]);
 	cq_batch_free(b);
 	cq_batch_free(NULL);
+	/* A batch where another one was: sequences do not take it for that one. */
+	for (i = 0; i < 64; i++) {
+		CQ_OK(cq_batch_new(w.model, 2, 4, 128, &b));
+		CQ_OK(cq_step(b, &seqs[1], rows, 1));
+		cq_batch_free(b);
+	}
 	cq_close(w.ctx);
 	rig_stop(&r);
 }
