@@ -229,7 +229,8 @@ static int recv_one(struct cq_ctx *ctx)
 		return 0;
 	}
 	ctx->events++;
-	ctx->retry_ms = RETRY_MIN_MS;
+	if (ctx->link == CQC_READY)	/* not refused once more */
+		ctx->retry_ms = RETRY_MIN_MS;
 	ctx->stalled = false;
 	return 1;
 }
@@ -251,8 +252,8 @@ int cqc_conn_run(struct cq_ctx *ctx)
 	while (burst-- && recv_one(ctx))
 		;
 	ctx->want_out = false;	/* whoever still cannot send says so again */
-	cqc_release_pump(ctx);
 	cqc_jobs_pump(ctx);
+	cqc_release_pump(ctx);	/* after the pages that lean on those released */
 	if (ctx->events != before)
 		pthread_cond_broadcast(&ctx->cond);
 	return (int)(ctx->events - before);

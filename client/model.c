@@ -250,7 +250,8 @@ static int model_setup(struct cq_model *model, const struct cq_model_opts *o)
 		return ret;
 	pthread_mutex_lock(&ctx->lock);
 	ret = ask_arena(model, &r);
-	if (!ret && ctx->conn_no != r.conn_no)
+	/* It may have gone together with the answer. */
+	if (!ret && (ctx->conn_no != r.conn_no || ctx->link != CQC_READY))
 		ret = cqc_fail(-ENOTCONN, "the connection to cqd was lost");
 	if (!ret) {
 		model->shard = r.shard;

@@ -188,6 +188,16 @@ static bool same_bytes(const struct cq_pg *pg)
 	       !memcmp(pg->sink.data, pg->res.sink.data, m->sink_payload);
 }
 
+/* One that was taken back meanwhile is no reason to give our copy up. */
+static bool still_there(const struct cq_pg *pg)
+{
+	const struct cqc_slot *slot = &pg->res.slot, *sink = &pg->res.sink;
+
+	smp_rmb();	/* the bytes first; pairs with the daemon's store of the word */
+	return smp_load_acquire(slot->word) == slot->expect &&
+	       (!pg->res.has_sink || smp_load_acquire(sink->word) == sink->expect);
+}
+
 /* From here on others can attach to it. True if it is to be read there. */
 static bool result_note(struct cq_pg *pg)
 {
@@ -198,7 +208,7 @@ static bool result_note(struct cq_pg *pg)
 	pg->pinned = true;
 	pg->page = pg->res.page;
 	pg->pin_epoch = pg->res.pin_epoch;
-	return same_bytes(pg);
+	return same_bytes(pg) && still_there(pg);
 }
 
 /* Read the shared page; the engine's reference goes. */

@@ -129,6 +129,12 @@ static void job_end(struct cq_ctx *ctx, struct cq_pg *pg, int ret)
 
 	list_del(&pg->job);
 	pg->eng = ret ? CQC_ENG_FAILED : CQC_ENG_SEALED;
+	/* Published and not read here any more: the caller's thread may be idle
+	 * for long. Pairs with the store at the close of its sequence. */
+	if (!ret && smp_load_acquire(&pg->orphan)) {
+		cqc_release_add(ctx, &pg->res.page, pg->res.pin_epoch);
+		ret = -ECANCELED;
+	}
 	pg->res.ret = ret;
 	/* Cannot be full: it holds every chunk of the arena, a page has one. */
 	cqc_ring_push(&pg->model->results, &o);

@@ -73,7 +73,8 @@ void cqc_ent_drop(struct cq_seq *seq, struct cqc_ent *ent)
 	ent->pg = NULL;
 }
 
-/* Jobs nobody would miss: the engine may drop them while cqd is away. */
+/* Jobs nobody would miss: the engine may drop them while cqd is away, and
+ * drops their pins. */
 static void mark_orphans(struct cq_seq *seq)
 {
 	uint32_t i;
@@ -85,7 +86,7 @@ static void mark_orphans(struct cq_seq *seq)
 
 		if (i + 1 < seq->n_ents && seq->ents[i + 1].pg->parent == pg)
 			ours++;
-		/* Pairs with the load in cqc_jobs_cancel(). */
+		/* Pairs with the loads in job_end() and cqc_jobs_cancel(). */
 		if (pg->ordered && pg->refs == ours)
 			smp_store_release(&pg->orphan, true);
 	}
@@ -394,8 +395,8 @@ CQ_API void cq_seq_close(struct cq_seq *seq)
 		return;
 	model = seq->model;
 	cqc_steps_end(seq);
-	cqc_results_apply(model);
 	cqc_seq_free(seq);
+	cqc_results_apply(model);
 	cqc_wake(model->ctx);
 }
 

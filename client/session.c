@@ -47,8 +47,10 @@ int cqc_hello_take(struct cq_ctx *ctx, const Cqp__Msg *msg)
 		return -EPROTO;
 	if (ctx->greeted && memcmp(ctx->boot_id, ok->boot_id.data, sizeof(ctx->boot_id)))
 		ctx->boot_epoch++;
-	if (ctx->greeted && !ok->resumed)
+	if (ctx->greeted && !ok->resumed) {
 		ctx->pin_epoch++;
+		ctx->n_releases = 0;	/* pins that no longer exist */
+	}
 	memcpy(ctx->boot_id, ok->boot_id.data, sizeof(ctx->boot_id));
 	ctx->session = ok->session;
 	ctx->link = CQC_READY;
