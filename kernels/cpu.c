@@ -21,14 +21,12 @@
 #define EBX7_AVX512VL	(1u << 31)
 #define ECX7_VBMI	(1u << 1)
 #define ECX7_VNNI	(1u << 11)
-/* CPUID.7.1 */
-#define EAX71_BF16	(1u << 5)
 /* XCR0: SSE and AVX state; opmask, upper halves, upper sixteen registers */
 #define XCR0_AVX	0x06u
 #define XCR0_AVX512	0xe6u
 
 struct cpu_words {
-	uint32_t ecx1, ebx7, ecx7, eax71, xcr0;
+	uint32_t ecx1, ebx7, ecx7, xcr0;
 };
 
 static void cpu_read(struct cpu_words *w)
@@ -46,8 +44,6 @@ static void cpu_read(struct cpu_words *w)
 		return;
 	w->ebx7 = b;
 	w->ecx7 = c;
-	if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d))
-		w->eax71 = a;
 }
 
 static bool has(uint32_t word, uint32_t bits)
@@ -70,7 +66,7 @@ bool cqk_cpu_has_avx2(void)
 }
 
 /**
- * cqk_cpu_has_avx512() - AVX-512 F, BW, VL, DQ, VBMI, VNNI and BF16
+ * cqk_cpu_has_avx512() - AVX-512 F, BW, VL, DQ, VBMI and VNNI
  *
  * Return: true if CPU and OS have all of them (and what AVX2 needs).
  */
@@ -82,6 +78,6 @@ bool cqk_cpu_has_avx512(void)
 	return cqk_cpu_has_avx2() && has(w.xcr0, XCR0_AVX512) &&
 	       has(w.ebx7, EBX7_AVX512F | EBX7_AVX512DQ | EBX7_AVX512BW |
 		   EBX7_AVX512VL) &&
-	       has(w.ecx7, ECX7_VBMI | ECX7_VNNI) && has(w.eax71, EAX71_BF16);
+	       has(w.ecx7, ECX7_VBMI | ECX7_VNNI);
 }
 #endif /* __x86_64__ */
