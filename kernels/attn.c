@@ -55,7 +55,7 @@ static void lay_out(struct cqk_head *h)
 	h->extra = at;
 }
 
-static float load_scalar(const struct cq_view *view, size_t at)
+static float load_scalar(const struct cq_view *view, int64_t at)
 {
 	if (view->dtype == CQ_F32)
 		return ((const float *)view->data)[at];
@@ -64,7 +64,7 @@ static float load_scalar(const struct cq_view *view, size_t at)
 	return cqk_bf16_to_f32(((const uint16_t *)view->data)[at]);
 }
 
-static void store_scalar(const struct cq_view *view, size_t at, float x)
+static void store_scalar(const struct cq_view *view, int64_t at, float x)
 {
 	if (view->dtype == CQ_F32)
 		((float *)view->data)[at] = x;
@@ -75,12 +75,22 @@ static void store_scalar(const struct cq_view *view, size_t at, float x)
 }
 
 /* Element of channel 0 of vector @i in the caller's view. */
-static size_t vector_at(const struct cqk_head *h, const struct cq_view *view,
-			uint32_t i)
+static int64_t vector_at(const struct cqk_head *h, const struct cq_view *view,
+			 uint32_t i)
 {
 	int64_t row = i / h->gqa, head = h->head * h->gqa + i % h->gqa;
 
-	return (size_t)(row * view->stride_token + head * view->stride_head);
+	return row * view->stride_token + head * view->stride_head;
+}
+
+/*
+ * A query that no kernel can compute with: it goes on as zeros, so that scores
+ * stay finite, and its sum starts as NaN, which ends up in all it gives.
+ */
+static void spoil_query(struct cqk_head *h, uint32_t i)
+{
+	memset(h->q + (size_t)i * h->dpad, 0, h->dpad * sizeof(float));
+	h->l[i] = NAN;
 }
 
 static void load_queries(struct cqk_head *h)
@@ -92,10 +102,15 @@ static void load_queries(struct cqk_head *h)
 
 	for (i = 0; i < h->nq; i++) {
 		float *q = h->q + (size_t)i * h->dpad;
-		size_t at = vector_at(h, &a->q, i);
+		int64_t at = vector_at(h, &a->q, i);
+		bool fit = true;
 
-		for (ch = 0; ch < d; ch++)
+		for (ch = 0; ch < d; ch++) {
 			q[ch] = load_scalar(&a->q, at + ch) * a->scale;
+			fit &= fabsf(q[ch]) <= CQK_MAX_QUERY;
+		}
+		if (!fit)
+			spoil_query(h, i);
 		memset(q + d, 0, (h->dpad - d) * sizeof(*q));
 		if (turn)
 			cqk_rope_rotate(a->rope, q, 1, d,
@@ -119,11 +134,11 @@ struct cqk_head *cqk_head_begin(const struct cqk_attn *a, uint32_t head)
 	h->chunk.dpad = h->dpad;
 	h->chunk.soft_cap = a->soft_cap;
 	lay_out(h);
-	load_queries(h);
 	memset(h->o, 0, (size_t)h->nq * h->dpad * sizeof(float));
 	memset(h->l, 0, h->nq * sizeof(float));
 	for (i = 0; i < h->nq; i++)
 		h->m[i] = -INFINITY;
+	load_queries(h);
 	return h;
 }
 
@@ -366,9 +381,10 @@ void cqk_head_end(struct cqk_head *h)
 
 	for (i = 0; i < h->nq; i++) {
 		const float *o = h->o + (size_t)i * h->dpad;
-		size_t at = vector_at(h, &a->o, i);
+		int64_t at = vector_at(h, &a->o, i);
+		bool sees = h->m[i] > -INFINITY;
 		float lse = h->m[i] + logf(h->l[i]);
-		float inv = h->l[i] > 0.0f ? 1.0f / h->l[i] : 0.0f;
+		float inv = sees ? 1.0f / h->l[i] : 0.0f;
 
 		for (ch = 0; ch < a->model->geom.head_dim; ch++)
 			store_scalar(&a->o, at + ch, o[ch] * inv);
@@ -377,7 +393,7 @@ void cqk_head_end(struct cqk_head *h)
 		if (a->flags & CQ_ATTN_LSE_BASE2)
 			lse *= (float)M_LOG2E;
 		a->lse[i / h->gqa * a->lse_stride + h->head * h->gqa + i % h->gqa] =
-			h->l[i] > 0.0f ? lse : -INFINITY;
+			sees ? lse : -INFINITY;
 	}
 }
 

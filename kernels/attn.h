@@ -22,6 +22,8 @@
 #define CQK_PAD 32
 /* Centroids of one group: 2^8. */
 #define CQK_CENTROIDS 256
+/* Largest query channel times scale: squares and products with keys stay finite. */
+#define CQK_MAX_QUERY 1e15f
 /* Vector encoders take groups of up to this many channels. */
 #define CQK_MAX_CHANNELS 32
 
@@ -98,7 +100,8 @@ struct cqk_tile_ops {
  * @gqa:    query heads per kv head; vector i is row i / gqa, head i % gqa
  * @nq:     vectors: rows * gqa
  * @q:      [nq][dpad], scaled; rotated to the row's position where keys are
- * @o, @m, @l: [nq][dpad], [nq], [nq] softmax state
+ * @o, @m, @l: [nq][dpad], [nq], [nq] softmax state; @l is NaN for a query that
+ *          is not finite or too large, its @q is 0 then
  * @turn:   [2][half] rotation by the position of the span at hand
  * @extra:  what the implementation asked for beyond cqk_head_bytes()
  * @loaded: the tile in @chunk is the block at hand

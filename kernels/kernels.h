@@ -96,7 +96,8 @@ struct cqk_span {
  * @row_pos:    [n_rows] position of each query row
  * @n_rows:     query rows in the batch
  * @q:          [n_rows][n_heads][d], f32/f16/bf16; head h reads kv head
- *              h / (n_heads / n_kv_heads)
+ *              h / (n_heads / n_kv_heads). A vector with a channel that, times
+ *              @scale, is NaN, infinite or beyond 1e15 gives NaN in @o and @lse
  * @o:          [n_rows][n_heads][d], f32/f16/bf16; rows that see no token get 0
  * @lse:        [n_rows][n_heads] f32 log-sum-exp of the scaled (and capped)
  *              scores, -inf for rows that see no token; NULL if not wanted

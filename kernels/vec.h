@@ -46,13 +46,18 @@ INLINE vf vf_exp(vf x)
 	return (vf)((vi)p + (((vi)n - (vi)magic) << 23));
 }
 
-/* cap * tanh(x / cap) */
+/* cap * tanh(x / cap): its series near 0, where 1 - 2 / (e^y + 1) loses digits. */
 INLINE vf vf_cap(vf x, float cap)
 {
-	vf y = x * (2.0f / cap);
+	vf y = x * (2.0f / cap), z = y * y * 0.25f;
+	vf series = z * 2.18694885e-2f - 5.39682540e-2f;
 
+	series = series * z + 0.133333333f;
+	series = series * z - 0.333333333f;
+	series = x + x * (series * z);
 	y = vf_pick(y > (vf){ 0 } + 40.0f, (vf){ 0 } + 40.0f, y);
-	return cap - 2.0f * cap / (vf_exp(y) + 1.0f);
+	return vf_pick(z < (vf){ 0 } + 0.0625f, series,
+		       cap - 2.0f * cap / (vf_exp(y) + 1.0f));
 }
 
 /* All ones in the lanes whose bit is set. */

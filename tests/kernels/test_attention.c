@@ -66,7 +66,7 @@ static struct scene_opts plain(uint32_t d, uint32_t c, bool i8)
 
 TEST(every_head_dim_and_group_size)
 {
-	static const uint32_t dims[] = { 64, 80, 96, 112, 128, 256 };
+	static const uint32_t dims[] = { 2, 6, 32, 64, 80, 96, 112, 128, 250, 256 };
 	uint32_t i, c, i8;
 
 	for (i = 0; i < ARRAY_SIZE(dims); i++)
@@ -210,6 +210,86 @@ TEST(soft_cap_window_base2)
 			o.rows = 20;
 			check(&o);
 		}
+}
+
+/* A cap far above the scores leaves them as they are. */
+TEST(soft_caps_of_every_size)
+{
+	static const float caps[] = { 1e-3f, 0.5f, 5, 50, 1e3f, 1e5f, 1e30f, 3e38f };
+	uint32_t i;
+
+	for (i = 0; i < ARRAY_SIZE(caps); i++) {
+		struct scene_opts o = plain(64, 8, i % 2);
+
+		o.soft_cap = caps[i];
+		check(&o);
+		o.shared = 17;
+		check(&o);
+	}
+}
+
+/* Heads of row 0 with the value give NaN, if they see anything; no other does. */
+static void check_spoiled(struct scene *s, const struct cqk_ops *ops)
+{
+	uint32_t row, h, ch;
+
+	scene_run(s, ops);
+	for (row = 0; row < s->a.n_rows; row++)
+		for (h = 0; h < 8; h++) {
+			bool bad = !row && h == 5, sees = s->a.n_blocks;
+
+			for (ch = 0; ch < 64; ch++) {
+				double x = toy_load(&s->a.o, row, h, ch);
+
+				ASSERT(sees ? isnan(x) == bad : x == 0);
+			}
+			ASSERT_EQ(isnan(s->lse[row * s->a.lse_stride + h]),
+				  bad && sees);
+		}
+}
+
+TEST(queries_that_are_no_numbers_give_none)
+{
+	static const float bad[] = { NAN, INFINITY, -INFINITY, 1e30f, -1e17f };
+	uint32_t v, shared, rows, n;
+	unsigned int i;
+
+	for (v = 0; v < ARRAY_SIZE(bad); v++)
+		for (shared = 3; shared < 30; shared += 17)
+			for (rows = 1; rows < 10; rows += 8) {
+				struct scene_opts o = plain(64, 8, v % 2);
+				struct scene *s;
+
+				o.shared = shared;
+				o.rows = rows;
+				s = scene_new(&o);
+				n = s->a.n_blocks;
+				((float *)s->a.q.data)[5 * s->a.q.stride_head + 9] = bad[v];
+				for (i = 0; candidate(i); i++) {
+					if (!candidate(i)->usable())
+						continue;
+					check_spoiled(s, candidate(i));
+					s->a.n_blocks = 0;
+					check_spoiled(s, candidate(i));
+					s->a.n_blocks = n;
+				}
+				scene_free(s);
+			}
+}
+
+TEST(strides_may_be_negative)
+{
+	struct scene_opts o = plain(64, 8, true);
+	struct scene *s;
+
+	o.rows = 3;
+	s = scene_new(&o);
+	s->a.q.data = (float *)s->a.q.data + 7 * s->a.q.stride_head;
+	s->a.q.stride_head = -s->a.q.stride_head;
+	s->a.o.data = (float *)s->a.o.data + 2 * s->a.o.stride_token;
+	s->a.o.stride_token = -s->a.o.stride_token;
+	check_scene(s);
+	scene_free(s);
 }
 
 TEST(views_of_every_type)
