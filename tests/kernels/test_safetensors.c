@@ -106,6 +106,7 @@ TEST(offsets)
 	refused("{" T("a", "F32", "{}", 0, 4) "}", 4, "shape");
 	refused("{" T("a", "F99", "[1]", 0, 4) "}", 4, "F99");
 	refused("{\"a\":{\"dtype\":3,\"shape\":[],\"data_offsets\":[0,4]}}", 4, "(none)");
+	refused("{" T("a", "\\u001b[31m", "[1]", 0, 4) "}", 4, "dtype (none)");
 	refused("{\"a\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0]}}", 4,
 		"data_offsets");
 }
@@ -122,6 +123,7 @@ TEST(header)
 		"description");
 	refused("{\"\":1}", 0, "name");
 	refused("{\"a\\u0007\":1}", 0, "name");
+	refused("{\"a\\u009b31m\":1}", 0, "name");
 	refused("{\"__metadata__\":{\"a\":1}}", 0, "metadata a");
 	refused("{\"__metadata__\":{\"a\\n\":\"\"}}", 0, "printable");
 	refused("{\"__metadata__\":7}", 0, "not an object");
