@@ -24,6 +24,10 @@ MAKEFLAGS += -rR --no-print-directory
 .DEFAULT_GOAL := all
 
 O	?= build
+# make has no quoting for these; "clean" would remove something else
+ifneq ($(words $(subst :, ,$(CURDIR)/$(O))),1)
+$(error "$(CURDIR)", O="$(O)": no spaces and no colons, please)
+endif
 # make has a CC of its own ("cc"), so ?= would never apply
 ifneq ($(filter default undefined,$(origin CC)),)
 CC	:= gcc

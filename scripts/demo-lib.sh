@@ -34,6 +34,7 @@ demo_begin() {
 	for f in cqd cqctl cq-worker libcq.so.0; do
 		[ -e "$1/$f" ] || fail "$1/$f is missing: run make first"
 	done
+	[ -w "$1" ] || fail "cannot write to $1: name a folder of your own with O="
 	cores=$(nproc)
 	skipped=0
 	# Named before it is made, so that demo_end removes it whenever it comes.
@@ -56,6 +57,8 @@ demo_begin() {
 		skipped=1
 		say "skipped: two uids for cqd and the workers need root; all run as uid $members"
 	fi
+	(as "$worker_uid" test -x "$dir/bin/cqd") ||
+		fail "no user but you can run programs in ${dir%/*}: set TMPDIR to a folder like /tmp"
 	to_cqd=(--lm "$dir/lm" --socket "$dir/run/cqd.sock")
 }
 

@@ -15,6 +15,12 @@ install_it() {
 	export PKG_CONFIG_LIBDIR
 }
 
+# make knows no quoting: the parts of such a name are other folders
+space() {
+	mkdir -p "$dir/a" && ! make -C "$top" O="$dir/a b" clean >"$dir/said" 2>&1 &&
+		grep "no spaces" "$dir/said" && [ -d "$dir/a" ]
+}
+
 compile_it() {
 	# shellcheck disable=SC2046 # flags are words
 	${CC:-cc} -Wall -Wextra -Werror ${SANITIZE:+-fsanitize=$SANITIZE} -o "$dir/example" \
@@ -44,7 +50,8 @@ in_readme() {
 		diff - <(sed 1d "$top/Documentation/example.c")
 }
 
-plan 8
+plan 9
+ok "a folder with a space in its name is refused" space
 ok "make install" install_it
 ok "the example compiles with pkg-config" compile_it
 ok "it has 40 lines beside the licence" short_one
