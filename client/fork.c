@@ -117,6 +117,7 @@ static int truncate_inside(struct cq_seq *seq, uint32_t p, uint32_t r)
 	ret = part_make(seq->model, ent, r, !p, &part);
 	if (ret)
 		return ret;
+	cqc_orphans_mark(seq, p);
 	cqc_ent_drop(seq, ent);
 	*ent = part;
 	return 0;
@@ -141,11 +142,13 @@ CQ_API int cq_truncate(struct cq_seq *seq, size_t n)
 		if (ret)
 			return ret;
 	}
-	drop_from(seq, p + (r != 0));
+	seq->f16_lo = MIN(seq->f16_lo, p);
+	p += r != 0;
+	cqc_orphans_mark(seq, p);
+	drop_from(seq, p);
 	memset(seq->appended, 0, seq->model->m.geom.n_layers * sizeof(*seq->appended));
 	seq->len = n;
 	seq->matched = MIN(seq->matched, n);
-	seq->f16_lo = MIN(seq->f16_lo, p);
 	cqc_wake(seq->model->ctx);	/* pins of pages that went */
 	return 0;
 }

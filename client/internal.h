@@ -477,6 +477,7 @@ void cqc_seq_free(struct cq_seq *seq);
 /* Entries up to @tokens tokens in all. 0 or -ENOBUFS, nothing changed. */
 int cqc_seq_grow(struct cq_seq *seq, size_t tokens);
 void cqc_ent_drop(struct cq_seq *seq, struct cqc_ent *ent);
+void cqc_orphans_mark(struct cq_seq *seq, uint32_t first);
 /* Steps that name @seq are over. */
 void cqc_steps_end(struct cq_seq *seq);
 int cqc_model_check(const struct cq_model *model);

@@ -130,7 +130,7 @@ static void job_end(struct cq_ctx *ctx, struct cq_pg *pg, int ret)
 	list_del(&pg->job);
 	pg->eng = ret ? CQC_ENG_FAILED : CQC_ENG_SEALED;
 	/* Published and not read here any more: the caller's thread may be idle
-	 * for long. Pairs with the store at the close of its sequence. */
+	 * for long. Pairs with the store in cqc_orphans_mark(). */
 	if (!ret && smp_load_acquire(&pg->orphan)) {
 		cqc_release_add(ctx, &pg->res.page, pg->res.pin_epoch);
 		ret = -ECANCELED;
@@ -329,7 +329,7 @@ void cqc_jobs_cancel(struct cq_ctx *ctx)
 	list_for_each_safe(pos, tmp, &ctx->jobs) {
 		struct cq_pg *pg = list_entry(pos, struct cq_pg, job);
 
-		/* Pairs with the store at the close of its sequence. */
+		/* Pairs with the store in cqc_orphans_mark(). */
 		if (smp_load_acquire(&pg->orphan))
 			job_end(ctx, pg, -ECANCELED);
 	}

@@ -73,13 +73,19 @@ void cqc_ent_drop(struct cq_seq *seq, struct cqc_ent *ent)
 	ent->pg = NULL;
 }
 
-/* Jobs nobody would miss: the engine may drop them while cqd is away, and
- * drops their pins. */
-static void mark_orphans(struct cq_seq *seq)
+/**
+ * cqc_orphans_mark() - jobs nobody would miss
+ * @seq:   sequence
+ * @first: entry; it and all behind it are about to be dropped
+ *
+ * The engine may give such a job up while cqd is away, and drops the pin of its
+ * page by itself.
+ */
+void cqc_orphans_mark(struct cq_seq *seq, uint32_t first)
 {
 	uint32_t i;
 
-	for (i = 0; i < seq->n_ents; i++) {
+	for (i = first; i < seq->n_ents; i++) {
 		struct cq_pg *pg = seq->ents[i].pg;
 
 		uint32_t ours = 2;	/* this entry's and the engine's */
@@ -100,7 +106,7 @@ void cqc_seq_free(struct cq_seq *seq)
 {
 	struct cq_model *model = seq->model;
 
-	mark_orphans(seq);
+	cqc_orphans_mark(seq, 0);
 	while (seq->n_ents)
 		cqc_ent_drop(seq, &seq->ents[--seq->n_ents]);
 	cqc_pin_put(model, seq->pin);

@@ -253,8 +253,8 @@ TEST(pins_are_released_where_they_are)
 	stop();
 }
 
-/* Pages published after their sequence was closed are not held by a worker that
- * has nothing to do. */
+/* Pages published after their sequence was closed, or truncated, are not held by
+ * a worker that has nothing to do. */
 TEST(pins_of_closed_sequences)
 {
 	struct cq_seq *x;
@@ -272,8 +272,18 @@ TEST(pins_of_closed_sequences)
 	ASSERT_EQ(s->seals, 3);
 	x = worker_seq(&w, ids, 200);
 	ASSERT_EQ(cq_seq_length(x), 192);
+	rig_ids(ids, 2000, 2);
+	x = worker_seq(&w, NULL, 0);
+	s->held = 1;
+	worker_grow(&w, x, ids, 200);
+	CQ_OK(cq_truncate(x, 70));
+	s->held = 0;
+	wait_for(&s->releases, 5);
+	wait_for(&s->seals, 6);
+	CQ_OK(cq_seal(x, 5000));
+	ASSERT_EQ(worker_info(x).sealed, 64);
 	cq_close(w.ctx);
-	ASSERT_EQ(s->releases, 3);
+	ASSERT_EQ(s->releases, 5);
 	stop();
 }
 
