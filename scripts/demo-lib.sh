@@ -58,7 +58,7 @@ demo_begin() {
 		say "skipped: two uids for cqd and the workers need root; all run as uid $members"
 	fi
 	(as "$worker_uid" test -x "$dir/bin/cqd") ||
-		fail "no user but you can run programs in ${dir%/*}: set TMPDIR to a folder like /tmp"
+		fail "no other user can run programs in ${dir%/*}: set TMPDIR, to /tmp say"
 	to_cqd=(--lm "$dir/lm" --socket "$dir/run/cqd.sock")
 }
 

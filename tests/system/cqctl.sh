@@ -162,7 +162,8 @@ help() {
 documented() {
 	local page=$top/client/cqctl/cqctl.1 bash=$top/client/cqctl/cqctl.bash o words
 
-	for o in $({ ctl --help && ctl calibrate --help; } | grep -oE -e '--[a-z0-9]+' | sort -u); do
+	words=$({ ctl --help && ctl calibrate --help; } | grep -oE -e '--[a-z0-9]+' | sort -u)
+	for o in $words; do
 		echo "$o"
 		grep -qE "Fl ${o#-}( |\$)" "$page" && grep -q -e "$o\>" "$bash" || return
 	done
@@ -176,7 +177,7 @@ documented() {
 
 # complete WORD...: what bash proposes for the last word
 complete_words() {
-	# shellcheck source=client/cqctl/cqctl.bash
+	# shellcheck source=/dev/null
 	(. "$top/client/cqctl/cqctl.bash" && PATH=$O:$PATH && COMP_WORDS=("$@") &&
 		COMP_CWORD=$(($# - 1)) && _cqctl && echo "${COMPREPLY[*]}")
 }
