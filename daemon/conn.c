@@ -8,14 +8,16 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 #include "cq/log.h"
 #include "daemon/server.h"
 
 #define TICK_MS		100	/* deadlines, and replies short of descriptors */
-#define FD_COST		4096	/* what a descriptor counts in the queue */
-#define DRAIN_MAX	64	/* requests thrown away when closing with an error */
+#define FD_COST		32768	/* what a descriptor counts in the queue */
+#define FDS_IN_FLIGHT	64	/* descriptors that a client has not read yet */
 
 static void on_event(uv_poll_t *poll, int status, int events);
 static void flush(struct cqd_conn *conn);
@@ -175,6 +177,35 @@ static bool again(struct cqd_conn *conn, int ret)
 	return true;
 }
 
+/*
+ * The kernel counts descriptors on their way to all clients together: one that
+ * does not read must not use up what is there for the others. An empty socket
+ * says that everything was read.
+ */
+static bool may_fly(struct cqd_conn *conn, unsigned int n_fds)
+{
+	int unread = 1;
+
+	if (!n_fds || conn->in_flight + n_fds <= FDS_IN_FLIGHT)
+		return true;
+	if (ioctl(conn->fd, SIOCOUTQ, &unread) < 0 || unread)
+		return false;
+	conn->in_flight = 0;
+	return true;
+}
+
+static int transmit(struct cqd_conn *conn, const uint8_t *buf, size_t len, const int *fds,
+		    unsigned int n_fds)
+{
+	int ret = -ETOOMANYREFS;
+
+	if (may_fly(conn, n_fds))
+		ret = cqp_send_raw(conn->fd, buf, len, fds, n_fds, MSG_DONTWAIT);
+	if (!ret)
+		conn->in_flight += n_fds;
+	return ret;
+}
+
 static void flush(struct cqd_conn *conn)
 {
 	struct cqd_reply *r;
@@ -182,7 +213,7 @@ static void flush(struct cqd_conn *conn)
 
 	while (!list_empty(&conn->queue)) {
 		r = list_first(&conn->queue, struct cqd_reply, node);
-		ret = cqp_send_raw(conn->fd, r->buf, r->len, r->fds, r->n_fds, MSG_DONTWAIT);
+		ret = transmit(conn, r->buf, r->len, r->fds, r->n_fds);
 		if (ret && again(conn, ret))
 			break;
 		if (ret) {
@@ -225,7 +256,7 @@ void cqd_conn_send(struct cqd_conn *conn, const Cqp__Msg *msg, const int *fds,
 	}
 	cqp__msg__pack(msg, srv->tx);
 	if (list_empty(&conn->queue))
-		ret = cqp_send_raw(conn->fd, srv->tx, len, fds, n_fds, MSG_DONTWAIT);
+		ret = transmit(conn, srv->tx, len, fds, n_fds);
 	if (!ret)
 		return;
 	if (again(conn, ret) && !enqueue(conn, srv->tx, len, fds, n_fds))
@@ -310,20 +341,6 @@ void cqd_pending_end(struct cqd_pending *p)
 
 /* --- requests --- */
 
-/*
- * A Unix socket closed with unread requests tells its peer ECONNRESET before
- * the peer has read the error: throw them away first.
- */
-static void drain(int fd)
-{
-	char byte;
-	int i;
-
-	for (i = 0; i < DRAIN_MAX; i++)
-		if (recv(fd, &byte, sizeof(byte), MSG_DONTWAIT | MSG_TRUNC) <= 0)
-			return;
-}
-
 static void conn_fail(struct cqd_conn *conn, int code, const char *text)
 {
 	cqd_conn_error(conn, 0, code, text);
@@ -334,12 +351,12 @@ static void conn_fail(struct cqd_conn *conn, int code, const char *text)
 static bool read_one(struct cqd_conn *conn)
 {
 	struct cqp_frame *f = &conn->srv->frame;
-	int ret = cqp_recv(conn->fd, f, MSG_DONTWAIT);
+	int ret = cqd_recv(conn->fd, f);
 
 	switch (ret) {
 	case 1:
 		ret = cqd_dispatch(conn, f);
-		cqp_frame_close(f);
+		cqd_frame_drop(f);
 		if (ret < 0)
 			cqd_conn_close(conn);
 		return ret >= 0;
@@ -418,8 +435,7 @@ static void refuse(int fd, int code, char *text)
 	msg.body_case = CQP__MSG__BODY_ERROR;
 	msg.error = &error;
 	cqp_send(fd, &msg, NULL, 0, MSG_DONTWAIT);
-	drain(fd);
-	close(fd);
+	cqd_sock_close(fd);
 }
 
 /* Limits do not hold for the administrator, who must get in when all is full. */
@@ -483,7 +499,7 @@ struct cqd_conn *cqd_conn_new(struct cqd_listener *l, int fd)
 	int ret;
 
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0) {
-		close(fd);
+		cqd_sock_close(fd);
 		return NULL;
 	}
 	ret = admit(l, cred.uid, &u, &err);
@@ -537,8 +553,7 @@ void cqd_conn_close(struct cqd_conn *conn)
 		cqd_session_orphan(conn->session);
 	conn->session = NULL;
 	uv_close((uv_handle_t *)&conn->poll, on_closed);
-	drain(conn->fd);
-	close(conn->fd);
+	cqd_sock_close(conn->fd);
 }
 
 /**
@@ -547,8 +562,7 @@ void cqd_conn_close(struct cqd_conn *conn)
  */
 void cqd_conn_close_all(struct cqd_server *srv)
 {
-	struct list_head *pos, *tmp;
-
-	list_for_each_safe(pos, tmp, &srv->conns)
-		cqd_conn_close(list_entry(pos, struct cqd_conn, node));
+	/* One may take another along: its seals end, and others waited for them. */
+	while (!list_empty(&srv->conns))
+		cqd_conn_close(list_first(&srv->conns, struct cqd_conn, node));
 }

@@ -90,6 +90,7 @@ struct cqd_uid {
  * @queue:    replies, oldest first, @queued bytes of them with overhead
  * @events:   what the poll handle waits for
  * @pending:  requests whose reply comes later
+ * @in_flight: descriptors sent since the socket was last seen empty
  * @listener: where it came from
  * @session:  NULL before Hello, after Bye, and on admin sockets
  * @greeted:  Hello was answered
@@ -109,7 +110,7 @@ struct cqd_conn {
 	uint64_t deadline;
 	struct list_head queue;
 	size_t queued;
-	unsigned int pending;
+	unsigned int pending, in_flight;
 	int events;
 	int fd;
 	bool admin, greeted, stalled, starved, closed;
@@ -162,6 +163,14 @@ int cqd_listen(struct cqd_server *srv, const char *path, uint32_t mode, bool adm
 /* Takes over a listening socket from the service manager. */
 int cqd_listen_fd(struct cqd_server *srv, int fd, bool admin, struct cq_err *err);
 void cqd_listen_close_all(struct cqd_server *srv);
+
+/* --- fds.c --- */
+
+/* As cqp_recv() and cqp_frame_close(), for what strangers send. */
+int cqd_recv(int sock, struct cqp_frame *f);
+void cqd_frame_drop(struct cqp_frame *f);
+/* Closes a connection and all that is unread in it. */
+void cqd_sock_close(int sock);
 
 /* --- conn.c --- */
 

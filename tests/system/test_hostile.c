@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* A stranger at the socket: nothing it sends harms the daemon or others. */
+#include <netinet/in.h>
 #include "tests/system/sys.h"
 
 static struct sys s;
@@ -512,5 +513,140 @@ TEST(too_many_connections)
 	}
 	ASSERT_OK(fd[0]);
 	close(fd[0]);
+	sys_stop(&s);
+}
+
+/* A TCP connection whose last close() waits for a minute, and its other end. */
+static int slow_to_close(int *other)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(0x7f000001) };
+	struct linger linger = { 1, 60 };
+	static const char junk[65536];
+	socklen_t len = sizeof(a);
+	int l = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	if (l < 0 || fd < 0 || bind(l, (struct sockaddr *)&a, sizeof(a)) || listen(l, 1) ||
+	    getsockname(l, (struct sockaddr *)&a, &len) ||
+	    connect(fd, (struct sockaddr *)&a, sizeof(a)))
+		SKIP("no IPv4 on the loopback interface");
+	*other = accept4(l, NULL, NULL, SOCK_CLOEXEC);
+	ASSERT_SYS(*other);
+	close(l);
+	while (send(fd, junk, sizeof(junk), MSG_DONTWAIT) > 0)
+		;
+	ASSERT_SYS(setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger)));
+	return fd;
+}
+
+/* @n times the same descriptor beside one byte of garbage. */
+static void send_fds(int sock, int fd, unsigned int n)
+{
+	struct iovec io = { .iov_base = &n, .iov_len = 1 };
+	struct msghdr h = { .msg_iov = &io, .msg_iovlen = 1 };
+	union {
+		char b[CMSG_SPACE(sizeof(int) * 253)];
+		struct cmsghdr align;
+	} control = { { 0 } };
+	struct cmsghdr *c;
+	unsigned int i;
+
+	h.msg_control = control.b;
+	h.msg_controllen = CMSG_SPACE(sizeof(int) * n);
+	c = CMSG_FIRSTHDR(&h);
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN(sizeof(int) * n);
+	for (i = 0; i < n; i++)
+		memcpy(CMSG_DATA(c) + i * sizeof(int), &fd, sizeof(fd));
+	ASSERT_EQ(sendmsg(sock, &h, MSG_NOSIGNAL), 1);
+}
+
+/*
+ * close() may wait for others: for a minute (here), or as long as the file
+ * system of a stranger likes. The loop must not.
+ */
+TEST(descriptors_that_will_not_close)
+{
+	Cqp__Ping ping = CQP__PING__INIT;
+	DECLARE_MSG(msg, PING, ping, ping);
+	int friend, fd, slow, other[4], before, i;
+
+	sys_start(&s, NULL);
+	friend = wire_open(s.sock);
+	ASSERT_OK(friend);
+	fd = wire_open(s.sock);
+	ASSERT_OK(fd);
+	before = cqd_fds();
+	/* beside a request that takes none */
+	slow = slow_to_close(&other[0]);
+	ASSERT_OK(cqp_send(fd, &msg, &slow, 1, 0));
+	close(slow);
+	ping_ok(friend);
+	/* more of them than a message may carry */
+	slow = slow_to_close(&other[1]);
+	send_fds(fd, slow, 253);
+	close(slow);
+	ping_ok(friend);
+	close(fd);
+	/* behind garbage, so that nobody reads them */
+	fd = wire_connect(s.sock);
+	slow = slow_to_close(&other[2]);
+	ASSERT_SYS(kill(s.cqd, SIGSTOP));
+	ASSERT_OK(cqp_send_raw(fd, (const uint8_t *)"x", 1, NULL, 0, 0));
+	ASSERT_EQ(send(fd, "", 0, 0), 0);
+	send_fds(fd, slow, 1);
+	close(slow);
+	ASSERT_SYS(kill(s.cqd, SIGCONT));
+	ping_ok(friend);
+	close(fd);
+	/* in a connection that its owner closed */
+	fd = wire_connect(s.sock);
+	slow = slow_to_close(&other[3]);
+	ASSERT_SYS(kill(s.cqd, SIGSTOP));
+	send_fds(fd, slow, 2);
+	close(slow);
+	close(fd);
+	ASSERT_SYS(kill(s.cqd, SIGCONT));
+	ping_ok(friend);
+	cqd_fds_at_most(before);
+	close(friend);
+	for (i = 0; i < 4; i++)
+		close(other[i]);
+	sys_stop(&s);
+}
+
+/* Who takes replies with descriptors and never reads them keeps none from others. */
+TEST(descriptors_in_flight_are_shared_out)
+{
+	Cqp__ModelOpen body = CQP__MODEL_OPEN__INIT;
+	DECLARE_MSG(msg, MODEL_OPEN, model_open, body);
+	struct rlimit rl = { 1200, 1200 };
+	struct pollfd p;
+	struct wire_shard w;
+	char name[] = "tiny";
+	int deaf[8], friend, i, n;
+
+	ASSERT_SYS(setrlimit(RLIMIT_NOFILE, &rl));	/* cqd inherits it */
+	sys_start(&s, NULL);
+	body.name = name;
+	for (i = 0; i < 8; i++) {
+		deaf[i] = wire_open(s.sock);
+		ASSERT_OK(deaf[i]);
+		p = (struct pollfd){ .fd = deaf[i], .events = POLLOUT };
+		for (n = 0; n < 2000; n++) {
+			msg.id = 1;
+			if (cqp_send(deaf[i], &msg, NULL, 0, MSG_DONTWAIT) == -EAGAIN &&
+			    poll(&p, 1, 500) == 0)
+				break;
+		}
+	}
+	friend = wire_open(s.sock);
+	ASSERT_OK(friend);
+	for (i = 0; i < 50; i++)
+		ASSERT_OK(wire_model_open(friend, "tiny", &w));
+	close(friend);
+	for (i = 0; i < 8; i++)
+		close(deaf[i]);
 	sys_stop(&s);
 }

@@ -366,6 +366,7 @@ static long long fd_length(unsigned int i)
 TEST(queued_descriptors)
 {
 	char name[] = "tiny", over[] = "x";
+	long long end = test_now_ms() + 5000;
 	uint64_t sent = 0, got = 0;
 	Cqp__Msg *r;
 	int fd;
@@ -377,9 +378,15 @@ TEST(queued_descriptors)
 		model_open(fd, name, ++sent, 0);
 		step();
 	}
-	ASSERT_GT(sent, 50);
-	ASSERT_LT(sent, 2000);
-	while ((r = next(fd))) {
+	/* what one client may leave unread, and what is queued behind that */
+	ASSERT_GT(sent, 32);
+	ASSERT_LT(sent, 50);
+	while (got < sent) {
+		ASSERT_LT(test_now_ms(), end);
+		uv_run(&loop, UV_RUN_NOWAIT);
+		r = next(fd);
+		if (!r)
+			continue;
 		ASSERT_EQ(r->body_case, CQP__MSG__BODY_MODEL_OK);
 		ASSERT_EQ(r->id, ++got);
 		ASSERT_EQ(frame.n_fds, 2);
@@ -387,9 +394,7 @@ TEST(queued_descriptors)
 		ASSERT_EQ(fd_length(1), got * 2 + 1);
 		cqp_frame_close(&frame);
 		cqp_free(r);
-		step();
 	}
-	ASSERT_EQ(got, sent);
 	model_open(fd, over, 1, 0);
 	step();
 	cqp_free(next(fd));
