@@ -444,7 +444,8 @@ int cqc_slot_check(const struct cq_model *model, const struct cqc_seg *seg,
 
 /* --- pages.c --- */
 
-/* Page objects for @n more entries of sequences. 0 or -ENOMEM. */
+/* Page objects for @n more entries of sequences, so that none is allocated on the
+ * token path. 0 or -ENOMEM. */
 int cqc_pg_reserve(struct cq_model *model, uint64_t n);
 void cqc_pg_unreserve(struct cq_model *model, uint64_t n);
 struct cq_pg *cqc_pg_new(struct cq_model *model);

@@ -33,7 +33,7 @@ static int slab_add(struct cq_model *model, uint64_t n)
 }
 
 /**
- * cqc_pg_reserve() - make sure that cqc_pg_new() cannot fail
+ * cqc_pg_reserve() - let cqc_pg_new() find what it needs
  * @model: model
  * @n:     page objects more than before
  *
@@ -65,14 +65,18 @@ void cqc_pg_unreserve(struct cq_model *model, uint64_t n)
  * cqc_pg_new() - page object without memory
  * @model: model
  *
- * Return: it, one reference; NULL: more were taken than reserved.
+ * What was reserved lasts unless a closed sequence's last page is still on its
+ * way to cqd: it holds its parents, which nobody reserves any more.
+ *
+ * Return: it, one reference; NULL: out of memory.
  */
 struct cq_pg *cqc_pg_new(struct cq_model *model)
 {
-	struct cq_pg *pg = model->free_pg;
+	struct cq_pg *pg;
 
-	if (!pg)
+	if (!model->free_pg && slab_add(model, SLAB_MIN))
 		return NULL;
+	pg = model->free_pg;
 	model->free_pg = pg->next;
 	memset(pg, 0, sizeof(*pg));
 	pg->model = model;

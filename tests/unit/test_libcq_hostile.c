@@ -6,7 +6,7 @@
 #include "tests/unit/test_libcq_server.h"
 #include "client/internal.h"
 
-static uint32_t ids[2000];
+static uint32_t ids[202 * 64];
 
 static void wait_for(const int *what, int n)
 {
@@ -284,6 +284,44 @@ TEST(pins_of_closed_sequences)
 	ASSERT_EQ(worker_info(x).sealed, 64);
 	cq_close(w.ctx);
 	ASSERT_EQ(s->releases, 5);
+	stop();
+}
+
+/* A closed sequence whose last page is on its way holds all its pages: there are
+ * enough for the next one all the same. */
+TEST(pages_held_by_closed_sequences)
+{
+	struct cq_seq *x;
+	struct worker w;
+	struct rig r;
+	pid_t pid;
+
+	shape.max_position = 202 * 64;
+	start(HONEST);
+	r.shape = shape;
+	snprintf(r.sock, sizeof(r.sock), "%s", s->path);
+	rig_ids(ids, 202 * 64, 1);
+	rig_publish(&r, ids, 200 * 64);
+	worker_open(&w, &shape, s->path, 0, 5);
+	x = worker_seq(&w, ids, 200 * 64 + 1);
+	ASSERT_EQ(cq_seq_length(x), 200 * 64);
+	s->held = 1;
+	worker_grow(&w, x, ids, 201 * 64);
+	wait_for(&s->seals, 201);
+	cq_seq_close(x);
+	fflush(stdout);
+	pid = fork();
+	ASSERT_SYS(pid);
+	if (!pid) {	/* once the lookup is under way */
+		usleep(100000);
+		s->held = 0;
+		_exit(0);
+	}
+	x = worker_seq(&w, ids, 200 * 64 + 1);
+	ASSERT_EQ(cq_seq_length(x), 200 * 64);
+	worker_grow(&w, x, ids, 201 * 64);
+	cq_close(w.ctx);
+	ASSERT_EQ(waitpid(pid, NULL, 0), pid);
 	stop();
 }
 

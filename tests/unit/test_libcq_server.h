@@ -14,7 +14,7 @@
 #include "proto/index.h"
 #include "proto/key.h"
 
-#define SLOTS 64u
+#define SLOTS 256u
 #define CODES 1u		/* segment ids */
 #define SINKS 2u
 
