@@ -2,10 +2,10 @@
 /*
  * The engine's core: one socket, a table of requests, reconnecting.
  *
- * Everything here but the waiting runs with ctx->lock held. In poll mode the
- * only thread takes the lock too; it is then never contended. A lost
- * connection ends every request with -ENOTCONN and is tried again with a
- * growing delay; no failure of the daemon is ever more than that.
+ * Everything here but the waiting runs with ctx->lock held, or in poll mode on
+ * the only thread there is. A lost connection ends every request with -ENOTCONN
+ * and is tried again with a growing delay; no failure of the daemon is ever more
+ * than that.
  */
 #include <errno.h>
 #include <poll.h>

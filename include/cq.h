@@ -248,8 +248,8 @@ const char *cq_last_error(void);
  *
  * Return: 0; -ENOENT or -ECONNREFUSED no daemon (the path is in the text);
  * -EPROTO other protocol version or feature; -EACCES not a member of the
- * namespace; -E2BIG options newer than this library; -EINVAL; -ENOMEM;
- * -ETIMEDOUT.
+ * namespace; -EUSERS or -ENOSPC cqd has as many connections as it may; -E2BIG
+ * options newer than this library; -EINVAL; -ENOMEM; -ETIMEDOUT.
  */
 int cq_open(const struct cq_open_opts *opts, struct cq_ctx **out);
 
@@ -287,8 +287,11 @@ int cq_event_fd(struct cq_ctx *ctx);
  * @opts: NULL for all defaults
  * @out:  model, ended with cq_model_close()
  *
- * Return: 0; -ENOENT no such model; -EDQUOT arena over the namespace's quota;
- * -ENOMEM; -EINVAL shard outside the model; -EOPNOTSUPP device.
+ * Return: 0; -ENOENT no such model; -EACCES not for this namespace; -EDQUOT
+ * arena over the namespace's quota; -ENOSPC more models than a context may have
+ * (models that were closed count until cq_close()); -ENOMEM; -EINVAL shard
+ * outside the model, arena too small; -EOPNOTSUPP device; -ENOTCONN cqd is away;
+ * -ETIMEDOUT; -EPROTO cqd's answer cannot be right.
  */
 int cq_model_open(struct cq_ctx *ctx, const char *name,
 		  const struct cq_model_opts *opts, struct cq_model **out);
@@ -388,8 +391,10 @@ int cq_commit(struct cq_seq *seq, const uint32_t *ids, size_t n);
  * @seq:        sequence
  * @timeout_ms: -1: without limit
  *
- * Return: 0; -ETIMEDOUT; -ENOTCONN cqd is away; -EDQUOT or -ENOSPC the daemon
- * has no room (the pages stay private and usable).
+ * Return: 0; -ETIMEDOUT; -ENOTCONN cqd is away; or what kept a page from being
+ * published, which stays private and usable: -EDQUOT or -ENOSPC the daemon has
+ * no room, -ENOENT it has lost the page before, -ENODATA another model has the
+ * name now.
  */
 int cq_seal(struct cq_seq *seq, int timeout_ms);
 
@@ -483,7 +488,8 @@ int cq_attention(struct cq_batch *batch, uint32_t layer, const struct cq_view *q
  * @k:    [n][n_kv_heads][head_dim], pre-RoPE, f32/f16/bf16; NULL: not wanted
  * @v:    the same
  *
- * Return: 0; -ESTALE; -EINVAL.
+ * Return: 0; -ESTALE a shared page was taken back meanwhile, @k and @v are void;
+ * -EINVAL; -EOWNERDEAD.
  */
 int cq_read(struct cq_seq *seq, uint32_t layer, size_t from, size_t n,
 	    const struct cq_view *k, const struct cq_view *v);
