@@ -13,6 +13,7 @@
 #	CQ_DEMO_NOSHARE=1	workers attach to nothing: must end with 1
 #	CQ_DEMO_KEEP=1		leave the temporary folder
 set -euo pipefail
+export LC_ALL=C		# a point in numbers, for awk and printf
 
 top=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=scripts/demo-lib.sh

@@ -9,6 +9,7 @@
 #
 # With CI=true a skip that scripts/skips.txt does not permit is a failure.
 set -u
+export LC_ALL=C		# a point in numbers, for awk and printf
 label=$1
 shift
 top=$(cd "$(dirname "$0")/.." && pwd)
