@@ -66,6 +66,34 @@ static void check_codes(const struct cqk_codebook *cb, const uint16_t *x,
 	free(got);
 }
 
+/* Nearest, ties to even, for both signs, with subnormals and overflow. */
+TEST(halves_round_to_nearest)
+{
+	static const uint16_t sign[] = { 0, 0x8000 };
+	float lo, hi, mid, away;
+	uint32_t i;
+	uint16_t h;
+
+	for (i = 0; i < 2; i++)
+		for (h = 0; h < 0x7c00; h++) {
+			lo = cqk_f16_to_f32(sign[i] | h);
+			hi = h < 0x7bff ? cqk_f16_to_f32(sign[i] | (h + 1)) :
+			     i ? -65536.0f : 65536.0f;
+			mid = lo / 2 + hi / 2;
+			away = i ? -INFINITY : INFINITY;
+			ASSERT(h == 0 || fabsf(lo) < fabsf(hi));
+			ASSERT_EQ(cqk_f32_to_f16(lo), sign[i] | h);
+			ASSERT_EQ(cqk_f32_to_f16(mid), sign[i] | (h + (h & 1)));
+			ASSERT_EQ(cqk_f32_to_f16(nextafterf(mid, 0)), sign[i] | h);
+			ASSERT_EQ(cqk_f32_to_f16(nextafterf(mid, away)),
+				  sign[i] | (h + 1));
+		}
+	ASSERT(cqk_f16_to_f32(1) == 0x1p-24f && cqk_f16_to_f32(0x3c00) == 1);
+	ASSERT_EQ(cqk_f32_to_f16(-NAN) & 0xfe00, 0xfe00);
+	ASSERT_EQ(cqk_f32_to_f16(INFINITY), 0x7c00);
+	ASSERT(isnan(cqk_f16_to_f32(0x7c01)) && cqk_f16_to_f32(0xfc00) < -1e30f);
+}
+
 TEST(codes_are_the_nearest_centroids)
 {
 	static const uint32_t dims[] = { 64, 80, 96, 112, 128, 256 };
