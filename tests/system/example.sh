@@ -21,6 +21,18 @@ space() {
 		grep "no spaces" "$dir/said" && [ -d "$dir/a" ]
 }
 
+# Under both usual prefixes
+configured() {
+	local file
+
+	file=$("$O/cqd" --help | sed -n 's|.*(default \(/[^)]*cqd.conf\)).*|\1|p')
+	[ -n "$file" ] && [ -e "$dir/root$file" ] &&
+		make -C "$top" O="$O" ${CC:+CC="$CC"} DESTDIR="$dir/local" PREFIX=/usr/local \
+			install && [ -e "$dir/local$file" ] &&
+		make -C "$top" O="$O" ${CC:+CC="$CC"} DESTDIR="$dir/local" PREFIX=/usr/local \
+			uninstall && [ "$(find "$dir/local" ! -type d)" = "$dir/local$file" ]
+}
+
 compile_it() {
 	# shellcheck disable=SC2046 # flags are words
 	${CC:-cc} -Wall -Wextra -Werror ${SANITIZE:+-fsanitize=$SANITIZE} -o "$dir/example" \
@@ -50,9 +62,10 @@ in_readme() {
 		diff - <(sed 1d "$top/Documentation/example.c")
 }
 
-plan 9
+plan 10
 ok "a folder with a space in its name is refused" space
 ok "make install" install_it
+ok "the configuration is where cqd looks; it alone stays" configured
 ok "the example compiles with pkg-config" compile_it
 ok "it has 40 lines beside the licence" short_one
 ok "the README shows it" in_readme
