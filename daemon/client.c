@@ -235,6 +235,28 @@ uint64_t cqd_client_start_time(const struct cqd_client *client)
 }
 
 /**
+ * cqd_client_uid() - who a session belongs to
+ * @client: session
+ *
+ * Return: uid of its process.
+ */
+uid_t cqd_client_uid(const struct cqd_client *client)
+{
+	return client->st->ix.clients[client->rec].uid;
+}
+
+/**
+ * cqd_client_pins() - what a session holds
+ * @client: session
+ *
+ * Return: its pins.
+ */
+uint64_t cqd_client_pins(const struct cqd_client *client)
+{
+	return client->n_pins;
+}
+
+/**
  * cqd_client_set_data() - connection layer's own pointer
  * @client: session
  * @data:   any

@@ -389,6 +389,59 @@ static struct cqd_session *resume(struct cqd_conn *conn, const Cqp__Hello *hello
 	return cqd_client_data(client);
 }
 
+/*
+ * struct crowd - sessions of one uid, or in one namespace
+ * @idle: the oldest without connection and pins
+ */
+struct crowd {
+	unsigned int n;
+	struct cqd_session *idle;
+};
+
+static void count(struct crowd *c, struct cqd_session *s)
+{
+	c->n++;
+	if (!c->idle && !s->conn && !cqd_client_pins(s->client))
+		c->idle = s;
+}
+
+/*
+ * A process may lose one connection after the other and never come back to the
+ * sessions: they count like connections until it ends, or make room if they
+ * pin nothing.
+ */
+static int make_room(const struct cqd_conn *conn, const struct cqd_tenant *t,
+		     struct cq_err *err)
+{
+	struct crowd uid = { 0 }, ns = { 0 };
+	struct list_head *pos;
+	bool uid_full, ns_full;
+
+	list_for_each(pos, &conn->srv->sessions) {
+		struct cqd_session *s = list_entry(pos, struct cqd_session, node);
+
+		if (cqd_client_uid(s->client) == conn->cred.uid)
+			count(&uid, s);
+		if (s->tenant == t)
+			count(&ns, s);
+	}
+	uid_full = uid.n >= conn->srv->config->uid_connections;
+	ns_full = t->cfg->connections && ns.n >= t->cfg->connections;
+	if (uid_full && !uid.idle)
+		return cq_err_set(err, -EUSERS, "uid %u has %u sessions, its uid_connections: "
+				  "some lost their connection and still pin pages",
+				  (unsigned int)conn->cred.uid, uid.n);
+	if (ns_full && !ns.idle)
+		return cq_err_set(err, -EUSERS, "namespace \"%s\" has %u sessions, its limit of "
+				  "connections: some lost theirs and still pin pages",
+				  t->cfg->name, ns.n);
+	if (uid_full)
+		cqd_session_end(uid.idle);
+	if (ns_full && !(uid_full && ns.idle == uid.idle))
+		cqd_session_end(ns.idle);
+	return 0;
+}
+
 static int begin(struct cqd_conn *conn, const Cqp__Hello *hello, struct cqd_tenant *t,
 		 bool *resumed, struct cq_err *err)
 {
@@ -409,6 +462,9 @@ static int begin(struct cqd_conn *conn, const Cqp__Hello *hello, struct cqd_tena
 		attach(s, conn, t);
 		return 0;
 	}
+	ret = make_room(conn, t, err);
+	if (ret)
+		goto err_close;
 	clean_name(name, hello->client);
 	ret = cqd_client_new(srv->store, t->ns, conn->cred.pid, start_time, conn->cred.uid,
 			     name, &client, err);

@@ -145,6 +145,8 @@ uint64_t cqd_client_session(const struct cqd_client *client);
 struct cqd_ns *cqd_client_ns(const struct cqd_client *client);
 pid_t cqd_client_pid(const struct cqd_client *client);
 uint64_t cqd_client_start_time(const struct cqd_client *client);
+uid_t cqd_client_uid(const struct cqd_client *client);
+uint64_t cqd_client_pins(const struct cqd_client *client);
 /* Connection layer's own pointer on it. */
 void cqd_client_set_data(struct cqd_client *client, void *data);
 void *cqd_client_data(const struct cqd_client *client);

@@ -76,6 +76,16 @@ struct cqd_client *cqd_client_resume(struct cqd_store *st, struct cqd_ns *ns,
 	return session && session <= n_clients && c->orphan && !c->ended ? c : NULL;
 }
 
+uid_t cqd_client_uid(const struct cqd_client *client)
+{
+	return getuid();
+}
+
+uint64_t cqd_client_pins(const struct cqd_client *client)
+{
+	return 1;
+}
+
 void cqd_client_set_orphan(struct cqd_client *client, bool orphan)
 {
 	ASSERT(client->orphan != orphan);

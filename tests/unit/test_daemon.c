@@ -385,6 +385,23 @@ TEST(limit_of_a_uid)
 	stop(pid);
 }
 
+/* A process that connects and leaves, again and again, fills no table. */
+TEST(sessions_left_behind_are_bounded)
+{
+	pid_t pid = start("uid_connections = 4\nmax_clients = 8", "");
+	int adm = wire_open(admin), fd, i;
+
+	ASSERT_OK(adm);
+	for (i = 0; i < 20; i++) {
+		fd = wire_open(sock);
+		ASSERT_OK(fd);
+		close(fd);
+		ASSERT_LE(clients(adm, NULL), 4);
+	}
+	close(adm);
+	stop(pid);
+}
+
 /* With no descriptor left newcomers wait; those inside are served; then go on. */
 TEST(out_of_descriptors)
 {
