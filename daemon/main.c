@@ -23,8 +23,8 @@
 
 #define FDNAME_TENANTS	"cqd"
 #define FDNAME_ADMIN	"cqd-admin"
-#define FDS_PER_CONN	4	/* socket, pidfd, arenas */
-#define FDS_OTHER	1024	/* segments, models, listeners */
+#define FDS_PER_CONN	74	/* socket, pidfd, 64 arenas, 8 in replies that wait */
+#define FDS_OTHER	10240	/* 2 per segment, namespace, model; listeners */
 
 struct options {
 	const char *config, *socket, *admin_socket, *user;
