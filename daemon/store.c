@@ -226,11 +226,15 @@ static void handle_closed(uv_handle_t *h)
  */
 void cqd_store_close(struct cqd_store *st, void (*done)(void *arg), void *arg)
 {
+	struct list_head *pos;
+
 	st->closed = done;
 	st->closed_arg = arg;
 	st->closing = true;
 	cqd_verify_stop(st);
 	cqd_seal_cancel_waiting(st);
+	list_for_each(pos, &st->clients)
+		cqd_arena_drop_all(list_entry(pos, struct cqd_client, node));
 	uv_close((uv_handle_t *)&st->timer, handle_closed);
 	uv_close((uv_handle_t *)&st->verify_timer, handle_closed);
 	uv_close((uv_handle_t *)&st->idle, handle_closed);

@@ -212,6 +212,8 @@ struct cqd_pin {
 
 struct cqd_arena {
 	struct kref ref;
+	struct cqd_job job;
+	struct cqd_store *st;
 	struct list_head node;
 	uint32_t id;
 	int fd;

@@ -360,6 +360,25 @@ TEST(arenas_are_checked)
 	rig_stop(&r);
 }
 
+/* To free a dead worker's gigabytes takes long: not on the loop. */
+TEST(arenas_are_freed_by_a_thread)
+{
+	struct cqd_client *cl;
+	uint32_t id, jobs;
+	struct rig r;
+
+	rig_defaults(&r);
+	rig_start(&r);
+	cl = rig_client(&r, 7, &id);
+	jobs = r.st->jobs;
+	cqd_client_end(cl);
+	ASSERT_EQ(r.st->jobs, jobs + 1);
+	ASSERT_EQ(stats(&r).arena_bytes, RIG_ARENA);	/* the rig's own is left */
+	while (r.st->jobs > jobs)
+		uv_run(&r.loop, UV_RUN_ONCE);
+	rig_stop(&r);
+}
+
 TEST(release_of_what_is_not_ours)
 {
 	struct cqp_page p, bad;
