@@ -28,7 +28,9 @@ struct cqd_mem {
  * @usable:  0, or -errno with the reason; called once
  * @create:  reserve @mem->bytes and fill the rest of @mem
  * @adopt:   the same around @mem->fd, which came back from the fd store
- * @destroy: undo either; the memory lives on while others hold fds
+ * @discard: give the bytes back although others may have them mapped; nobody
+ *           reads them any more
+ * @destroy: undo either; memory not discarded lives on while others hold fds
  * @write:   copy @len bytes from @src_fd at @src_off to @dst_off; short source is
  *           -EFAULT
  * @fill:    copy @len bytes from memory
@@ -43,6 +45,7 @@ struct cqd_mem_ops {
 	int (*usable)(struct cq_err *err);
 	int (*create)(struct cqd_mem *mem, struct cq_err *err);
 	int (*adopt)(struct cqd_mem *mem, struct cq_err *err);
+	void (*discard)(struct cqd_mem *mem);
 	void (*destroy)(struct cqd_mem *mem);
 	int (*write)(struct cqd_mem *mem, uint64_t dst_off, int src_fd,
 		     uint64_t src_off, uint64_t len);

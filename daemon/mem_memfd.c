@@ -154,6 +154,16 @@ static int memfd_create_seg(struct cqd_mem *mem, struct cq_err *err)
 	return cqd_memfd_make("cq-seg", mem->bytes, true, mem, err);
 }
 
+/*
+ * What is read there later is zeros, in memory of who reads it. A failure only
+ * leaves the memory to those who keep the descriptor.
+ */
+static void memfd_discard(struct cqd_mem *mem)
+{
+	(void)fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+			(off_t)mem->bytes);
+}
+
 static bool outside(const struct cqd_mem *mem, uint64_t off, uint64_t len)
 {
 	return off > mem->bytes || len > mem->bytes - off;
@@ -227,6 +237,7 @@ const struct cqd_mem_ops cqd_mem_memfd = {
 	.usable = memfd_usable,
 	.create = memfd_create_seg,
 	.adopt = cqd_memfd_adopt,
+	.discard = memfd_discard,
 	.destroy = cqd_memfd_free,
 	.write = memfd_write,
 	.fill = memfd_fill,

@@ -419,6 +419,7 @@ static void destroy_run(struct cqd_job *job)
 
 	seg_name(seg, name);
 	cqd_fdstore_remove(seg->st, name);
+	seg->st->mem->discard(&seg->mem);
 	seg->st->mem->destroy(&seg->mem);
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /* Who has to go when memory is short, and who must not. */
+#include <sys/stat.h>
 #include "tests/unit/store_rig.h"
 
 #define SLOT	12288u	/* of the rig's model; sinks take 8192 */
@@ -305,9 +306,12 @@ TEST(empty_segments_are_given_back)
 {
 	struct cqp_key keys[3];
 	struct cqp_page pages[3];
+	struct cqd_segment_info info;
+	struct stat sb;
 	uint64_t born;
 	uint32_t p;
 	struct rig r;
+	int kept;
 
 	rig_defaults(&r);
 	rig_start(&r);
@@ -317,6 +321,8 @@ TEST(empty_segments_are_given_back)
 	born = CQP_WORD_GEN(r.st->ix.pages[p].word);
 	cqd_segment_tick(r.st);
 	ASSERT_GT(stats(&r).pool_reserved, 0);
+	ASSERT_EQ(cqd_segment_get(r.cl, pages[0].segment, &info), 0);
+	kept = dup(info.fd);
 	ASSERT_EQ(cqd_release(r.cl, pages, 3, &r.err), 0);
 	while (cqd_evict_one(r.st, NULL, NULL))
 		;
@@ -324,6 +330,10 @@ TEST(empty_segments_are_given_back)
 	cqd_segment_tick(r.st);
 	while (stats(&r).pool_reserved)
 		uv_run(&r.loop, UV_RUN_ONCE);
+	/* also while a worker keeps the descriptor */
+	ASSERT_SYS(fstat(kept, &sb));
+	ASSERT_EQ(sb.st_blocks, 0);
+	close(kept);
 	/* and the words go on counting where they were */
 	rig_chain(&r, 1, 1, keys, pages);
 	ASSERT_EQ(CQP_WORD_GEN(pages[0].word), 2);
