@@ -32,9 +32,9 @@ TEST(lies_at_hello)
 	start(HONEST);
 	for (lie = HELLO_VERSION; lie <= HELLO_CODE_POSITIVE; lie++) {
 		s->lie = lie;
-		ASSERT(try_open(&ctx, 500) < 0);
+		ASSERT(try_open(&ctx, 3000) < 0);
 		if (lie != HELLO_GARBAGE)
-			CQ_FAILS(try_open(&ctx, 500), -EPROTO);
+			CQ_FAILS(try_open(&ctx, 3000), -EPROTO);
 		for (const char *p = cq_last_error(); *p; p++)
 			ASSERT(*p >= ' ');
 	}
@@ -51,7 +51,7 @@ TEST(lies_about_the_model)
 	int lie;
 
 	start(HONEST);
-	CQ_OK(try_open(&ctx, 500));
+	CQ_OK(try_open(&ctx, 3000));
 	for (lie = MODEL_NO_FDS; lie <= STATE_WORDS; lie++) {
 		s->lie = lie;
 		CQ_FAILS(cq_model_open(ctx, "toy", NULL, &model), -EPROTO);
@@ -328,7 +328,7 @@ TEST(pages_held_by_closed_sequences)
 /* An answer that comes too late pins a page that nobody knows of. */
 TEST(late_match_is_released)
 {
-	struct cq_open_opts o = { .sz = sizeof(o), .timeout_ms = 50 };
+	struct cq_open_opts o = { .sz = sizeof(o), .timeout_ms = 500 };
 	struct cq_seq *x, *y;
 	struct worker w = { .whole = shape, .m = shape };
 	int i;
