@@ -42,6 +42,7 @@ ok() {
 	else
 		echo "not ok $n - $what"
 		sed 's/^/# /' "$dir/out"
+		[ ! -s "$dir/cqd.log" ] || tail -n 5 "$dir/cqd.log" | sed 's/^/# cqd: /'
 	fi
 }
 
