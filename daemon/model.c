@@ -206,8 +206,12 @@ static void push_done(struct cqd_job *job)
 	struct load *l = container_of(job, struct load, job);
 	struct cqd_model *m = l->m;
 	struct cqp_rec_model *r = &job->st->ix.models[m->rec];
+	char name[32];
 
 	if (l->ret) {
+		/* It may have arrived: the next of that name must be the only one. */
+		snprintf(name, sizeof(name), "cq-model-%u", m->rec);
+		cqd_fdstore_remove(job->st, name);
 		cqd_tab_put(&job->st->ix.t_models, m->rec);
 		load_drop(l, l->ret, NULL);
 		return;

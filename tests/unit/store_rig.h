@@ -32,7 +32,8 @@ struct manager {
 	int fds[RIG_FDS];
 	char *names[RIG_FDS];
 	unsigned int n, pushes, removes;
-	bool refuse;		/* keeps nothing and answers no barrier */
+	bool mute;		/* answers no barrier */
+	int held;		/* the pipe of one that was not answered */
 };
 
 static struct manager mgr;
@@ -52,6 +53,10 @@ static void mgr_message(char *text, int fd)
 	unsigned int i;
 
 	pthread_mutex_lock(&mgr.lock);
+	if (mgr.mute && !strncmp(text, "BARRIER=1", 9)) {
+		mgr.held = fd;
+		fd = -1;
+	}
 	if (name) {
 		name += 7;
 		name[strcspn(name, "\n")] = '\0';

@@ -821,6 +821,29 @@ TEST(verification_is_paced)
 	run_end(&b);
 }
 
+/* A model whose descriptor was not confirmed is not left behind under its name. */
+TEST(a_late_answer_leaves_no_model_behind)
+{
+	struct image im = rig_model();
+	unsigned int i;
+	struct rig r;
+
+	rig_defaults(&r);
+	r.o.push_fds = true;
+	mgr_start();
+	rig_start(&r);
+	mgr.mute = true;
+	ASSERT_EQ(rig_load(&r, "n", im.buf, im.size).ret, -ETIMEDOUT);
+	mgr.mute = false;
+	close(mgr.held);
+	mgr_sync();
+	for (i = 0; i < mgr.n; i++)
+		ASSERT(strcmp(mgr.names[i], "cq-model-1"));
+	free(im.buf);
+	rig_stop(&r);
+	mgr_stop();
+}
+
 /* No manager, no confirmation: no pages. */
 TEST(no_page_without_the_fd_store)
 {
