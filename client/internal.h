@@ -410,6 +410,8 @@ void cqc_models_retry(struct cq_ctx *ctx);
 int64_t cqc_models_retry_at(const struct cq_ctx *ctx);
 bool cqc_model_returning(const struct cq_model *model);
 void cqc_model_open_fill(const struct cq_model *model, Cqp__Msg *msg, Cqp__ModelOpen *mo);
+/* cqd need not keep an arena any more. Lock held. */
+void cqc_arena_drop(struct cq_ctx *ctx, uint32_t arena);
 /* Reply to a request nobody waits for any more. Lock held. */
 void cqc_late(struct cq_ctx *ctx, const Cqp__Msg *msg);
 

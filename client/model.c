@@ -307,6 +307,8 @@ CQ_API void cq_model_close(struct cq_model *model)
 	cqc_results_apply(model);
 	pthread_mutex_lock(&ctx->lock);
 	cqc_jobs_forget(model);
+	if (model->ready)
+		cqc_arena_drop(ctx, model->arena_id);
 	list_del(&model->link);
 	pthread_mutex_unlock(&ctx->lock);
 	cqc_wake(ctx);

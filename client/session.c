@@ -277,6 +277,24 @@ bool cqc_model_returning(const struct cq_model *model)
 }
 
 /**
+ * cqc_arena_drop() - cqd need not keep an arena any more
+ * @ctx:   context, lock held
+ * @arena: of this connection; if it cannot be said now, its end says it
+ */
+void cqc_arena_drop(struct cq_ctx *ctx, uint32_t arena)
+{
+	struct cqc_req req = { .want = CQP__MSG__BODY_OK };
+	Cqp__ArenaDrop body = CQP__ARENA_DROP__INIT;
+	Cqp__Msg msg = CQP__MSG__INIT;
+
+	body.arena = arena;
+	msg.body_case = CQP__MSG__BODY_ARENA_DROP;
+	msg.arena_drop = &body;
+	if (!cqc_send(ctx, &req, &msg, NULL, 0))
+		list_del(&req.link);	/* nobody waits for the answer */
+}
+
+/**
  * cqc_late() - an answer nobody waits for any more
  * @ctx: context, lock held
  * @msg: answer
@@ -286,8 +304,8 @@ void cqc_late(struct cq_ctx *ctx, const Cqp__Msg *msg)
 	struct cqp_page page;
 	const Cqp__LookupOk *ok;
 
-	/* A lookup given up after a timeout, or a seal of a closed model: what it
-	 * pinned is dropped again. */
+	/* A lookup given up after a timeout, a seal or an arena of a closed model:
+	 * what it took is given back. */
 	if (msg->body_case == CQP__MSG__BODY_LOOKUP_OK) {
 		ok = msg->lookup_ok;
 		if (!ok->pages.len || ok->pages.len % sizeof(page))
@@ -299,5 +317,7 @@ void cqc_late(struct cq_ctx *ctx, const Cqp__Msg *msg)
 			return;
 		memcpy(&page, msg->seal_ok->page.data, sizeof(page));
 		cqc_release_add(ctx, &page, ctx->pin_epoch);
+	} else if (msg->body_case == CQP__MSG__BODY_ARENA_OK) {
+		cqc_arena_drop(ctx, msg->arena_ok->arena);
 	}
 }

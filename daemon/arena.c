@@ -53,23 +53,40 @@ struct cqd_arena *cqd_arena_find(struct cqd_client *cl, uint32_t id)
 	return NULL;
 }
 
+static void drop(struct cqd_client *cl, struct cqd_arena *a)
+{
+	list_del(&a->node);
+	cl->n_arenas--;
+	cl->ns->used_bytes -= a->bytes;
+	cl->ns->arena_bytes -= a->bytes;
+	cqd_arena_put(a);
+}
+
 /**
  * cqd_arena_drop_all() - a client's arenas no longer count
  * @cl: client
  */
 void cqd_arena_drop_all(struct cqd_client *cl)
 {
-	struct list_head *pos, *tmp;
+	while (!list_empty(&cl->arenas))
+		drop(cl, list_first(&cl->arenas, struct cqd_arena, node));
+}
 
-	list_for_each_safe(pos, tmp, &cl->arenas) {
-		struct cqd_arena *a = list_entry(pos, struct cqd_arena, node);
+/**
+ * cqd_arena_drop() - an arena no longer counts
+ * @client: its owner
+ * @arena:  as given by cqd_arena_offer(); a copy under way goes on
+ *
+ * Return: 0; -ENOENT no such arena of this client.
+ */
+int cqd_arena_drop(struct cqd_client *client, uint32_t arena)
+{
+	struct cqd_arena *a = cqd_arena_find(client, arena);
 
-		list_del(&a->node);
-		cl->ns->used_bytes -= a->bytes;
-		cl->ns->arena_bytes -= a->bytes;
-		cqd_arena_put(a);
-	}
-	cl->n_arenas = 0;
+	if (!a)
+		return -ENOENT;
+	drop(client, a);
+	return 0;
 }
 
 static int fd_check(int fd, uint64_t bytes, struct cq_err *err)

@@ -135,6 +135,17 @@ static int handle_arena_offer(struct cqd_req *req)
 	return 0;
 }
 
+static int handle_arena_drop(struct cqd_req *req)
+{
+	uint32_t arena = req->msg->arena_drop->arena;
+	int ret = cqd_arena_drop(client_of(req), arena);
+
+	if (ret)
+		return cq_err_set(req->err, ret, "arena %u: none of this session", arena);
+	cqd_conn_ok(req->conn, req->msg->id);
+	return 0;
+}
+
 static void lookup_ok(struct cqd_req *req, struct cqp_page *pages, unsigned int n,
 		      struct cqp_page *sink, bool filling)
 {
@@ -309,6 +320,7 @@ static const struct cqd_handler handlers[] = {
 	[CQP__MSG__BODY_PING] = { "Ping", H_ANY | H_FIRST, 0, handle_ping },
 	[CQP__MSG__BODY_MODEL_OPEN] = { "ModelOpen", H_TENANT, 0, handle_model_open },
 	[CQP__MSG__BODY_ARENA_OFFER] = { "ArenaOffer", H_TENANT, 1, handle_arena_offer },
+	[CQP__MSG__BODY_ARENA_DROP] = { "ArenaDrop", H_TENANT, 0, handle_arena_drop },
 	[CQP__MSG__BODY_LOOKUP] = { "Lookup", H_TENANT, 0, handle_lookup },
 	[CQP__MSG__BODY_SEGMENT_GET] = { "SegmentGet", H_TENANT, 0, handle_segment_get },
 	[CQP__MSG__BODY_SEAL] = { "Seal", H_TENANT, 0, handle_seal },

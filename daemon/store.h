@@ -163,6 +163,8 @@ void cqd_client_for_each(struct cqd_store *st,
  */
 int cqd_arena_offer(struct cqd_client *client, struct cqd_shard *shard, int fd,
 		    uint64_t bytes, uint32_t *arena, struct cq_err *err);
+/* 0; -ENOENT no such arena of this client. */
+int cqd_arena_drop(struct cqd_client *client, uint32_t arena);
 
 /* --- pages --- */
 

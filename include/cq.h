@@ -288,10 +288,10 @@ int cq_event_fd(struct cq_ctx *ctx);
  * @out:  model, ended with cq_model_close()
  *
  * Return: 0; -ENOENT no such model; -EACCES not for this namespace; -EDQUOT
- * arena over the namespace's quota; -ENOSPC more models than a context may have
- * (models that were closed count until cq_close()); -ENOMEM; -EINVAL shard
- * outside the model, arena too small; -EOPNOTSUPP device; -ENOTCONN cqd is away;
- * -ETIMEDOUT; -EPROTO cqd's answer cannot be right.
+ * arena over the namespace's quota; -ENOSPC more models at once than a context
+ * may have; -ENOMEM; -EINVAL shard outside the model, arena too small;
+ * -EOPNOTSUPP device; -ENOTCONN cqd is away; -ETIMEDOUT; -EPROTO cqd's answer
+ * cannot be right.
  */
 int cq_model_open(struct cq_ctx *ctx, const char *name,
 		  const struct cq_model_opts *opts, struct cq_model **out);
@@ -470,8 +470,10 @@ int cq_step(struct cq_batch *batch, struct cq_seq *const *seqs,
  * @o:     the same shape; may be f32, f16 or bf16
  * @opts:  NULL for all defaults
  *
- * No system call, no lock, no allocation. Source: Dao et al., FlashAttention,
- * arXiv 2205.14135, algorithm 1 (online softmax), over decoded centroids.
+ * No system call, no lock, no allocation. A query vector with a NaN, Inf or
+ * value beyond 1e15 / scale gives NaN in its own o and lse. Source: Dao et al.,
+ * FlashAttention, arXiv 2205.14135, algorithm 1 (online softmax), over decoded
+ * centroids.
  *
  * Return: 0; -ESTALE a shared page was taken back meanwhile, o and lse are
  * void (close the sequence and open it anew); -EINVAL; -EOWNERDEAD.

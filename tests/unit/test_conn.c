@@ -192,6 +192,11 @@ int cqd_arena_offer(struct cqd_client *client, struct cqd_shard *shard, int fd, 
 	return -EDQUOT;
 }
 
+int cqd_arena_drop(struct cqd_client *client, uint32_t arena)
+{
+	return -ENOENT;
+}
+
 int cqd_lookup(struct cqd_client *client, struct cqd_shard *shard, const struct cqp_key *keys,
 	       unsigned int n, bool pin, struct cqp_page *pages, struct cqp_page *sink,
 	       bool *filling, struct cq_err *err)

@@ -80,6 +80,24 @@ static void check_attached(const struct worker *a, struct cq_seq *sa,
 		}
 }
 
+/* A model that was closed leaves nothing with cqd. */
+TEST(models_opened_in_turn)
+{
+	struct cq_model_opts o = { .sz = sizeof(o), .device = CQ_DEVICE_HOST,
+				   .arena_bytes = 8 * rig_block(&small) };
+	struct worker w;
+	int i;
+
+	rig_start(&r, &small, NULL);
+	worker_connect(&w, &small, r.sock, 0);
+	for (i = 0; i < 200; i++) {
+		CQ_OK(cq_model_open(w.ctx, "toy", &o, &w.model));
+		cq_model_close(w.model);
+	}
+	cq_close(w.ctx);
+	rig_stop(&r);
+}
+
 TEST(publish_and_attach)
 {
 	struct cq_seq *sa, *sb;

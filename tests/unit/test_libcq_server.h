@@ -392,6 +392,9 @@ static inline bool serve(int sock, const Cqp__Msg *in, struct cqp_frame *f, int 
 		s->releases += (int)(in->release->pages.len / sizeof(struct cqp_page));
 		reply_ok(sock, in->id);
 		break;
+	case CQP__MSG__BODY_ARENA_DROP:
+		reply_ok(sock, in->id);
+		break;
 	case CQP__MSG__BODY_BYE:
 		s->byes++;
 		reply_ok(sock, in->id);
