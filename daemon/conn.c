@@ -206,6 +206,13 @@ static int transmit(struct cqd_conn *conn, const uint8_t *buf, size_t len, const
 	return ret;
 }
 
+/* The peer has closed: nobody wants replies, but what it sent before counts. */
+static void drop_queue(struct cqd_conn *conn)
+{
+	while (!list_empty(&conn->queue))
+		reply_free(conn, list_first(&conn->queue, struct cqd_reply, node));
+}
+
 static void flush(struct cqd_conn *conn)
 {
 	struct cqd_reply *r;
@@ -216,6 +223,10 @@ static void flush(struct cqd_conn *conn)
 		ret = transmit(conn, r->buf, r->len, r->fds, r->n_fds);
 		if (ret && again(conn, ret))
 			break;
+		if (ret == -EPIPE) {
+			drop_queue(conn);
+			break;
+		}
 		if (ret) {
 			cqd_conn_close(conn);
 			return;
@@ -238,7 +249,8 @@ static void flush(struct cqd_conn *conn)
  * @n_fds: at most 2
  *
  * A connection that can take the reply neither way is closed: a request
- * without its answer would hang the client.
+ * without its answer would hang the client. One that the peer has closed is
+ * read to its end: a Bye may be in it.
  */
 void cqd_conn_send(struct cqd_conn *conn, const Cqp__Msg *msg, const int *fds,
 		   unsigned int n_fds)
@@ -257,7 +269,7 @@ void cqd_conn_send(struct cqd_conn *conn, const Cqp__Msg *msg, const int *fds,
 	cqp__msg__pack(msg, srv->tx);
 	if (list_empty(&conn->queue))
 		ret = transmit(conn, srv->tx, len, fds, n_fds);
-	if (!ret)
+	if (!ret || ret == -EPIPE)
 		return;
 	if (again(conn, ret) && !enqueue(conn, srv->tx, len, fds, n_fds))
 		cqd_conn_update(conn);

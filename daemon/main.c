@@ -449,7 +449,7 @@ static int serve(struct daemon *d)
 		return -ENOMEM;
 	}
 	watch_signals(d);
-	cq_info("cqd " CQ_VERSION " serves %u namespaces, pool %llu MiB", srv->config->n_ns,
+	cq_info("cqd " CQ_VERSION " serves; namespaces: %u, pool: %llu MiB", srv->config->n_ns,
 		(unsigned long long)(srv->config->pool_bytes.bytes >> 20));
 	cqd_models_load(srv, srv->config, on_loaded);
 	uv_run(srv->loop, UV_RUN_DEFAULT);

@@ -47,22 +47,37 @@ static int map_both(struct cqd_mem *mem, struct cq_err *err)
 	return 0;
 }
 
+/**
+ * cqd_fallocate() - fallocate(), again after a signal
+ * @fd:    memfd
+ * @off:   first byte
+ * @bytes: bytes to reserve
+ *
+ * Return: 0 or -errno.
+ */
+int cqd_fallocate(int fd, uint64_t off, uint64_t bytes)
+{
+	int ret;
+
+	do {
+		ret = fallocate(fd, 0, (off_t)off, (off_t)bytes);
+	} while (ret < 0 && errno == EINTR);
+	return ret < 0 ? -errno : 0;
+}
+
 /* Size first, then seals, then mode: only then may anybody else see it. */
 static int size_and_seal(int fd, uint64_t bytes, bool reserve, struct cq_err *err)
 {
 	int ret = 0;
 
-	if (reserve) {
-		do {
-			ret = fallocate(fd, 0, 0, (off_t)bytes);
-		} while (ret < 0 && errno == EINTR);
-	} else {
-		ret = ftruncate(fd, (off_t)bytes);
-	}
-	if (ret < 0)
-		return cq_err_set(err, -errno, "reserving %llu bytes of memory: %s "
+	if (reserve)
+		ret = cqd_fallocate(fd, 0, bytes);
+	else if (ftruncate(fd, (off_t)bytes) < 0)
+		ret = -errno;
+	if (ret)
+		return cq_err_set(err, ret, "reserving %llu bytes of memory: %s "
 				  "(lower pool_bytes, or raise the memory limit of cqd)",
-				  (unsigned long long)bytes, strerror(errno));
+				  (unsigned long long)bytes, strerror(-ret));
 	if (fcntl(fd, F_ADD_SEALS, SEALS) < 0 || fchmod(fd, 0444) < 0)
 		return cq_err_set(err, -errno, "sealing a memfd: %s", strerror(errno));
 	return 0;

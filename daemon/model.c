@@ -141,9 +141,9 @@ static int copy_sealed(int src, int *out, struct cq_err *err)
 	fd = memfd_create("cq-model", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (fd < 0)
 		return cq_err_set(err, -errno, "memfd_create: %s", strerror(errno));
-	if (fallocate(fd, 0, 0, sb.st_size) < 0) {
-		ret = cq_err_set(err, -errno, "reserving memory for a model: %s",
-				 strerror(errno));
+	ret = cqd_fallocate(fd, 0, (uint64_t)sb.st_size);
+	if (ret) {
+		cq_err_set(err, ret, "reserving memory for a model: %s", strerror(-ret));
 		goto err_close;
 	}
 	ret = copy_into(fd, src, (uint64_t)sb.st_size, err);
@@ -376,7 +376,7 @@ int cqd_model_unload(struct cqd_store *st, const char *name, struct cq_err *err)
 		return cq_err_set(err, -ENOENT, "no model '%s' is loaded", name);
 	if (!m->ready || in_use(st, m))
 		return cq_err_set(err, -EBUSY,
-				  "model '%s' is in use by %u sessions, or its pages are",
+				  "model '%s' is in use: %u sessions have it open, or somebody reads its pages",
 				  name, m->opens);
 	m->shards++;	/* stays until we are through */
 	m->dying = true;

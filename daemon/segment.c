@@ -230,10 +230,10 @@ static void create_run(struct cqd_job *job)
 	seg->ret = seg->st->mem->create(&seg->mem, &seg->err);
 	if (seg->ret)
 		return;
-	if (fallocate(ns->mem.fd, 0, (off_t)(seg->word_base * 8),
-		      (off_t)seg->slots * 8) < 0) {
-		seg->ret = cq_err_set(&seg->err, -errno, "reserving state words: %s",
-				      strerror(errno));
+	seg->ret = cqd_fallocate(ns->mem.fd, seg->word_base * 8, (uint64_t)seg->slots * 8);
+	if (seg->ret) {
+		cq_err_set(&seg->err, seg->ret, "reserving state words: %s",
+			   strerror(-seg->ret));
 		return;
 	}
 	seg_name(seg, name);

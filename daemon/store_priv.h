@@ -446,6 +446,7 @@ int cqd_memfd_make(const char *name, uint64_t bytes, bool reserve, struct cqd_me
 		   struct cq_err *err);
 int cqd_memfd_adopt(struct cqd_mem *mem, struct cq_err *err);
 void cqd_memfd_free(struct cqd_mem *mem);
+int cqd_fallocate(int fd, uint64_t off, uint64_t bytes);
 uint64_t cqd_random(void);
 
 #endif /* CQD_STORE_PRIV_H */

@@ -11,7 +11,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include "cq/log.h"
 #include "daemon/store_priv.h"
+
+#define SAID_BAD 8		/* pages of a pass named in the log */
 
 struct pass {
 	struct cqd_job job;
@@ -70,6 +73,20 @@ static void end(struct pass *ps)
 	free(ps);
 }
 
+/* The first ones by name, the rest as a number: a bad module hits many. */
+static void say_bad(const struct pass *ps)
+{
+	const struct cqd_shard *sh = ps->st->pages[ps->page].shard;
+	char hex[65];
+
+	if (ps->failed > SAID_BAD)
+		return;
+	cq_err("page %s (namespace %s, model %s): wrong checksum; dropped with its "
+	       "descendants%s; check the machine's memory",
+	       cqp_key_hex((const void *)ps->st->ix.pages[ps->page].key, hex), sh->ns->name,
+	       sh->model->name, ps->failed == SAID_BAD ? "; more are only counted" : "");
+}
+
 static void checked(struct pass *ps)
 {
 	struct cqd_store *st = ps->st;
@@ -84,6 +101,7 @@ static void checked(struct pass *ps)
 	if (ps->bad) {
 		ps->failed++;
 		st->checksum_failures++;
+		say_bad(ps);
 		cqd_page_drop(st, p);
 	}
 	cqd_page_unhold(st, p);

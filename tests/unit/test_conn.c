@@ -657,3 +657,23 @@ TEST(bye_and_gone)
 	ASSERT_EQ(srv.n_conns, 0);
 	server_stop();
 }
+
+/* What is asked before a Bye has nobody to answer; the Bye counts all the same. */
+TEST(bye_behind_an_unwanted_answer)
+{
+	Cqp__Bye body = CQP__BYE__INIT;
+	Cqp__Ping ping_body = CQP__PING__INIT;
+	DECLARE_MSG(msg, BYE, bye, body);
+	DECLARE_MSG(ping, PING, ping, ping_body);
+	int fd;
+
+	server_start();
+	fd = hello(0);
+	ASSERT_OK(send_msg(fd, &ping, 5));
+	ASSERT_OK(send_msg(fd, &msg, 6));
+	close(fd);		/* both unread by the daemon, whose Pong meets EPIPE */
+	step();
+	ASSERT(the_clients[0].ended);
+	ASSERT_EQ(srv.n_conns, 0);
+	server_stop();
+}
