@@ -45,7 +45,7 @@ static struct {
 	bool started;
 	int *fd;
 	size_t n, room;
-} bin = { .lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER };
+} bin;
 
 static void *bin_main(void *arg)
 {
@@ -65,7 +65,7 @@ static void *bin_main(void *arg)
 	return NULL;
 }
 
-/* Never joined: what it waits for may be for ever. */
+/* By the loop. Never joined: what it waits for may be for ever. */
 static bool bin_start(void)
 {
 	sigset_t all, old;
@@ -73,6 +73,8 @@ static bool bin_start(void)
 
 	if (bin.started)
 		return true;
+	pthread_mutex_init(&bin.lock, NULL);
+	pthread_cond_init(&bin.more, NULL);
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	bin.started = pthread_create(&thread, NULL, bin_main, NULL) == 0;
@@ -88,14 +90,15 @@ static bool bin_put(int fd)
 	bool kept = false;
 	int *p = bin.fd;
 
+	if (!bin_start())
+		return false;
 	pthread_mutex_lock(&bin.lock);
 	if (bin.n == bin.room)
 		p = realloc(bin.fd, room * sizeof(*p));
 	if (p && bin.n == bin.room)
 		bin.room = room;
-	if (p)
+	if (p) {
 		bin.fd = p;
-	if (p && bin_start()) {
 		bin.fd[bin.n++] = fd;
 		kept = true;
 		pthread_cond_signal(&bin.more);

@@ -376,8 +376,8 @@ int cqd_model_unload(struct cqd_store *st, const char *name, struct cq_err *err)
 		return cq_err_set(err, -ENOENT, "no model '%s' is loaded", name);
 	if (!m->ready || in_use(st, m))
 		return cq_err_set(err, -EBUSY,
-				  "model '%s' is in use: %u sessions have it open, or somebody reads its pages",
-				  name, m->opens);
+				  "model '%s' is in use: open in %u sessions, or its pages "
+				  "are read", name, m->opens);
 	m->shards++;	/* stays until we are through */
 	m->dying = true;
 	drop_all(st, m);
