@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <sys/mman.h>
@@ -28,6 +29,7 @@
 struct manager {
 	pthread_t thread;
 	pthread_mutex_t lock;
+	sem_t synced;
 	int sock;
 	int fds[RIG_FDS];
 	char *names[RIG_FDS];
@@ -96,6 +98,10 @@ static void *mgr_main(void *arg)
 		text[n] = '\0';
 		if (!strcmp(text, "QUIT"))
 			return NULL;
+		if (!strcmp(text, "SYNC")) {
+			sem_post(&mgr.synced);
+			continue;
+		}
 		fd = -1;
 		c = CMSG_FIRSTHDR(&mh);
 		if (c && c->cmsg_type == SCM_RIGHTS)
@@ -122,30 +128,49 @@ static void mgr_start(void)
 	snprintf(env, sizeof(env), "@cq-test-%d", getpid());
 	setenv("NOTIFY_SOCKET", env, 1);
 	pthread_mutex_init(&mgr.lock, NULL);
+	sem_init(&mgr.synced, 0, 0);
 	mgr.sock = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	ASSERT(mgr.sock >= 0);
 	ASSERT_EQ(bind(mgr.sock, (struct sockaddr *)&sa, len), 0);
 	ASSERT_EQ(pthread_create(&mgr.thread, NULL, mgr_main, NULL), 0);
 }
 
-/* What the manager's thread has done so far is seen by this one. */
+/* Barriers are not answered from now on; or again, and the last one, too. */
 __attribute__((unused))
-static void mgr_sync(void)
+static void mgr_mute(bool on)
 {
 	pthread_mutex_lock(&mgr.lock);
+	mgr.mute = on;
+	if (!on)
+		close(mgr.held);
 	pthread_mutex_unlock(&mgr.lock);
 }
 
-__attribute__((unused))
-static void mgr_stop(void)
+static void mgr_send(const char *text)
 {
 	struct sockaddr_un sa;
 	socklen_t len = mgr_address(&sa);
 	int s = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
-	ASSERT_EQ(sendto(s, "QUIT", 4, 0, (struct sockaddr *)&sa, len), 4);
-	pthread_join(mgr.thread, NULL);
+	ASSERT_EQ(sendto(s, text, strlen(text), 0, (struct sockaddr *)&sa, len),
+		  strlen(text));
 	close(s);
+}
+
+/* What it was sent so far has been done, and is seen by this thread. */
+__attribute__((unused))
+static void mgr_sync(void)
+{
+	mgr_send("SYNC");
+	while (sem_wait(&mgr.synced))
+		;
+}
+
+__attribute__((unused))
+static void mgr_stop(void)
+{
+	mgr_send("QUIT");
+	pthread_join(mgr.thread, NULL);
 	close(mgr.sock);
 	while (mgr.n)
 		mgr_drop(0);

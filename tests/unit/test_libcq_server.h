@@ -83,7 +83,7 @@ static inline void reply(int sock, uint64_t id, Cqp__Msg *m, const int *fds, uns
 
 	m->id = id;
 	ret = cqp_send(sock, m, fds, n, 0);
-	if (ret && ret != -EPIPE)	/* it may have had enough */
+	if (ret && ret != -EPIPE && ret != -ECONNRESET)	/* it may have had enough */
 		FAIL("send: %s", strerror(-ret));
 }
 

@@ -832,10 +832,9 @@ TEST(a_late_answer_leaves_no_model_behind)
 	r.o.push_fds = true;
 	mgr_start();
 	rig_start(&r);
-	mgr.mute = true;
+	mgr_mute(true);
 	ASSERT_EQ(rig_load(&r, "n", im.buf, im.size).ret, -ETIMEDOUT);
-	mgr.mute = false;
-	close(mgr.held);
+	mgr_mute(false);
 	mgr_sync();
 	for (i = 0; i < mgr.n; i++)
 		ASSERT(strcmp(mgr.names[i], "cq-model-1"));
