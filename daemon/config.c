@@ -92,6 +92,7 @@ static const struct key model_keys[] = {
  * @line:    number of the line that libinih is at
  * @section: of that line, uncut
  * @seen:    keys that the section already has, by bit
+ * @daemon:  [daemon] was there
  * @keys:    of the section; NULL before the first one
  * @base:    struct that they fill
  */
@@ -101,6 +102,7 @@ struct reader {
 	unsigned int line;
 	char section[SECTION_BYTES];
 	uint32_t seen;
+	bool daemon;
 	const struct key *keys;
 	void *base;
 	struct cqd_config *cfg;
@@ -255,6 +257,9 @@ static int open_section(struct reader *r)
 
 	r->seen = 0;
 	if (!strcmp(r->section, "daemon")) {
+		if (r->daemon)
+			return refuse(r, -EINVAL, "[daemon] is there already");
+		r->daemon = true;
 		r->keys = daemon_keys;
 		r->base = r->cfg;
 		return 1;

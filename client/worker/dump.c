@@ -219,8 +219,6 @@ int wk_cmd_dump(const struct wk_opts *o)
 	size_t n = 0;
 	int ret;
 
-	if (!o->ids || !o->out)
-		return wk_error(-EINVAL, "dump needs --ids FILE and --out FILE");
 	ret = wk_lm_load(o->lm, o->chunk, &lm);
 	if (!ret)
 		ret = wk_ids_read(o->ids, wk_lm_config(lm)->vocab, &ids, &n);

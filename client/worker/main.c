@@ -35,36 +35,40 @@ static const struct option_def {
 	const char *name;
 	enum type type;
 	size_t at;
-	unsigned int commands;
+	unsigned int commands;	/* that take it */
+	unsigned int needed;	/* by these of them */
 	const char *help;
 } options[] = {
 #define O(field) offsetof(struct wk_opts, field)
-	{ "lm", TEXT, O(lm), ALL, "DIR  the language model (client/worker/lm)" },
-	{ "threads", COUNT, O(threads), ALL, "N  of the matrix products (1)" },
-	{ "chunk", COUNT, O(chunk), ALL & ~TOKENIZE, "N  rows computed at once (256)" },
-	{ "socket", TEXT, O(socket), SHARED, "PATH  cqd's socket ($CQ_SOCKET, /run/cq/cqd.sock)" },
-	{ "model", TEXT, O(model), SHARED, "NAME  as loaded with cqctl" },
-	{ "name", TEXT, O(name), SHARED, "NAME  shown by cqctl (cq-worker)" },
-	{ "out", TEXT, O(out), TOKENIZE | DUMP, "FILE  to write" },
-	{ "limit", COUNT, O(limit), TOKENIZE, "N  tokens at most, and at least" },
-	{ "ids", TEXT, O(ids), DUMP | SCORE, "FILE  token ids, little-endian uint16" },
-	{ "sequences", COUNT, O(sequences), DUMP | SCORE, "N  of the file (16; score 8)" },
-	{ "length", COUNT, O(length), DUMP | SCORE, "N  tokens of each (2048; score 256)" },
-	{ "skip", COUNT, O(skip), SCORE, "N  tokens of the file first (0)" },
-	{ "tolerance", NUMBER, O(tolerance), VERIFY, "X  largest error of a logit (0.001)" },
-	{ "prefix", TEXT, O(prefix), RUN | BENCH | SCORE, "FILE  token ids of the prefix" },
-	{ "ask", TEXT, O(ask), RUN | BENCH, "TEXT  goes behind the prefix" },
-	{ "generate", COUNT, O(generate), RUN | BENCH, "N  tokens (64)" },
-	{ "temperature", NUMBER, O(temperature), RUN, "X  0 is greedy (0)" },
-	{ "seed", COUNT, O(seed), RUN, "N  of the sampling (1)" },
-	{ "pace", COUNT, O(pace), RUN, "MS  between tokens, as for a reader (0)" },
-	{ "hold", SWITCH, O(hold), RUN, "  keep the sequence until standard input ends" },
-	{ "nomatch", SWITCH, O(nomatch), RUN | BENCH | SCORE, "  attach to nothing" },
-	{ "private", SWITCH, O(private), RUN, "  publish nothing" },
-	{ "repeat", COUNT, O(repeat), BENCH, "N  attached runs, a third of them cold (15)" },
-	{ "published", SWITCH, O(published), SCORE, "  publish the continuations too" },
-	{ "reference", TEXT, O(reference), SCORE, "NAME  model to compare with" },
-	{ "kl", TEXT, O(kl), SCORE, "FILE  gets \"KL same-top-token\" per position" },
+	{ "lm", TEXT, O(lm), ALL, 0, "DIR  the language model (client/worker/lm)" },
+	{ "threads", COUNT, O(threads), ALL, 0, "N  of the matrix products (1)" },
+	{ "chunk", COUNT, O(chunk), ALL & ~TOKENIZE, 0, "N  rows computed at once (256)" },
+	{ "socket", TEXT, O(socket), SHARED, 0,
+	  "PATH  cqd's socket ($CQ_SOCKET, /run/cq/cqd.sock)" },
+	{ "model", TEXT, O(model), SHARED, SHARED & ~VERIFY, "NAME  as loaded with cqctl" },
+	{ "name", TEXT, O(name), SHARED, 0, "NAME  shown by cqctl (cq-worker)" },
+	{ "out", TEXT, O(out), TOKENIZE | DUMP, TOKENIZE | DUMP, "FILE  to write" },
+	{ "limit", COUNT, O(limit), TOKENIZE, 0, "N  tokens at most, and at least" },
+	{ "ids", TEXT, O(ids), DUMP | SCORE, DUMP | SCORE,
+	  "FILE  token ids, little-endian uint16" },
+	{ "sequences", COUNT, O(sequences), DUMP | SCORE, 0, "N  of the file (16; score 8)" },
+	{ "length", COUNT, O(length), DUMP | SCORE, 0, "N  tokens of each (2048; score 256)" },
+	{ "skip", COUNT, O(skip), SCORE, 0, "N  tokens of the file first (0)" },
+	{ "tolerance", NUMBER, O(tolerance), VERIFY, 0, "X  largest error of a logit (0.001)" },
+	{ "prefix", TEXT, O(prefix), RUN | BENCH | SCORE, RUN | BENCH | SCORE,
+	  "FILE  token ids of the prefix" },
+	{ "ask", TEXT, O(ask), RUN | BENCH, 0, "TEXT  goes behind the prefix" },
+	{ "generate", COUNT, O(generate), RUN | BENCH, 0, "N  tokens (64)" },
+	{ "temperature", NUMBER, O(temperature), RUN, 0, "X  0 is greedy (0)" },
+	{ "seed", COUNT, O(seed), RUN, 0, "N  of the sampling (1)" },
+	{ "pace", COUNT, O(pace), RUN, 0, "MS  between tokens, as for a reader (0)" },
+	{ "hold", SWITCH, O(hold), RUN, 0, "  keep the sequence until standard input ends" },
+	{ "nomatch", SWITCH, O(nomatch), RUN | BENCH | SCORE, 0, "  attach to nothing" },
+	{ "private", SWITCH, O(private), RUN, 0, "  publish nothing" },
+	{ "repeat", COUNT, O(repeat), BENCH, 0, "N  attached runs, a third of them cold (15)" },
+	{ "published", SWITCH, O(published), SCORE, 0, "  publish the continuations too" },
+	{ "reference", TEXT, O(reference), SCORE, SCORE, "NAME  model to compare with" },
+	{ "kl", TEXT, O(kl), SCORE, 0, "FILE  gets \"KL same-top-token\" per position" },
 #undef O
 };
 
@@ -123,6 +127,20 @@ static int set_option(struct wk_opts *o, const struct option_def *def, const cha
 	return wk_error(-EINVAL, "--%s %s: not a number that makes sense", def->name, arg);
 }
 
+static int check_needed(const struct wk_opts *o, const struct command *cmd)
+{
+	size_t i;
+
+	for (i = 0; i < N_OPTIONS; i++)
+		if (options[i].needed & cmd->bit &&
+		    !*(const char *const *)((const char *)o + options[i].at))
+			return wk_error(-EINVAL, "%s needs --%s %s", cmd->name,
+					options[i].name, options[i].help);
+	if (!o->n_args && cmd->bit == TOKENIZE)
+		return wk_error(-EINVAL, "tokenize needs texts");
+	return 0;
+}
+
 /* 0: go on; 1: help was printed; -EINVAL. */
 static int parse(struct wk_opts *o, const struct command *cmd, int argc, char **argv)
 {
@@ -150,7 +168,7 @@ static int parse(struct wk_opts *o, const struct command *cmd, int argc, char **
 		return wk_error(-EINVAL, "%s: what is that?", o->args[0]);
 	if (!o->chunk || !o->threads || !o->generate)
 		return wk_error(-EINVAL, "--chunk, --threads and --generate are at least 1");
-	return 0;
+	return check_needed(o, cmd);
 }
 
 /* @status, unless what was printed got lost. */

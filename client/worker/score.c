@@ -248,8 +248,6 @@ int wk_cmd_score(const struct wk_opts *o)
 	int ret;
 
 	memset(&sc, 0, sizeof(sc));
-	if (!o->reference || !o->ids)
-		return wk_error(-EINVAL, "score needs --reference NAME and --ids FILE");
 	ret = wk_session_open(&sc.s, o);
 	if (!ret)
 		ret = wk_ids_read(o->ids, sc.s.cfg->vocab, &sc.text, &sc.n_text);

@@ -18,8 +18,6 @@ int wk_session_open(struct wk_session *s, const struct wk_opts *o)
 	int ret;
 
 	memset(s, 0, sizeof(*s));
-	if (!o->model || !o->prefix)
-		return wk_error(-EINVAL, "--model NAME and --prefix FILE are needed");
 	ret = wk_lm_load(o->lm, o->chunk, &s->lm);
 	if (ret)
 		return ret;

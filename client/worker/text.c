@@ -64,8 +64,6 @@ int wk_cmd_tokenize(const struct wk_opts *o)
 	size_t len = 0, n = 0;
 	int ret, i;
 
-	if (!o->out || !o->n_args)
-		return wk_error(-EINVAL, "tokenize needs --out FILE and texts");
 	ret = wk_path(path, o->lm, "merges.json");
 	if (!ret)
 		ret = wk_tok_load(path, &tok);

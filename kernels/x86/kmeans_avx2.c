@@ -2,6 +2,7 @@
 /* Inner loops of k-means with AVX2; no FMA, or the bits would differ. */
 #include <immintrin.h>
 #include <string.h>
+#include "kernels/attn.h"
 #include "kernels/kmeans_ops.h"
 
 #define LANES 8
@@ -20,14 +21,9 @@ static inline __attribute__((always_inline)) vf vf_pick(vi mask, vf a, vf b)
 
 #include "kernels/kmeans_tile.h"
 
-static bool avx2_usable(void)
-{
-	return __builtin_cpu_supports("avx2");
-}
-
 const struct cqk_kmeans_ops cqk_kmeans_avx2 = {
 	.name = "avx2",
-	.usable = avx2_usable,
+	.usable = cqk_cpu_has_avx2,
 	.assign = tile_assign,
 	.spread = tile_spread,
 };

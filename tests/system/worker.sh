@@ -124,7 +124,7 @@ bad_files() {
 			worker verify --lm "$dir" && [ ! -e "$dir/no" ]
 }
 
-plan 16
+plan 17
 make_models >"$dir/out" 2>&1
 ok "a cqd with a coded and an fp16 model" start_cqd
 ok "logits on an fp16 cache are those of the reference" logits
@@ -141,6 +141,7 @@ ok "no such model: it is named" complains 1 nobody \
 	worker run --lm "$lm" --model nobody --prefix "$dir/prefix.u16"
 ok "an unknown option is a usage error" complains 2 unrecognized worker run --frobnicate
 ok "a number that is none is a usage error" complains 2 "--generate" worker run --generate x
+ok "a missing option is a usage error" complains 2 "run needs --model" worker run --prefix x
 ok "what cannot be printed is a failure" full
 ok "no regular file: said, not waited for" bad_files
 if command -v python3 >/dev/null; then

@@ -125,6 +125,7 @@ TEST(lines)
 	refused("[daemon\n", 1, "without its ]");
 	refused("[daemon] low\n", 1, "text after");
 	refused("[daemon]\nlow = 5\nlow = 6\n", 3, "set twice");
+	refused("[daemon]\nlow=5\n\n[daemon]\nhigh=7\n", 4, "there already");
 	refused("[namespace a]\nuid=*\n[namespace a]\n", 3, "already has a section");
 	refused("[model a]\npath=/x\n[model a]\n", 3, "already has a section");
 	snprintf(text, sizeof(text), "[daemon]\n\n# %0300d\n", 0);
