@@ -129,13 +129,15 @@ static int set_option(struct wk_opts *o, const struct option_def *def, const cha
 
 static int check_needed(const struct wk_opts *o, const struct command *cmd)
 {
+	const void *field;
 	size_t i;
 
-	for (i = 0; i < N_OPTIONS; i++)
-		if (options[i].needed & cmd->bit &&
-		    !*(const char *const *)((const char *)o + options[i].at))
+	for (i = 0; i < N_OPTIONS; i++) {
+		field = (const char *)o + options[i].at;
+		if (options[i].needed & cmd->bit && !*(const char *const *)field)
 			return wk_error(-EINVAL, "%s needs --%s %s", cmd->name,
 					options[i].name, options[i].help);
+	}
 	if (!o->n_args && cmd->bit == TOKENIZE)
 		return wk_error(-EINVAL, "tokenize needs texts");
 	return 0;
