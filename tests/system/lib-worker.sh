@@ -79,6 +79,7 @@ start_cqd() {
 		[model fp16]
 		path = $dir/fp16.st
 	END
+	: >"$dir/cqd.log"	# it is looked at before the shell in the background made it
 	"$O/cqd" --config "$dir/cqd.conf" </dev/null >"$dir/cqd.log" 2>&1 &
 	started+=($!)
 	export CQ_SOCKET=$dir/cqd.sock
