@@ -253,6 +253,9 @@ static int check_seal(const Cqp__Seal *seal, struct cq_err *err)
 	if (seal->has_extra && seal->extra.len > CQP_MAX_EXTRA)
 		return cq_err_set(err, -EINVAL, "Seal: extra has %zu bytes, at most %d",
 				  seal->extra.len, CQP_MAX_EXTRA);
+	if (seal->priority > UINT8_MAX)
+		return cq_err_set(err, -EINVAL, "Seal: priority %u, at most %d", seal->priority,
+				  UINT8_MAX);
 	if (seal->has_sink_offset && seal->sink_offset == UINT64_MAX)
 		return cq_err_set(err, -EINVAL, "Seal: sink_offset is outside every arena");
 	return 0;
@@ -267,6 +270,8 @@ static int handle_seal(struct cqd_req *req)
 		.extra_len = seal->has_extra ? seal->extra.len : 0,
 		.offset = seal->offset,
 		.sink_offset = seal->has_sink_offset ? seal->sink_offset : UINT64_MAX,
+		.ttl_s = seal->ttl_s,
+		.priority = (uint8_t)seal->priority,
 	};
 	struct cqd_pending *p;
 	struct cqd_shard *shard;

@@ -204,6 +204,9 @@ static void publish(struct cqd_seal_op *op)
 	r->check_lo = op->lo;
 	r->check_hi = op->hi;
 	r->last_use_us = cqd_now_us();
+	r->uses = 0;
+	r->ttl_s = op->ttl_s;
+	r->priority = op->priority;
 	r->parent = pg->parent;
 	r->depth = pg->parent == CQP_NONE ? 0 : st->ix.pages[pg->parent].depth + 1;
 	pg->filler = NULL;
@@ -521,6 +524,8 @@ int cqd_seal(struct cqd_client *client, struct cqd_shard *shard,
 	op->parent_key = req->parent;
 	op->offset = req->offset;
 	op->sink_offset = req->sink_offset;
+	op->ttl_s = req->ttl_s;
+	op->priority = req->priority;
 	op->page = CQP_NONE;
 	op->done = done;
 	op->arg = arg;

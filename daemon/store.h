@@ -204,9 +204,13 @@ int cqd_segment_get(struct cqd_client *client, uint32_t id,
  * @parent:      key of the page before, or the shard's root key
  * @offset:      of the payload in the arena
  * @sink_offset: of the sink payload, UINT64_MAX if none
+ * @ttl_s:       dropped when unused for so long; 0: never
+ * @priority:    the higher, the longer it stays
  */
 struct cqd_seal_req {
 	uint32_t arena;
+	uint32_t ttl_s;
+	uint8_t priority;
 	struct cqp_key parent;
 	uint32_t tokens[CQ_PAGE_TOKENS];
 	const void *extra;

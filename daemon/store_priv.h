@@ -262,7 +262,8 @@ struct cqd_seal_op {
 	enum cqd_seal_where where;
 	struct cqp_key key, parent_key;
 	uint64_t offset, sink_offset;
-	uint32_t page;
+	uint32_t page, ttl_s;
+	uint8_t priority;
 	bool parent_lost;
 	struct cqd_place at[CQD_N_KINDS];
 	uint64_t lo, hi;

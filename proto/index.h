@@ -105,7 +105,10 @@ struct cqp_rec_page {
 	uint32_t depth;
 	uint32_t segment, slot;		/* segment record, slot */
 	uint32_t sink_segment, sink_slot; /* CQP_NONE if none */
-	uint8_t pad[24];
+	uint32_t uses;			/* lookups that matched it, halved with time */
+	uint32_t ttl_s;			/* dropped when unused for so long; 0: never */
+	uint8_t priority;		/* the higher, the longer it stays */
+	uint8_t pad[15];
 };
 
 /* Pins of one client on one page. */
@@ -126,6 +129,7 @@ _Static_assert(sizeof(struct cqp_rec_page) == 128, "frozen");
 _Static_assert(sizeof(struct cqp_rec_pin) == 32, "frozen");
 _Static_assert(offsetof(struct cqp_rec_page, slot_gen) == 40, "frozen");
 _Static_assert(offsetof(struct cqp_rec_page, parent) == 80, "frozen");
+_Static_assert(offsetof(struct cqp_rec_page, uses) == 104, "frozen");
 _Static_assert(offsetof(struct cqp_rec_segment, word_base) == 56, "frozen");
 
 #endif /* CQP_INDEX_H */
