@@ -19,6 +19,51 @@
 
 /* --- descriptors --- */
 
+static int by_name(const void *a, const void *b, void *arg)
+{
+	const unsigned int *x = a, *y = b;
+	const struct cqd_adopt *ad = arg;
+	int c = strcmp(ad->names[*x], ad->names[*y]);
+
+	return c ? c : *x < *y ? -1 : *x > *y;
+}
+
+/* Thousands of segments look for their names. */
+static int sort_names(struct cqd_adopt *ad)
+{
+	unsigned int i;
+
+	ad->order = calloc(ad->n + 1, sizeof(*ad->order));
+	if (!ad->order)
+		return -ENOMEM;
+	for (i = 0; i < ad->n; i++)
+		ad->order[i] = i;
+	qsort_r(ad->order, ad->n, sizeof(*ad->order), by_name, ad);
+	return 0;
+}
+
+/* Place in the order of a descriptor of @name: the first, or the next after @at. */
+static const unsigned int *next_named(const struct cqd_adopt *ad, const char *name,
+				      const unsigned int *at)
+{
+	const unsigned int *end = ad->order + ad->n;
+	size_t lo = 0, hi = ad->n, mid;
+
+	if (at) {
+		at++;
+	} else {
+		while (lo < hi) {
+			mid = (lo + hi) / 2;
+			if (strcmp(ad->names[ad->order[mid]], name) < 0)
+				lo = mid + 1;
+			else
+				hi = mid;
+		}
+		at = ad->order + lo;
+	}
+	return at < end && !strcmp(ad->names[*at], name) ? at : NULL;
+}
+
 /**
  * cqd_adopt_take() - first descriptor of a name
  * @ad:   taken ones are marked
@@ -28,23 +73,23 @@
  */
 int cqd_adopt_take(struct cqd_adopt *ad, const char *name)
 {
-	unsigned int i;
+	const unsigned int *at = NULL;
 
-	for (i = 0; i < ad->n; i++) {
-		if (ad->taken[i] || strcmp(ad->names[i], name))
+	while ((at = next_named(ad, name, at)) != NULL) {
+		if (ad->taken[*at])
 			continue;
-		ad->taken[i] = true;
-		return (int)i;
+		ad->taken[*at] = true;
+		return (int)*at;
 	}
 	return -1;
 }
 
 static bool name_kept(const struct cqd_adopt *ad, const char *name)
 {
-	unsigned int i;
+	const unsigned int *at = NULL;
 
-	for (i = 0; i < ad->n; i++)
-		if (ad->taken[i] && !strcmp(ad->names[i], name))
+	while ((at = next_named(ad, name, at)) != NULL)
+		if (ad->taken[*at])
 			return true;
 	return false;
 }
@@ -160,16 +205,12 @@ static bool adopt_client(struct cqd_adopt *ad, uint32_t i)
 {
 	struct cqp_rec_client *r = &ad->st->ix.clients[i];
 	struct cqd_ns *ns = cqd_ns_by_rec(ad->st, r->ns);
-	struct cqd_client *cl;
 
-	if (!ns || !r->session || !r->pid || r->pid > INT32_MAX)
+	if (!ns || !r->session || cqd_client_find(ad->st, r->session) || !r->pid ||
+	    r->pid > INT32_MAX)
 		return false;
 	r->name[sizeof(r->name) - 1] = '\0';
-	cl = cqd_client_attach(ad->st, ns, i);
-	if (!cl)
-		return false;
-	cl->orphan = true;
-	return true;
+	return cqd_client_attach(ad->st, ns, i, true) != NULL;
 }
 
 static bool adopt_pin(struct cqd_adopt *ad, uint32_t i)
@@ -325,8 +366,10 @@ int cqd_adopt(struct cqd_store *st, const struct cqd_store_opts *opts,
 	int ret;
 
 	ad.taken = calloc(opts->n_fds + 1, sizeof(*ad.taken));
-	if (!ad.taken)	/* the caller exits: nothing needs to be closed */
+	if (!ad.taken || sort_names(&ad)) {	/* the caller exits: nothing needs to be closed */
+		free(ad.taken);
 		return cq_err_set(err, -ENOMEM, "no memory to take over descriptors");
+	}
 	st->fdstore = opts->n_fds;
 	ret = open_index(&ad, &why);
 	if (ret == 0) {
@@ -338,6 +381,7 @@ int cqd_adopt(struct cqd_store *st, const struct cqd_store_opts *opts,
 			cq_err_set(err, 0, "%s: every cached page of the cqd before is dropped",
 				   why.text[0] ? why.text : "the fd store holds no index");
 	}
+	free(ad.order);
 	free(ad.taken);
 	return ret;
 }

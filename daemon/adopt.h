@@ -10,6 +10,7 @@
 /**
  * struct cqd_adopt - a restart under way
  * @taken: [n] descriptor belongs to a record
+ * @order: [n] their numbers, sorted by name
  * @now:   us, no use is later
  */
 struct cqd_adopt {
@@ -18,6 +19,7 @@ struct cqd_adopt {
 	char *const *names;
 	unsigned int n;
 	bool *taken;
+	unsigned int *order;
 	uint64_t now;
 	unsigned int lost_records, lost_fds;
 };

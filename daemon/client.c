@@ -10,18 +10,59 @@
 #include <string.h>
 #include "daemon/store_priv.h"
 
+/* Ids are random: their low bits are a hash. */
+static uint32_t *bucket(struct cqd_store *st, uint64_t session)
+{
+	return &st->session_hash[session & st->session_mask];
+}
+
+/**
+ * cqd_client_find() - session by id
+ * @st:      store
+ * @session: any value
+ *
+ * Return: the session, connected or not; NULL if there is none.
+ */
+struct cqd_client *cqd_client_find(struct cqd_store *st, uint64_t session)
+{
+	uint32_t i = *bucket(st, session);
+
+	while (i != CQP_NONE && st->ix.clients[i].session != session)
+		i = st->client_at[i]->hash_next;
+	return i == CQP_NONE ? NULL : st->client_at[i];
+}
+
+static void unhash(struct cqd_client *cl)
+{
+	struct cqd_store *st = cl->st;
+	uint32_t *b = bucket(st, cqd_client_session(cl));
+
+	while (*b != cl->rec)
+		b = &st->client_at[*b]->hash_next;
+	*b = cl->hash_next;
+}
+
+static void orphan(struct cqd_client *cl, bool is_orphan)
+{
+	cl->st->orphans -= cl->orphan;
+	cl->st->orphans += is_orphan;
+	cl->orphan = is_orphan;
+}
+
 /**
  * cqd_client_attach() - the object beside a client record
- * @st:  store
- * @ns:  its namespace
- * @rec: filled record
+ * @st:        store
+ * @ns:        its namespace
+ * @rec:       filled record, its session id is nobody else's
+ * @is_orphan: nobody is connected to it
  *
- * Return: a client, not an orphan; NULL without memory.
+ * Return: a client; NULL without memory.
  */
 struct cqd_client *cqd_client_attach(struct cqd_store *st, struct cqd_ns *ns,
-				     uint32_t rec)
+				     uint32_t rec, bool is_orphan)
 {
 	struct cqd_client *cl = calloc(1, sizeof(*cl));
+	uint32_t *b = bucket(st, st->ix.clients[rec].session);
 
 	if (!cl)
 		return NULL;
@@ -33,22 +74,20 @@ struct cqd_client *cqd_client_attach(struct cqd_store *st, struct cqd_ns *ns,
 	list_init(&cl->arenas);
 	list_add_tail(&cl->node, &st->clients);
 	st->client_at[rec] = cl;
+	cl->hash_next = *b;
+	*b = rec;
+	orphan(cl, is_orphan);
 	return cl;
 }
 
 static uint64_t new_session(struct cqd_store *st)
 {
-	struct list_head *pos;
 	uint64_t id;
 
 	/* Random: tells nothing about other tenants, and cannot be guessed. */
-again:
-	id = cqd_random();
-	if (!id)
-		goto again;
-	list_for_each(pos, &st->clients)
-		if (cqd_client_session(list_entry(pos, struct cqd_client, node)) == id)
-			goto again;
+	do {
+		id = cqd_random();
+	} while (!id || cqd_client_find(st, id));
 	return id;
 }
 
@@ -84,7 +123,7 @@ int cqd_client_new(struct cqd_store *st, struct cqd_ns *ns, pid_t pid,
 	r->ns = ns->rec;
 	memset(r->name, 0, sizeof(r->name));
 	snprintf(r->name, sizeof(r->name), "%s", name ? name : "");
-	cl = cqd_client_attach(st, ns, rec);
+	cl = cqd_client_attach(st, ns, rec, false);
 	if (!cl) {
 		cqd_tab_put(&st->ix.t_clients, rec);
 		return cq_err_set(err, -ENOMEM, "no memory for a session");
@@ -109,32 +148,29 @@ struct cqd_client *cqd_client_resume(struct cqd_store *st, struct cqd_ns *ns,
 				     uint64_t session, pid_t pid,
 				     uint64_t start_time)
 {
-	struct list_head *pos;
+	struct cqd_client *cl = cqd_client_find(st, session);
+	const struct cqp_rec_client *r;
 
-	list_for_each(pos, &st->clients) {
-		struct cqd_client *cl = list_entry(pos, struct cqd_client, node);
-		const struct cqp_rec_client *r = &st->ix.clients[cl->rec];
-
-		if (cl->orphan && cl->ns == ns && r->session == session &&
-		    r->pid == (uint32_t)pid && r->start_time == start_time) {
-			cl->orphan = false;
-			return cl;
-		}
-	}
-	return NULL;
+	if (!cl || !cl->orphan || cl->ns != ns)
+		return NULL;
+	r = &st->ix.clients[cl->rec];
+	if (r->pid != (uint32_t)pid || r->start_time != start_time)
+		return NULL;
+	orphan(cl, false);
+	return cl;
 }
 
 /**
  * cqd_client_set_orphan() - connected or orphaned
- * @client: session
- * @orphan: the connection is gone, the process perhaps not: pins and open
+ * @client:    session
+ * @is_orphan: the connection is gone, the process perhaps not: pins and open
  *          shards stay; arenas are dropped and open seals end with -ECANCELED,
  *          since both are offered again after a reconnect
  */
-void cqd_client_set_orphan(struct cqd_client *client, bool orphan)
+void cqd_client_set_orphan(struct cqd_client *client, bool is_orphan)
 {
-	client->orphan = orphan;
-	if (!orphan)
+	orphan(client, is_orphan);
+	if (!is_orphan)
 		return;
 	cqd_seal_cancel_client(client);
 	cqd_arena_drop_all(client);
@@ -148,7 +184,9 @@ void cqd_client_free(struct cqd_client *cl)
 {
 	uint32_t i;
 
+	orphan(cl, false);
 	list_del(&cl->node);
+	unhash(cl);
 	cl->st->client_at[cl->rec] = NULL;
 	for (i = 0; i < cl->n_shards; i++) {
 		cl->shards[i]->opens--;

@@ -410,32 +410,6 @@ static void on_event(uv_poll_t *poll, int status, int events)
 
 /* --- life --- */
 
-static struct cqd_uid *uid_get(struct cqd_server *srv, uid_t uid)
-{
-	struct list_head *pos;
-	struct cqd_uid *u;
-
-	list_for_each(pos, &srv->uids) {
-		u = list_entry(pos, struct cqd_uid, node);
-		if (u->uid == uid)
-			return u;
-	}
-	u = calloc(1, sizeof(*u));
-	if (!u)
-		return NULL;
-	u->uid = uid;
-	list_add(&u->node, &srv->uids);
-	return u;
-}
-
-static void uid_put(struct cqd_uid *u)
-{
-	if (--u->n)
-		return;
-	list_del(&u->node);
-	free(u);
-}
-
 /* Answer a connection that is not let in; it has no struct cqd_conn. */
 static void refuse(int fd, int code, char *text)
 {
@@ -460,13 +434,13 @@ static int admit(struct cqd_listener *l, uid_t uid, struct cqd_uid **out,
 	if (!l->admin && srv->n_conns >= srv->config->max_connections)
 		return cq_err_set(err, -EUSERS, "cqd has %u connections, its max_connections",
 				  srv->n_conns);
-	u = uid_get(srv, uid);
+	u = cqd_uid_get(srv, uid);
 	if (!u)
 		return cq_err_set(err, -ENOMEM, "cqd is out of memory");
-	if (!l->admin && u->n >= srv->config->uid_connections)
+	if (!l->admin && u->conns >= srv->config->uid_connections)
 		return cq_err_set(err, -EUSERS, "uid %u has %u connections, its uid_connections",
-				  (unsigned int)uid, u->n);
-	u->n++;
+				  (unsigned int)uid, u->conns);
+	u->conns++;
 	*out = u;
 	return 0;
 }
@@ -521,7 +495,8 @@ struct cqd_conn *cqd_conn_new(struct cqd_listener *l, int fd)
 	}
 	conn = conn_alloc(l, fd);
 	if (!conn) {
-		uid_put(u);
+		u->conns--;
+		cqd_uid_put(u);
 		refuse(fd, -ENOMEM, err.text);
 		return NULL;
 	}
@@ -558,7 +533,8 @@ void cqd_conn_close(struct cqd_conn *conn)
 	list_del(&conn->node);
 	wait_update(conn);
 	conn->srv->n_conns--;
-	uid_put(conn->uid);
+	conn->uid->conns--;
+	cqd_uid_put(conn->uid);
 	list_for_each_safe(pos, tmp, &conn->queue)
 		reply_free(conn, list_entry(pos, struct cqd_reply, node));
 	if (conn->session)

@@ -162,6 +162,7 @@ static void raise_nofile(const struct cqd_config *cfg)
 static void server_init(struct daemon *d)
 {
 	struct cqd_server *srv = &d->srv;
+	unsigned int i;
 
 	uv_loop_init(&d->loop);
 	srv->loop = &d->loop;
@@ -171,7 +172,9 @@ static void server_init(struct daemon *d)
 	list_init(&srv->conns);
 	list_init(&srv->waiting);
 	list_init(&srv->sessions);
-	list_init(&srv->uids);
+	for (i = 0; i < CQD_HASH; i++)
+		list_init(&srv->uids[i]);
+	cqd_processes_init(srv);
 	uv_timer_init(srv->loop, &srv->tick);
 }
 
@@ -409,6 +412,7 @@ static void stop(struct daemon *d)
 	for (i = 0; i < ARRAY_SIZE(d->sigs) && d->sigs_live; i++)
 		uv_close((uv_handle_t *)&d->sigs[i], NULL);
 	uv_close((uv_handle_t *)&srv->tick, NULL);
+	cqd_processes_close(srv);
 	if (srv->store)
 		cqd_store_close(srv->store, on_store_closed, NULL);
 	srv->store = NULL;

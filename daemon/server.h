@@ -5,7 +5,8 @@
  *
  *	listener   a listening socket; says which namespaces it leads to
  *	conn       one accepted connection and its queue of replies
- *	session    a client of the store, watched by a pidfd; outlives its conn
+ *	session    a client of the store; outlives its conn
+ *	process    has sessions, is watched by a pidfd
  *	tenant     a configured namespace: who may enter, how many are inside
  *	handler    one row per request
  */
@@ -29,6 +30,7 @@
 #define CQD_HELLO_MS		10000		/* time to say Hello */
 #define CQD_BURST		16		/* messages per wake-up of a connection */
 #define CQD_MAX_PENDING		256		/* requests being worked on, per connection */
+#define CQD_HASH		1024		/* chains of uids, and of processes */
 
 struct cqd_server;
 
@@ -37,13 +39,15 @@ struct cqd_server;
  * @cfg:    section of the configuration in force, NULL when it is gone (then
  *          nobody enters any more)
  * @ns:     the store's
- * @inside: sessions with a connection
+ * @idle:   sessions without a connection, oldest first
+ * @inside: sessions with a connection, @sessions all
  */
 struct cqd_tenant {
 	struct list_head node;
 	const struct cqd_ns_config *cfg;
 	struct cqd_ns *ns;
-	unsigned int inside;
+	struct list_head idle;
+	unsigned int inside, sessions;
 };
 
 /*
@@ -75,11 +79,15 @@ struct cqd_reply {
 	uint8_t buf[];
 };
 
-/* Connections of one uid. */
+/*
+ * struct cqd_uid - what one uid has
+ * @idle: sessions without a connection, oldest first
+ */
 struct cqd_uid {
 	struct list_head node;
+	struct list_head idle;
 	uid_t uid;
-	unsigned int n;
+	unsigned int conns, sessions;
 };
 
 /*
@@ -117,24 +125,37 @@ struct cqd_conn {
 	struct ucred cred;
 };
 
+enum {
+	CQD_OF_UID,
+	CQD_OF_TENANT,
+	CQD_N_CROWDS,
+};
+
+struct cqd_process;
+
 /*
  * struct cqd_session - a client of the store and the process behind it
+ * @process_node: on its process's list
+ * @idle:   on the lists of its uid and its tenant while orphaned
  * @conn:   NULL while orphaned
- * @pidfd:  readable once the process is gone
+ * @tenant: NULL if the configuration has none of its namespace
  */
 struct cqd_session {
-	struct list_head node;
+	struct list_head node, process_node;
+	struct list_head idle[CQD_N_CROWDS];
 	struct cqd_server *srv;
 	struct cqd_client *client;
 	struct cqd_conn *conn;
 	struct cqd_tenant *tenant;
-	uv_poll_t poll;
-	int pidfd;
+	struct cqd_uid *uid;
+	struct cqd_process *process;
 };
 
 /*
  * struct cqd_server - the daemon less its store
  * @config_path: file read at start and at SIGHUP, NULL: none
+ * @uids, @processes: hash chains, by number
+ * @unwatched:   processes to be found again, by @watching
  * @loading:     model files of the configuration still being loaded
  * @tick:        runs while @waiting is not empty
  * @frame, @tx:  the one datagram being read, the one being written
@@ -144,7 +165,9 @@ struct cqd_server {
 	struct cqd_store *store;
 	struct cqd_config *config;
 	const char *config_path;
-	struct list_head tenants, listeners, conns, waiting, sessions, uids;
+	struct list_head tenants, listeners, conns, waiting, sessions;
+	struct list_head uids[CQD_HASH], processes[CQD_HASH], unwatched;
+	uv_idle_t watching;
 	unsigned int n_conns;
 	unsigned int loading;
 	uint64_t started_us;
@@ -207,6 +230,26 @@ int cqd_peer_open(int fd, pid_t pid, int *pidfd, uint64_t *start_time,
 int cqd_process_open(pid_t pid, uint64_t start_time, int *pidfd);
 /* Field 22 of /proc/<pid>/stat. */
 int cqd_start_time(pid_t pid, uint64_t *start_time);
+
+/* --- process.c --- */
+
+void cqd_processes_init(struct cqd_server *srv);
+void cqd_processes_close(struct cqd_server *srv);
+/* In turns of the loop, until each is watched or found gone. */
+void cqd_processes_watch(struct cqd_server *srv);
+/* -ENOMEM; @pidfd is taken over on success, -1: the process must be found again. */
+int cqd_process_join(struct cqd_session *s, pid_t pid, uint64_t start_time, int pidfd);
+void cqd_process_seen(struct cqd_session *s, int pidfd);
+void cqd_process_leave(struct cqd_session *s);
+
+/* --- crowd.c --- */
+
+/* Found or made. The caller counts up, or puts. NULL: no memory. */
+struct cqd_uid *cqd_uid_get(struct cqd_server *srv, uid_t uid);
+void cqd_uid_put(struct cqd_uid *u);
+void cqd_crowd_idle(struct cqd_session *s, bool idle);
+/* Ends a session that nobody uses if one more would be too many. -EUSERS. */
+int cqd_crowd_room(const struct cqd_conn *conn, struct cqd_tenant *t, struct cq_err *err);
 
 /* --- session.c --- */
 

@@ -7,7 +7,7 @@
  *	Hello    a client is made or, after a broken connection, taken up again
  *	EOF      the client becomes an orphan: its pins stay
  *	pidfd    the process is gone: everything it held is free in the same turn
- *	         of the loop
+ *	         of the loop, if its sessions are not very many
  *	Bye      the same, at once
  */
 #include <ctype.h>
@@ -58,6 +58,7 @@ static int tenant_apply(struct cqd_server *srv, const struct cqd_ns_config *cfg,
 			return cq_err_set(err, -ENOMEM, "out of memory");
 		t->ns = ns;
 		list_init(&t->node);
+		list_init(&t->idle);
 	}
 	/* In the order of the file: pick() takes the first. */
 	list_del(&t->node);
@@ -196,20 +197,18 @@ bool cqd_session_model_ok(const struct cqd_session *s, const char *model)
 
 /* --- sessions --- */
 
-static void on_closed(uv_handle_t *handle)
-{
-	struct cqd_session *s = handle->data;
-
-	close(s->pidfd);
-	free(s);
-}
-
 /* The record in the store lives on; only the watching ends. */
 static void forget(struct cqd_session *s)
 {
 	list_del(&s->node);
 	cqd_client_set_data(s->client, NULL);
-	uv_close((uv_handle_t *)&s->poll, on_closed);
+	cqd_crowd_idle(s, false);
+	if (s->tenant)
+		s->tenant->sessions--;
+	s->uid->sessions--;
+	cqd_uid_put(s->uid);
+	cqd_process_leave(s);
+	free(s);
 }
 
 static void detach(struct cqd_session *s)
@@ -220,28 +219,22 @@ static void detach(struct cqd_session *s)
 	s->conn = NULL;
 	if (s->tenant)
 		s->tenant->inside--;
+	cqd_crowd_idle(s, true);
 }
 
 static void attach(struct cqd_session *s, struct cqd_conn *conn, struct cqd_tenant *t)
 {
-	s->conn = conn;
+	/* Had none if the configuration before did not know its namespace. */
+	if (!s->tenant)
+		t->sessions++;
 	s->tenant = t;
+	s->conn = conn;
 	conn->session = s;
 	t->inside++;
+	cqd_crowd_idle(s, false);
 }
 
-static void on_exit_of(uv_poll_t *poll, int status, int events)
-{
-	struct cqd_session *s = poll->data;
-	struct cqd_conn *conn = s->conn;
-
-	cqd_session_end(s);
-	/* A child of the dead process may still hold the socket. */
-	if (conn)
-		cqd_conn_close(conn);
-}
-
-/* Watch @client's process. @pidfd is taken over on success. */
+/* A session of @client; @pidfd of its process is taken over on success. */
 static struct cqd_session *session_new(struct cqd_server *srv, struct cqd_client *client,
 				       int pidfd)
 {
@@ -249,19 +242,30 @@ static struct cqd_session *session_new(struct cqd_server *srv, struct cqd_client
 
 	if (!s)
 		return NULL;
-	if (uv_poll_init(srv->loop, &s->poll, pidfd)) {
-		free(s);
-		return NULL;
-	}
 	s->srv = srv;
 	s->client = client;
-	s->pidfd = pidfd;
-	s->poll.data = s;
+	list_init(&s->idle[CQD_OF_UID]);
+	list_init(&s->idle[CQD_OF_TENANT]);
+	s->uid = cqd_uid_get(srv, cqd_client_uid(client));
+	if (!s->uid)
+		goto err_free;
+	s->uid->sessions++;
+	if (cqd_process_join(s, cqd_client_pid(client), cqd_client_start_time(client), pidfd))
+		goto err_uid;
 	s->tenant = tenant_of(srv, cqd_client_ns(client));
+	if (s->tenant)
+		s->tenant->sessions++;
 	cqd_client_set_data(client, s);
 	list_add_tail(&s->node, &srv->sessions);
-	uv_poll_start(&s->poll, UV_READABLE, on_exit_of);
+	cqd_crowd_idle(s, true);
 	return s;
+
+err_uid:
+	s->uid->sessions--;
+	cqd_uid_put(s->uid);
+err_free:
+	free(s);
+	return NULL;
 }
 
 /**
@@ -276,7 +280,7 @@ void cqd_session_orphan(struct cqd_session *s)
 
 /**
  * cqd_session_end() - give back everything the client holds
- * @s: session, freed when the loop runs on; its connection stays open
+ * @s: session, freed; its connection stays open
  *
  * Seals under way are answered with -ECANCELED on that connection.
  */
@@ -291,28 +295,17 @@ void cqd_session_end(struct cqd_session *s)
 
 static void adopt(struct cqd_client *client, void *arg)
 {
-	struct cqd_server *srv = arg;
-	int pidfd, ret;
-
-	ret = cqd_process_open(cqd_client_pid(client), cqd_client_start_time(client), &pidfd);
-	if (ret == -ESRCH) {
-		cqd_client_end(client);
-		return;
-	}
-	if (!ret && session_new(srv, client, pidfd))
-		return;
-	if (!ret) {
-		close(pidfd);
-		ret = -ENOMEM;
-	}
 	/* Its pins must stay: it may be reading. */
-	cq_err("cannot watch process %d of an earlier session: %s; what it holds stays "
-	       "until cqd is restarted", (int)cqd_client_pid(client), strerror(-ret));
+	if (!session_new(arg, client, -1))
+		cq_err("out of memory: what process %d of an earlier session holds stays "
+		       "until cqd is restarted", (int)cqd_client_pid(client));
 }
 
 /**
- * cqd_sessions_adopt() - watch, or end, the clients found after a restart
+ * cqd_sessions_adopt() - sessions of the clients found after a restart
  * @srv: server, with its tenants
+ *
+ * Their processes are looked for while the loop runs.
  */
 void cqd_sessions_adopt(struct cqd_server *srv)
 {
@@ -346,17 +339,11 @@ static bool hung_up(int fd)
  */
 static void close_old(struct cqd_server *srv, uint64_t id, pid_t pid)
 {
-	struct list_head *pos;
-	struct cqd_session *s;
+	struct cqd_client *client = cqd_client_find(srv->store, id);
+	struct cqd_session *s = client ? cqd_client_data(client) : NULL;
 
-	list_for_each(pos, &srv->sessions) {
-		s = list_entry(pos, struct cqd_session, node);
-		if (cqd_client_session(s->client) != id || cqd_client_pid(s->client) != pid)
-			continue;
-		if (s->conn && hung_up(s->conn->fd))
-			cqd_conn_close(s->conn);
-		return;
-	}
+	if (s && s->conn && cqd_client_pid(client) == pid && hung_up(s->conn->fd))
+		cqd_conn_close(s->conn);
 }
 
 /* What cqctl shows: no surprises for terminals, any program may connect. */
@@ -389,59 +376,6 @@ static struct cqd_session *resume(struct cqd_conn *conn, const Cqp__Hello *hello
 	return cqd_client_data(client);
 }
 
-/*
- * struct crowd - sessions of one uid, or in one namespace
- * @idle: the oldest without connection and pins
- */
-struct crowd {
-	unsigned int n;
-	struct cqd_session *idle;
-};
-
-static void count(struct crowd *c, struct cqd_session *s)
-{
-	c->n++;
-	if (!c->idle && !s->conn && !cqd_client_pins(s->client))
-		c->idle = s;
-}
-
-/*
- * A process may lose one connection after the other and never come back to the
- * sessions: they count like connections until it ends, or make room if they
- * pin nothing.
- */
-static int make_room(const struct cqd_conn *conn, const struct cqd_tenant *t,
-		     struct cq_err *err)
-{
-	struct crowd uid = { 0 }, ns = { 0 };
-	struct list_head *pos;
-	bool uid_full, ns_full;
-
-	list_for_each(pos, &conn->srv->sessions) {
-		struct cqd_session *s = list_entry(pos, struct cqd_session, node);
-
-		if (cqd_client_uid(s->client) == conn->cred.uid)
-			count(&uid, s);
-		if (s->tenant == t)
-			count(&ns, s);
-	}
-	uid_full = uid.n >= conn->srv->config->uid_connections;
-	ns_full = t->cfg->connections && ns.n >= t->cfg->connections;
-	if (uid_full && !uid.idle)
-		return cq_err_set(err, -EUSERS, "uid %u has %u sessions, its uid_connections: "
-				  "some lost their connection and still pin pages",
-				  (unsigned int)conn->cred.uid, uid.n);
-	if (ns_full && !ns.idle)
-		return cq_err_set(err, -EUSERS, "namespace \"%s\" has %u sessions, its limit of "
-				  "connections: some lost theirs and still pin pages",
-				  t->cfg->name, ns.n);
-	if (uid_full)
-		cqd_session_end(uid.idle);
-	if (ns_full && !(uid_full && ns.idle == uid.idle))
-		cqd_session_end(ns.idle);
-	return 0;
-}
-
 static int begin(struct cqd_conn *conn, const Cqp__Hello *hello, struct cqd_tenant *t,
 		 bool *resumed, struct cq_err *err)
 {
@@ -458,11 +392,11 @@ static int begin(struct cqd_conn *conn, const Cqp__Hello *hello, struct cqd_tena
 	s = resume(conn, hello, t, start_time);
 	*resumed = s != NULL;
 	if (s) {
-		close(pidfd);	/* it has one already */
+		cqd_process_seen(s, pidfd);
 		attach(s, conn, t);
 		return 0;
 	}
-	ret = make_room(conn, t, err);
+	ret = cqd_crowd_room(conn, t, err);
 	if (ret)
 		goto err_close;
 	clean_name(name, hello->client);

@@ -55,8 +55,9 @@ int cqd_store_arrays(struct cqd_store *st)
 	st->client_at = calloc(st->ix.t_clients.n, sizeof(*st->client_at));
 	st->page_hash = heads(st->ix.t_pages.n, &st->page_mask);
 	st->pin_hash = heads(st->ix.t_pins.n, &st->pin_mask);
+	st->session_hash = heads(st->ix.t_clients.n, &st->session_mask);
 	if (!st->pages || !st->pins || !st->client_at ||
-	    !st->page_hash || !st->pin_hash)
+	    !st->page_hash || !st->pin_hash || !st->session_hash)
 		return -ENOMEM;
 	st->n_state[CQP_FREE] = st->ix.t_pages.n;
 	return 0;
@@ -92,6 +93,7 @@ static void store_free(struct cqd_store *st)
 	free(st->client_at);
 	free(st->page_hash);
 	free(st->pin_hash);
+	free(st->session_hash);
 	if (st->ix.hdr)
 		cqd_index_close(&st->ix);
 	free(st);
@@ -287,14 +289,12 @@ void cqd_store_stats(const struct cqd_store *st, struct cqd_stats *out)
 		.evictions = st->evictions,
 		.checksum_failures = st->checksum_failures,
 		.verify_pending = st->verify_pending,
+		.clients = st->ix.t_clients.used,
+		.orphans = st->orphans,
 		.fdstore = __atomic_load_n(&st->fdstore, __ATOMIC_RELAXED),
 	};
 	list_for_each(pos, &st->models)
 		out->codebook_bytes += list_entry(pos, struct cqd_model, node)->bytes;
 	list_for_each(pos, &st->namespaces)
 		out->arena_bytes += list_entry(pos, struct cqd_ns, node)->arena_bytes;
-	list_for_each(pos, &st->clients) {
-		out->clients++;
-		out->orphans += list_entry(pos, struct cqd_client, node)->orphan;
-	}
 }

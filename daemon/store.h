@@ -133,12 +133,14 @@ struct cqd_shard *cqd_shard_find(struct cqd_client *client, uint32_t id);
 int cqd_client_new(struct cqd_store *st, struct cqd_ns *ns, pid_t pid,
 		   uint64_t start_time, uid_t uid, const char *name,
 		   struct cqd_client **out, struct cq_err *err);
+/* Session by id, NULL if there is none. */
+struct cqd_client *cqd_client_find(struct cqd_store *st, uint64_t session);
 /* Session of an orphan with the same namespace, pid and start time, or NULL. */
 struct cqd_client *cqd_client_resume(struct cqd_store *st, struct cqd_ns *ns,
 				     uint64_t session, pid_t pid,
 				     uint64_t start_time);
 /* Connected <-> orphaned. Orphans keep their pins until cqd_client_end(). */
-void cqd_client_set_orphan(struct cqd_client *client, bool orphan);
+void cqd_client_set_orphan(struct cqd_client *client, bool is_orphan);
 /* The process is gone or said Bye: every pin, arena and open seal is dropped. */
 void cqd_client_end(struct cqd_client *client);
 uint64_t cqd_client_session(const struct cqd_client *client);

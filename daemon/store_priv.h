@@ -225,6 +225,7 @@ struct cqd_client {
 	struct list_head node;
 	struct cqd_ns *ns;
 	uint32_t rec;
+	uint32_t hash_next;		/* hash chain by session id */
 	bool orphan, cancelling;
 	void *data;
 	uint32_t pins;			/* first pin record */
@@ -284,8 +285,9 @@ struct cqd_store {
 	struct cqd_page *pages;
 	struct cqd_pin *pins;
 	struct cqd_client **client_at;	/* by record */
-	uint32_t *page_hash, *pin_hash;
-	uint32_t page_mask, pin_mask;
+	uint32_t *page_hash, *pin_hash, *session_hash;
+	uint32_t page_mask, pin_mask, session_mask;
+	uint32_t orphans;
 	uint32_t evicting;		/* list of victims, by lru_next/prev */
 	bool draining;			/* evicting down to the low watermark */
 	uint64_t last_look;		/* us, of cqd_evict_segment() in vain */
@@ -426,7 +428,7 @@ void cqd_arena_put(struct cqd_arena *a);
 /* --- clients (client.c) --- */
 
 struct cqd_client *cqd_client_attach(struct cqd_store *st, struct cqd_ns *ns,
-				     uint32_t rec);
+				     uint32_t rec, bool is_orphan);
 void cqd_client_free(struct cqd_client *cl);
 struct cqd_seal_op *cqd_client_seal(struct cqd_client *cl);
 

@@ -68,6 +68,11 @@ int cqd_client_new(struct cqd_store *st, struct cqd_ns *ns, pid_t pid, uint64_t 
 	return 0;
 }
 
+struct cqd_client *cqd_client_find(struct cqd_store *st, uint64_t session)
+{
+	return session && session <= n_clients ? &the_clients[session - 1] : NULL;
+}
+
 struct cqd_client *cqd_client_resume(struct cqd_store *st, struct cqd_ns *ns,
 				     uint64_t session, pid_t pid, uint64_t start_time)
 {
@@ -266,6 +271,7 @@ static char sock[300];
 static void server_start(void)
 {
 	struct cq_err err = { "" };
+	unsigned int i;
 
 	snprintf(sock, sizeof(sock), "%s/s", test_dir());
 	ASSERT_OK(cqd_config_load(NULL, &srv.config, &err));
@@ -277,7 +283,9 @@ static void server_start(void)
 	list_init(&srv.conns);
 	list_init(&srv.waiting);
 	list_init(&srv.sessions);
-	list_init(&srv.uids);
+	for (i = 0; i < CQD_HASH; i++)
+		list_init(&srv.uids[i]);
+	cqd_processes_init(&srv);
 	uv_timer_init(&loop, &srv.tick);
 	ASSERT_OK(cqd_tenants_apply(&srv, srv.config, &err));
 	ASSERT_OK(cqd_listen(&srv, sock, 0600, false, &err));
@@ -293,13 +301,18 @@ static void step(void)
 
 static void server_stop(void)
 {
+	unsigned int i;
+
 	cqd_conn_close_all(&srv);
 	cqd_sessions_close_all(&srv);
 	cqd_listen_close_all(&srv);
 	uv_close((uv_handle_t *)&srv.tick, NULL);
+	cqd_processes_close(&srv);
 	uv_run(&loop, UV_RUN_DEFAULT);
 	ASSERT_OK(uv_loop_close(&loop));
-	ASSERT(list_empty(&srv.uids) && list_empty(&srv.conns) && list_empty(&srv.waiting));
+	ASSERT(list_empty(&srv.conns) && list_empty(&srv.waiting));
+	for (i = 0; i < CQD_HASH; i++)
+		ASSERT(list_empty(&srv.uids[i]) && list_empty(&srv.processes[i]));
 	ASSERT_EQ(srv.n_conns, 0);
 	cqd_tenants_free(&srv);
 	cqd_config_free(srv.config);
