@@ -11,7 +11,7 @@ static const struct cqd_mem_ops *backends[MAX_BACKENDS] = { &cqd_mem_memfd };
 static bool has_hole(const struct cqd_mem_ops *o)
 {
 	return !o->name || !o->name[0] || !o->usable || !o->create || !o->adopt ||
-	       !o->discard || !o->destroy || !o->write || !o->fill || !o->check;
+	       !o->discard || !o->destroy || !o->write || !o->fill || !o->read || !o->check;
 }
 
 /**

@@ -13,7 +13,8 @@
  * @bytes: size, fixed for life
  * @fd:    owner's descriptor, goes to the fd store
  * @ro_fd: what clients get; for memfd an O_RDONLY reopen
- * @base:  mapping in the daemon, NULL where it has none
+ * @base:  mapping in the daemon, NULL where it has none; of a segment it is not
+ *         touched, payloads go through the table below
  */
 struct cqd_mem {
 	uint64_t bytes;
@@ -34,6 +35,7 @@ struct cqd_mem {
  * @write:   copy @len bytes from @src_fd at @src_off to @dst_off; short source is
  *           -EFAULT
  * @fill:    copy @len bytes from memory
+ * @read:    copy @len bytes to memory
  * @check:   XXH3-128 over XXH3-64 of each 4 KiB of [@off, @off + @len)
  *
  * All callbacks are mandatory and registration refuses a table with a hole.
@@ -50,6 +52,7 @@ struct cqd_mem_ops {
 	int (*write)(struct cqd_mem *mem, uint64_t dst_off, int src_fd,
 		     uint64_t src_off, uint64_t len);
 	int (*fill)(struct cqd_mem *mem, uint64_t dst_off, const void *src, uint64_t len);
+	int (*read)(struct cqd_mem *mem, uint64_t off, void *dst, uint64_t len);
 	int (*check)(struct cqd_mem *mem, uint64_t off, uint64_t len,
 		     uint64_t *lo, uint64_t *hi);
 };

@@ -41,7 +41,8 @@ static bool slot_good(const struct pass *ps, unsigned int kind)
 	uint64_t off = ps->at[kind].slot * seg->slot_bytes, lo, hi;
 	struct cq_page_hdr h;
 
-	memcpy(&h, (const uint8_t *)seg->mem.base + off, sizeof(h));
+	if (seg->st->mem->read(&seg->mem, off, &h, sizeof(h)))
+		return false;
 	if (h.magic != CQ_PAGE_MAGIC || h.version != CQ_PAGE_VERSION || h.incompat ||
 	    h.kind != (kind == CQD_SINKS ? CQ_PAGE_SINK : CQ_PAGE_CODES) ||
 	    h.payload != k->payload || memcmp(h.key, ps->rec.key, sizeof(h.key)))

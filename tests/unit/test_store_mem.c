@@ -65,6 +65,7 @@ TEST(short_source)
 {
 	struct cqd_mem m = make();
 	int src = memfd_create("src", MFD_CLOEXEC);
+	char got[4] = "";
 
 	ASSERT_EQ(ftruncate(src, 5000), 0);
 	ASSERT_EQ(cqd_mem_memfd.write(&m, 64, src, 0, 5000), 0);
@@ -73,6 +74,10 @@ TEST(short_source)
 	ASSERT_EQ(cqd_mem_memfd.write(&m, BYTES - 10, src, 0, 11), -EINVAL);
 	ASSERT_EQ(cqd_mem_memfd.write(&m, 0, src, UINT64_MAX, 2), -EINVAL);
 	ASSERT_EQ(cqd_mem_memfd.fill(&m, BYTES, "x", 1), -EINVAL);
+	ASSERT_EQ(cqd_mem_memfd.fill(&m, BYTES - 3, "abc", 3), 0);
+	ASSERT_EQ(cqd_mem_memfd.read(&m, BYTES - 3, got, 3), 0);
+	ASSERT_STREQ(got, "abc");
+	ASSERT_EQ(cqd_mem_memfd.read(&m, BYTES - 3, got, 4), -EINVAL);
 	close(src);
 	cqd_mem_memfd.destroy(&m);
 }
