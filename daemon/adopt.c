@@ -9,6 +9,7 @@
  * read but records and model heads: payloads are verified later (verify.c).
  */
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -94,6 +95,23 @@ static bool name_kept(const struct cqd_adopt *ad, const char *name)
 	return false;
 }
 
+/* "cq-index" is number 1, "cq-index-2" 2, ...; 0: no index. */
+static unsigned int index_number(const char *name)
+{
+	const size_t n = sizeof(INDEX_NAME) - 1;
+	unsigned long x;
+	char *end;
+
+	if (strncmp(name, INDEX_NAME, n))
+		return 0;
+	if (!name[n])
+		return 1;
+	if (name[n] != '-' || name[n + 1] < '1' || name[n + 1] > '9')
+		return 0;
+	x = strtoul(name + n + 1, &end, 10);
+	return *end || x < 2 || x >= UINT_MAX - 1 ? 0 : (unsigned int)x;
+}
+
 /* Descriptors without a record. A name that is kept cannot be removed. */
 static void drop_rest(struct cqd_adopt *ad)
 {
@@ -105,7 +123,8 @@ static void drop_rest(struct cqd_adopt *ad)
 		if (!name_kept(ad, ad->names[i]))
 			cqd_fdstore_remove(ad->st, ad->names[i]);
 		close(ad->fds[i]);
-		ad->lost_fds++;
+		/* Of an index that was replaced nothing is lost. */
+		ad->lost_fds += !index_number(ad->names[i]);
 	}
 }
 
@@ -313,25 +332,111 @@ static int fresh(struct cqd_adopt *ad, const struct cqd_store_opts *opts,
 	return ret;
 }
 
-/* 0 taken over, 1 there was none, -errno it is none that we can use. */
+/* The newest one below @below that nobody has; -1: none. */
+static int newest(const struct cqd_adopt *ad, unsigned int below)
+{
+	unsigned int i, number, best = 0;
+	int found = -1;
+
+	for (i = 0; i < ad->n; i++) {
+		number = index_number(ad->names[i]);
+		if (number > best && number < below) {
+			best = number;
+			found = (int)i;
+		}
+	}
+	return found;
+}
+
+/*
+ * 0 taken over, 1 there was none, -errno there is none that we can use. More
+ * than one: a cqd died between handing over a new index and removing the old
+ * one, which hold the same; or before it was whole.
+ */
 static int open_index(struct cqd_adopt *ad, struct cq_err *why)
 {
-	int i = cqd_adopt_take(ad, INDEX_NAME), ret;
+	int i, ret = 1, one;
 
-	if (i < 0)
-		return 1;
-	ret = cqd_index_open(&ad->st->ix, ad->fds[i], why);
-	if (ret)
-		ad->taken[i] = false;
+	ad->index = UINT_MAX;
+	while ((i = newest(ad, ad->index)) >= 0) {
+		ad->index = index_number(ad->names[i]);
+		one = cqd_index_open(&ad->st->ix, ad->fds[i], ret > 0 ? why : NULL);
+		if (!one) {
+			ad->taken[i] = true;
+			return 0;
+		}
+		ret = ret > 0 ? one : ret;
+	}
 	return ret;
+}
+
+static void index_name(unsigned int number, char name[32])
+{
+	if (number == 1)
+		snprintf(name, 32, INDEX_NAME);
+	else
+		snprintf(name, 32, INDEX_NAME "-%u", number);
+}
+
+/*
+ * An index of another layout is replaced: the new one is with the service
+ * manager, under a name of its own, before the old one is given up. Nothing is
+ * changed in either before that, so whichever is found after a crash will do.
+ */
+static int modernise(struct cqd_adopt *ad, const struct cqd_store_opts *opts,
+		     struct cq_err *err)
+{
+	struct cqd_store *st = ad->st;
+	/* No name that is there already, whatever lies under it. */
+	unsigned int next = index_number(ad->names[newest(ad, UINT_MAX)]) + 1;
+	char old[32], name[32];
+	struct cqd_index ix;
+	int ret;
+
+	if (cqd_index_current(&st->ix, opts))
+		return 0;
+	ret = cqd_index_migrate(&st->ix, opts, &ix, err);
+	if (ret)
+		return ret;
+	index_name(ad->index, old);
+	index_name(next, name);
+	ret = cqd_fdstore_push(st, name, ix.fd, true, err);
+	if (ret) {
+		/* It may have arrived, and must never win over the old one. */
+		ix.hdr->magic = 0;
+		cqd_fdstore_remove(st, name);
+		cqd_index_close(&ix);
+		return ret;
+	}
+	cqd_fdstore_remove(st, old);
+	cqd_index_close(&st->ix);
+	st->ix = ix;
+	ad->index = next;
+	return 0;
+}
+
+static void say_sizes(const struct cqd_index *ix, const struct cqd_store_opts *opts,
+		      struct cq_err *err)
+{
+	if (ix->t_pages.n != opts->max_pages || ix->t_pins.n != opts->max_pins ||
+	    ix->t_clients.n != opts->max_clients)
+		cq_err_set(err, 0, "max_pages %u, max_clients %u, max_pins %u: more is in use, "
+			   "so %u, %u and %u stay until a restart with less",
+			   opts->max_pages, opts->max_clients, opts->max_pins,
+			   ix->t_pages.n, ix->t_clients.n, ix->t_pins.n);
 }
 
 static int take_over(struct cqd_adopt *ad, const struct cqd_store_opts *opts,
 		     struct cq_err *err)
 {
-	struct cqd_index *ix = &ad->st->ix;
-	int ret = cqd_store_arrays(ad->st);
+	int ret, stays = modernise(ad, opts, err);
 
+	/* Only its sizes are not those asked for: the next start tries again. */
+	if (stays && ad->st->ix.hdr->version != CQP_INDEX_VERSION) {
+		close_rest(ad);
+		return stays;
+	}
+	ret = cqd_store_arrays(ad->st);
 	if (!ret)
 		ret = scan_all(ad);
 	if (ret) {
@@ -342,10 +447,8 @@ static int take_over(struct cqd_adopt *ad, const struct cqd_store_opts *opts,
 	if (ad->lost_records || ad->lost_fds)
 		cq_err_set(err, 0, "restart: dropped %u records and %u descriptors "
 			   "that did not fit together", ad->lost_records, ad->lost_fds);
-	else if (ix->t_pages.n != opts->max_pages || ix->t_pins.n != opts->max_pins ||
-		 ix->t_clients.n != opts->max_clients)
-		cq_err_set(err, 0, "max_pages, max_clients or max_pins changed: "
-			   "in effect after the next stop of cqd");
+	else if (!stays)
+		say_sizes(&ad->st->ix, opts, err);
 	return 0;
 }
 

@@ -12,6 +12,7 @@
  * @taken: [n] descriptor belongs to a record
  * @order: [n] their numbers, sorted by name
  * @now:   us, no use is later
+ * @index: number of the index taken over
  */
 struct cqd_adopt {
 	struct cqd_store *st;
@@ -21,6 +22,7 @@ struct cqd_adopt {
 	bool *taken;
 	unsigned int *order;
 	uint64_t now;
+	unsigned int index;
 	unsigned int lost_records, lost_fds;
 };
 

@@ -17,7 +17,7 @@
 #define HEAD_BYTES	4096
 #define MAX_RECORDS	(1u << 28)	/* per table: keeps every product in 64 bits */
 
-/* Offsets and size from the six counts; the only place that knows the order. */
+/* Offsets and size from the counts; the only place that knows the order. */
 static void layout(struct cqp_index_hdr *h)
 {
 	uint64_t off = HEAD_BYTES;
@@ -34,6 +34,8 @@ static void layout(struct cqp_index_hdr *h)
 	off += ALIGN_UP(h->n_pages * sizeof(struct cqp_rec_page), 4096);
 	h->off_pins = off;
 	off += ALIGN_UP(h->n_pins * sizeof(struct cqp_rec_pin), 4096);
+	h->off_names = h->version == CQP_INDEX_V1 ? 0 : off;
+	off += ALIGN_UP(h->n_names * sizeof(struct cqp_rec_name), 4096);
 	h->bytes = off;
 }
 
@@ -41,6 +43,8 @@ static bool same_layout(const struct cqp_index_hdr *h)
 {
 	struct cqp_index_hdr want = *h;
 
+	if (h->version == CQP_INDEX_V1 ? h->n_names : h->n_names - 1u >= CQD_MAX_NAMES)
+		return false;
 	if (!h->n_namespaces || h->n_namespaces > CQD_MAX_NS || !h->n_models ||
 	    h->n_models > CQD_MAX_MODELS || !h->n_segments ||
 	    h->n_segments > CQD_MAX_SEGMENTS || !h->n_clients ||
@@ -48,6 +52,9 @@ static bool same_layout(const struct cqp_index_hdr *h)
 	    !h->n_pins || h->n_pins > MAX_RECORDS)
 		return false;
 	layout(&want);
+	/* A compatible feature may keep something of its own behind our tables. */
+	if (h->compat & ~CQP_INDEX_COMPAT && h->bytes > want.bytes)
+		want.bytes = h->bytes;
 	return !memcmp(&want, h, sizeof(want));
 }
 
@@ -65,15 +72,17 @@ static int tab_init(struct cqd_tab *t, uint32_t n, uint32_t *high)
 	t->head = CQP_NONE;
 	t->high = high ? MIN(*high, n) : n;
 	t->stored = high;
-	t->next = malloc(n * sizeof(*t->next));
+	t->next = malloc((n + 1) * sizeof(*t->next));
 	return t->next ? 0 : -ENOMEM;
 }
 
 static int tabs_init(struct cqd_index *ix)
 {
 	struct cqp_index_hdr *h = ix->hdr;
+	uint32_t n_names = h->version == CQP_INDEX_V1 ? 0 : h->n_names;
 
-	if (tab_init(&ix->t_ns, h->n_namespaces, NULL) ||
+	if (tab_init(&ix->t_names, n_names, NULL) ||
+	    tab_init(&ix->t_ns, h->n_namespaces, NULL) ||
 	    tab_init(&ix->t_models, h->n_models, NULL) ||
 	    tab_init(&ix->t_segs, h->n_segments, NULL) ||
 	    tab_init(&ix->t_clients, h->n_clients, &h->high_clients) ||
@@ -97,6 +106,7 @@ static void tables_at(struct cqd_index *ix, struct cqd_mem *mem)
 	ix->clients = (void *)(b + h->off_clients);
 	ix->pages = (void *)(b + h->off_pages);
 	ix->pins = (void *)(b + h->off_pins);
+	ix->names = (void *)(b + h->off_names);
 }
 
 /* A table that was never used has nothing to be looked at. */
@@ -105,6 +115,7 @@ static void fresh(struct cqd_index *ix)
 	ix->t_ns.high = 0;
 	ix->t_models.high = 0;
 	ix->t_segs.high = 0;
+	ix->t_names.high = 0;
 }
 
 /* The index has no read-only twin: nobody else ever sees it. */
@@ -134,6 +145,7 @@ int cqd_index_create(struct cqd_index *ix, const struct cqd_store_opts *opts,
 		.n_clients = opts->max_clients,
 		.n_pages = opts->max_pages,
 		.n_pins = opts->max_pins,
+		.n_names = CQD_MAX_NAMES,
 	};
 	uint64_t id[2] = { cqd_random(), cqd_random() };
 	struct cqd_mem mem;
@@ -170,12 +182,14 @@ static int head_check(int fd, struct cqp_index_hdr *h, struct cq_err *err)
 		return cq_err_set(err, -EINVAL, "the stored index cannot be read");
 	if (h->magic != CQP_INDEX_MAGIC)
 		return cq_err_set(err, -EINVAL, "the stored index is not an index of cq");
-	if (h->version != CQP_INDEX_VERSION || h->incompat)
+	if (h->version == CQP_INDEX_V1)	/* its head ended before these */
+		memset((uint8_t *)h + CQP_INDEX_V1_BYTES, 0, sizeof(*h) - CQP_INDEX_V1_BYTES);
+	if ((h->version != CQP_INDEX_VERSION && h->version != CQP_INDEX_V1) || h->incompat)
 		return cq_err_set(err, -EINVAL,
 				  "the stored index has version %u, features %#llx; "
-				  "this cqd knows version %u",
+				  "this cqd knows versions %u to %u",
 				  h->version, (unsigned long long)h->incompat,
-				  (unsigned int)CQP_INDEX_VERSION);
+				  (unsigned int)CQP_INDEX_V1, (unsigned int)CQP_INDEX_VERSION);
 	if (h->bytes != (uint64_t)sb.st_size || !same_layout(h))
 		return cq_err_set(err, -EINVAL, "the stored index is damaged");
 	return 0;
@@ -225,6 +239,7 @@ void cqd_index_close(struct cqd_index *ix)
 	struct cqd_mem mem = { .bytes = ix->bytes, .fd = ix->fd, .ro_fd = -1,
 			       .base = ix->hdr };
 
+	tab_free(&ix->t_names);
 	tab_free(&ix->t_ns);
 	tab_free(&ix->t_models);
 	tab_free(&ix->t_segs);

@@ -263,7 +263,8 @@ static uint64_t index_bytes(const struct cqd_index *ix)
 	       ix->t_segs.used * sizeof(struct cqp_rec_segment) +
 	       ix->t_clients.used * sizeof(struct cqp_rec_client) +
 	       ix->t_pages.used * sizeof(struct cqp_rec_page) +
-	       ix->t_pins.used * sizeof(struct cqp_rec_pin);
+	       ix->t_pins.used * sizeof(struct cqp_rec_pin) +
+	       ix->t_names.used * sizeof(struct cqp_rec_name);
 }
 
 /**

@@ -21,6 +21,7 @@
 #define CQD_MAX_NS		256
 #define CQD_MAX_MODELS		256
 #define CQD_MAX_SEGMENTS	4096
+#define CQD_MAX_NAMES		1024
 #define CQD_SHARDS_PER_CLIENT	64
 #define CQD_ARENAS_PER_CLIENT	64
 #define CQD_SEALS_PER_CLIENT	4096	/* open at once */
@@ -67,7 +68,8 @@ struct cqd_index {
 	struct cqp_rec_client *clients;
 	struct cqp_rec_page *pages;
 	struct cqp_rec_pin *pins;
-	struct cqd_tab t_ns, t_models, t_segs, t_clients, t_pages, t_pins;
+	struct cqp_rec_name *names;
+	struct cqd_tab t_ns, t_models, t_segs, t_clients, t_pages, t_pins, t_names;
 };
 
 int cqd_index_create(struct cqd_index *ix, const struct cqd_store_opts *opts,
@@ -75,6 +77,11 @@ int cqd_index_create(struct cqd_index *ix, const struct cqd_store_opts *opts,
 /* Takes @fd over on success. -EINVAL with the reason if it is no index of ours. */
 int cqd_index_open(struct cqd_index *ix, int fd, struct cq_err *err);
 void cqd_index_close(struct cqd_index *ix);
+/* Is it of today's version, with the sizes asked for? */
+bool cqd_index_current(const struct cqd_index *ix, const struct cqd_store_opts *opts);
+/* The records of @from in a new index that is; @from stays as it is. (migrate.c) */
+int cqd_index_migrate(const struct cqd_index *from, const struct cqd_store_opts *opts,
+		      struct cqd_index *out, struct cq_err *err);
 /* CQP_NONE when the table is full. */
 uint32_t cqd_tab_get(struct cqd_tab *t);
 void cqd_tab_put(struct cqd_tab *t, uint32_t i);

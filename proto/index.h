@@ -19,7 +19,10 @@
 #include <stdint.h>
 
 #define CQP_INDEX_MAGIC		0x3158444951430a0dull
-#define CQP_INDEX_VERSION	1
+#define CQP_INDEX_VERSION	2
+#define CQP_INDEX_V1		1	/* the same without names */
+#define CQP_INDEX_V1_BYTES	144	/* of its head */
+#define CQP_INDEX_COMPAT	0ull	/* compatible features this build keeps up */
 
 enum cqp_state {
 	CQP_FREE = 0,
@@ -50,6 +53,10 @@ struct cqp_index_hdr {
 	uint32_t n_pages, n_pins;
 	uint64_t off_namespaces, off_models, off_segments, off_clients;
 	uint64_t off_pages, off_pins;
+	/* version 2; zero in version 1 */
+	uint32_t n_names;
+	uint32_t pad2;
+	uint64_t off_names;
 };
 
 /* Fields behind the word may be read only while the word says CQP_SEALED
@@ -120,7 +127,36 @@ struct cqp_rec_pin {
 	uint64_t pad;
 };
 
-_Static_assert(sizeof(struct cqp_index_hdr) == 144, "frozen");
+/* How a name's sequence is handed out. */
+#define CQP_NAME_ONCE		1u	/* the first attach takes the name away */
+
+/*
+ * A name of a namespace: keeps its last page, and so all ancestors, resident,
+ * and may own a tail (proto/tail.h) in the descriptor "cq-tail-<id>".
+ */
+struct cqp_rec_name {
+	uint64_t word;
+	char name[64];
+	uint32_t ns;			/* namespace record */
+	uint32_t model;			/* model record */
+	uint32_t layer_begin, layer_end, head_begin, head_end;
+	uint32_t page;			/* page record, CQP_NONE: less than a page */
+	uint32_t id;			/* of the tail, 0: none */
+	uint64_t slot_gen;		/* of that page, to tell it from a later one */
+	uint64_t tokens;
+	uint64_t tail_bytes;
+	uint64_t check_lo, check_hi;	/* XXH3-128 of the tail */
+	uint64_t created_us;		/* CLOCK_MONOTONIC */
+	uint64_t expires_us;		/* 0: never */
+	uint32_t flags;			/* CQP_NAME_* */
+	uint8_t pad[92];
+};
+
+_Static_assert(sizeof(struct cqp_index_hdr) == 160, "frozen");
+_Static_assert(offsetof(struct cqp_index_hdr, n_names) == CQP_INDEX_V1_BYTES, "frozen");
+_Static_assert(sizeof(struct cqp_rec_name) == 256, "frozen");
+_Static_assert(offsetof(struct cqp_rec_name, page) == 96, "frozen");
+_Static_assert(offsetof(struct cqp_rec_name, flags) == 160, "frozen");
 _Static_assert(sizeof(struct cqp_rec_namespace) == 128, "frozen");
 _Static_assert(sizeof(struct cqp_rec_model) == 128, "frozen");
 _Static_assert(sizeof(struct cqp_rec_segment) == 128, "frozen");

@@ -686,7 +686,7 @@ static void magic(struct cqp_index_hdr *h)
 
 TEST(unknown_version)
 {
-	drops_all(next_version, "has version 2");
+	drops_all(next_version, "has version 3");
 }
 
 TEST(unknown_feature)
