@@ -152,8 +152,10 @@ static bool place_holds(struct cqd_store *st, unsigned int kind, uint32_t segmen
 		return false;
 	word = *cqd_segment_word(seg, slot);
 	state = CQP_WORD_STATE(word);
-	/* FILLING: died between the record's word and the slot's. */
-	return CQP_WORD_GEN(word) == gen && (state == CQP_SEALED || state == CQP_FILLING);
+	/* Died between the record's word and the slot's: at the end of a seal,
+	 * or when a victim was taken back. */
+	return CQP_WORD_GEN(word) == gen && (state == CQP_SEALED || state == CQP_FILLING ||
+					     state == CQP_EVICTING);
 }
 
 static bool page_holds(struct cqd_store *st, const struct cqp_rec_page *r)
