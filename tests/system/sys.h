@@ -32,11 +32,12 @@
  * struct sys_opts - what differs between tests
  * @daemon:  lines for [daemon], after the ones all tests share
  * @red, @blue: lines for the namespaces
+ * @program: below the build folder; NULL: cqd
  * @model:   shape; NULL: SYNTH_SMALL
  * @manager: more options of fdstore
  */
 struct sys_opts {
-	const char *daemon, *red, *blue;
+	const char *daemon, *red, *blue, *program;
 	const struct synth *model;
 	const char *manager[8];
 };
@@ -183,7 +184,7 @@ static inline void sys_run_manager(const struct sys *s, const struct sys_opts *o
 	char *copy[32];
 	int n = 9, i;
 
-	snprintf(cqd, sizeof(cqd), "%s/cqd", sys_build());
+	snprintf(cqd, sizeof(cqd), "%s/%s", sys_build(), o->program ? o->program : "cqd");
 	snprintf(l1, sizeof(l1), "cqd=%s=666", s->sock);
 	snprintf(l2, sizeof(l2), "admin=%s=600", s->admin);
 	snprintf(uid, sizeof(uid), "%d", SYS_CQD_UID);
