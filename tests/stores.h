@@ -154,7 +154,8 @@ static void stores_watch(void (*before)(uint64_t n))
 #if STORES_WORK
 	struct sigaction fault = { .sa_sigaction = stores_on_fault,
 				   .sa_flags = SA_SIGINFO | SA_NODEFER };
-	struct sigaction step = { .sa_sigaction = stores_on_step, .sa_flags = SA_SIGINFO | SA_NODEFER };
+	struct sigaction step = { .sa_sigaction = stores_on_step,
+				  .sa_flags = SA_SIGINFO | SA_NODEFER };
 
 	sigaction(SIGSEGV, &fault, NULL);
 	sigaction(SIGTRAP, &step, NULL);
