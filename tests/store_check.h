@@ -33,7 +33,7 @@ static const char *check_place(struct cqd_store *st, uint32_t p, unsigned int ki
 	if (st->pages[p].state == CQP_FILLING)
 		return NULL;
 	CHECK(CQP_WORD_STATE(word) == st->pages[p].state);
-	if (st->pages[p].flags & CQD_PG_UNVERIFIED)
+	if (st->pages[p].flags & CQD_PG_UNVERIFIED || st->pages[p].state == CQP_QUARANTINED)
 		return NULL;
 	h = (const void *)((uint8_t *)at.seg->mem.base + at.slot * at.seg->slot_bytes);
 	CHECK(h->magic == CQ_PAGE_MAGIC);

@@ -49,10 +49,12 @@ struct stores_range {
  * struct stores - what is watched
  * @before: called before each store, in a signal handler that no lock and no
  *          allocation of the daemon surrounds; NULL: nothing is watched
+ * @at:     where the store goes
  * @n:      stores so far
  */
 static struct {
 	void (*before)(uint64_t n);
+	const void *at;
 	uint64_t n;
 	struct stores_range range[STORES_RANGES];
 	struct stores_range *open;
@@ -125,6 +127,7 @@ static void stores_on_fault(int sig, siginfo_t *si, void *context)
 		return;
 	}
 	stores.n++;
+	stores.at = si->si_addr;
 	if (stores.before)
 		stores.before(stores.n);
 	mprotect(r->base, r->len, PROT_READ | PROT_WRITE);
