@@ -8,6 +8,7 @@
 #	CFLAGS_foo_avx512.o	:= -mavx512f	extra flags for one object
 #	tests-y			+= test_foo	test program from test_foo.c
 #	bench-y			+= bench_foo	bench program from bench_foo.c
+#	chaos-y			+= worker.o	part of the driver of the chaos run
 #	fuzz-y			+= fuzz_foo	fuzzer from fuzz_foo.c
 #	FUZZ_AIM_fuzz_foo	:= proto/foo.c	the file it must cover
 #	LIBS_test_foo		:= -lfoo	extra libraries for one program
@@ -42,7 +43,7 @@ OBJCOPY	?= objcopy
 
 # Goals that must work before a compiler is installed read no probes: they
 # install first and then call make again for the real work.
-early := deps clean help demo check bench eval ci
+early := deps clean help demo check bench eval chaos chaos-short ci
 ifneq ($(filter-out $(early),$(or $(MAKECMDGOALS),all)),)
 include scripts/Makefile.build
 include scripts/Makefile.check

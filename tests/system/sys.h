@@ -15,6 +15,8 @@
 #include <sys/resource.h>
 #ifdef TESTS_BENCH
 #include "tests/bench/rig.h"
+#elif defined(TESTS_CHAOS)
+#include "tests/chaos/rig.h"
 #else
 #include "tests/harness.h"
 #endif
@@ -165,8 +167,10 @@ static inline void sys_write_conf(const struct sys *s, const struct sys_opts *o)
 	FILE *f = fopen(s->conf, "we");
 
 	ASSERT(f);
-	fprintf(f, "[daemon]\nsocket = %s\nadmin_socket = %s\nsegment_min = 1M\n"
-		"segment_max = 16M\n%s\n", s->sock, s->admin, o->daemon ? o->daemon : "");
+	fprintf(f, "[daemon]\nsocket = %s\nadmin_socket = %s\n%s\n", s->sock, s->admin,
+		o->daemon ? o->daemon : "");
+	if (!o->daemon || !strstr(o->daemon, "segment_min"))
+		fprintf(f, "segment_min = 1M\nsegment_max = 16M\n");
 	if (!o->daemon || !strstr(o->daemon, "pool_bytes"))
 		fprintf(f, "pool_bytes = 64M\n");
 	fprintf(f, "[namespace red]\nuid = %d %d 0 %d\n%s\n", SYS_UID_A, SYS_UID_B,
