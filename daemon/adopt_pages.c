@@ -226,6 +226,7 @@ bool cqd_adopt_page(struct cqd_adopt *ad, uint32_t i)
 		r->last_use_us = ad->now;
 	claim(st, i, CQD_CODES);
 	claim(st, i, CQD_SINKS);
+	cqd_lru_note(st, i);
 	cqd_page_hash(st, i);
 	return true;
 }
@@ -324,7 +325,7 @@ static int by_use(const void *a, const void *b)
 }
 
 /**
- * cqd_adopt_order() - LRU lists of what may go
+ * cqd_adopt_order() - queues of what may go, as the records say
  * @ad: restart; pins are counted
  *
  * Return: 0 or -ENOMEM.

@@ -1,96 +1,32 @@
 // SPDX-License-Identifier: MIT
 /*
- * Eviction: leaves only, least recently used first, never a pinned page. A
- * pinned page is no leaf's business: its ancestors have a child, so no list
- * holds them.
+ * Eviction: who goes when. The order is lru.c's, what has expired (ttl.c) goes
+ * before it, whole segments are evict_segment.c's.
  *
- * Each shard has its list, oldest first. Above the high watermark victims are
- * marked EVICTING and freed from the idle handler, some per turn of the loop,
- * so that a lookup in between can take one back.
+ * Pages go at once when a seal needs their slot or record, or their namespace
+ * is at its quota. Everything else is done from the idle handler, some pages
+ * per turn of the loop: expired pages, what is above the watermarks or a
+ * lowered quota, the administrator's requests, emptying segments. Above the
+ * high watermark victims are marked EVICTING first, so that a lookup in
+ * between can take one back.
  */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
 #include "daemon/store_priv.h"
 
-#define WALK		64	/* steps of a sorted insertion */
 #define PER_TURN	32	/* pages freed per turn of the loop */
-#define LOOK_US		100000
+#define LOOK		16	/* expired pages looked at for one victim */
 
-/* --- LRU --- */
-
-static uint64_t used_at(const struct cqd_store *st, uint32_t p)
-{
-	return st->ix.pages[p].last_use_us;
-}
-
-/* After @prev, CQP_NONE: as the oldest. */
-static void insert_after(struct cqd_store *st, struct cqd_shard *sh, uint32_t prev,
-			 uint32_t p)
-{
-	struct cqd_page *pg = &st->pages[p];
-
-	pg->lru_prev = prev;
-	pg->lru_next = prev == CQP_NONE ? sh->lru_old : st->pages[prev].lru_next;
-	if (prev == CQP_NONE)
-		sh->lru_old = p;
-	else
-		st->pages[prev].lru_next = p;
-	if (pg->lru_next == CQP_NONE)
-		sh->lru_new = p;
-	else
-		st->pages[pg->lru_next].lru_prev = p;
-	pg->flags |= CQD_PG_LRU;
-}
-
-/**
- * cqd_lru_add() - a page became evictable
- * @st: store
- * @p:  leaf without pins; nothing is done if it is listed already
- *
- * A page just used goes to the new end. One that became a leaf because its
- * last child went is about as old as that child was: its place is looked for
- * from the old end. WALK bounds the work; beyond it the order is approximate.
- */
-void cqd_lru_add(struct cqd_store *st, uint32_t p)
-{
-	struct cqd_shard *sh = st->pages[p].shard;
-	uint32_t prev = CQP_NONE, next = sh->lru_old;
-	unsigned int i;
-
-	if (st->pages[p].flags & CQD_PG_LRU)
-		return;
-	if (sh->lru_new != CQP_NONE && used_at(st, sh->lru_new) <= used_at(st, p)) {
-		insert_after(st, sh, sh->lru_new, p);
-		return;
-	}
-	for (i = 0; i < WALK && next != CQP_NONE && used_at(st, next) <= used_at(st, p);
-	     i++) {
-		prev = next;
-		next = st->pages[next].lru_next;
-	}
-	insert_after(st, sh, prev, p);
-}
-
-/**
- * cqd_lru_del() - a page is not evictable any more
- * @st: store
- * @p:  page, listed or not
- */
-void cqd_lru_del(struct cqd_store *st, uint32_t p)
-{
-	struct cqd_page *pg = &st->pages[p];
-	struct cqd_shard *sh = pg->shard;
-
-	if (!(pg->flags & CQD_PG_LRU))
-		return;
-	if (pg->lru_prev == CQP_NONE)
-		sh->lru_old = pg->lru_next;
-	else
-		st->pages[pg->lru_prev].lru_next = pg->lru_next;
-	if (pg->lru_next == CQP_NONE)
-		sh->lru_new = pg->lru_prev;
-	else
-		st->pages[pg->lru_next].lru_prev = pg->lru_prev;
-	pg->flags &= (uint8_t)~CQD_PG_LRU;
-}
+struct evict_req {
+	struct list_head node;
+	const struct cqd_ns *ns;
+	char model[CQP_MAX_NAME];
+	uint64_t before, want;
+	uint64_t pages, bytes;
+	cqd_evict_cb done;
+	void *arg;
+};
 
 /* --- victims --- */
 
@@ -119,10 +55,32 @@ static void victim_list(struct cqd_store *st, uint32_t p)
 	st->evicting = p;
 }
 
-static void reclaim(struct cqd_store *st, uint32_t p)
+static uint64_t bytes_of(const struct cqd_store *st, uint32_t p)
+{
+	return cqd_page_bytes(st->pages[p].shard, st->pages[p].flags & CQD_PG_SINK);
+}
+
+static void reclaim(struct cqd_store *st, uint32_t p, enum cqd_evict_reason why)
 {
 	victim_unlist(st, p);
+	cqd_evicted(st, p, why);
 	cqd_page_free(st, p, CQD_EV_RECLAIM);
+}
+
+static void evict(struct cqd_store *st, uint32_t p, enum cqd_evict_reason why)
+{
+	victim_list(st, p);
+	reclaim(st, p, why);
+}
+
+/**
+ * cqd_evicted() - count a page that goes
+ * @st:  store
+ * @p:   page, right before it is freed or dropped
+ * @why: reason
+ */
+void cqd_evicted(struct cqd_store *st, uint32_t p, enum cqd_evict_reason why)
+{
 	st->evictions++;
 }
 
@@ -138,28 +96,16 @@ void cqd_evict_take_back(struct cqd_store *st, uint32_t p)
 	cqd_page_settle(st, p);
 }
 
-static bool wanted(const struct cqd_shard *sh, const struct cqd_shard *only,
-		   const struct cqd_ns *ns)
+/* What has expired goes before everything else. */
+static uint32_t choose(struct cqd_store *st, const struct cqd_lru_of *of)
 {
-	return (!only || sh == only) && (!ns || sh->ns == ns);
-}
+	unsigned int work = LOOK;
+	uint32_t p = cqd_ttl_due(st, &work);
 
-/* Oldest leaf among the shards asked for. */
-static uint32_t oldest(struct cqd_store *st, const struct cqd_shard *only,
-		       const struct cqd_ns *ns)
-{
-	uint32_t best = CQP_NONE;
-	struct list_head *pos;
-
-	list_for_each(pos, &st->shards) {
-		const struct cqd_shard *sh = list_entry(pos, struct cqd_shard, node);
-
-		if (!wanted(sh, only, ns) || sh->lru_old == CQP_NONE)
-			continue;
-		if (best == CQP_NONE || used_at(st, sh->lru_old) < used_at(st, best))
-			best = sh->lru_old;
-	}
-	return best;
+	for (; p != CQP_NONE && work; p = st->pages[p].ttl_next, work--)
+		if (cqd_lru_matches(st, p, of) && cqd_ttl_expired(st, p))
+			return p;
+	return cqd_lru_first(st, of);
 }
 
 /**
@@ -172,23 +118,35 @@ static uint32_t oldest(struct cqd_store *st, const struct cqd_shard *only,
  *
  * Return: false if none may go.
  */
-bool cqd_evict_one(struct cqd_store *st, struct cqd_shard *sh, struct cqd_ns *ns)
+bool cqd_evict_one(struct cqd_store *st, const struct cqd_shard *sh,
+		   const struct cqd_ns *ns)
 {
+	const struct cqd_lru_of of = { .sh = sh, .ns = ns };
 	uint32_t p = st->evicting;
 
-	while (p != CQP_NONE && !wanted(st->pages[p].shard, sh, ns))
+	while (p != CQP_NONE && !cqd_lru_matches(st, p, &of))
 		p = st->pages[p].lru_next;
 	if (p == CQP_NONE) {
-		p = oldest(st, sh, ns);
+		p = choose(st, &of);
 		if (p == CQP_NONE)
 			return false;
 		victim_list(st, p);
 	}
-	reclaim(st, p);
+	reclaim(st, p, ns ? CQD_EVICT_QUOTA : CQD_EVICT_ROOM);
 	return true;
 }
 
-/* --- watermarks --- */
+/* --- the idle handler's work: each does one step and tells if there may be more --- */
+
+static bool step_expired(struct cqd_store *st)
+{
+	unsigned int work = PER_TURN;
+	uint32_t p;
+
+	while ((p = cqd_ttl_due(st, &work)) != CQP_NONE)
+		evict(st, p, CQD_EVICT_TTL);
+	return !work;
+}
 
 static bool above(const struct cqd_store *st, uint32_t percent, uint64_t less)
 {
@@ -196,41 +154,143 @@ static bool above(const struct cqd_store *st, uint32_t percent, uint64_t less)
 	       st->pool_used - less > st->o.pool_bytes / 100 * percent;
 }
 
-/* Marks victims, oldest first; true if there are any. */
+/* Marks victims; true if there are any. */
 static bool mark(struct cqd_store *st)
 {
+	static const struct cqd_lru_of any;
 	uint64_t marked = 0;
 	unsigned int i;
 	uint32_t p;
 
 	for (i = 0; i < PER_TURN && above(st, st->o.low, marked); i++) {
-		p = oldest(st, NULL, NULL);
+		p = choose(st, &any);
 		if (p == CQP_NONE)
 			break;
-		marked += cqd_page_bytes(st->pages[p].shard,
-					 st->pages[p].flags & CQD_PG_SINK);
+		marked += bytes_of(st, p);
 		victim_list(st, p);
 	}
 	return i > 0;
 }
 
+static bool step_watermark(struct cqd_store *st)
+{
+	unsigned int i;
+
+	if (!st->draining)
+		return false;
+	for (i = 0; i < PER_TURN && st->evicting != CQP_NONE; i++)
+		reclaim(st, st->evicting, CQD_EVICT_WATERMARK);
+	if (st->evicting == CQP_NONE)
+		st->draining = above(st, st->o.low, 0) && mark(st);
+	return st->draining;
+}
+
+/* A namespace whose limits were lowered: its own leaves, as far as they go. */
+static bool shrink(struct cqd_ns *ns)
+{
+	unsigned int i;
+
+	for (i = 0; i < PER_TURN; i++) {
+		if (ns->used_bytes <= ns->quota_bytes && ns->pages <= ns->quota_pages)
+			break;
+		if (!cqd_evict_one(ns->st, NULL, ns))
+			break;
+	}
+	ns->shrinking = i == PER_TURN;
+	return ns->shrinking;
+}
+
+static bool step_quotas(struct cqd_store *st)
+{
+	struct list_head *pos;
+
+	list_for_each(pos, &st->namespaces) {
+		struct cqd_ns *ns = list_entry(pos, struct cqd_ns, node);
+
+		if (ns->shrinking && shrink(ns))
+			return true;
+	}
+	return false;
+}
+
+static void req_end(struct evict_req *req)
+{
+	list_del(&req->node);
+	req->done(req->arg, req->pages, req->bytes);
+	free(req);
+}
+
+/* True: it goes on in the next turn. */
+static bool req_step(struct cqd_store *st, struct evict_req *req)
+{
+	struct cqd_lru_of of = { .ns = req->ns, .before = req->before };
+	unsigned int i;
+	uint32_t p;
+
+	if (req->model[0]) {
+		of.model = cqd_model_find(st, req->model);
+		if (!of.model)
+			return false;
+	}
+	for (i = 0; i < PER_TURN; i++) {
+		if (req->want && req->bytes >= req->want)
+			return false;
+		p = choose(st, &of);
+		if (p == CQP_NONE)
+			return false;
+		req->pages++;
+		req->bytes += bytes_of(st, p);
+		evict(st, p, CQD_EVICT_ADMIN);
+	}
+	return true;
+}
+
+static bool step_requests(struct cqd_store *st)
+{
+	struct evict_req *req;
+
+	if (list_empty(&st->evict_reqs))
+		return false;
+	req = list_first(&st->evict_reqs, struct evict_req, node);
+	if (!req_step(st, req)) {
+		cqd_segment_trim(st);
+		req_end(req);
+	}
+	return !list_empty(&st->evict_reqs);
+}
+
 /**
- * cqd_evict_idle() - one turn of the loop while victims wait
+ * cqd_evict_idle() - one turn of the loop while there is something to evict
  * @idle: of the store
  */
 void cqd_evict_idle(uv_idle_t *idle)
 {
+	static bool (*const steps[])(struct cqd_store *st) = {
+		step_expired, step_watermark, step_quotas, step_requests,
+		cqd_evict_segment_step,
+	};
 	struct cqd_store *st = idle->data;
+	bool more = false;
 	unsigned int i;
 
-	for (i = 0; i < PER_TURN && st->evicting != CQP_NONE; i++)
-		reclaim(st, st->evicting);
-	if (st->evicting != CQP_NONE)
-		return;
-	if (!above(st, st->o.low, 0) || !mark(st)) {
-		st->draining = false;
+	for (i = 0; i < ARRAY_SIZE(steps); i++)
+		more |= steps[i](st);
+	if (!more) {
+		st->idling = false;
 		uv_idle_stop(idle);
 	}
+}
+
+/**
+ * cqd_evict_start() - there is something for the idle handler
+ * @st: store
+ */
+void cqd_evict_start(struct cqd_store *st)
+{
+	if (st->idling || st->closing)
+		return;
+	st->idling = true;
+	uv_idle_start(&st->idle, cqd_evict_idle);
 }
 
 /**
@@ -243,97 +303,66 @@ void cqd_evict_kick(struct cqd_store *st)
 	    !above(st, st->o.high, 0) || !mark(st))
 		return;
 	st->draining = true;
-	uv_idle_start(&st->idle, cqd_evict_idle);
-}
-
-/* --- whole segments --- */
-
-/* Marks every page that is in use or has a descendant in use. */
-static void mark_busy(struct cqd_store *st)
-{
-	uint32_t i, p;
-
-	for (i = 0; i < st->ix.t_pages.high; i++)
-		st->pages[i].flags &= (uint8_t)~CQD_PG_BUSY;
-	for (i = 0; i < st->ix.t_pages.high; i++) {
-		const struct cqd_page *pg = &st->pages[i];
-
-		if (!pg->shard || (!pg->pins && !pg->holds && pg->state != CQP_FILLING))
-			continue;
-		for (p = i; p != CQP_NONE && !(st->pages[p].flags & CQD_PG_BUSY);
-		     p = st->pages[p].parent)
-			st->pages[p].flags |= CQD_PG_BUSY;
-	}
-}
-
-/* Newest use in a segment all of whose pages may go; UINT64_MAX if not. */
-static uint64_t newest_use(const struct cqd_store *st, const struct cqd_segment *seg)
-{
-	uint64_t newest = 0;
-	uint32_t i, p;
-
-	for (i = 0; i < seg->slots; i++) {
-		p = seg->owner[i];
-		if (p == CQP_NONE)
-			continue;
-		if (st->pages[p].flags & CQD_PG_BUSY)
-			return UINT64_MAX;
-		newest = MAX(newest, used_at(st, p));
-	}
-	return newest;
-}
-
-/* The segment of another shard whose newest page is the oldest. */
-static struct cqd_segment *coldest(struct cqd_store *st, const struct cqd_shard *not_of,
-				   uint64_t older_than)
-{
-	struct cqd_segment *best = NULL;
-	uint64_t age, best_age = older_than;
-	uint32_t i;
-
-	mark_busy(st);
-	for (i = 0; i < CQD_MAX_SEGMENTS; i++) {
-		if (!st->segs[i] || st->segs[i]->shard == not_of)
-			continue;
-		age = newest_use(st, st->segs[i]);
-		if (age < best_age) {
-			best = st->segs[i];
-			best_age = age;
-		}
-	}
-	return best;
+	cqd_evict_start(st);
 }
 
 /**
- * cqd_evict_segment() - give the memory of another shard's segment back
- * @st: store
- * @sh: shard that needs room
- *
- * Taken only if all of it is older than the oldest leaf of @sh (which would
- * have to go otherwise). Looks at every page, so no more than ten times per
- * second: between two looks the answer is no.
- *
- * Return: true if a segment is being destroyed.
+ * cqd_evict_tick() - look for pages that have expired
+ * @st: store; called about once per second
  */
-bool cqd_evict_segment(struct cqd_store *st, const struct cqd_shard *sh)
+void cqd_evict_tick(struct cqd_store *st)
+{
+	unsigned int work = PER_TURN;
+
+	if (cqd_ttl_due(st, &work) != CQP_NONE || !work)
+		cqd_evict_start(st);
+}
+
+/* --- the administrator --- */
+
+/**
+ * cqd_evict() - evict what the administrator wants gone
+ * @st:   store
+ * @opts: which pages; copied
+ * @done: called on the loop, exactly once, when they are gone, unless an error
+ *        is returned
+ * @arg:  passed to @done
+ * @err:  text of the failure
+ *
+ * Never what is in use. Segments left empty are given back at once.
+ *
+ * Return: 0; -ENOENT no such model; -ENOMEM.
+ */
+int cqd_evict(struct cqd_store *st, const struct cqd_evict_opts *opts,
+	      cqd_evict_cb done, void *arg, struct cq_err *err)
 {
 	uint64_t now = cqd_now_us();
-	struct cqd_segment *best;
-	uint32_t i;
+	struct evict_req *req;
 
-	if (st->last_look && now - st->last_look < LOOK_US)
-		return false;
-	st->last_look = now;
-	best = coldest(st, sh, sh->lru_old == CQP_NONE ? UINT64_MAX :
-		       used_at(st, sh->lru_old));
-	if (!best)
-		return false;
-	st->last_look = 0;
-	for (i = 0; i < best->slots; i++) {
-		if (best->owner[i] == CQP_NONE)
-			continue;
-		cqd_page_drop(st, best->owner[i]);
-		st->evictions++;
-	}
-	return cqd_segment_retire(best);
+	if (opts->model && !cqd_model_find(st, opts->model))
+		return cq_err_set(err, -ENOENT, "no model '%s' is loaded", opts->model);
+	req = calloc(1, sizeof(*req));
+	if (!req)
+		return cq_err_set(err, -ENOMEM, "cqd is out of memory");
+	req->ns = opts->ns;
+	if (opts->model)
+		strncpy(req->model, opts->model, sizeof(req->model) - 1);
+	if (opts->older_us)
+		req->before = now > opts->older_us ? now - opts->older_us : 1;
+	req->want = opts->bytes;
+	req->done = done;
+	req->arg = arg;
+	list_add_tail(&req->node, &st->evict_reqs);
+	cqd_evict_start(st);
+	return 0;
+}
+
+/**
+ * cqd_evict_stop() - end the administrator's requests as far as they have come
+ * @st: store that closes
+ */
+void cqd_evict_stop(struct cqd_store *st)
+{
+	while (!list_empty(&st->evict_reqs))
+		req_end(list_first(&st->evict_reqs, struct evict_req, node));
 }

@@ -37,6 +37,20 @@ static unsigned int walk(struct cqd_shard *sh, const struct cqp_key *keys,
 	return i;
 }
 
+/* Every page of a run was used, the last one @p; the others are no leaves. */
+static void touch(struct cqd_store *st, uint32_t p, unsigned int n)
+{
+	uint64_t now = cqd_now_us();
+
+	if (!n)
+		return;
+	cqd_page_touch(st, p);
+	while (--n) {
+		p = st->pages[p].parent;
+		cqd_lru_used(st, p, now, 1);
+	}
+}
+
 /**
  * cqd_lookup() - longest run of resident pages
  * @client: who asks; the pin is counted on it
@@ -67,8 +81,7 @@ int cqd_lookup(struct cqd_client *client, struct cqd_shard *shard,
 		if (ret)
 			return ret;
 	}
-	if (got)
-		cqd_page_touch(st, last);
+	touch(st, last, got);
 	*sink = cqd_place_page(NULL, 0);
 	if (got) {
 		uint32_t first = cqd_page_find(st, shard, &keys[0]);

@@ -74,6 +74,7 @@ int cqd_ns_attach(struct cqd_store *st, uint32_t rec, int fd, struct cqd_ns **ou
 	ns->n_words = r->state_words;
 	ns->mem = (struct cqd_mem){ .bytes = r->state_words * 8, .fd = fd, .ro_fd = -1 };
 	list_init(&ns->segs);
+	list_init(&ns->leafy);
 	if (fd < 0)
 		ret = cqd_memfd_make("cq-state", ns->mem.bytes, false, &ns->mem, err);
 	else

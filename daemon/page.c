@@ -117,9 +117,7 @@ static void unlink_page(struct cqd_store *st, uint32_t p)
 	pg->parent = CQP_NONE;
 	/* Who used the child used its ancestors. */
 	if (pg->state != CQP_FILLING)
-		st->ix.pages[parent].last_use_us =
-			MAX(st->ix.pages[parent].last_use_us,
-			    st->ix.pages[p].last_use_us);
+		cqd_lru_used(st, parent, st->ix.pages[p].last_use_us, 0);
 	cqd_page_settle(st, parent);
 }
 
@@ -334,16 +332,14 @@ void cqd_page_settle(struct cqd_store *st, uint32_t p)
 }
 
 /**
- * cqd_page_touch() - a page was used
+ * cqd_page_touch() - a page was used once more
  * @st: store
  * @p:  page
- *
- * Its ancestors learn of it when they become leaves.
  */
 void cqd_page_touch(struct cqd_store *st, uint32_t p)
 {
-	st->ix.pages[p].last_use_us = cqd_now_us();
 	cqd_lru_del(st, p);
+	cqd_lru_used(st, p, cqd_now_us(), 1);
 	cqd_page_settle(st, p);
 }
 

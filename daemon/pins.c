@@ -47,7 +47,7 @@ static void count_down(struct cqd_store *st, struct cqd_client *cl, uint32_t pag
 	if (pg->pins)
 		return;
 	st->pages_pinned--;
-	st->ix.pages[page].last_use_us = cqd_now_us();
+	cqd_lru_used(st, page, cqd_now_us(), 0);
 	cqd_page_settle(st, page);
 }
 

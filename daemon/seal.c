@@ -131,6 +131,18 @@ static void fail(struct cqd_seal_op *op, int ret)
 	finish(op, ret, CQP_NONE, false);
 }
 
+/* The longest of what its publishers want counts; 0 is for ever. */
+static void raise_page(struct cqd_store *st, uint32_t p, const struct cqd_seal_op *op)
+{
+	struct cqp_rec_page *r = &st->ix.pages[p];
+
+	cqd_lru_del(st, p);
+	r->priority = MAX(r->priority, op->priority);
+	r->ttl_s = r->ttl_s && op->ttl_s ? MAX(r->ttl_s, op->ttl_s) : 0;
+	cqd_lru_note(st, p);
+	cqd_page_settle(st, p);
+}
+
 static void found(struct cqd_seal_op *op, uint32_t p)
 {
 	struct cqd_store *st = op->st;
@@ -143,7 +155,8 @@ static void found(struct cqd_seal_op *op, uint32_t p)
 		fail(op, ret);
 		return;
 	}
-	st->ix.pages[p].last_use_us = cqd_now_us();
+	cqd_page_touch(st, p);
+	raise_page(st, p, op);
 	finish(op, 0, p, true);
 }
 
@@ -210,6 +223,7 @@ static void publish(struct cqd_seal_op *op)
 	r->parent = pg->parent;
 	r->depth = pg->parent == CQP_NONE ? 0 : st->ix.pages[pg->parent].depth + 1;
 	pg->filler = NULL;
+	cqd_lru_note(st, op->page);
 	cqd_page_event(st, op->page, CQD_EV_PUBLISH);
 	cqd_page_settle(st, op->page);
 	st->seals++;

@@ -109,7 +109,7 @@ struct cqp_page cqd_place_page(const struct cqd_segment *seg, uint32_t slot)
 /* --- slots --- */
 
 /**
- * cqd_segment_arrays() - owners and free list, every slot free
+ * cqd_segment_arrays() - owners and free list, every slot free; its shard's order
  * @seg: slots is set
  *
  * Return: 0 or -ENOMEM.
@@ -120,7 +120,7 @@ int cqd_segment_arrays(struct cqd_segment *seg)
 
 	seg->owner = malloc(seg->slots * sizeof(*seg->owner));
 	seg->next_free = malloc(seg->slots * sizeof(*seg->next_free));
-	if (!seg->owner || !seg->next_free)
+	if (!seg->owner || !seg->next_free || cqd_lru_make(seg->shard))
 		return -ENOMEM;
 	for (i = 0; i < seg->slots; i++)
 		seg->owner[i] = CQP_NONE;
@@ -212,11 +212,14 @@ void cqd_slot_free(struct cqd_place at)
 	seg->owner[at.slot] = CQP_NONE;
 	seg->next_free[at.slot] = seg->free_head;
 	seg->free_head = at.slot;
-	if (list_empty(&seg->partial_node))
+	if (list_empty(&seg->partial_node) && !seg->leaving)
 		list_add_tail(&seg->partial_node, &seg->shard->kind[seg->kind].partial);
 	seg->st->pool_used -= seg->slot_bytes;
-	if (--seg->used == 0)
-		seg->empty_since = uv_now(seg->st->loop);
+	if (--seg->used)
+		return;
+	seg->empty_since = uv_now(seg->st->loop);
+	seg->last_use = 0;
+	seg->top = 0;
 }
 
 /* --- creation --- */
@@ -450,6 +453,8 @@ bool cqd_segment_retire(struct cqd_segment *seg)
 	if (!seg->live || seg->used)
 		return false;
 	seg->live = false;
+	if (seg->st->emptying == seg)
+		seg->st->emptying = NULL;
 	/* Record first: a new daemon must not find it without memory. */
 	cqd_word_state(&seg->st->ix.segs[seg->rec].word, CQP_FREE);
 	unhash(seg);
@@ -476,6 +481,25 @@ void cqd_segment_tick(struct cqd_store *st)
 		if (seg && !seg->used && now - seg->empty_since >= st->empty_ms)
 			cqd_segment_retire(seg);
 	}
+}
+
+/**
+ * cqd_segment_trim() - destroy every empty segment now
+ * @st: store
+ *
+ * Return: bytes that are given back.
+ */
+uint64_t cqd_segment_trim(struct cqd_store *st)
+{
+	uint64_t bytes = 0;
+	uint32_t i;
+
+	for (i = 0; i < CQD_MAX_SEGMENTS; i++)
+		if (st->segs[i] && !st->segs[i]->used) {
+			bytes += st->segs[i]->mem.bytes;
+			cqd_segment_retire(st->segs[i]);
+		}
+	return bytes;
 }
 
 /**

@@ -79,8 +79,8 @@ int cqd_shard_make(struct cqd_ns *ns, struct cqd_model *m,
 	sh->ns = ns;
 	sh->model = m;
 	sh->range = *range;
-	sh->lru_old = CQP_NONE;
-	sh->lru_new = CQP_NONE;
+	list_init(&sh->leafy);
+	list_init(&sh->ns_leafy);
 	list_init(&sh->waiting);
 	for (k = 0; k < CQD_N_KINDS; k++)
 		list_init(&sh->kind[k].partial);
@@ -98,7 +98,10 @@ int cqd_shard_make(struct cqd_ns *ns, struct cqd_model *m,
 void cqd_shard_free(struct cqd_shard *sh)
 {
 	list_del(&sh->node);
+	list_del(&sh->leafy);
+	list_del(&sh->ns_leafy);
 	cqd_model_put(sh->model);
+	free(sh->lru);
 	free(sh);
 }
 

@@ -6,7 +6,8 @@
 #include <sys/random.h>
 #include "daemon/store_priv.h"
 
-#define TICK_MS 1000
+#define TICK_MS		1000
+#define HALF_LIFE_S	600	/* unless configured */
 
 /**
  * cqd_random() - 64 random bits from the kernel
@@ -104,6 +105,7 @@ static void store_free(struct cqd_store *st)
 static void tick(uv_timer_t *timer)
 {
 	cqd_segment_tick(timer->data);
+	cqd_evict_tick(timer->data);
 }
 
 static int check_opts(const struct cqd_store_opts *o, struct cq_err *err)
@@ -165,6 +167,10 @@ int cqd_store_new(uv_loop_t *loop, const struct cqd_store_opts *opts,
 	st->o = *opts;
 	st->ix.fd = -1;
 	st->empty_ms = CQD_EMPTY_MS;
+	st->half_us = (opts->half_life_s ? opts->half_life_s : HALF_LIFE_S) * 1000000ull;
+	cqd_ttl_init(st);
+	list_init(&st->leafy);
+	list_init(&st->evict_reqs);
 	list_init(&st->namespaces);
 	list_init(&st->models);
 	list_init(&st->shards);
@@ -234,6 +240,7 @@ void cqd_store_close(struct cqd_store *st, void (*done)(void *arg), void *arg)
 	st->closed_arg = arg;
 	st->closing = true;
 	cqd_verify_stop(st);
+	cqd_evict_stop(st);
 	cqd_seal_cancel_waiting(st);
 	list_for_each(pos, &st->clients)
 		cqd_arena_drop_all(list_entry(pos, struct cqd_client, node));

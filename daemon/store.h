@@ -36,6 +36,7 @@ struct cqd_segment;
  * @max_pins:    pin records
  * @segment_min: bytes of a shard's first segment, @segment_max of its largest
  * @low, @high:  eviction watermarks in percent of @pool_bytes in use
+ * @half_life_s: after so many seconds a use counts half; 0: the default
  * @verify_rate: bytes per second of background verification after re-adoption
  * @backend:     memory backend by name, "memfd"
  * @fds:         descriptors handed over by the service manager, @names their
@@ -46,7 +47,7 @@ struct cqd_store_opts {
 	uint64_t pool_bytes;
 	uint32_t max_pages, max_clients, max_pins;
 	uint64_t segment_min, segment_max;
-	uint32_t low, high;
+	uint32_t low, high, half_life_s;
 	uint64_t verify_rate;
 	const char *backend;
 	const int *fds;
@@ -255,6 +256,28 @@ typedef void (*cqd_verify_cb)(void *arg, uint64_t checked, uint64_t failed,
 			      uint64_t bytes);
 /* Checksum of every sealed page now; mismatches are dropped with descendants. */
 int cqd_verify(struct cqd_store *st, cqd_verify_cb done, void *arg);
+
+/**
+ * struct cqd_evict_opts - which pages the administrator wants gone
+ * @ns:       of this namespace, NULL: of all
+ * @model:    of the model of this name, NULL: of all
+ * @older_us: not used for longer than so long; 0: whatever their use
+ * @bytes:    ends when so many are free; 0: no such end
+ */
+struct cqd_evict_opts {
+	const struct cqd_ns *ns;
+	const char *model;
+	uint64_t older_us;
+	uint64_t bytes;
+};
+
+typedef void (*cqd_evict_cb)(void *arg, uint64_t pages, uint64_t bytes);
+/* Evicts some per turn of the loop, never what is in use; then calls @done with
+ * what went. 0; -ENOENT no such model; -ENOMEM. */
+int cqd_evict(struct cqd_store *st, const struct cqd_evict_opts *opts,
+	      cqd_evict_cb done, void *arg, struct cq_err *err);
+/* The machine is short of memory: gives back up to @bytes of segments. */
+void cqd_store_squeeze(struct cqd_store *st, uint64_t bytes);
 
 struct cqd_stats {
 	uint64_t pool_limit, pool_reserved, pool_used;

@@ -26,6 +26,10 @@
 #define CQD_ARENAS_PER_CLIENT	64
 #define CQD_SEALS_PER_CLIENT	4096	/* open at once */
 #define CQD_EMPTY_MS		30000	/* an empty segment is kept this long */
+#define CQD_PRIORITIES		256
+#define CQD_LEVELS		8	/* of frequency, see lru.c */
+#define CQD_MAX_USES		255	/* a page's counter stops there */
+#define CQD_WHEEL		1024	/* seconds ahead, see ttl.c */
 
 /* --- worker threads (job.c) --- */
 
@@ -123,6 +127,8 @@ struct cqd_ns {
 	char *salt;
 	uint64_t quota_bytes, quota_pages, quota_pins;	/* resolved, never 0 */
 	uint64_t used_bytes, arena_bytes, pages, pins;
+	struct list_head leafy;		/* shards with pages that may go */
+	bool shrinking;			/* its limits were lowered below what it uses */
 	struct cqd_mem mem;		/* state words */
 	uint64_t *words;
 	uint64_t n_words;
@@ -154,9 +160,23 @@ struct cqd_shard_kind {
 	int failed;
 };
 
+/*
+ * The order in which a shard's pages go: one queue per priority and level of
+ * frequency, least recently used first. The bits say which are not empty; the
+ * ends of an empty one mean nothing.
+ */
+struct cqd_lru {
+	uint64_t priorities[CQD_PRIORITIES / 64];
+	uint8_t levels[CQD_PRIORITIES];
+	struct {
+		uint32_t old, new;
+	} queue[CQD_PRIORITIES][CQD_LEVELS];
+};
+
 struct cqd_shard {
 	struct cqd_store *st;
 	struct list_head node;
+	struct list_head leafy, ns_leafy; /* on the lists of the store and of @ns */
 	struct cqd_ns *ns;
 	struct cqd_model *model;
 	struct cqp_shard range;
@@ -165,7 +185,7 @@ struct cqd_shard {
 	uint32_t opens;
 	uint32_t pages;			/* records of any state but free */
 	struct cqd_shard_kind kind[CQD_N_KINDS];
-	uint32_t lru_old, lru_new;	/* leaves that may go, oldest first */
+	struct cqd_lru *lru;		/* leaves that may go; made with the first segment */
 	struct list_head waiting;	/* seals without a slot */
 	uint64_t kicked;
 };
@@ -183,18 +203,21 @@ struct cqd_segment {
 	unsigned int kind;
 	uint64_t slot_bytes, word_base;
 	uint64_t empty_since;		/* loop time, ms */
+	uint64_t last_use;		/* us: no page in it was used later */
+	uint8_t top;			/* ... or has a higher priority */
 	uint32_t id_next;		/* hash chain by id */
 	uint32_t free_head;
 	uint32_t *next_free;		/* [slots] */
 	uint32_t *owner;		/* [slots] page record or CQP_NONE */
 	bool live, dying;
+	bool leaving;			/* being emptied: no slot of it is given out */
 };
 
 #define CQD_PG_LRU		1u
 #define CQD_PG_HASHED		2u
 #define CQD_PG_UNVERIFIED	4u
 #define CQD_PG_SINK		8u	/* has a sink object */
-#define CQD_PG_BUSY		16u	/* scratch of cqd_evict_segment() */
+#define CQD_PG_TTL		16u	/* on the wheel of ttl.c */
 
 struct cqd_page {
 	struct cqd_shard *shard;
@@ -204,9 +227,11 @@ struct cqd_page {
 	uint32_t parent;		/* CQP_NONE for page 0 */
 	uint32_t child, sib_prev, sib_next;
 	uint32_t pins;			/* counts of all clients together */
+	uint32_t ttl_prev, ttl_next;
 	uint16_t holds;			/* jobs that read it */
 	uint8_t state;
 	uint8_t flags;
+	uint8_t priority, level;	/* of the queue that it is listed in */
 };
 
 /* With 128 of the record, state word, slot arrays and hash: below 256. */
@@ -243,6 +268,25 @@ struct cqd_client {
 	uint32_t n_arenas, next_arena;
 	struct cqd_shard *shards[CQD_SHARDS_PER_CLIENT];
 	uint32_t n_shards;
+};
+
+/* Pages by the second at which they expire. */
+struct cqd_wheel {
+	uint32_t slot[CQD_WHEEL];
+	uint64_t at;			/* second; slots before it are empty */
+	uint32_t n;			/* pages on it */
+};
+
+/* Why a page was evicted. */
+enum cqd_evict_reason {
+	CQD_EVICT_WATERMARK,
+	CQD_EVICT_ROOM,
+	CQD_EVICT_SEGMENT,
+	CQD_EVICT_TTL,
+	CQD_EVICT_ADMIN,
+	CQD_EVICT_PRESSURE,
+	CQD_EVICT_QUOTA,
+	CQD_N_EVICT
 };
 
 struct cqd_place {
@@ -295,8 +339,17 @@ struct cqd_store {
 	uint32_t *page_hash, *pin_hash, *session_hash;
 	uint32_t page_mask, pin_mask, session_mask;
 	uint32_t orphans;
+	struct list_head leafy;		/* shards with pages that may go */
+	uint64_t half_us;		/* after so long a use counts half */
+	struct cqd_wheel wheel;
 	uint32_t evicting;		/* list of victims, by lru_next/prev */
+	bool idling;			/* the idle handler runs */
 	bool draining;			/* evicting down to the low watermark */
+	struct list_head evict_reqs;	/* of the administrator */
+	struct cqd_segment *emptying;	/* one that is given back */
+	uint32_t emptying_at;		/* its next slot */
+	enum cqd_evict_reason emptying_why;
+	uint64_t squeeze;		/* bytes to give back to the machine */
 	uint64_t last_look;		/* us, of cqd_evict_segment() in vain */
 	uint64_t n_state[5];
 	uint64_t pool_reserved, pool_used, pages_pinned;
@@ -371,6 +424,8 @@ int cqd_segment_grow(struct cqd_shard *sh, unsigned int kind, struct cq_err *err
 /* Destroys @seg if it is empty and nothing reads it. */
 bool cqd_segment_retire(struct cqd_segment *seg);
 void cqd_segment_tick(struct cqd_store *st);
+/* Destroys every empty segment now; their bytes. */
+uint64_t cqd_segment_trim(struct cqd_store *st);
 void cqd_segment_release(struct cqd_segment *seg);
 uint64_t *cqd_segment_word(const struct cqd_segment *seg, uint32_t slot);
 struct cqp_page cqd_place_page(const struct cqd_segment *seg, uint32_t slot);
@@ -399,17 +454,67 @@ void cqd_page_unhold(struct cqd_store *st, uint32_t p);
 struct cqd_place cqd_page_place(struct cqd_store *st, uint32_t p, unsigned int kind);
 uint64_t cqd_now_us(void);
 
+/* --- the order of pages that may go (lru.c) --- */
+
+int cqd_lru_make(struct cqd_shard *sh);
+void cqd_lru_add(struct cqd_store *st, uint32_t p);
+void cqd_lru_del(struct cqd_store *st, uint32_t p);
+/* Uses as they count now. */
+uint32_t cqd_lru_uses(const struct cqd_store *st, uint32_t p, uint64_t now);
+/* A page was used at @at: by its reader, or (@uses 1) once more. */
+void cqd_lru_used(struct cqd_store *st, uint32_t p, uint64_t at, uint32_t uses);
+/* What @p tells about the whole of its segments. */
+void cqd_lru_note(struct cqd_store *st, uint32_t p);
+
+/**
+ * struct cqd_lru_of - which pages are asked for
+ * @sh, @ns, @model: theirs, NULL: of any
+ * @before: last used before then, in us; 0: at any time
+ */
+struct cqd_lru_of {
+	const struct cqd_shard *sh;
+	const struct cqd_ns *ns;
+	const struct cqd_model *model;
+	uint64_t before;
+};
+
+bool cqd_lru_matches(const struct cqd_store *st, uint32_t p, const struct cqd_lru_of *of);
+/* The page among them that goes first, CQP_NONE. */
+uint32_t cqd_lru_first(struct cqd_store *st, const struct cqd_lru_of *of);
+/* Does what has this priority and use go before page @p? CQP_NONE: yes. */
+bool cqd_lru_before(const struct cqd_store *st, uint8_t priority, uint64_t use,
+		    uint32_t p);
+
+/* --- time to live (ttl.c) --- */
+
+void cqd_ttl_init(struct cqd_store *st);
+void cqd_ttl_add(struct cqd_store *st, uint32_t p);
+void cqd_ttl_del(struct cqd_store *st, uint32_t p);
+bool cqd_ttl_expired(const struct cqd_store *st, uint32_t p);
+/* A page that has expired and may go, CQP_NONE; takes *@work down by what it did. */
+uint32_t cqd_ttl_due(struct cqd_store *st, unsigned int *work);
+
 /* --- eviction (evict.c) --- */
 
-void cqd_lru_del(struct cqd_store *st, uint32_t p);
-void cqd_lru_add(struct cqd_store *st, uint32_t p);
-/* Oldest leaf of @sh, or of @ns, or of all (both NULL) goes. False: none may. */
-bool cqd_evict_one(struct cqd_store *st, struct cqd_shard *sh, struct cqd_ns *ns);
-/* Empties an old segment of another shard. True: one is being destroyed. */
-bool cqd_evict_segment(struct cqd_store *st, const struct cqd_shard *sh);
+/* The first leaf of @sh, or of @ns, or of all (both NULL) goes. False: none may. */
+bool cqd_evict_one(struct cqd_store *st, const struct cqd_shard *sh,
+		   const struct cqd_ns *ns);
 void cqd_evict_kick(struct cqd_store *st);
 void cqd_evict_take_back(struct cqd_store *st, uint32_t p);
+void cqd_evict_start(struct cqd_store *st);
 void cqd_evict_idle(uv_idle_t *idle);
+void cqd_evict_tick(struct cqd_store *st);
+/* Ends the administrator's requests as far as they have come. */
+void cqd_evict_stop(struct cqd_store *st);
+/* Counts a page that goes; right before it does. */
+void cqd_evicted(struct cqd_store *st, uint32_t p, enum cqd_evict_reason why);
+
+/* --- whole segments (evict_segment.c) --- */
+
+/* Empties an old segment of another shard. True: one is being destroyed. */
+bool cqd_evict_segment(struct cqd_store *st, const struct cqd_shard *sh);
+/* One step of emptying a segment or of giving memory back. False: nothing to do. */
+bool cqd_evict_segment_step(struct cqd_store *st);
 
 /* --- pins (pins.c) --- */
 
