@@ -28,6 +28,8 @@ enum kind {
 	K_U32,
 	K_U64,
 	K_MODE,		/* uint32_t */
+	K_SECONDS,	/* uint32_t */
+	K_PRESSURE,	/* uint32_t, us */
 	K_UIDS,
 	K_NAMES,
 };
@@ -63,6 +65,8 @@ static const struct key daemon_keys[] = {
 	{ "segment_max", K_BYTES, true, D(segment_max), 1ull << 16, 1ull << 40 },
 	{ "low", K_U32, true, D(low), 1, 99 },
 	{ "high", K_U32, true, D(high), 2, 100 },
+	{ "half_life", K_SECONDS, true, D(half_life_s), 1, 7 * 86400 },
+	{ "pressure", K_PRESSURE, true, D(pressure_us), 0, 0 },
 	{ "verify_rate", K_BYTES, true, D(verify_rate), 0, 1ull << 50 },
 	{ "backend", K_WORD, true, D(backend), 0, 0 },
 	{ "max_connections", K_U32, false, D(max_connections), 1, 1u << 20 },
@@ -77,6 +81,9 @@ static const struct key ns_keys[] = {
 	{ "quota_pages", K_U64, false, N(quota_pages), 0, 1ull << 40 },
 	{ "quota_pins", K_U64, false, N(quota_pins), 0, 1ull << 40 },
 	{ "connections", K_U32, false, N(connections), 0, 1u << 20 },
+	{ "priority", K_U32, false, N(priority), 0, 255 },
+	{ "priority_max", K_U32, false, N(priority_max), 0, 255 },
+	{ "ttl", K_SECONDS, false, N(ttl_s), 0, UINT32_MAX },
 	{ "salt", K_TEXT, true, N(salt), 0, 0 },
 	{ "models", K_NAMES, false, N(models), 0, 0 },
 	{ NULL, 0, false, 0, 0, 0 },
@@ -168,6 +175,23 @@ static int set_number(const struct key *k, const char *value, void *field,
 	return 0;
 }
 
+static int set_seconds(const struct key *k, const char *value, uint32_t *field,
+		       struct cq_err *err)
+{
+	uint64_t us;
+	int ret = cqd_value_time(value, &us, err);
+
+	if (ret)
+		return ret;
+	if (us % 1000000)
+		return cq_err_set(err, -EINVAL, "%s: whole seconds only", value);
+	if (us / 1000000 < k->min || us / 1000000 > k->max)
+		return cq_err_set(err, -EINVAL, "%s is outside %llu to %llu seconds", value,
+				  (unsigned long long)k->min, (unsigned long long)k->max);
+	*field = (uint32_t)(us / 1000000);
+	return 0;
+}
+
 static int set_value(const struct key *k, const char *value, void *base,
 		     struct cq_err *err)
 {
@@ -187,6 +211,10 @@ static int set_value(const struct key *k, const char *value, void *base,
 		return cqd_value_size(value, true, field, err);
 	case K_MODE:
 		return cqd_value_mode(value, field, err);
+	case K_SECONDS:
+		return set_seconds(k, value, field, err);
+	case K_PRESSURE:
+		return cqd_value_pressure(value, field, err);
 	case K_UIDS:
 		return cqd_value_uids(value, field, err);
 	case K_NAMES:
@@ -218,6 +246,7 @@ static int add_ns(struct reader *r, const char *name)
 		return refuse(r, -ENOMEM, "out of memory");
 	cfg->ns = ns;
 	ns += cfg->n_ns;
+	ns->priority_max = UINT8_MAX;
 	ns->name = strdup(name);
 	if (!ns->name)
 		return refuse(r, -ENOMEM, "out of memory");
@@ -382,6 +411,7 @@ static struct cqd_config *config_new(void)
 	cfg->segment_max = 512 * MIB;
 	cfg->low = 85;
 	cfg->high = 95;
+	cfg->half_life_s = 600;
 	cfg->verify_rate = 256 * MIB;
 	cfg->max_connections = 4096;
 	cfg->uid_connections = 2048;
@@ -419,6 +449,7 @@ static int add_default_ns(struct cqd_config *cfg)
 		return -ENOMEM;
 	}
 	ns->uid.any = true;
+	ns->priority_max = UINT8_MAX;
 	cfg->ns = ns;
 	cfg->n_ns = 1;
 	return 0;
@@ -579,6 +610,8 @@ static bool same_value(const struct key *k, const void *a, const void *b)
 	switch (k->kind) {
 	case K_U32:
 	case K_MODE:
+	case K_SECONDS:
+	case K_PRESSURE:
 		return !memcmp(fa, fb, sizeof(uint32_t));
 	case K_BYTES:
 	case K_U64:

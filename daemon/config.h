@@ -48,6 +48,7 @@ struct cqd_size {
  * @socket:      path of a socket of its own, NULL: reached through the common one
  * @quota_bytes: resolved against the pool; 0: the pool's limit
  * @connections: at the same time; 0: no limit of its own
+ * @priority, @ttl_s: of pages whose seal names none; @priority_max: what it may name
  * @models:      those its members may open; empty: all
  */
 struct cqd_ns_config {
@@ -58,6 +59,7 @@ struct cqd_ns_config {
 	uint64_t quota_pages;
 	uint64_t quota_pins;
 	uint32_t connections;
+	uint32_t priority, priority_max, ttl_s;
 	char *salt;
 	struct cqd_names models;
 };
@@ -71,6 +73,8 @@ struct cqd_model_config {
 /*
  * struct cqd_config - a whole file, checked
  * @pool_bytes: resolved against the machine's memory by cqd_config_load()
+ * @half_life_s: after so long a use of a page counts half
+ * @pressure_us: stall in 2 s at which memory is given back; 0: never
  */
 struct cqd_config {
 	char *socket, *admin_socket;
@@ -78,7 +82,7 @@ struct cqd_config {
 	struct cqd_size pool_bytes;
 	uint32_t max_pages, max_clients, max_pins;
 	uint64_t segment_min, segment_max;
-	uint32_t low, high;
+	uint32_t low, high, half_life_s, pressure_us;
 	uint64_t verify_rate;
 	char *backend;
 	uint32_t max_connections, uid_connections;
@@ -109,6 +113,10 @@ int cqd_value_u64(const char *s, uint64_t min, uint64_t max, uint64_t *out,
 /* 4096, 16M, 1.5G are bytes (suffixes k, M, G, T: powers of 1024); 25% a share. */
 int cqd_value_size(const char *s, bool share, struct cqd_size *out,
 		   struct cq_err *err);
+/* 90, 90s, 15m, 2h, 7d; 150ms; in microseconds. */
+int cqd_value_time(const char *s, uint64_t *us, struct cq_err *err);
+/* "off", or "some TIME" of a 2 s window, 0 or in us. */
+int cqd_value_pressure(const char *s, uint32_t *us, struct cq_err *err);
 int cqd_value_mode(const char *s, uint32_t *out, struct cq_err *err);
 int cqd_value_uids(const char *s, struct cqd_uids *out, struct cq_err *err);
 int cqd_value_names(const char *s, struct cqd_names *out, struct cq_err *err);

@@ -8,6 +8,7 @@
 #include <pwd.h>
 #include <stdlib.h>
 #include <string.h>
+#include "cq/util.h"
 #include "daemon/config.h"
 #include "proto/proto.h"
 
@@ -106,6 +107,78 @@ int cqd_value_size(const char *s, bool share, struct cqd_size *out,
 	if (__builtin_mul_overflow(v, unit, &v))
 		return cq_err_set(err, -EINVAL, "%s is more than 64 bits", s);
 	*out = (struct cqd_size){ .bytes = v };
+	return 0;
+}
+
+static uint64_t us_of(const char *unit)
+{
+	static const struct {
+		const char *name;
+		uint64_t us;
+	} units[] = {
+		{ "", 1000000 }, { "s", 1000000 }, { "ms", 1000 }, { "m", 60000000 },
+		{ "h", 3600000000 }, { "d", 86400000000 },
+	};
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(units); i++)
+		if (!strcmp(units[i].name, unit))
+			return units[i].us;
+	return 0;
+}
+
+/**
+ * cqd_value_time() - length of time
+ * @s:   "90", "90s", "150ms", "15m", "2h", "7d"
+ * @us:  in microseconds
+ * @err: reason of a failure
+ *
+ * Return: 0 or -EINVAL.
+ */
+int cqd_value_time(const char *s, uint64_t *us, struct cq_err *err)
+{
+	const char *end;
+	uint64_t v, unit;
+
+	if (!digits(s, &v, &end))
+		return cq_err_set(err, -EINVAL, "\"%s\" is not a time: write a number with ms, "
+				  "s, m, h or d", s);
+	unit = us_of(end);
+	if (!unit)
+		return cq_err_set(err, -EINVAL, "\"%s\" is not a time: unknown unit \"%s\", "
+				  "use ms, s, m, h or d", s, end);
+	if (__builtin_mul_overflow(v, unit, &v))
+		return cq_err_set(err, -EINVAL, "%s is too long", s);
+	*us = v;
+	return 0;
+}
+
+/**
+ * cqd_value_pressure() - when memory is given back
+ * @s:   "off", or "some TIME": tasks stalled for so long in 2 s
+ * @us:  0, or the time in microseconds
+ * @err: reason of a failure
+ *
+ * Return: 0 or -EINVAL.
+ */
+int cqd_value_pressure(const char *s, uint32_t *us, struct cq_err *err)
+{
+	uint64_t v;
+	int ret;
+
+	if (!strcmp(s, "off")) {
+		*us = 0;
+		return 0;
+	}
+	if (strncmp(s, "some ", 5))
+		return cq_err_set(err, -EINVAL, "\"%s\" is neither off nor \"some TIME\"", s);
+	s += 5 + strspn(s + 5, " \t");
+	ret = cqd_value_time(s, &v, err);
+	if (ret)
+		return ret;
+	if (v < 1000 || v > 2000000)
+		return cq_err_set(err, -EINVAL, "some %s is outside 1ms to 2s", s);
+	*us = (uint32_t)v;
 	return 0;
 }
 

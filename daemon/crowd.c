@@ -101,7 +101,7 @@ int cqd_crowd_room(const struct cqd_conn *conn, struct cqd_tenant *t, struct cq_
 {
 	struct cqd_uid *u = conn->uid;
 	bool uid_full = u->sessions >= conn->srv->config->uid_connections;
-	bool ns_full = t->cfg->connections && t->sessions >= t->cfg->connections;
+	bool ns_full = t->connections && t->sessions >= t->connections;
 	struct cqd_session *a = NULL, *b = NULL;
 
 	if (uid_full)

@@ -11,8 +11,8 @@
  * between can take one back.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include "daemon/store_priv.h"
 
 #define PER_TURN	32	/* pages freed per turn of the loop */
@@ -346,7 +346,7 @@ int cqd_evict(struct cqd_store *st, const struct cqd_evict_opts *opts,
 		return cq_err_set(err, -ENOMEM, "cqd is out of memory");
 	req->ns = opts->ns;
 	if (opts->model)
-		strncpy(req->model, opts->model, sizeof(req->model) - 1);
+		snprintf(req->model, sizeof(req->model), "%s", opts->model);
 	if (opts->older_us)
 		req->before = now > opts->older_us ? now - opts->older_us : 1;
 	req->want = opts->bytes;

@@ -15,6 +15,7 @@
 #define CANDIDATES	4
 #define CHECK		8192
 #define LOOK_US		100000
+#define SQUEEZE		16	/* part of the pool given back at a time */
 
 /* --- may it go? --- */
 
@@ -255,15 +256,16 @@ bool cqd_evict_segment_step(struct cqd_store *st)
 
 /**
  * cqd_store_squeeze() - the machine is short of memory
- * @st:    store
- * @bytes: of segments to give back, more or less
+ * @st: store
  *
- * Empty segments go at once, others are emptied turn by turn: nearly empty ones
+ * Gives 1/SQUEEZE of the segments' bytes back, and again when it is called
+ * again. Empty segments go at once, others are emptied turn by turn: nearly empty ones
  * first, then those of the lowest priority and the oldest use. What is in use
  * stays, so it may be less.
  */
-void cqd_store_squeeze(struct cqd_store *st, uint64_t bytes)
+void cqd_store_squeeze(struct cqd_store *st)
 {
+	uint64_t bytes = MAX(st->pool_reserved / SQUEEZE, 1);
 	uint64_t empty = cqd_segment_trim(st);
 
 	st->squeeze = bytes - MIN(bytes, empty);

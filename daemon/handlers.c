@@ -270,8 +270,6 @@ static int handle_seal(struct cqd_req *req)
 		.extra_len = seal->has_extra ? seal->extra.len : 0,
 		.offset = seal->offset,
 		.sink_offset = seal->has_sink_offset ? seal->sink_offset : UINT64_MAX,
-		.ttl_s = seal->ttl_s,
-		.priority = (uint8_t)seal->priority,
 	};
 	struct cqd_pending *p;
 	struct cqd_shard *shard;
@@ -285,6 +283,8 @@ static int handle_seal(struct cqd_req *req)
 		return ret;
 	memcpy(r.parent.b, seal->parent.data, sizeof(r.parent.b));
 	memcpy(r.tokens, seal->tokens.data, sizeof(r.tokens));
+	cqd_ns_terms(cqd_client_ns(client_of(req)), seal->has_priority ? &seal->priority : NULL,
+		     seal->has_ttl_s ? &seal->ttl_s : NULL, &r);
 	p = cqd_pending_new(req->conn, req->msg->id);
 	if (!p)
 		return cq_err_set(req->err, -ENOMEM, "cqd is out of memory");
@@ -336,6 +336,8 @@ static const struct cqd_handler handlers[] = {
 	[CQP__MSG__BODY_LOAD] = { "Load", H_ADMIN, 1, cqd_admin_load },
 	[CQP__MSG__BODY_UNLOAD] = { "Unload", H_ADMIN, 0, cqd_admin_unload },
 	[CQP__MSG__BODY_VERIFY] = { "Verify", H_ADMIN, 0, cqd_admin_verify },
+	[CQP__MSG__BODY_EVICT] = { "Evict", H_ADMIN, 0, cqd_admin_evict },
+	[CQP__MSG__BODY_QUOTA] = { "Quota", H_ADMIN, 0, cqd_admin_quota },
 };
 
 static const struct cqd_handler *find(const Cqp__Msg *msg)

@@ -39,6 +39,7 @@ struct daemon {
 	uv_loop_t loop;
 	struct cqd_server srv;
 	struct cqd_notify *notify;
+	struct cqd_pressure *pressure;
 	uv_signal_t sigs[3];
 	char **names;
 	unsigned int n_fds;
@@ -310,6 +311,7 @@ static int open_store(struct cqd_server *srv, const int *fds, char *const *names
 		.segment_max = cfg->segment_max,
 		.low = cfg->low,
 		.high = cfg->high,
+		.half_life_s = cfg->half_life_s,
 		.verify_rate = cfg->verify_rate,
 		.backend = cfg->backend,
 		.fds = fds,
@@ -409,6 +411,8 @@ static void stop(struct daemon *d)
 	cqd_listen_close_all(srv);
 	cqd_notify_close(d->notify);
 	d->notify = NULL;
+	cqd_pressure_close(d->pressure);
+	d->pressure = NULL;
 	for (i = 0; i < ARRAY_SIZE(d->sigs) && d->sigs_live; i++)
 		uv_close((uv_handle_t *)&d->sigs[i], NULL);
 	uv_close((uv_handle_t *)&srv->tick, NULL);
@@ -453,6 +457,7 @@ static int serve(struct daemon *d)
 		return -ENOMEM;
 	}
 	watch_signals(d);
+	d->pressure = cqd_pressure_new(srv, srv->config->pressure_us);
 	cq_info("cqd " CQ_VERSION " serves; namespaces: %u, pool: %llu MiB", srv->config->n_ns,
 		(unsigned long long)(srv->config->pool_bytes.bytes >> 20));
 	cqd_models_load(srv, srv->config, on_loaded);

@@ -35,7 +35,14 @@ struct cqd_ns *cqd_ns_by_rec(struct cqd_store *st, uint32_t rec)
 	return NULL;
 }
 
-static struct cqd_ns *by_name(struct cqd_store *st, const char *name)
+/**
+ * cqd_ns_find() - namespace by name
+ * @st:   store
+ * @name: any text
+ *
+ * Return: the namespace or NULL.
+ */
+struct cqd_ns *cqd_ns_find(struct cqd_store *st, const char *name)
 {
 	struct list_head *pos;
 
@@ -71,6 +78,7 @@ int cqd_ns_attach(struct cqd_store *st, uint32_t rec, int fd, struct cqd_ns **ou
 	ns->quota_bytes = st->o.pool_bytes;
 	ns->quota_pages = UINT64_MAX;
 	ns->quota_pins = UINT64_MAX;
+	ns->priority_max = UINT8_MAX;
 	ns->n_words = r->state_words;
 	ns->mem = (struct cqd_mem){ .bytes = r->state_words * 8, .fd = fd, .ro_fd = -1 };
 	list_init(&ns->segs);
@@ -173,7 +181,7 @@ int cqd_ns_get(struct cqd_store *st, const char *name,
 		if (!salt)
 			return cq_err_set(err, -ENOMEM, "no memory for a namespace");
 	}
-	ns = by_name(st, name);
+	ns = cqd_ns_find(st, name);
 	if (!ns) {
 		ret = ns_make(st, name, &ns, err);
 		if (!ns) {
@@ -185,11 +193,64 @@ int cqd_ns_get(struct cqd_store *st, const char *name,
 		ns->salt = salt;
 	else
 		free(salt);
-	ns->quota_bytes = opts->quota_bytes ? opts->quota_bytes : st->o.pool_bytes;
-	ns->quota_pages = opts->quota_pages ? opts->quota_pages : UINT64_MAX;
-	ns->quota_pins = opts->quota_pins ? opts->quota_pins : UINT64_MAX;
+	cqd_ns_limit(ns, opts->quota_bytes, opts->quota_pages, opts->quota_pins);
+	ns->priority = opts->priority;
+	ns->priority_max = opts->priority_max;
+	ns->ttl_s = opts->ttl_s;
 	*out = ns;
 	return 0;
+}
+
+/**
+ * cqd_ns_limit() - limits of a namespace from now on
+ * @ns:    namespace
+ * @bytes: of slots, sinks and arenas, 0: the pool's limit
+ * @pages: 0: no limit
+ * @pins:  0: no limit
+ *
+ * What the namespace has above them goes turn by turn, unless it is in use;
+ * nothing more gets in before.
+ */
+void cqd_ns_limit(struct cqd_ns *ns, uint64_t bytes, uint64_t pages, uint64_t pins)
+{
+	ns->quota_bytes = bytes ? bytes : ns->st->o.pool_bytes;
+	ns->quota_pages = pages ? pages : UINT64_MAX;
+	ns->quota_pins = pins ? pins : UINT64_MAX;
+	if (ns->used_bytes <= ns->quota_bytes && ns->pages <= ns->quota_pages)
+		return;
+	ns->shrinking = true;
+	cqd_evict_start(ns->st);
+}
+
+/**
+ * cqd_ns_room_get() - what a namespace may use, and uses
+ * @ns:  namespace
+ * @out: filled
+ */
+void cqd_ns_room_get(const struct cqd_ns *ns, struct cqd_ns_room *out)
+{
+	*out = (struct cqd_ns_room){
+		.max_bytes = ns->quota_bytes,
+		.max_pages = ns->quota_pages,
+		.max_pins = ns->quota_pins,
+		.bytes = ns->used_bytes,
+		.pages = ns->pages,
+		.pins = ns->pins,
+	};
+}
+
+/**
+ * cqd_ns_terms() - priority and time to live of a seal
+ * @ns:       namespace of the publisher
+ * @priority: asked for, NULL: the namespace's
+ * @ttl_s:    asked for, NULL: the namespace's
+ * @req:      filled in
+ */
+void cqd_ns_terms(const struct cqd_ns *ns, const uint32_t *priority,
+		  const uint32_t *ttl_s, struct cqd_seal_req *req)
+{
+	req->priority = (uint8_t)MIN(priority ? *priority : ns->priority, ns->priority_max);
+	req->ttl_s = ttl_s ? *ttl_s : ns->ttl_s;
 }
 
 /**

@@ -41,13 +41,14 @@ struct cqd_server;
  * @ns:     the store's
  * @idle:   sessions without a connection, oldest first
  * @inside: sessions with a connection, @sessions all
+ * @connections: limit on them, 0: none
  */
 struct cqd_tenant {
 	struct list_head node;
 	const struct cqd_ns_config *cfg;
 	struct cqd_ns *ns;
 	struct list_head idle;
-	unsigned int inside, sessions;
+	unsigned int inside, sessions, connections;
 };
 
 /*
@@ -256,6 +257,8 @@ int cqd_crowd_room(const struct cqd_conn *conn, struct cqd_tenant *t, struct cq_
 /* Tenants, and sessions of the clients that the store has found. */
 int cqd_tenants_apply(struct cqd_server *srv, const struct cqd_config *cfg,
 		      struct cq_err *err);
+/* NULL if there is none of that name. */
+struct cqd_tenant *cqd_tenant_find(struct cqd_server *srv, const char *name);
 void cqd_sessions_adopt(struct cqd_server *srv);
 void cqd_sessions_close_all(struct cqd_server *srv);
 void cqd_tenants_free(struct cqd_server *srv);
@@ -290,6 +293,19 @@ int cqd_admin_list(struct cqd_req *req);
 int cqd_admin_load(struct cqd_req *req);
 int cqd_admin_unload(struct cqd_req *req);
 int cqd_admin_verify(struct cqd_req *req);
+
+/* --- admin_room.c --- */
+
+int cqd_admin_evict(struct cqd_req *req);
+int cqd_admin_quota(struct cqd_req *req);
+
+/* --- pressure.c --- */
+
+struct cqd_pressure;
+/* Watches for tasks being stalled for @us in 2 s for want of memory. NULL: cannot,
+ * and was logged, or @us is 0. */
+struct cqd_pressure *cqd_pressure_new(struct cqd_server *srv, uint32_t us);
+void cqd_pressure_close(struct cqd_pressure *p);
 
 /* --- autoload.c --- */
 

@@ -43,6 +43,9 @@ static int tenant_apply(struct cqd_server *srv, const struct cqd_ns_config *cfg,
 		.quota_pages = cfg->quota_pages,
 		.quota_pins = cfg->quota_pins,
 		.salt = cfg->salt,
+		.priority = (uint8_t)cfg->priority,
+		.priority_max = (uint8_t)cfg->priority_max,
+		.ttl_s = cfg->ttl_s,
 	};
 	struct cqd_tenant *t;
 	struct cqd_ns *ns;
@@ -64,6 +67,7 @@ static int tenant_apply(struct cqd_server *srv, const struct cqd_ns_config *cfg,
 	list_del(&t->node);
 	list_add_tail(&t->node, &srv->tenants);
 	t->cfg = cfg;
+	t->connections = cfg->connections;
 	return 0;
 }
 
@@ -92,6 +96,20 @@ int cqd_tenants_apply(struct cqd_server *srv, const struct cqd_config *cfg,
 			ret = one;
 	}
 	return ret;
+}
+
+/**
+ * cqd_tenant_find() - namespace of the configuration in force
+ * @srv:  server
+ * @name: any text
+ *
+ * Return: the tenant or NULL.
+ */
+struct cqd_tenant *cqd_tenant_find(struct cqd_server *srv, const char *name)
+{
+	struct cqd_ns *ns = cqd_ns_find(srv->store, name);
+
+	return ns ? tenant_of(srv, ns) : NULL;
 }
 
 /**
@@ -168,7 +186,7 @@ static int enter(struct cqd_conn *conn, const char *name, struct cqd_tenant **ou
 		return cq_err_set(err, -EACCES, "uid %u belongs to no namespace on this socket; "
 				  "see uid and socket in cqd.conf",
 				  (unsigned int)conn->cred.uid);
-	if (t->cfg->connections && t->inside >= t->cfg->connections)
+	if (t->connections && t->inside >= t->connections)
 		return cq_err_set(err, -EUSERS, "namespace \"%s\" has %u connections, its limit",
 				  t->cfg->name, t->inside);
 	*out = t;

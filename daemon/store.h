@@ -71,12 +71,16 @@ const uint8_t *cqd_store_boot_id(const struct cqd_store *st);
  * @quota_bytes: slots, sinks and arenas together; 0: the pool's limit
  * @quota_pages, @quota_pins: 0: no limit of its own
  * @salt: mixed into root keys
+ * @priority, @ttl_s: of pages whose seal names none
+ * @priority_max: what a seal may ask for; more is taken as this
  */
 struct cqd_ns_opts {
 	uint64_t quota_bytes;
 	uint64_t quota_pages;
 	uint64_t quota_pins;
 	const char *salt;
+	uint32_t ttl_s;
+	uint8_t priority, priority_max;
 };
 
 /* Finds the namespace or makes it, and sets its limits. 0, -ENOSPC, -ENOMEM. */
@@ -84,6 +88,25 @@ int cqd_ns_get(struct cqd_store *st, const char *name,
 	       const struct cqd_ns_opts *opts, struct cqd_ns **out,
 	       struct cq_err *err);
 const char *cqd_ns_name(const struct cqd_ns *ns);
+/* NULL if there is none of that name. */
+struct cqd_ns *cqd_ns_find(struct cqd_store *st, const char *name);
+
+/**
+ * struct cqd_ns_room - what a namespace may use, and uses
+ * @max_bytes, @max_pages, @max_pins: UINT64_MAX: no limit
+ */
+struct cqd_ns_room {
+	uint64_t max_bytes, max_pages, max_pins;
+	uint64_t bytes, pages, pins;
+};
+
+void cqd_ns_room_get(const struct cqd_ns *ns, struct cqd_ns_room *out);
+/* Limits from now on, each 0: none of its own. What is above goes, unless in use. */
+void cqd_ns_limit(struct cqd_ns *ns, uint64_t bytes, uint64_t pages, uint64_t pins);
+struct cqd_seal_req;
+/* Priority and time to live of a seal; NULL: it named none. */
+void cqd_ns_terms(const struct cqd_ns *ns, const uint32_t *priority,
+		  const uint32_t *ttl_s, struct cqd_seal_req *req);
 
 /* --- models --- */
 
@@ -276,8 +299,8 @@ typedef void (*cqd_evict_cb)(void *arg, uint64_t pages, uint64_t bytes);
  * what went. 0; -ENOENT no such model; -ENOMEM. */
 int cqd_evict(struct cqd_store *st, const struct cqd_evict_opts *opts,
 	      cqd_evict_cb done, void *arg, struct cq_err *err);
-/* The machine is short of memory: gives back up to @bytes of segments. */
-void cqd_store_squeeze(struct cqd_store *st, uint64_t bytes);
+/* The machine is short of memory: gives some segments back. */
+void cqd_store_squeeze(struct cqd_store *st);
 
 struct cqd_stats {
 	uint64_t pool_limit, pool_reserved, pool_used;

@@ -129,6 +129,8 @@ struct cqd_ns {
 	uint64_t used_bytes, arena_bytes, pages, pins;
 	struct list_head leafy;		/* shards with pages that may go */
 	bool shrinking;			/* its limits were lowered below what it uses */
+	uint32_t ttl_s;			/* of seals that name none */
+	uint8_t priority, priority_max;
 	struct cqd_mem mem;		/* state words */
 	uint64_t *words;
 	uint64_t n_words;

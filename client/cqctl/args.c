@@ -117,6 +117,52 @@ int ctl_parse(struct ctl *c, int argc, char **argv, const struct ctl_opt *opts,
 	return CTL_GO_ON;
 }
 
+/* Number with a unit out of @units [@n]; the first one is "". */
+struct unit {
+	const char *name;
+	uint64_t factor;
+};
+
+static int with_unit(const char *text, const struct unit *units, size_t n, uint64_t *out)
+{
+	size_t digits = strspn(text, "0123456789"), i;
+	char number[24];
+	uint64_t x;
+
+	if (digits >= sizeof(number))
+		return -EINVAL;
+	memcpy(number, text, digits);
+	number[digits] = '\0';
+	if (ctl_number(number, 0, UINT64_MAX, &x))
+		return -EINVAL;
+	for (i = 0; i < n && strcmp(units[i].name, text + digits); i++)
+		;
+	if (i == n || __builtin_mul_overflow(x, units[i].factor, &x))
+		return -EINVAL;
+	*out = x;
+	return 0;
+}
+
+int ctl_size(const char *text, uint64_t *bytes)
+{
+	static const struct unit units[] = {
+		{ "", 1 }, { "k", 1ull << 10 }, { "K", 1ull << 10 }, { "M", 1ull << 20 },
+		{ "G", 1ull << 30 }, { "T", 1ull << 40 },
+	};
+
+	return with_unit(text, units, ARRAY_SIZE(units), bytes);
+}
+
+int ctl_duration(const char *text, uint64_t *us)
+{
+	static const struct unit units[] = {
+		{ "", 1000000 }, { "s", 1000000 }, { "ms", 1000 }, { "m", 60000000 },
+		{ "h", 3600000000 }, { "d", 86400000000 },
+	};
+
+	return with_unit(text, units, ARRAY_SIZE(units), us);
+}
+
 int ctl_number(const char *text, uint64_t min, uint64_t max, uint64_t *out)
 {
 	uint64_t x = 0;

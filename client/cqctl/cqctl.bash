@@ -8,7 +8,7 @@ _cqctl_names() {
 
 _cqctl() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
-	local commands="ping status list show load unload verify calibrate"
+	local commands="ping status list show load unload verify evict quota calibrate"
 	local cmd="" before="" n=0 i words socket=()
 
 	COMPREPLY=()
@@ -20,7 +20,8 @@ _cqctl() {
 		esac
 		case $before in
 		--socket | --k | --v | --centroids | --sinks | --window | --iterations | \
-			--threads | --seed | --output | -o) continue ;;
+			--threads | --seed | --output | -o | --namespace | --model | --older | \
+			--bytes | --pages | --pins | --connections) continue ;;
 		esac
 		if [ -z "$cmd" ]; then cmd=${COMP_WORDS[i]}; else n=$((n + 1)); fi
 	done
@@ -38,7 +39,13 @@ _cqctl() {
 		mapfile -t COMPREPLY < <(compgen -W "i8 f16" -- "$cur")
 		return
 		;;
-	--sinks | --window | --iterations | --threads | --seed)
+	--sinks | --window | --iterations | --threads | --seed | --older | --bytes | --pages | \
+		--pins | --connections)
+		return
+		;;
+	--namespace | --model)
+		mapfile -t COMPREPLY < <(compgen -W \
+			"$(_cqctl_names "${prev#--}s" "${socket[@]}")" -- "$cur")
 		return
 		;;
 	esac
@@ -47,6 +54,8 @@ _cqctl() {
 		words="--socket --json --help"
 		case $cmd in
 		"") words+=" --version" ;;
+		evict) words+=" --namespace --model --older --bytes --all" ;;
+		quota) words+=" --bytes --pages --pins --connections" ;;
 		calibrate) words+=" --k --v --fisher --centroids --sinks --window
 			--iterations --threads --seed --output" ;;
 		esac
@@ -61,6 +70,7 @@ _cqctl() {
 		words="$(_cqctl_names models "${socket[@]}")
 			$(_cqctl_names namespaces "${socket[@]}")"
 		;;
+	quota:0) words=$(_cqctl_names namespaces "${socket[@]}") ;;
 	unload:0) words=$(_cqctl_names models "${socket[@]}") ;;
 	load:1 | calibrate:0)
 		mapfile -t COMPREPLY < <(compgen -f -- "$cur")

@@ -86,6 +86,10 @@ int ctl_fail(struct ctl *c, int code, const char *fmt, ...);
 
 /* A decimal number from @min to @max. 0 or -EINVAL. */
 int ctl_number(const char *text, uint64_t min, uint64_t max, uint64_t *out);
+/* Bytes: "4096", "16M". 0 or -EINVAL. */
+int ctl_size(const char *text, uint64_t *bytes);
+/* A length of time: "90", "150ms", "2h". 0 or -EINVAL. */
+int ctl_duration(const char *text, uint64_t *us);
 
 /*
  * Connects and greets. 0, or -errno with c->err set. Done by ctl_call() too.
@@ -118,6 +122,8 @@ int ctl_cmd_list(struct ctl *c, int argc, char **argv);
 int ctl_cmd_show(struct ctl *c, int argc, char **argv);
 int ctl_cmd_load(struct ctl *c, int argc, char **argv);
 int ctl_cmd_unload(struct ctl *c, int argc, char **argv);
+int ctl_cmd_evict(struct ctl *c, int argc, char **argv);
+int ctl_cmd_quota(struct ctl *c, int argc, char **argv);
 int ctl_cmd_calibrate(struct ctl *c, int argc, char **argv);
 
 #endif /* CQCTL_H */

@@ -18,6 +18,20 @@ static const struct ctl_command commands[] = {
 	  ctl_cmd_load },
 	{ "unload", "NAME", "drop a model and its pages", NULL, ctl_cmd_unload },
 	{ "verify", "", "check the checksums of all pages now", NULL, ctl_cmd_verify },
+	{ "evict", "[--namespace NAME] [--model NAME] [--older TIME] [--all | --bytes N]",
+	  "drop pages that nobody uses",
+	  "  --namespace NAME  of this namespace only\n"
+	  "  --model NAME      of this model only\n"
+	  "  --older TIME      not used for longer than TIME: 90s, 15m, 2h, 7d\n"
+	  "  --bytes N         until N bytes are free (k, M, G, T)\n"
+	  "  --all             all of them\n"
+	  "In the order in which cqd would evict them. What is pinned stays.\n",
+	  ctl_cmd_evict },
+	{ "quota", "NAME [--bytes N] [--pages N] [--pins N] [--connections N]",
+	  "limits of a namespace and what it uses; with options: change them",
+	  "A change is in force until the next reload or restart of cqd; 0: no limit.\n"
+	  "Above a lowered limit unused pages go; what is in use stays, and nothing\n"
+	  "more gets in.\n", ctl_cmd_quota },
 	{ "calibrate", "ACTS --k CODE --v CODE -o MODEL [OPTION...]",
 	  "learn codebooks from an activation dump",
 	  "  -o, --output FILE     model file to write\n"

@@ -57,6 +57,9 @@ TEST(defaults)
 	ASSERT_EQ(cfg->socket_mode, 0660);
 	ASSERT_EQ(cfg->segment_min, 16 << 20);
 	ASSERT(cfg->pool_bytes.bytes > cfg->segment_min);
+	ASSERT_EQ(cfg->half_life_s, 600);
+	ASSERT_EQ(cfg->pressure_us, 0);
+	ASSERT_EQ(cfg->ns[0].priority_max, 255);
 	ASSERT_EQ(cfg->n_ns, 1);
 	ASSERT(!strcmp(cfg->ns[0].name, "default"));
 	ASSERT(cqd_uids_match(&cfg->ns[0].uid, 12345));
@@ -261,4 +264,28 @@ TEST(reload)
 	cqd_config_free(c);
 	cqd_config_free(d);
 	cqd_config_free(e);
+}
+
+TEST(times_and_priorities)
+{
+	struct cqd_config *cfg = load("[daemon]\nhalf_life = 2h\npressure = some 150ms\n"
+				      "[namespace a]\nuid = *\npriority = 5\npriority_max = 9\n"
+				      "ttl = 7d\n[namespace b]\nuid = *\nttl = 90\n");
+
+	ASSERT_EQ(cfg->half_life_s, 7200);
+	ASSERT_EQ(cfg->pressure_us, 150000);
+	ASSERT_EQ(cfg->ns[0].priority, 5);
+	ASSERT_EQ(cfg->ns[0].priority_max, 9);
+	ASSERT_EQ(cfg->ns[0].ttl_s, 7 * 86400);
+	ASSERT_EQ(cfg->ns[1].ttl_s, 90);
+	ASSERT_EQ(cfg->ns[1].priority_max, 255);
+	cqd_config_free(cfg);
+	refused("[daemon]\nhalf_life = 0\n", 2, "outside 1 to 604800 seconds");
+	refused("[daemon]\nhalf_life = 1500ms\n", 2, "whole seconds");
+	refused("[daemon]\nhalf_life = soon\n", 2, "not a time");
+	refused("[daemon]\nhalf_life = 5w\n", 2, "unknown unit \"w\"");
+	refused("[daemon]\npressure = full 1s\n", 2, "neither off nor");
+	refused("[daemon]\npressure = some 3s\n", 2, "outside 1ms to 2s");
+	refused("[namespace a]\nuid = *\npriority = 256\n", 3, "outside 0 to 255");
+	refused("[namespace a]\nuid = *\nttl = 99999999999d\n", 3, "ttl");
 }

@@ -231,6 +231,31 @@ int cqd_model_unload(struct cqd_store *st, const char *name, struct cq_err *err)
 	return -ENOENT;
 }
 
+struct cqd_ns *cqd_ns_find(struct cqd_store *st, const char *name)
+{
+	return NULL;
+}
+
+void cqd_ns_room_get(const struct cqd_ns *ns, struct cqd_ns_room *out)
+{
+	*out = (struct cqd_ns_room){ 0 };
+}
+
+void cqd_ns_limit(struct cqd_ns *ns, uint64_t bytes, uint64_t pages, uint64_t pins)
+{
+}
+
+void cqd_ns_terms(const struct cqd_ns *ns, const uint32_t *priority, const uint32_t *ttl_s,
+		  struct cqd_seal_req *req)
+{
+}
+
+int cqd_evict(struct cqd_store *st, const struct cqd_evict_opts *opts, cqd_evict_cb done,
+	      void *arg, struct cq_err *err)
+{
+	return cq_err_set(err, -ENOENT, "no model");
+}
+
 int cqd_verify(struct cqd_store *st, cqd_verify_cb done, void *arg)
 {
 	return -EBUSY;
