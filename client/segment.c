@@ -12,6 +12,8 @@
 #include <unistd.h>
 #include "client/internal.h"
 
+#define HUGE_BYTES (2u << 20)
+
 /**
  * cqc_memfd_check() - may a descriptor be mapped without fear of SIGBUS
  * @fd:    from the daemon
@@ -105,6 +107,37 @@ struct cqc_seg *cqc_seg_find(struct cq_model *model, uint32_t id)
 	return NULL;
 }
 
+/*
+ * At a multiple of 2 MiB: only there can the kernel map the huge pages that cqd
+ * may have put the segment into.
+ */
+static void *map_aligned(int fd, uint64_t bytes)
+{
+	char *area, *base;
+	uint64_t pad;
+	void *p;
+
+	if (bytes < HUGE_BYTES)
+		return mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
+	area = mmap(NULL, bytes + HUGE_BYTES, PROT_NONE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (area == MAP_FAILED)
+		return MAP_FAILED;
+	pad = ALIGN_UP((uintptr_t)area, HUGE_BYTES) - (uintptr_t)area;
+	base = area + pad;
+	p = mmap(base, bytes, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0);
+	if (p == MAP_FAILED) {
+		munmap(area, bytes + HUGE_BYTES);
+		return p;
+	}
+	bytes = ALIGN_UP(bytes, CQ_SLOT_ALIGN);
+	if (pad)
+		munmap(area, pad);
+	if (pad < HUGE_BYTES)
+		munmap(base + bytes, HUGE_BYTES - pad);
+	return p;
+}
+
 static int seg_map(struct cqc_seg *seg, const Cqp__SegmentOk *ok, struct cqp_frame *f)
 {
 	const struct cqc_state_map *state = seg->model->state;
@@ -120,7 +153,7 @@ static int seg_map(struct cqc_seg *seg, const Cqp__SegmentOk *ok, struct cqp_fra
 	ret = cqc_memfd_check(f->fds[0], ok->bytes, "segment", NULL);
 	if (ret)
 		return ret;
-	p = mmap(NULL, ok->bytes, PROT_READ, MAP_SHARED, f->fds[0], 0);
+	p = map_aligned(f->fds[0], ok->bytes);
 	if (p == MAP_FAILED)
 		return -errno;
 	seg->bytes = ok->bytes;

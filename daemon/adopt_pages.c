@@ -31,7 +31,8 @@ static bool sizes_hold(const struct cqp_rec_segment *r, const struct cqd_shard *
 
 	return r->slots && sh->kind[kind].slot_bytes &&
 	       r->slot_bytes == sh->kind[kind].slot_bytes &&
-	       r->bytes / r->slot_bytes == r->slots && r->bytes % r->slot_bytes == 0 &&
+	       r->slots <= r->bytes / r->slot_bytes &&
+	       r->bytes - r->slots * r->slot_bytes < CQD_HUGE_BYTES &&
 	       r->word_base <= ns->n_words && r->slots <= ns->n_words - r->word_base;
 }
 

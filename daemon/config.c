@@ -30,6 +30,8 @@ enum kind {
 	K_MODE,		/* uint32_t */
 	K_SECONDS,	/* uint32_t */
 	K_PRESSURE,	/* uint32_t, us */
+	K_HUGE,		/* struct cqd_mem_policy, as the next */
+	K_NUMA,
 	K_UIDS,
 	K_NAMES,
 };
@@ -68,6 +70,8 @@ static const struct key daemon_keys[] = {
 	{ "half_life", K_SECONDS, true, D(half_life_s), 1, 7 * 86400 },
 	{ "pressure", K_PRESSURE, true, D(pressure_us), 0, 0 },
 	{ "verify_rate", K_BYTES, true, D(verify_rate), 0, 1ull << 50 },
+	{ "hugepages", K_HUGE, true, D(policy), 0, 0 },
+	{ "numa", K_NUMA, true, D(policy), 0, 0 },
 	{ "backend", K_WORD, true, D(backend), 0, 0 },
 	{ "max_connections", K_U32, false, D(max_connections), 1, 1u << 20 },
 	{ "uid_connections", K_U32, false, D(uid_connections), 1, 1u << 20 },
@@ -215,6 +219,10 @@ static int set_value(const struct key *k, const char *value, void *base,
 		return set_seconds(k, value, field, err);
 	case K_PRESSURE:
 		return cqd_value_pressure(value, field, err);
+	case K_HUGE:
+		return cqd_value_huge(value, field, err);
+	case K_NUMA:
+		return cqd_value_numa(value, field, err);
 	case K_UIDS:
 		return cqd_value_uids(value, field, err);
 	case K_NAMES:
@@ -412,6 +420,7 @@ static struct cqd_config *config_new(void)
 	cfg->low = 85;
 	cfg->high = 95;
 	cfg->half_life_s = 600;
+	cfg->policy.huge = CQD_HUGE_AUTO;
 	cfg->verify_rate = 256 * MIB;
 	cfg->max_connections = 4096;
 	cfg->uid_connections = 2048;
@@ -602,6 +611,11 @@ static bool same_text(const char *a, const char *b)
 	return a == b || (a && b && !strcmp(a, b));
 }
 
+static const struct cqd_mem_policy *policy_of(const void *field)
+{
+	return field;
+}
+
 static bool same_value(const struct key *k, const void *a, const void *b)
 {
 	const char *fa = (const char *)a + k->offset;
@@ -613,6 +627,11 @@ static bool same_value(const struct key *k, const void *a, const void *b)
 	case K_SECONDS:
 	case K_PRESSURE:
 		return !memcmp(fa, fb, sizeof(uint32_t));
+	case K_HUGE:
+		return policy_of(fa)->huge == policy_of(fb)->huge;
+	case K_NUMA:
+		return policy_of(fa)->numa == policy_of(fb)->numa &&
+		       policy_of(fa)->nodes == policy_of(fb)->nodes;
 	case K_BYTES:
 	case K_U64:
 		return !memcmp(fa, fb, sizeof(uint64_t));

@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 #include "cq/err.h"
+#include "daemon/mem.h"
 
 #define CQD_DEFAULT_CONFIG "/etc/cq/cqd.conf"
 
@@ -85,6 +86,7 @@ struct cqd_config {
 	uint32_t low, high, half_life_s, pressure_us;
 	uint64_t verify_rate;
 	char *backend;
+	struct cqd_mem_policy policy;
 	uint32_t max_connections, uid_connections;
 	struct cqd_ns_config *ns;
 	unsigned int n_ns;
@@ -117,6 +119,10 @@ int cqd_value_size(const char *s, bool share, struct cqd_size *out,
 int cqd_value_time(const char *s, uint64_t *us, struct cq_err *err);
 /* "off", or "some TIME" of a 2 s window, 0 or in us. */
 int cqd_value_pressure(const char *s, uint32_t *us, struct cq_err *err);
+/* never, auto, always: sets @out->huge. */
+int cqd_value_huge(const char *s, struct cqd_mem_policy *out, struct cq_err *err);
+/* default, interleave, bind:0,2-3, preferred:0: sets the rest. */
+int cqd_value_numa(const char *s, struct cqd_mem_policy *out, struct cq_err *err);
 int cqd_value_mode(const char *s, uint32_t *out, struct cq_err *err);
 int cqd_value_uids(const char *s, struct cqd_uids *out, struct cq_err *err);
 int cqd_value_names(const char *s, struct cqd_names *out, struct cq_err *err);

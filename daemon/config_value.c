@@ -183,6 +183,80 @@ int cqd_value_pressure(const char *s, uint32_t *us, struct cq_err *err)
 }
 
 /**
+ * cqd_value_huge() - which pages memory is made of
+ * @s:   "never", "auto" or "always"
+ * @out: its huge is set
+ * @err: reason of a failure
+ *
+ * Return: 0 or -EINVAL.
+ */
+int cqd_value_huge(const char *s, struct cqd_mem_policy *out, struct cq_err *err)
+{
+	static const char *const names[] = {
+		[CQD_HUGE_NEVER] = "never", [CQD_HUGE_AUTO] = "auto",
+		[CQD_HUGE_ALWAYS] = "always",
+	};
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(names); i++)
+		if (!strcmp(s, names[i])) {
+			out->huge = i;
+			return 0;
+		}
+	return cq_err_set(err, -EINVAL, "\"%s\" is none of never, auto, always", s);
+}
+
+/* "0,2-3" as bits; 0 if it is no such list. */
+static uint64_t node_list(const char *s)
+{
+	uint64_t from, to, bits = 0;
+
+	for (;; s++) {
+		if (!digits(s, &from, &s))
+			return 0;
+		to = from;
+		if (*s == '-' && !digits(s + 1, &to, &s))
+			return 0;
+		if (from > to || to > 63)
+			return 0;
+		bits |= (to == 63 ? 0 : 1ull << (to + 1)) - (1ull << from);
+		if (!*s)
+			return bits;
+		if (*s != ',')
+			return 0;
+	}
+}
+
+/**
+ * cqd_value_numa() - on which nodes memory is taken
+ * @s:   "default", "interleave", "bind:NODES" or "preferred:NODE"
+ * @out: its numa and nodes are set
+ * @err: reason of a failure
+ *
+ * Return: 0 or -EINVAL.
+ */
+int cqd_value_numa(const char *s, struct cqd_mem_policy *out, struct cq_err *err)
+{
+	const char *list = strchr(s, ':');
+	uint64_t nodes = list ? node_list(list + 1) : 0;
+	bool one = nodes && !(nodes & (nodes - 1));
+
+	if (!strcmp(s, "default"))
+		out->numa = CQD_NUMA_DEFAULT;
+	else if (!strcmp(s, "interleave"))
+		out->numa = CQD_NUMA_INTERLEAVE;
+	else if (!strncmp(s, "bind:", 5) && nodes)
+		out->numa = CQD_NUMA_BIND;
+	else if (!strncmp(s, "preferred:", 10) && one)
+		out->numa = CQD_NUMA_PREFERRED;
+	else
+		return cq_err_set(err, -EINVAL, "\"%s\" is none of default, interleave, "
+				  "bind:NODES (0,2-3; up to 63), preferred:NODE", s);
+	out->nodes = nodes;
+	return 0;
+}
+
+/**
  * cqd_value_mode() - octal permission bits
  * @s:   up to four digits, "0660"
  * @out: mode

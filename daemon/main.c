@@ -298,6 +298,21 @@ static int drop_privileges(struct cqd_server *srv, const char *user)
 	return 0;
 }
 
+/* What segments are made of is said once. */
+static int probe_memory(struct cqd_store_opts *opts, struct cq_err *err)
+{
+	const struct cqd_mem_ops *ops = cqd_mem_find(opts->backend);
+	char text[160];
+	int ret;
+
+	if (!ops)
+		return 0;	/* the store says what is wrong */
+	ret = cqd_mem_probe(ops, &opts->policy, text, sizeof(text), err);
+	if (!ret)
+		cq_info("segments: %s", text);
+	return ret;
+}
+
 static int open_store(struct cqd_server *srv, const int *fds, char *const *names,
 		      unsigned int n_fds)
 {
@@ -314,13 +329,17 @@ static int open_store(struct cqd_server *srv, const int *fds, char *const *names
 		.half_life_s = cfg->half_life_s,
 		.verify_rate = cfg->verify_rate,
 		.backend = cfg->backend,
+		.policy = cfg->policy,
 		.fds = fds,
 		.names = names,
 		.n_fds = n_fds,
 		.push_fds = getenv("NOTIFY_SOCKET") != NULL,
 	};
 	struct cq_err err = { "" };
-	int ret = cqd_store_new(srv->loop, &opts, &srv->store, &err);
+	int ret = probe_memory(&opts, &err);
+
+	if (!ret)
+		ret = cqd_store_new(srv->loop, &opts, &srv->store, &err);
 
 	/* What could not be taken over from the cqd before, in one line. */
 	if (!ret && err.text[0])

@@ -8,11 +8,28 @@
 #include <stdint.h>
 #include "cq/err.h"
 
+#define CQD_HUGE_BYTES	(2u << 20)
+
+enum cqd_huge { CQD_HUGE_NEVER, CQD_HUGE_AUTO, CQD_HUGE_ALWAYS };
+enum cqd_numa { CQD_NUMA_DEFAULT, CQD_NUMA_INTERLEAVE, CQD_NUMA_BIND, CQD_NUMA_PREFERRED };
+
+/**
+ * struct cqd_mem_policy - where pages of host memory come from
+ * @huge:  enum cqd_huge
+ * @numa:  enum cqd_numa
+ * @nodes: of CQD_NUMA_BIND and _PREFERRED, by bit
+ */
+struct cqd_mem_policy {
+	uint32_t huge, numa;
+	uint64_t nodes;
+};
+
 /**
  * struct cqd_mem - memory of one segment
  * @bytes: size, fixed for life
  * @fd:    owner's descriptor, goes to the fd store
  * @ro_fd: what clients get; for memfd an O_RDONLY reopen
+ * @policy: for create, NULL: none
  * @base:  mapping in the daemon, NULL where it has none; of a segment it is not
  *         touched, payloads go through the table below
  */
@@ -21,6 +38,7 @@ struct cqd_mem {
 	int fd;
 	int ro_fd;
 	void *base;
+	const struct cqd_mem_policy *policy;
 };
 
 /**
@@ -63,5 +81,16 @@ int cqd_mem_register(const struct cqd_mem_ops *ops);
 const struct cqd_mem_ops *cqd_mem_find(const char *name);
 
 extern const struct cqd_mem_ops cqd_mem_memfd;
+
+/* --- mem_policy.c --- */
+
+/* Nodes and huge pages of a memfd without pages yet; then it is reserved. */
+int cqd_mem_prepare(int fd, uint64_t bytes, const struct cqd_mem_policy *policy,
+		    struct cq_err *err);
+/* Huge pages of one that is reserved, if they must be. */
+void cqd_mem_collapse(int fd, uint64_t bytes, const struct cqd_mem_policy *policy);
+/* Tries @policy and says what it gives; -EINVAL no such nodes. */
+int cqd_mem_probe(const struct cqd_mem_ops *ops, struct cqd_mem_policy *policy, char *text,
+		  size_t size, struct cq_err *err);
 
 #endif /* CQD_MEM_H */

@@ -23,6 +23,10 @@
 
 _Static_assert((1 << 16) % CQ_CHECK_CHUNK == 0, "whole chunks in a buffer");
 
+#ifndef MFD_HUGE_2MB
+#define MFD_HUGE_2MB (21u << 26)	/* log2 of the size, above MFD_HUGE_SHIFT */
+#endif
+
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 /* Read-only reopen and mapping of mem->fd. */
@@ -67,21 +71,62 @@ int cqd_fallocate(int fd, uint64_t off, uint64_t bytes)
 	return ret < 0 ? -errno : 0;
 }
 
-/* Size first, then seals, then mode: only then may anybody else see it. */
-static int size_and_seal(int fd, uint64_t bytes, bool reserve, struct cq_err *err)
+static int reserve_all(int fd, uint64_t bytes, const struct cqd_mem_policy *policy,
+		       struct cq_err *err)
 {
 	int ret = 0;
 
-	if (reserve)
+	if (policy && ftruncate(fd, (off_t)bytes) < 0)
+		return -errno;
+	ret = cqd_mem_prepare(fd, bytes, policy, err);
+	if (!ret)
 		ret = cqd_fallocate(fd, 0, bytes);
+	if (!ret)
+		cqd_mem_collapse(fd, bytes, policy);
+	return ret;
+}
+
+/* Size first, then seals, then mode: only then may anybody else see it. */
+static int size_and_seal(int fd, uint64_t bytes, bool reserve,
+			 const struct cqd_mem_policy *policy, struct cq_err *err)
+{
+	struct cq_err why = { "" };
+	int ret = 0;
+
+	if (reserve)
+		ret = reserve_all(fd, bytes, policy, &why);
 	else if (ftruncate(fd, (off_t)bytes) < 0)
 		ret = -errno;
+	if (ret && why.text[0])
+		return cq_err_set(err, ret, "%s", why.text);
 	if (ret)
 		return cq_err_set(err, ret, "reserving %llu bytes of memory: %s "
 				  "(lower pool_bytes, or raise the memory limit of cqd)",
 				  (unsigned long long)bytes, strerror(-ret));
 	if (fcntl(fd, F_ADD_SEALS, SEALS) < 0 || fchmod(fd, 0444) < 0)
 		return cq_err_set(err, -errno, "sealing a memfd: %s", strerror(errno));
+	return 0;
+}
+
+static int make(const char *name, unsigned int flags, bool reserve, struct cqd_mem *mem,
+		struct cq_err *err)
+{
+	struct cqd_mem m = { .bytes = mem->bytes, .fd = -1, .ro_fd = -1,
+			     .policy = mem->policy };
+	int ret;
+
+	m.fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | flags);
+	if (m.fd < 0)
+		return cq_err_set(err, -errno, "memfd_create(%s): %s", name,
+				  strerror(errno));
+	ret = size_and_seal(m.fd, m.bytes, reserve, m.policy, err);
+	if (!ret)
+		ret = map_both(&m, err);
+	if (ret) {
+		close(m.fd);
+		return ret;
+	}
+	*mem = m;
 	return 0;
 }
 
@@ -98,22 +143,12 @@ static int size_and_seal(int fd, uint64_t bytes, bool reserve, struct cq_err *er
 int cqd_memfd_make(const char *name, uint64_t bytes, bool reserve, struct cqd_mem *mem,
 		   struct cq_err *err)
 {
-	struct cqd_mem m = { .bytes = bytes, .fd = -1, .ro_fd = -1 };
-	int ret;
+	struct cqd_mem m = { .bytes = bytes };
+	int ret = make(name, 0, reserve, &m, err);
 
-	m.fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (m.fd < 0)
-		return cq_err_set(err, -errno, "memfd_create(%s): %s", name,
-				  strerror(errno));
-	ret = size_and_seal(m.fd, bytes, reserve, err);
 	if (!ret)
-		ret = map_both(&m, err);
-	if (ret) {
-		close(m.fd);
-		return ret;
-	}
-	*mem = m;
-	return 0;
+		*mem = m;
+	return ret;
 }
 
 /**
@@ -166,9 +201,15 @@ static int memfd_usable(struct cq_err *err)
 	return 0;
 }
 
+/* Reserved huge pages first: they are nobody else's if they are free. */
 static int memfd_create_seg(struct cqd_mem *mem, struct cq_err *err)
 {
-	return cqd_memfd_make("cq-seg", mem->bytes, true, mem, err);
+	const struct cqd_mem_policy *p = mem->policy;
+
+	if (p && p->huge != CQD_HUGE_NEVER && mem->bytes % CQD_HUGE_BYTES == 0 &&
+	    !make("cq-seg", MFD_HUGETLB | MFD_HUGE_2MB, true, mem, NULL))
+		return 0;
+	return make("cq-seg", 0, true, mem, err);
 }
 
 /*
@@ -215,15 +256,20 @@ static int get(int fd, void *dst, uint64_t len, uint64_t off)
 	return 0;
 }
 
-static int put(int fd, const void *src, uint64_t len, uint64_t off)
+static int put(const struct cqd_mem *mem, const void *src, uint64_t len, uint64_t off)
 {
 	const uint8_t *p = src;
 	ssize_t n;
 
 	while (len) {
-		n = pwrite(fd, p, len, (off_t)off);
+		n = pwrite(mem->fd, p, len, (off_t)off);
 		if (n < 0 && errno == EINTR)
 			continue;
+		if (n < 0 && errno == EINVAL) {
+			/* hugetlbfs has no write(); its faults are few. */
+			memcpy((uint8_t *)mem->base + off, p, len);
+			return 0;
+		}
 		if (n < 0)
 			return -errno;
 		p += n;
@@ -245,7 +291,7 @@ static int memfd_write(struct cqd_mem *mem, uint64_t dst_off, int src_fd,
 		n = MIN(len, (uint64_t)sizeof(bounce));
 		ret = get(src_fd, bounce, n, src_off);
 		if (!ret)
-			ret = put(mem->fd, bounce, n, dst_off);
+			ret = put(mem, bounce, n, dst_off);
 		if (ret)
 			return ret;
 	}
@@ -255,7 +301,7 @@ static int memfd_write(struct cqd_mem *mem, uint64_t dst_off, int src_fd,
 static int memfd_fill(struct cqd_mem *mem, uint64_t dst_off, const void *src,
 		      uint64_t len)
 {
-	return outside(mem, dst_off, len) ? -EINVAL : put(mem->fd, src, len, dst_off);
+	return outside(mem, dst_off, len) ? -EINVAL : put(mem, src, len, dst_off);
 }
 
 static int memfd_read(struct cqd_mem *mem, uint64_t off, void *dst, uint64_t len)

@@ -280,7 +280,7 @@ void cqd_segment_release(struct cqd_segment *seg)
 {
 	list_del(&seg->ns_node);
 	list_del(&seg->partial_node);
-	seg->st->pool_reserved -= seg->slots * seg->slot_bytes;
+	seg->st->pool_reserved -= seg->mem.bytes;
 	free(seg->owner);
 	free(seg->next_free);
 	free(seg);
@@ -348,6 +348,17 @@ static uint32_t slots_for(const struct cqd_store *st, const struct cqd_shard_kin
 	return (uint32_t)MIN(MIN(want, left) / k->slot_bytes, UINT32_MAX / 8);
 }
 
+/* Whole huge pages, if the rest of one is not much, and fits into the pool. */
+static uint64_t bytes_for(const struct cqd_store *st, uint64_t bytes)
+{
+	uint64_t whole = ALIGN_UP(bytes, CQD_HUGE_BYTES);
+
+	if (st->o.policy.huge == CQD_HUGE_NEVER || bytes < 4ull * CQD_HUGE_BYTES ||
+	    st->pool_reserved + whole > st->o.pool_bytes)
+		return bytes;
+	return whole;
+}
+
 static struct cqd_segment *seg_new(struct cqd_shard *sh, unsigned int kind,
 				   uint32_t slots)
 {
@@ -366,7 +377,8 @@ static struct cqd_segment *seg_new(struct cqd_shard *sh, unsigned int kind,
 	while (slots && cqd_ns_words_get(sh->ns, seg, slots))
 		slots /= 2;
 	seg->slots = slots;
-	seg->mem.bytes = slots * seg->slot_bytes;
+	seg->mem.bytes = bytes_for(sh->st, slots * seg->slot_bytes);
+	seg->mem.policy = &sh->st->o.policy;
 	if (!slots) {
 		free(seg);
 		return NULL;

@@ -17,6 +17,7 @@
 #include <sys/types.h>
 #include <uv.h>
 #include "cq/err.h"
+#include "daemon/mem.h"
 #include "proto/index.h"
 #include "proto/key.h"
 #include "proto/proto.h"
@@ -39,6 +40,7 @@ struct cqd_segment;
  * @half_life_s: after so many seconds a use counts half; 0: the default
  * @verify_rate: bytes per second of background verification after re-adoption
  * @backend:     memory backend by name, "memfd"
+ * @policy:      huge pages and nodes of segments
  * @fds:         descriptors handed over by the service manager, @names their
  *               names, @n_fds their number; the store owns them from now on
  * @push_fds:    a service manager with an fd store is there (else nothing is pushed)
@@ -50,6 +52,7 @@ struct cqd_store_opts {
 	uint32_t low, high, half_life_s;
 	uint64_t verify_rate;
 	const char *backend;
+	struct cqd_mem_policy policy;
 	const int *fds;
 	char *const *names;
 	unsigned int n_fds;
