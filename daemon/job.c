@@ -1,26 +1,149 @@
 // SPDX-License-Identifier: MIT
 /*
- * Worker threads. libuv has one pool (four threads by default); slow jobs,
- * which reserve memory or wait for the service manager, may take two of them
- * at most, so that copies and checksums always find a thread.
+ * Worker threads: four for all stores of the process. Slow jobs, which reserve
+ * memory or wait for the service manager, may take two of them at most, so that
+ * copies and checksums always find a thread.
+ *
+ * Not libuv's pool: its loop spins while a thread announces a completion, and
+ * takes mutexes that threads hold, so a loop with real-time priority would wait
+ * for threads that have none. Here the loop takes no lock. Jobs go to the
+ * threads and come back on lists that one atomic operation pushes to or empties.
  */
+#include <errno.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 #include "daemon/store_priv.h"
 
-#define SLOW_AT_ONCE 2
+#define THREADS		4
+#define SLOW_AT_ONCE	2
 
-static void start(struct cqd_job *job);
+/*
+ * struct cqd_back - where the jobs of a store come back
+ * @list: done, newest first
+ * @fd:   eventfd that each of them is announced on, once it is on the list
+ * @away: given to threads less announced: a thread may still be at it although
+ *        its job was found on the list
+ */
+struct cqd_back {
+	struct cqd_job *list;
+	int fd;
+	uint64_t away;
+};
 
-static void work_cb(uv_work_t *w)
+/*
+ * @inbox:  pushed by loops, newest first
+ * @oldest: what a thread took out of it, oldest first; under @lock
+ * @lock:   of the threads among each other
+ * @ready:  counts jobs in both
+ */
+static struct {
+	struct cqd_job *inbox, *oldest;
+	pthread_mutex_t lock;
+	sem_t ready;
+	unsigned int threads;
+} pool = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+static void push(struct cqd_job **list, struct cqd_job *job)
 {
-	struct cqd_job *job = container_of(w, struct cqd_job, work);
+	struct cqd_job *head = READ_ONCE(*list);
 
-	job->run(job);
+	/* Release, pairs with the acquire in take_all(): the job before its place. */
+	do {
+		job->next = head;
+	} while (!__atomic_compare_exchange_n(list, &head, job, true, __ATOMIC_RELEASE,
+					      __ATOMIC_RELAXED));
 }
 
-static void after_cb(uv_work_t *w, int status)
+/* Everything on @list, oldest first. */
+static struct cqd_job *take_all(struct cqd_job **list)
 {
-	struct cqd_job *job = container_of(w, struct cqd_job, work);
-	struct cqd_store *st = job->st;
+	struct cqd_job *job = __atomic_exchange_n(list, NULL, __ATOMIC_ACQUIRE);
+	struct cqd_job *next, *out = NULL;
+
+	for (; job; job = next) {
+		next = job->next;
+		job->next = out;
+		out = job;
+	}
+	return out;
+}
+
+/* --- threads --- */
+
+/* A job is there: the semaphore said so. */
+static struct cqd_job *take(void)
+{
+	struct cqd_job *job;
+
+	pthread_mutex_lock(&pool.lock);
+	if (!pool.oldest)
+		pool.oldest = take_all(&pool.inbox);
+	job = pool.oldest;
+	pool.oldest = job->next;
+	pthread_mutex_unlock(&pool.lock);
+	return job;
+}
+
+static void *thread_main(void *arg)
+{
+	uint64_t one = 1;
+	struct cqd_job *job;
+	struct cqd_back *b;
+
+	for (;;) {
+		while (sem_wait(&pool.ready))
+			;
+		job = take();
+		b = job->st->back;
+		job->run(job);
+		push(&b->list, job);
+		/* After this the store may be gone. */
+		while (write(b->fd, &one, sizeof(one)) < 0 &&
+		       (errno == EINTR || errno == EAGAIN))
+			;
+	}
+	return NULL;
+}
+
+/* By the loop. They are never joined: a store waits for its jobs itself. */
+static int pool_start(void)
+{
+	sigset_t all, old;
+	pthread_t thread;
+	int ret = 0;
+
+	if (!pool.threads && sem_init(&pool.ready, 0, 0))
+		return -errno;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	while (!ret && pool.threads < THREADS) {
+		ret = pthread_create(&thread, NULL, thread_main, NULL);
+		if (ret)
+			break;
+		pthread_detach(thread);
+		pool.threads++;
+	}
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	return pool.threads ? 0 : -ret;
+}
+
+/* --- the loop's side --- */
+
+static void start(struct cqd_job *job)
+{
+	if (job->slow)
+		job->st->slow_running++;
+	job->st->back->away++;
+	push(&pool.inbox, job);
+	sem_post(&pool.ready);
+}
+
+static void finish(struct cqd_store *st, struct cqd_job *job)
+{
 	struct cqd_job *next;
 
 	if (job->slow)
@@ -33,15 +156,68 @@ static void after_cb(uv_work_t *w, int status)
 		start(next);
 	}
 	st->jobs--;
-	cqd_store_job_gone(st);
 }
 
-static void start(struct cqd_job *job)
+static void on_back(uv_poll_t *poll, int status, int events)
 {
-	if (job->slow)
-		job->st->slow_running++;
-	/* Fails only for a NULL callback. */
-	uv_queue_work(job->st->loop, &job->work, work_cb, after_cb);
+	struct cqd_store *st = poll->data;
+	struct cqd_job *job, *next;
+	uint64_t n;
+
+	/* Emptied first: what comes later makes it readable again. */
+	if (read(st->back->fd, &n, sizeof(n)) < 0)
+		return;
+	st->back->away -= n;
+	for (job = take_all(&st->back->list); job; job = next) {
+		next = job->next;
+		finish(st, job);
+	}
+	cqd_store_jobs_gone(st);
+}
+
+/**
+ * cqd_jobs_open() - threads, and the way back from them
+ * @st: store with its loop
+ *
+ * Return: 0; -ENOMEM; -EAGAIN; -EMFILE.
+ */
+int cqd_jobs_open(struct cqd_store *st)
+{
+	struct cqd_back *b = calloc(1, sizeof(*b));
+	int ret;
+
+	if (!b)
+		return -ENOMEM;
+	b->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	ret = b->fd < 0 ? -errno : pool_start();
+	if (!ret)
+		ret = uv_poll_init(st->loop, &st->back_poll, b->fd);
+	if (ret) {
+		if (b->fd >= 0)
+			close(b->fd);
+		free(b);
+		return ret;
+	}
+	st->back = b;
+	st->back_poll.data = st;
+	uv_poll_start(&st->back_poll, UV_READABLE, on_back);
+	return 0;
+}
+
+/**
+ * cqd_jobs_close() - no job comes back any more
+ * @st:     store without jobs; nothing is done while a thread is still at the
+ *          last: its announcement comes
+ * @closed: called when the handle is closed
+ */
+void cqd_jobs_close(struct cqd_store *st, uv_close_cb closed)
+{
+	if (st->back->away)
+		return;
+	uv_close((uv_handle_t *)&st->back_poll, closed);
+	close(st->back->fd);
+	free(st->back);
+	st->back = NULL;
 }
 
 /**

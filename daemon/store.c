@@ -128,7 +128,7 @@ static void handles(struct cqd_store *st)
 	st->timer.data = st;
 	st->verify_timer.data = st;
 	st->idle.data = st;
-	st->open_handles = 3;
+	st->open_handles = 4;
 	uv_timer_start(&st->timer, tick, TICK_MS, TICK_MS);
 }
 
@@ -183,6 +183,11 @@ int cqd_store_new(uv_loop_t *loop, const struct cqd_store_opts *opts,
 		ret = find_backend(st, err);
 	if (!ret)
 		ret = cqd_adopt(st, opts, err);
+	if (!ret) {
+		ret = cqd_jobs_open(st);
+		if (ret)
+			cq_err_set(err, ret, "no threads: %s", strerror(-ret));
+	}
 	if (ret) {
 		store_free(st);
 		return ret;
@@ -200,19 +205,10 @@ static void maybe_closed(struct cqd_store *st)
 	void (*closed)(void *arg) = st->closed;
 	void *arg = st->closed_arg;
 
-	if (!st->closing || st->jobs || st->open_handles)
+	if (st->open_handles)
 		return;
 	store_free(st);
 	closed(arg);
-}
-
-/**
- * cqd_store_job_gone() - a worker thread is done with the store
- * @st: store; freed here if it was the last one of a closing store
- */
-void cqd_store_job_gone(struct cqd_store *st)
-{
-	maybe_closed(st);
 }
 
 static void handle_closed(uv_handle_t *h)
@@ -221,6 +217,16 @@ static void handle_closed(uv_handle_t *h)
 
 	st->open_handles--;
 	maybe_closed(st);
+}
+
+/**
+ * cqd_store_jobs_gone() - jobs are done
+ * @st: store; if it is closing and they were the last, nothing comes any more
+ */
+void cqd_store_jobs_gone(struct cqd_store *st)
+{
+	if (st->closing && !st->jobs && st->back)
+		cqd_jobs_close(st, handle_closed);
 }
 
 /**
@@ -247,6 +253,7 @@ void cqd_store_close(struct cqd_store *st, void (*done)(void *arg), void *arg)
 	uv_close((uv_handle_t *)&st->timer, handle_closed);
 	uv_close((uv_handle_t *)&st->verify_timer, handle_closed);
 	uv_close((uv_handle_t *)&st->idle, handle_closed);
+	cqd_store_jobs_gone(st);
 }
 
 /* --- figures --- */

@@ -39,7 +39,7 @@
  * @done: on the loop, exactly once, when @run has returned
  */
 struct cqd_job {
-	uv_work_t work;
+	struct cqd_job *next;
 	struct cqd_store *st;
 	void (*run)(struct cqd_job *job);
 	void (*done)(struct cqd_job *job);
@@ -47,6 +47,11 @@ struct cqd_job {
 	bool slow;
 };
 
+struct cqd_back;
+
+int cqd_jobs_open(struct cqd_store *st);
+/* After the last job; @closed is called on the loop. */
+void cqd_jobs_close(struct cqd_store *st, uv_close_cb closed);
 /* @slow jobs (reserving memory, service manager) leave threads to the others. */
 void cqd_job_queue(struct cqd_store *st, struct cqd_job *job, bool slow);
 
@@ -368,6 +373,8 @@ struct cqd_store {
 	uv_idle_t idle;
 	uint32_t open_handles;
 	uint32_t jobs, slow_running;
+	struct cqd_back *back;
+	uv_poll_t back_poll;
 	struct list_head slow_queue;
 	bool closing;
 	void (*closed)(void *arg);
@@ -557,7 +564,7 @@ void cqd_verify_stop(struct cqd_store *st);
 
 /* Arrays beside the index; -ENOMEM. */
 int cqd_store_arrays(struct cqd_store *st);
-void cqd_store_job_gone(struct cqd_store *st);
+void cqd_store_jobs_gone(struct cqd_store *st);
 /* Sealed-memory helpers shared by index, state words and segments. */
 int cqd_memfd_make(const char *name, uint64_t bytes, bool reserve, struct cqd_mem *mem,
 		   struct cq_err *err);
