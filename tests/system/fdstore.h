@@ -7,13 +7,14 @@
  * process forked by the test (sys.h):
  *
  *	fdstore -n NOTIFY -l NAME=PATH[=MODE]... [-u UID] [-m MAX] [-w USEC]
- *		[-N] [-o LOG] -- PROGRAM ARG...
+ *		[-r PRIORITY] [-N] [-o LOG] -- PROGRAM ARG...
  *
  *	-n	path of the notification socket
  *	-l	listening SOCK_SEQPACKET socket, handed over under NAME
  *	-u	uid and gid of the program
  *	-m	most descriptors kept; more are closed without a word, as in systemd
  *	-w	watchdog
+ *	-r	SCHED_FIFO, reset on fork: CPUSchedulingPolicy= and its companions
  *	-N	no fd store: pushes are closed at once
  *	-o	file for the program's output
  *
@@ -31,6 +32,7 @@
 #include <linux/close_range.h>
 #include <linux/kcmp.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -72,6 +74,7 @@ static struct {
 	char *const *argv;
 	const char *log;
 	uid_t uid;
+	int priority;
 	bool has_uid, hold, quit;
 	uint64_t watchdog_us, fed_us;
 	pid_t pid;
@@ -397,6 +400,9 @@ static void fdstore_become_service(void)
 	setenv("LISTEN_FDNAMES", names, 1);
 	/* what the test itself was started with stays out of it */
 	close_range(FIRST_FD + n, ~0u, CLOSE_RANGE_CLOEXEC);
+	if (fdstore.priority && sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK,
+			&(struct sched_param){ .sched_priority = fdstore.priority }))
+		fdstore_die("real-time priority %d", fdstore.priority);
 	if (fdstore.has_uid && (setgroups(0, NULL) || setgid(fdstore.uid) || setuid(fdstore.uid)))
 		fdstore_die("uid %u", fdstore.uid);
 	prctl(PR_SET_PDEATHSIG, SIGKILL);	/* setuid() clears it */
@@ -542,7 +548,7 @@ static void fdstore_parse(int argc, char **argv)
 	int c;
 
 	fdstore.max_store = 512;
-	while ((c = getopt(argc, argv, "+n:l:u:m:w:No:")) != -1) {
+	while ((c = getopt(argc, argv, "+n:l:u:m:w:r:No:")) != -1) {
 		if (c == 'n') {
 			snprintf(fdstore.notify_path, sizeof(fdstore.notify_path), "%s", optarg);
 		} else if (c == 'l') {
@@ -554,6 +560,8 @@ static void fdstore_parse(int argc, char **argv)
 			fdstore.max_store = (unsigned int)strtoul(optarg, NULL, 10);
 		} else if (c == 'w') {
 			fdstore.watchdog_us = strtoull(optarg, NULL, 10);
+		} else if (c == 'r') {
+			fdstore.priority = (int)strtol(optarg, NULL, 10);
 		} else if (c == 'N') {
 			fdstore.max_store = 0;
 		} else if (c == 'o') {

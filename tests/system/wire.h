@@ -128,6 +128,31 @@ static inline int wire_hello(int fd)
 	return wire_hello_as(fd, CQP_VERSION, 0, NULL);
 }
 
+/*
+ * Hello that goes on with *@session if it is one: 1 it does, 0 it is a new one,
+ * -errno. *@session is what the daemon says.
+ */
+static inline int wire_resume(int fd, uint64_t *session)
+{
+	Cqp__Hello hello = CQP__HELLO__INIT;
+	char name[] = "test";
+	DECLARE_MSG(msg, HELLO, hello, hello);
+	Cqp__Msg *r;
+	int resumed;
+
+	hello.protocol = CQP_VERSION;
+	hello.client = name;
+	hello.has_session = *session != 0;
+	hello.session = *session;
+	r = wire_call(fd, &msg, NULL, 0, NULL);
+	if (!r || r->body_case != CQP__MSG__BODY_HELLO_OK)
+		return wire_unexpected(r);
+	*session = r->hello_ok->session;
+	resumed = r->hello_ok->resumed;
+	cqp_free(r);
+	return resumed;
+}
+
 /* Connected and greeted, or -errno. */
 static inline int wire_open(const char *path)
 {
