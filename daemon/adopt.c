@@ -305,13 +305,10 @@ static int scan_all(struct cqd_adopt *ad)
 		{ &ix->t_pins, (void *)ix->pins, sizeof(*ix->pins), adopt_pin },
 	};
 	unsigned int i;
-	int ret;
 
 	for (i = 0; i < ARRAY_SIZE(first); i++)
 		scan(ad, &first[i]);
-	ret = cqd_adopt_tree(ad);
-	if (ret)
-		return ret;
+	cqd_adopt_tree(ad);
 	for (i = 0; i < ARRAY_SIZE(then); i++)
 		scan(ad, &then[i]);
 	return cqd_adopt_order(ad);

@@ -32,7 +32,7 @@ void cqd_adopt_kill(struct cqd_adopt *ad, uint64_t *word);
 bool cqd_adopt_segment(struct cqd_adopt *ad, uint32_t i);
 bool cqd_adopt_page(struct cqd_adopt *ad, uint32_t i);
 /* Parents, then what nobody owns; after every page was looked at. */
-int cqd_adopt_tree(struct cqd_adopt *ad);
+void cqd_adopt_tree(struct cqd_adopt *ad);
 /* LRU lists; after the pins. */
 int cqd_adopt_order(struct cqd_adopt *ad);
 

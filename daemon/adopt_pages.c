@@ -2,9 +2,9 @@
 /*
  * Restart, second part: segments, pages, their tree and their order.
  *
- * Pages are believed one by one at first (place, generation, key), then level
- * by level: a page whose parent did not hold goes, and so does what hangs on
- * it. A depth that is not the parent's plus one ends every cycle.
+ * Pages are believed one by one at first (place, generation, key), then hung
+ * below each other: a page whose parent did not hold goes, and so does what
+ * hangs on it. A depth that is not the parent's plus one ends every cycle.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -243,31 +243,6 @@ static bool parent_holds(const struct cqd_store *st, uint32_t p)
 	       st->ix.pages[r->parent].depth + 1 == r->depth;
 }
 
-/* Pages by depth, shallow first (counting sort). NULL without memory. */
-static uint32_t *by_depth(const struct cqd_store *st, uint32_t *n)
-{
-	uint32_t max = st->ix.t_pages.high, i;
-	uint32_t *at = calloc((size_t)max + 1, sizeof(*at));
-	uint32_t *order = calloc((size_t)max + 1, sizeof(*order));
-
-	if (!at || !order) {
-		free(at);
-		free(order);
-		return NULL;
-	}
-	for (i = 0; i < max; i++)
-		if (st->pages[i].shard)
-			at[st->ix.pages[i].depth + 1]++;
-	for (i = 0; i < max; i++)
-		at[i + 1] += at[i];
-	*n = at[max];
-	for (i = 0; i < max; i++)
-		if (st->pages[i].shard)
-			order[at[st->ix.pages[i].depth]++] = i;
-	free(at);
-	return order;
-}
-
 /* Words of slots that nobody owns any more. */
 static void sweep(struct cqd_store *st)
 {
@@ -287,28 +262,33 @@ static void sweep(struct cqd_store *st)
  * cqd_adopt_tree() - hang every page below its parent
  * @ad: restart
  *
- * Return: 0 or -ENOMEM.
+ * In the order of the records, where parents are near: by depth it would be a
+ * cache miss per page. Those without a parent are chained by their LRU links,
+ * which nobody uses yet, and go with what hangs on them.
  */
-int cqd_adopt_tree(struct cqd_adopt *ad)
+void cqd_adopt_tree(struct cqd_adopt *ad)
 {
 	struct cqd_store *st = ad->st;
-	uint32_t n, i, *order = by_depth(st, &n);
+	uint32_t lost = CQP_NONE, p;
+	uint64_t before = st->n_state[CQP_SEALED];
 
-	if (!order)
-		return -ENOMEM;
-	for (i = 0; i < n; i++) {
-		uint32_t p = order[i];
-
+	for (p = 0; p < st->ix.t_pages.high; p++) {
+		if (!st->pages[p].shard)
+			continue;
 		if (parent_holds(st, p)) {
 			cqd_page_link(st, p, st->ix.pages[p].parent);
 		} else {
-			cqd_page_free(st, p, CQD_EV_DROP);
-			ad->lost_records++;
+			st->pages[p].lru_next = lost;
+			lost = p;
 		}
 	}
-	free(order);
+	while (lost != CQP_NONE) {
+		p = lost;
+		lost = st->pages[p].lru_next;
+		cqd_page_drop(st, p);
+	}
+	ad->lost_records += (unsigned int)(before - st->n_state[CQP_SEALED]);
 	sweep(st);
-	return 0;
 }
 
 /* --- order --- */
