@@ -19,13 +19,6 @@ static const struct synth model = { .layers = 1, .heads = 1, .kv_heads = 1, .dim
 				    .window = 64, .max_position = 32768, .code = "4c8b",
 				    .seed = 3 };
 
-static long number(const char *env, long def)
-{
-	const char *v = getenv(env);
-
-	return v ? strtol(v, NULL, 10) : def;
-}
-
 static void pages(uint32_t n)
 {
 	struct own before, after;
@@ -83,11 +76,11 @@ int main(void)
 		.daemon = "max_connections = 16384\nuid_connections = 16384\n"
 			  "max_clients = 16384\npool_bytes = 4G\n",
 	};
-	long n = number("BENCH_PAGES", PAGES), max = (long)own_nofile() - 128;
+	long n = own_number("BENCH_PAGES", PAGES), max = (long)own_nofile() - 128;
 
 	sys_start(&s, &opts);
 	pages((uint32_t)n / FILL_DEPTH * FILL_DEPTH);
-	clients((int)MIN(number("BENCH_CLIENTS", CLIENTS), max));
+	clients((int)MIN(own_number("BENCH_CLIENTS", CLIENTS), max));
 	sys_stop(&s);
 	bench_clean();
 	return 0;

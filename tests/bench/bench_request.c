@@ -257,8 +257,7 @@ int main(void)
 		.daemon = "max_connections = 16384\nuid_connections = 16384\n"
 			  "max_clients = 16384\n",
 	};
-	const char *env = getenv("BENCH_CLIENTS");
-	int fd, clients = env ? atoi(env) : CLIENTS;
+	int fd, clients = (int)own_number("BENCH_CLIENTS", CLIENTS);
 
 	ASSERT(clients >= ACTIVE);
 	fds = calloc((size_t)clients, sizeof(*fds));

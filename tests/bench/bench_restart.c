@@ -45,13 +45,6 @@ static const struct synth model = { .layers = 7, .heads = 4, .kv_heads = 2, .dim
 				    .window = 64, .max_position = 32768, .code = "4c8b",
 				    .seed = 4 };
 
-static long number(const char *env, long def)
-{
-	const char *v = getenv(env);
-
-	return v ? strtol(v, NULL, 10) : def;
-}
-
 /* --- the token loop --- */
 
 static int token(struct work *w, struct cq_seq *seq, bool keep)
@@ -228,8 +221,9 @@ static void restart(void)
 	pings(fd, us);
 	sys_status(&s, &st);
 	ASSERT(seen->tokens > begin);
-	printf("{\"bench\": \"restart\", \"pages\": %u, \"slot_bytes\": 32768, \"clients\": %d, "
-	       "\"rt\": %s, \"exec_ms\": %.1f, \"ping_ms\": %.1f, \"attach_ms\": %.1f, \"back_ms\": %.1f, "
+	printf("{\"bench\": \"restart\", \"pages\": %u, \"slot_bytes\": 32768, "
+	       "\"clients\": %d, \"rt\": %s, "
+	       "\"exec_ms\": %.1f, \"ping_ms\": %.1f, \"attach_ms\": %.1f, \"back_ms\": %.1f, "
 	       "\"token_max_us\": %.1f, \"quiet_max_us\": %.1f, \"control_max_us\": %.1f, "
 	       "\"stale\": %llu, \"verify_pending\": %llu, \"verify_ping_p50_us\": %.1f, "
 	       "\"verify_ping_p99_us\": %.1f}\n", n_pages, n_clients, rt ? "true" : "false",
@@ -246,7 +240,7 @@ static void restart(void)
 /* What there is room for, so that nothing else on the machine has to go. */
 static long gigabytes(void)
 {
-	long kb = 0, want = number("BENCH_RESTART_GB", 8), room;
+	long kb = 0, want = own_number("BENCH_RESTART_GB", 8), room;
 	char line[128];
 	FILE *f = fopen("/proc/meminfo", "re");
 
@@ -276,7 +270,7 @@ static void connect_all(int clients)
 
 int main(void)
 {
-	long gb = gigabytes(), times = number("BENCH_RESTARTS", 5), i;
+	long gb = gigabytes(), times = own_number("BENCH_RESTARTS", 5), i;
 	static const char *const fifo[] = { "-r", "50" };
 	struct sys_opts opts = { .model = &model };
 	struct sys_peer p;
@@ -307,7 +301,7 @@ int main(void)
 		ASSERT_OK(own_realtime(p.pid, true, OWN_PRIORITY));
 	for (i = 0; i < times; i++)
 		restart();
-	connect_all((int)number("BENCH_CLIENTS", 10000));
+	connect_all((int)own_number("BENCH_CLIENTS", 10000));
 	for (i = 0; i < times && n_clients; i++)
 		restart();
 	sys_say(p.fd, 'e');

@@ -7,6 +7,7 @@
 
 #define FILL_WINDOW	64	/* seals under way */
 #define FILL_DEPTH	64	/* pages of a text */
+#define FILL_PATIENCE	60000	/* ms, for a segment on a machine that is busy */
 
 /**
  * struct fill - texts being written
@@ -69,7 +70,7 @@ static inline bool fill_answer(struct fill *f)
 	bool sealed;
 	Cqp__Msg *m;
 
-	ASSERT_EQ(wire_recv(f->fd, &frame, SYS_DEADLINE), 1);
+	ASSERT_EQ(wire_recv(f->fd, &frame, FILL_PATIENCE), 1);
 	m = cqp_unpack(frame.buf, frame.len, NULL);
 	ASSERT(m);
 	if (m->body_case == CQP__MSG__BODY_ERROR)

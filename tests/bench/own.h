@@ -58,6 +58,14 @@ static inline void own_read(struct own *o, pid_t pid)
 	fclose(f);
 }
 
+/* A number out of the environment. */
+static inline long own_number(const char *env, long def)
+{
+	const char *v = getenv(env);
+
+	return v ? strtol(v, NULL, 10) : def;
+}
+
 /* Soft limit of descriptors as high as it goes. */
 static inline rlim_t own_nofile(void)
 {
