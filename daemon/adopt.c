@@ -243,6 +243,11 @@ static bool adopt_pin(struct cqd_adopt *ad, uint32_t i)
 		return false;
 	cl = st->client_at[r->client];
 	pg = &st->pages[r->page];
+	/* A seal pins its page before it is one; this one died with the daemon. */
+	if (!pg->shard && r->page < st->ix.t_pages.high) {
+		cqd_word_state(&st->ix.pins[i].word, CQP_FREE);
+		return true;
+	}
 	if (!cl || !pg->shard || pg->shard->ns != cl->ns || !r->count ||
 	    r->count > UINT32_MAX - pg->pins || cqd_pin_exists(cl, r->page))
 		return false;

@@ -224,6 +224,21 @@ TEST(half_made_pages_are_free)
 	run_end(&b);
 }
 
+/* Killed in mid-seal: the pin of a page that never was is no damage. */
+TEST(a_seal_that_died_is_not_worth_a_word)
+{
+	struct cqp_rec_page *p;
+	struct before b;
+
+	run_before(&b);
+	p = page_rec(map_index(), PAGES - 1);
+	p->word = CQP_WORD(CQP_WORD_GEN(p->word), CQP_FILLING);
+	run_after(&b);
+	ASSERT_STREQ(b.r.err.text, "");
+	ASSERT_EQ(stats(&b.r).pages_sealed, PAGES - 1);
+	run_end(&b);
+}
+
 /* Died after the record's word and before the slot's: the page is whole. */
 TEST(publication_is_finished)
 {
