@@ -299,6 +299,9 @@ static bool line_explained(const char *line)
 {
 	size_t i;
 
+	/* a kill leaves no record that contradicts another */
+	if (strstr(line, "restart: dropped ") && !strstr(line, "dropped 0 records"))
+		return false;
 	if (line[0] == '<' && line[1] >= '5' && line[1] <= '7')
 		return true;
 	for (i = 0; i < ARRAY_SIZE(log_explained); i++)
