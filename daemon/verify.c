@@ -21,6 +21,7 @@ struct pass {
 	struct list_head node;
 	struct cqd_store *st;
 	uint32_t next, page;
+	uint64_t owed_us;	/* pauses that were too short to be made */
 	bool background, running;
 	uint64_t checked, failed, bytes;
 	uint64_t job_bytes;
@@ -120,8 +121,14 @@ static void check_done(struct cqd_job *job)
 		advance(ps);
 		return;
 	}
-	/* The pause that makes bytes over time the rate. */
-	ms = ps->job_bytes * 1000 / st->o.verify_rate;
+	/* The pause that makes bytes over time the rate; small pages share one. */
+	ps->owed_us += ps->job_bytes * 1000000 / st->o.verify_rate;
+	ms = ps->owed_us / 1000;
+	ps->owed_us %= 1000;
+	if (!ms) {
+		advance(ps);
+		return;
+	}
 	uv_timer_start(&st->verify_timer, cqd_verify_timer, ms, 0);
 }
 
