@@ -234,11 +234,17 @@ struct cq_pg {
 	uint32_t tokens[CQ_PAGE_TOKENS];
 };
 
-/* A pin on the last matched page; holds the whole prefix. */
+/*
+ * struct cqc_pin - pins on matched pages, which together hold the whole prefix
+ * @at: [@n] one for each answer, two for one that says "split"
+ */
 struct cqc_pin {
 	uint32_t refs;
-	uint32_t epoch;
-	struct cqp_page page;
+	uint32_t n;
+	struct {
+		struct cqp_page page;
+		uint32_t epoch;
+	} at[];
 };
 
 /*
@@ -438,7 +444,8 @@ int cqc_seg_get(struct cq_model *model, uint32_t id, struct cqc_seg **out);
 void cqc_segs_lost(struct cq_model *model);	/* connection gone: forget questions */
 void cqc_segs_free(struct cq_model *model);
 /* Map the state words behind @fd (not taken) unless they are mapped already. */
-int cqc_state_map(struct cq_model *model, int fd, uint64_t n, struct cq_err *err);
+int cqc_state_map(struct cq_model *model, int fd, uint64_t n, struct cqc_state_map **out,
+		  struct cq_err *err);
 /* Is @page what it is said to be? Fills @out. 0, -EPROTO, -ESTALE. */
 int cqc_slot_check(const struct cq_model *model, const struct cqc_seg *seg,
 		   const struct cqp_page *page, uint32_t kind,

@@ -53,7 +53,8 @@ static int open_take(struct cqc_call *call, const Cqp__Msg *msg, struct cqp_fram
 		return cq_err_set(&call->err, -EPROTO, "cqd gave a malformed answer to ModelOpen");
 	ret = image_take(model, f->fds[0], ok->model_bytes, &call->err);
 	if (!ret)
-		ret = cqc_state_map(model, f->fds[1], ok->state_words, &call->err);
+		ret = cqc_state_map(model, f->fds[1], ok->state_words, &model->state,
+				    &call->err);
 	if (ret)
 		return ret;
 	memcpy(model->root.b, ok->root_key.data, CQ_KEY_BYTES);

@@ -112,9 +112,12 @@ static void release(struct cq_model *model, const struct cqp_page *page, uint32_
  */
 void cqc_pin_put(struct cq_model *model, struct cqc_pin *pin)
 {
+	uint32_t i;
+
 	if (!pin || --pin->refs)
 		return;
-	release(model, &pin->page, pin->epoch);
+	for (i = 0; i < pin->n; i++)
+		release(model, &pin->at[i].page, pin->at[i].epoch);
 	free(pin);
 }
 

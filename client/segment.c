@@ -43,11 +43,13 @@ int cqc_memfd_check(int fd, uint64_t bytes, const char *what, struct cq_err *err
  * @model: model, lock held
  * @fd:    from the daemon, not taken
  * @n:     words
+ * @out:   set on success; the model's until it is closed
  * @err:   text, may be NULL
  *
  * Return: 0; -EPROTO; -ENOMEM.
  */
-int cqc_state_map(struct cq_model *model, int fd, uint64_t n, struct cq_err *err)
+int cqc_state_map(struct cq_model *model, int fd, uint64_t n, struct cqc_state_map **out,
+		  struct cq_err *err)
 {
 	struct cqc_state_map *map;
 	struct list_head *pos;
@@ -65,7 +67,7 @@ int cqc_state_map(struct cq_model *model, int fd, uint64_t n, struct cq_err *err
 	list_for_each(pos, &model->maps) {
 		map = list_entry(pos, struct cqc_state_map, link);
 		if (map->dev == st.st_dev && map->ino == st.st_ino && map->n == n) {
-			model->state = map;
+			*out = map;
 			return 0;
 		}
 	}
@@ -83,7 +85,7 @@ int cqc_state_map(struct cq_model *model, int fd, uint64_t n, struct cq_err *err
 	map->dev = st.st_dev;
 	map->ino = st.st_ino;
 	list_add(&map->link, &model->maps);
-	model->state = map;
+	*out = map;
 	return 0;
 }
 
@@ -140,11 +142,19 @@ static void *map_aligned(int fd, uint64_t bytes)
 
 static int seg_map(struct cqc_seg *seg, const Cqp__SegmentOk *ok, struct cqp_frame *f)
 {
-	const struct cqc_state_map *state = seg->model->state;
+	struct cqc_state_map *state = seg->model->state;
 	void *p;
 	int ret;
 
-	if (ok->segment != seg->id || f->n_fds != 1 || !ok->slots ||
+	/* A segment of another namespace comes with that one's state words. */
+	if (f->n_fds != (ok->has_state_words ? 2 : 1))
+		return -EPROTO;
+	if (ok->has_state_words) {
+		ret = cqc_state_map(seg->model, f->fds[1], ok->state_words, &state, NULL);
+		if (ret)
+			return ret;
+	}
+	if (ok->segment != seg->id || !ok->slots ||
 	    ok->slot_bytes < sizeof(struct cq_page_hdr) ||
 	    ok->slot_bytes % CQ_SLOT_ALIGN || ok->bytes / ok->slots < ok->slot_bytes)
 		return -EPROTO;

@@ -123,7 +123,7 @@ void cqc_seq_free(struct cq_seq *seq)
 
 struct match {
 	struct cqp_page *pages;
-	uint32_t n, asked;
+	uint32_t n, asked, split;
 	struct cqp_page sink;
 	bool has_sink;
 	uint32_t epoch;
@@ -135,9 +135,11 @@ static int lookup_take(struct cqc_call *call, const Cqp__Msg *msg, struct cqp_fr
 	struct match *m = call->arg;
 
 	if (ok->matched > m->asked || ok->pages.len != ok->matched * sizeof(*m->pages) ||
-	    (ok->has_sink && ok->sink.len != sizeof(m->sink)))
+	    (ok->has_sink && ok->sink.len != sizeof(m->sink)) ||
+	    (ok->has_split && (!ok->split || ok->split >= ok->matched)))
 		return cq_err_set(&call->err, -EPROTO, "cqd gave a malformed answer to Lookup");
 	m->n = ok->matched;
+	m->split = ok->has_split ? ok->split : 0;
 	if (ok->matched)
 		memcpy(m->pages, ok->pages.data, ok->pages.len);
 	m->has_sink = ok->has_sink;
@@ -192,16 +194,29 @@ static int lookup(struct cq_model *model, const struct cqp_key *keys, struct mat
 	return ret;
 }
 
-/* The new pin holds everything the old one held. */
-static void pin_move(struct cq_seq *seq, const struct match *m)
+static void pin_add(struct cqc_pin *pin, const struct cqp_page *page, uint32_t epoch)
 {
-	struct cq_ctx *ctx = seq->model->ctx;
+	pin->at[pin->n].page = *page;
+	pin->at[pin->n++].epoch = epoch;
+}
 
-	if (seq->pin->refs)
-		cqc_release_add(ctx, &seq->pin->page, seq->pin->epoch);
-	seq->pin->refs = 1;
-	seq->pin->page = m->pages[m->n - 1];
-	seq->pin->epoch = m->epoch;
+/* None replaces an earlier one: pages of another round may hang elsewhere. */
+static void pins_take(struct cq_seq *seq, const struct match *m)
+{
+	if (m->split)
+		pin_add(seq->pin, &m->pages[m->split - 1], m->epoch);
+	pin_add(seq->pin, &m->pages[m->n - 1], m->epoch);
+}
+
+/* For as many answers as there may be to the keys of @pages pages. */
+static struct cqc_pin *pin_new(uint32_t pages)
+{
+	size_t n = 2 * ((size_t)pages / CQP_MAX_KEYS + 1);
+	struct cqc_pin *pin = calloc(1, sizeof(*pin) + n * sizeof(pin->at[0]));
+
+	if (pin)
+		pin->refs = 1;
+	return pin;
 }
 
 static int ent_match(struct cq_seq *seq, uint32_t i, const struct cqp_page *page,
@@ -256,7 +271,7 @@ static int match_rounds(struct cq_seq *seq, const uint32_t *ids,
 		ret = lookup(seq->model, keys + done, &m);
 		if (ret || !m.n)
 			break;
-		pin_move(seq, &m);
+		pins_take(seq, &m);
 		for (i = 0; i < m.n && !ret; i++)
 			ret = ent_match(seq, done + i, &pages[i], &m, &keys[done + i],
 					ids + (size_t)(done + i) * CQ_PAGE_TOKENS);
@@ -295,18 +310,17 @@ static int seq_match(struct cq_seq *seq, const uint32_t *ids, size_t n)
 
 	keys = malloc(pages * sizeof(*keys));
 	found = malloc(MIN(pages, (uint32_t)CQP_MAX_KEYS) * sizeof(*found));
-	seq->pin = calloc(1, sizeof(*seq->pin));
+	seq->pin = pin_new(pages);
 	if (keys && found && seq->pin)
 		ret = keys_make(seq, ids, pages, keys);
 	if (!ret) {
 		pthread_mutex_lock(&ctx->lock);
 		match_rounds(seq, ids, keys, pages, found);
 		pthread_mutex_unlock(&ctx->lock);
-		cqc_wake(ctx);		/* pins that were moved */
 	}
 	free(keys);
 	free(found);
-	if (seq->pin && !seq->pin->refs) {
+	if (seq->pin && !seq->pin->n) {
 		free(seq->pin);
 		seq->pin = NULL;
 	}

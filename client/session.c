@@ -163,7 +163,7 @@ static int model_same(struct cq_model *model, const Cqp__ModelOk *ok, struct cqp
 	if (memcmp(ok->model_hash.data, model->m.hash, 32) ||
 	    memcmp(ok->root_key.data, model->root.b, CQ_KEY_BYTES))
 		return -ENODATA;	/* another model by that name */
-	return cqc_state_map(model, f->fds[1], ok->state_words, NULL);
+	return cqc_state_map(model, f->fds[1], ok->state_words, &model->state, NULL);
 }
 
 static void open_done(struct cq_ctx *ctx, struct cqc_req *req, int ret,
@@ -303,6 +303,7 @@ void cqc_late(struct cq_ctx *ctx, const Cqp__Msg *msg)
 {
 	struct cqp_page page;
 	const Cqp__LookupOk *ok;
+	size_t split;
 
 	/* A lookup given up after a timeout, a seal or an arena of a closed model:
 	 * what it took is given back. */
@@ -311,6 +312,11 @@ void cqc_late(struct cq_ctx *ctx, const Cqp__Msg *msg)
 		if (!ok->pages.len || ok->pages.len % sizeof(page))
 			return;
 		memcpy(&page, ok->pages.data + ok->pages.len - sizeof(page), sizeof(page));
+		cqc_release_add(ctx, &page, ctx->pin_epoch);
+		split = ok->has_split ? ok->split : 0;
+		if (!split || split >= ok->pages.len / sizeof(page))
+			return;
+		memcpy(&page, ok->pages.data + (split - 1) * sizeof(page), sizeof(page));
 		cqc_release_add(ctx, &page, ctx->pin_epoch);
 	} else if (msg->body_case == CQP__MSG__BODY_SEAL_OK) {
 		if (msg->seal_ok->page.len != sizeof(page))

@@ -248,7 +248,8 @@ static bool adopt_pin(struct cqd_adopt *ad, uint32_t i)
 		cqd_word_state(&st->ix.pins[i].word, CQP_FREE);
 		return true;
 	}
-	if (!cl || !pg->shard || pg->shard->ns != cl->ns || !r->count ||
+	/* Of whatever namespace: who may read whom is not known yet. */
+	if (!cl || !pg->shard || !r->count ||
 	    r->count > UINT32_MAX - pg->pins || cqd_pin_exists(cl, r->page))
 		return false;
 	cqd_pin_adopt(st, cl, i);

@@ -161,14 +161,15 @@ static bool place_holds(struct cqd_store *st, unsigned int kind, uint32_t segmen
 
 static bool page_holds(struct cqd_store *st, const struct cqp_rec_page *r)
 {
-	bool first = r->parent == CQP_NONE, sink = r->sink_segment != CQP_NONE;
+	bool first = !r->depth, sink = r->sink_segment != CQP_NONE;
 	const struct cqd_shard *sh;
 	struct cqp_key key;
 
 	if (!place_holds(st, CQD_CODES, r->segment, r->slot, r->slot_gen))
 		return false;
 	sh = st->segs[r->segment]->shard;
-	if (first != (r->depth == 0) || r->depth >= st->ix.t_pages.high ||
+	if ((r->parent == CQP_NONE) != (first || r->behind) ||
+	    r->depth >= st->ix.t_pages.high ||
 	    sink != (first && sh->kind[CQD_SINKS].slot_bytes))
 		return false;
 	if (sink && (!place_holds(st, CQD_SINKS, r->sink_segment, r->sink_slot,

@@ -90,6 +90,7 @@ static const struct key ns_keys[] = {
 	{ "ttl", K_SECONDS, false, N(ttl_s), 0, UINT32_MAX },
 	{ "salt", K_TEXT, true, N(salt), 0, 0 },
 	{ "models", K_NAMES, false, N(models), 0, 0 },
+	{ "readable_by", K_NAMES, false, N(readable_by), 0, 0 },
 	{ NULL, 0, false, 0, 0, 0 },
 };
 
@@ -485,6 +486,58 @@ static int check_daemon(const struct cqd_config *cfg, const char *path,
 	return 0;
 }
 
+static bool same_text(const char *a, const char *b)
+{
+	return a == b || (a && b && !strcmp(a, b));
+}
+
+/* A reader finds pages by keys that it derives with its own salt. */
+static int check_reader(const struct cqd_config *cfg, const struct cqd_ns_config *ns,
+			const char *reader, const char *path, struct cq_err *err)
+{
+	const struct cqd_ns_config *r = cqd_config_ns(cfg, reader);
+
+	if (!r)
+		return cq_err_set(err, -EINVAL, "%s: [namespace %s] readable_by: there is no "
+				  "[namespace %s]", path, ns->name, reader);
+	if (r == ns)
+		return cq_err_set(err, -EINVAL, "%s: [namespace %s] readable_by names itself",
+				  path, ns->name);
+	if (!same_text(r->salt, ns->salt))
+		return cq_err_set(err, -EINVAL, "%s: [namespace %s] readable_by: %s has another "
+				  "salt and would find no page: give both the same", path,
+				  ns->name, reader);
+	return 0;
+}
+
+static unsigned int count_reads(const struct cqd_config *cfg, const char *reader)
+{
+	unsigned int i, j, n = 0;
+
+	for (i = 0; i < cfg->n_ns; i++)
+		for (j = 0; j < cfg->ns[i].readable_by.n; j++)
+			n += !strcmp(cfg->ns[i].readable_by.name[j], reader);
+	return n;
+}
+
+static int check_readers(const struct cqd_config *cfg, const char *path, struct cq_err *err)
+{
+	const struct cqd_names *names;
+	unsigned int i, j;
+	int ret = 0;
+
+	for (i = 0; i < cfg->n_ns && !ret; i++) {
+		names = &cfg->ns[i].readable_by;
+		for (j = 0; j < names->n && !ret; j++)
+			ret = check_reader(cfg, &cfg->ns[i], names->name[j], path, err);
+		if (!ret && count_reads(cfg, cfg->ns[i].name) > CQD_MAX_READS)
+			ret = cq_err_set(err, -EINVAL, "%s: namespace %s is named by more than "
+					 "%d readable_by", path, cfg->ns[i].name,
+					 CQD_MAX_READS);
+	}
+	return ret;
+}
+
 static int check_sections(const struct cqd_config *cfg, const char *path,
 			  struct cq_err *err)
 {
@@ -519,7 +572,9 @@ static int finish(struct cqd_config *cfg, const char *path, struct cq_err *err)
 	for (i = 0; i < cfg->n_ns; i++)
 		resolve(&cfg->ns[i].quota_bytes, cfg->pool_bytes.bytes);
 	ret = check_daemon(cfg, path, err);
-	return ret ? ret : check_sections(cfg, path, err);
+	if (!ret)
+		ret = check_sections(cfg, path, err);
+	return ret ? ret : check_readers(cfg, path, err);
 }
 
 static int read_file(const char *path, struct cqd_config *cfg, struct cq_err *err)
@@ -569,13 +624,19 @@ int cqd_config_load(const char *path, struct cqd_config **out, struct cq_err *er
 	return 0;
 }
 
-static void ns_free(struct cqd_ns_config *ns)
+static void names_free(struct cqd_names *names)
 {
 	unsigned int i;
 
-	for (i = 0; i < ns->models.n; i++)
-		free(ns->models.name[i]);
-	free(ns->models.name);
+	for (i = 0; i < names->n; i++)
+		free(names->name[i]);
+	free(names->name);
+}
+
+static void ns_free(struct cqd_ns_config *ns)
+{
+	names_free(&ns->models);
+	names_free(&ns->readable_by);
 	free(ns->uid.uid);
 	free(ns->socket);
 	free(ns->salt);
@@ -604,11 +665,6 @@ void cqd_config_free(struct cqd_config *cfg)
 	free(cfg->admin_socket);
 	free(cfg->backend);
 	free(cfg);
-}
-
-static bool same_text(const char *a, const char *b)
-{
-	return a == b || (a && b && !strcmp(a, b));
 }
 
 static const struct cqd_mem_policy *policy_of(const void *field)

@@ -44,6 +44,8 @@ struct cqd_size {
 	uint32_t percent;
 };
 
+#define CQD_MAX_READS 8	/* namespaces that one may read besides itself */
+
 /*
  * struct cqd_ns_config - one [namespace NAME] section
  * @socket:      path of a socket of its own, NULL: reached through the common one
@@ -51,6 +53,7 @@ struct cqd_size {
  * @connections: at the same time; 0: no limit of its own
  * @priority, @ttl_s: of pages whose seal names none; @priority_max: what it may name
  * @models:      those its members may open; empty: all
+ * @readable_by: namespaces whose members may attach to its pages
  */
 struct cqd_ns_config {
 	char *name;
@@ -63,6 +66,7 @@ struct cqd_ns_config {
 	uint32_t priority, priority_max, ttl_s;
 	char *salt;
 	struct cqd_names models;
+	struct cqd_names readable_by;
 };
 
 /* One [model NAME] section: a file loaded at start. */

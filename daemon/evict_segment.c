@@ -86,7 +86,7 @@ static void give_up(struct cqd_store *st, struct cqd_segment *seg)
 {
 	seg->leaving = false;
 	st->emptying = NULL;
-	if (seg->free_head != CQP_NONE)
+	if (seg->free_head != CQP_NONE && !seg->closed)
 		list_add_tail(&seg->partial_node, &seg->shard->kind[seg->kind].partial);
 	cqd_seal_kick_all(st);
 }

@@ -147,7 +147,7 @@ static int handle_arena_drop(struct cqd_req *req)
 }
 
 static void lookup_ok(struct cqd_req *req, struct cqp_page *pages, unsigned int n,
-		      struct cqp_page *sink, bool filling)
+		      struct cqp_page *sink, const struct cqd_found *found)
 {
 	Cqp__LookupOk ok = CQP__LOOKUP_OK__INIT;
 	Cqp__Msg msg = CQP__MSG__INIT;
@@ -159,7 +159,9 @@ static void lookup_ok(struct cqd_req *req, struct cqp_page *pages, unsigned int 
 	ok.sink.data = (uint8_t *)sink;
 	ok.sink.len = sizeof(*sink);
 	ok.has_filling = true;
-	ok.filling = filling;
+	ok.filling = found->filling;
+	ok.has_split = found->split != 0;
+	ok.split = found->split;
 	msg.body_case = CQP__MSG__BODY_LOOKUP_OK;
 	msg.lookup_ok = &ok;
 	reply(req, &msg, NULL, 0);
@@ -173,7 +175,7 @@ static int handle_lookup(struct cqd_req *req)
 	struct cqp_page sink = { .segment = CQP_NONE };
 	const struct cqp_key *keys;
 	struct cqd_shard *shard;
-	bool filling = false;
+	struct cqd_found found = { 0 };
 	size_t n = lookup->keys.len / sizeof(*keys);
 	int ret;
 
@@ -184,11 +186,11 @@ static int handle_lookup(struct cqd_req *req)
 	if (ret)
 		return ret;
 	keys = (const struct cqp_key *)(const void *)lookup->keys.data;
-	ret = cqd_lookup(client_of(req), shard, keys, (unsigned int)n, lookup->pin, pages,
-			 &sink, &filling, req->err);
+	ret = cqd_match(client_of(req), shard, keys, (unsigned int)n, lookup->pin, pages,
+			&sink, &found, req->err);
 	if (ret < 0)
 		return ret;
-	lookup_ok(req, pages, (unsigned int)ret, &sink, filling);
+	lookup_ok(req, pages, (unsigned int)ret, &sink, &found);
 	return 0;
 }
 
@@ -198,19 +200,24 @@ static int handle_segment_get(struct cqd_req *req)
 	Cqp__SegmentOk ok = CQP__SEGMENT_OK__INIT;
 	Cqp__Msg msg = CQP__MSG__INIT;
 	struct cqd_segment_info info;
-	int ret;
+	int fds[2], ret;
 
 	ret = cqd_segment_get(client_of(req), id, &info);
 	if (ret)
-		return cq_err_set(req->err, ret, "segment %u: none of this namespace", id);
+		return cq_err_set(req->err, ret, "segment %u: none that this namespace may "
+				  "read", id);
 	ok.segment = id;
 	ok.bytes = info.bytes;
 	ok.slot_bytes = info.slot_bytes;
 	ok.slots = info.slots;
 	ok.word_base = info.word_base;
+	ok.has_state_words = info.state_fd >= 0;
+	ok.state_words = info.state_words;
+	fds[0] = info.fd;
+	fds[1] = info.state_fd;
 	msg.body_case = CQP__MSG__BODY_SEGMENT_OK;
 	msg.segment_ok = &ok;
-	reply(req, &msg, &info.fd, 1);
+	reply(req, &msg, fds, info.state_fd >= 0 ? 2 : 1);
 	return 0;
 }
 

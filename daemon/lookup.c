@@ -10,31 +10,101 @@ static struct cqp_page answer(struct cqd_store *st, uint32_t p, unsigned int kin
 	return cqd_place_page(at.seg, at.slot);
 }
 
-/* Resident pages in a row, each the parent of the next. */
-static unsigned int walk(struct cqd_shard *sh, const struct cqp_key *keys,
-			 unsigned int n, uint32_t *last, uint32_t *miss,
-			 struct cqp_page *pages)
+/*
+ * struct run - resident pages in a row, each the parent of the next
+ * @n:    pages
+ * @last: the last of them
+ * @miss: the page behind it, if it is being sealed; else CQP_NONE
+ */
+struct run {
+	unsigned int n;
+	uint32_t last, miss;
+};
+
+/* @pages: filled, and victims of eviction among them taken back; NULL: only
+ * count. */
+static struct run walk(const struct cqd_shard *sh, const struct cqp_key *keys,
+		       unsigned int n, struct cqp_page *pages)
 {
+	struct run r = { .last = CQP_NONE, .miss = CQP_NONE };
 	struct cqd_store *st = sh->st;
-	unsigned int i;
 	uint32_t p;
 
-	*last = CQP_NONE;
-	*miss = CQP_NONE;
-	for (i = 0; i < n; i++) {
-		p = cqd_page_find(st, sh, &keys[i]);
-		if (p == CQP_NONE || (i && st->pages[p].parent != *last))
+	for (r.n = 0; r.n < n; r.n++) {
+		p = cqd_page_find(st, sh, &keys[r.n]);
+		if (p == CQP_NONE || (r.n && st->pages[p].parent != r.last))
 			break;
 		if (st->pages[p].state == CQP_FILLING) {
-			*miss = p;
+			r.miss = p;
 			break;
 		}
-		if (st->pages[p].state == CQP_EVICTING)
-			cqd_evict_take_back(st, p);
-		pages[i] = answer(st, p, CQD_CODES);
-		*last = p;
+		if (pages) {
+			if (st->pages[p].state == CQP_EVICTING)
+				cqd_evict_take_back(st, p);
+			pages[r.n] = answer(st, p, CQD_CODES);
+		}
+		r.last = p;
 	}
-	return i;
+	return r;
+}
+
+/* Shard of a readable namespace that has more of @keys than @own; NULL: none. */
+static const struct cqd_shard *longer(struct cqd_client *client, const struct cqd_shard *sh,
+				      const struct cqp_key *keys, unsigned int n,
+				      struct run own)
+{
+	const struct cqd_shard *best = NULL;
+	uint32_t p = CQP_NONE;
+	struct run r;
+
+	if (own.n == n || !client->ns->n_reads)
+		return NULL;
+	while ((p = cqd_page_foreign(sh->st, client->ns, sh, keys, p)) != CQP_NONE) {
+		r = walk(sh->st->pages[p].shard, keys, n, NULL);
+		if (r.n <= own.n)
+			continue;
+		own = r;
+		best = sh->st->pages[p].shard;
+	}
+	return best;
+}
+
+/*
+ * What members of the own namespace have published behind the first run, which
+ * is another namespace's, or was when they did.
+ */
+static struct run behind(const struct cqd_shard *sh, bool foreign, unsigned int skip,
+			 const struct cqp_key *keys, unsigned int n, struct cqp_page *pages)
+{
+	const struct cqd_store *st = sh->st;
+	uint32_t p = CQP_NONE;
+
+	if (skip && skip < n)
+		p = cqd_page_find(sh->st, sh, &keys[skip]);
+	if (p == CQP_NONE ||
+	    (!foreign && !st->ix.pages[p].behind))
+		return (struct run){ .last = CQP_NONE, .miss = CQP_NONE };
+	return walk(sh, keys + skip, n - skip, pages + skip);
+}
+
+/* The last page of each run, which holds those before it. */
+static int pin_runs(struct cqd_client *client, const struct run *first,
+		    const struct run *then, struct cq_err *err)
+{
+	int ret = first->n ? cqd_pin(client, first->last, err) : 0;
+
+	if (ret || !then->n)
+		return ret;
+	ret = cqd_pin(client, then->last, err);
+	if (ret)
+		cqd_unpin(client, first->last);
+	return ret;
+}
+
+static bool filled_by_another(const struct cqd_store *st, uint32_t p,
+			      const struct cqd_client *client)
+{
+	return p != CQP_NONE && st->pages[p].filler->client != client;
 }
 
 /* Every page of a run was used, the last one @p; the others are no leaves. */
@@ -52,43 +122,49 @@ static void touch(struct cqd_store *st, uint32_t p, unsigned int n)
 }
 
 /**
- * cqd_lookup() - longest run of resident pages
- * @client: who asks; the pin is counted on it
+ * cqd_match() - longest run of resident pages
+ * @client: who asks; pins are counted on it
  * @shard:  one that it opened
  * @keys:   [n] chained keys in order
  * @n:      number of keys
  * @pin:    pin the last page matched
  * @pages:  [n] filled up to the return value
  * @sink:   sink object of page 0 if @keys[0] is a page 0 that has one
- * @filling: the first page missing is being sealed by another client
+ * @found:  set
  * @err:    text of the failure
+ *
+ * The client's own namespace first. If it lacks a page, the readable namespace
+ * that has the most of them from the first on, and then again its own for what
+ * its members have published behind that.
  *
  * Return: pages matched; -EDQUOT, -ENOSPC no pin left.
  */
-int cqd_lookup(struct cqd_client *client, struct cqd_shard *shard,
-	       const struct cqp_key *keys, unsigned int n, bool pin,
-	       struct cqp_page *pages, struct cqp_page *sink, bool *filling,
-	       struct cq_err *err)
+int cqd_match(struct cqd_client *client, struct cqd_shard *shard,
+	      const struct cqp_key *keys, unsigned int n, bool pin,
+	      struct cqp_page *pages, struct cqp_page *sink, struct cqd_found *found,
+	      struct cq_err *err)
 {
+	struct run first = walk(shard, keys, n, pages), then;
+	const struct cqd_shard *of = longer(client, shard, keys, n, first);
 	struct cqd_store *st = shard->st;
-	uint32_t last, miss;
 	unsigned int got;
 	int ret;
 
-	got = walk(shard, keys, n, &last, &miss, pages);
-	if (got && pin) {
-		ret = cqd_pin(client, last, err);
-		if (ret)
-			return ret;
-	}
-	touch(st, last, got);
+	if (of)
+		first = walk(of, keys, n, pages);
+	then = behind(shard, of != NULL, first.n, keys, n, pages);
+	ret = pin ? pin_runs(client, &first, &then, err) : 0;
+	if (ret)
+		return ret;
+	got = first.n + then.n;
+	touch(st, first.last, first.n);
+	touch(st, then.last, then.n);
 	*sink = cqd_place_page(NULL, 0);
-	if (got) {
-		uint32_t first = cqd_page_find(st, shard, &keys[0]);
-
-		*sink = answer(st, first, CQD_SINKS);
-	}
-	*filling = miss != CQP_NONE && st->pages[miss].filler->client != client;
+	if (got)
+		*sink = answer(st, cqd_page_find(st, of ? of : shard, &keys[0]), CQD_SINKS);
+	found->filling = filled_by_another(st, then.n || then.miss != CQP_NONE ? then.miss :
+					   first.miss, client);
+	found->split = then.n ? first.n : 0;
 	st->hits += got;
 	st->misses += n - got;
 	return (int)got;
@@ -99,8 +175,8 @@ static uint32_t named(struct cqd_client *cl, const struct cqp_page *page)
 {
 	struct cqd_segment *seg = cqd_segment_find(cl->st, page->segment);
 
-	if (!seg || seg->shard->ns != cl->ns || seg->kind != CQD_CODES ||
-	    page->slot >= seg->slots)
+	/* Of whatever namespace: a pin may outlive the permission. */
+	if (!seg || seg->kind != CQD_CODES || page->slot >= seg->slots)
 		return CQP_NONE;
 	if (CQP_WORD_GEN(*cqd_segment_word(seg, page->slot)) !=
 	    CQP_WORD_GEN(page->word))

@@ -32,6 +32,18 @@ static uint32_t *bucket(struct cqd_store *st, const void *key)
 }
 
 /**
+ * cqd_page_chain() - pages that may have a key
+ * @st:  store
+ * @key: key
+ *
+ * Return: first page of the hash chain, linked by hash_next; CQP_NONE.
+ */
+uint32_t cqd_page_chain(struct cqd_store *st, const struct cqp_key *key)
+{
+	return *bucket(st, key->b);
+}
+
+/**
  * cqd_page_find() - page of a shard by key
  * @st:  store
  * @sh:  shard

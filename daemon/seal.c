@@ -143,6 +143,26 @@ static void raise_page(struct cqd_store *st, uint32_t p, const struct cqd_seal_o
 	cqd_page_settle(st, p);
 }
 
+/* A page that was published behind another namespace's has its parent in its own
+ * by now: the key that was just derived proves it to be that. */
+static void below_parent(struct cqd_seal_op *op, uint32_t p)
+{
+	struct cqd_store *st = op->st;
+	uint32_t parent;
+
+	if (!st->ix.pages[p].behind)
+		return;
+	parent = cqd_page_find(st, op->shard, &op->parent_key);
+	if (parent == CQP_NONE || st->pages[parent].state == CQP_FILLING ||
+	    st->ix.pages[parent].depth + 1 != st->ix.pages[p].depth)
+		return;
+	if (st->pages[parent].state == CQP_EVICTING)
+		cqd_evict_take_back(st, parent);
+	cqd_page_link(st, p, parent);
+	st->ix.pages[p].parent = parent;
+	st->ix.pages[p].behind = 0;
+}
+
 static void found(struct cqd_seal_op *op, uint32_t p)
 {
 	struct cqd_store *st = op->st;
@@ -155,6 +175,7 @@ static void found(struct cqd_seal_op *op, uint32_t p)
 		fail(op, ret);
 		return;
 	}
+	below_parent(op, p);
 	cqd_page_touch(st, p);
 	raise_page(st, p, op);
 	finish(op, 0, p, true);
@@ -221,7 +242,8 @@ static void publish(struct cqd_seal_op *op)
 	r->ttl_s = op->ttl_s;
 	r->priority = op->priority;
 	r->parent = pg->parent;
-	r->depth = pg->parent == CQP_NONE ? 0 : st->ix.pages[pg->parent].depth + 1;
+	r->behind = pg->parent == CQP_NONE && op->depth;
+	r->depth = pg->parent == CQP_NONE ? op->depth : st->ix.pages[pg->parent].depth + 1;
 	pg->filler = NULL;
 	cqd_lru_note(st, op->page);
 	cqd_page_event(st, op->page, CQD_EV_PUBLISH);
@@ -284,9 +306,12 @@ static int get_slot(struct cqd_seal_op *op, unsigned int kind)
 		return -EAGAIN;
 	if (st->destroying || cqd_evict_segment(st, sh))
 		return -EAGAIN;
-	while (cqd_evict_one(st, sh, NULL))
+	while (cqd_evict_one(st, sh, NULL)) {
 		if (!cqd_slot_take(sh, kind, op->page, &op->at[kind]))
 			return 0;
+		if (cqd_closed_retire(st))
+			return -EAGAIN;
+	}
 	if (sh->kind[kind].failed) {
 		op->err = sh->kind[kind].err;
 		return sh->kind[kind].failed;
@@ -421,7 +446,27 @@ static int begin(struct cqd_seal_op *op, uint32_t parent)
 	return cqd_pin(op->client, op->page, &op->err);
 }
 
-/* CQP_NONE in *parent: page 0. The parent may be in the making itself. */
+/*
+ * The parent is a page that the client reads in another namespace: the new page
+ * begins a tree of its own. Neither namespace then decides how long the other's
+ * pages stay, and a lookup finds the two one behind the other by their keys.
+ */
+static bool behind_foreign(struct cqd_seal_op *op)
+{
+	struct cqd_store *st = op->st;
+	uint32_t p = CQP_NONE;
+
+	do {
+		p = cqd_page_foreign(st, op->client->ns, op->shard, &op->parent_key, p);
+	} while (p != CQP_NONE && st->pages[p].state == CQP_FILLING);
+	if (p == CQP_NONE)
+		return false;
+	op->depth = st->ix.pages[p].depth + 1;
+	return true;
+}
+
+/* CQP_NONE in *parent: page 0, or one behind another namespace's. The parent may
+ * be in the making itself. */
 static int find_parent(struct cqd_seal_op *op, uint32_t *parent)
 {
 	struct cqd_store *st = op->st;
@@ -431,6 +476,8 @@ static int find_parent(struct cqd_seal_op *op, uint32_t *parent)
 	if (!memcmp(&op->parent_key, &op->shard->root, sizeof(op->parent_key)))
 		return 0;
 	p = cqd_page_find(st, op->shard, &op->parent_key);
+	if (p == CQP_NONE && behind_foreign(op))
+		return 0;
 	if (p == CQP_NONE)
 		return cq_err_set(&op->err, -ENOENT,
 				  "the parent page is not resident: publish it first");

@@ -144,7 +144,7 @@ void cqd_segment_free_list(struct cqd_segment *seg)
 		seg->free_head = i;
 	}
 	list_del(&seg->partial_node);
-	if (seg->free_head != CQP_NONE)
+	if (seg->free_head != CQP_NONE && !seg->closed)
 		list_add_tail(&seg->partial_node,
 			      &seg->shard->kind[seg->kind].partial);
 }
@@ -212,7 +212,7 @@ void cqd_slot_free(struct cqd_place at)
 	seg->owner[at.slot] = CQP_NONE;
 	seg->next_free[at.slot] = seg->free_head;
 	seg->free_head = at.slot;
-	if (list_empty(&seg->partial_node) && !seg->leaving)
+	if (list_empty(&seg->partial_node) && !seg->leaving && !seg->closed)
 		list_add_tail(&seg->partial_node, &seg->shard->kind[seg->kind].partial);
 	seg->st->pool_used -= seg->slot_bytes;
 	if (--seg->used)
@@ -269,6 +269,7 @@ static void fill_record(const struct cqd_segment *seg)
 	r->slot_bytes = seg->slot_bytes;
 	r->word_base = seg->word_base;
 	r->slots = seg->slots;
+	memset(r->given, 0, sizeof(r->given));
 	cqd_word_born(&r->word, CQP_SEALED);
 }
 
@@ -471,6 +472,8 @@ bool cqd_segment_retire(struct cqd_segment *seg)
 	cqd_word_state(&seg->st->ix.segs[seg->rec].word, CQP_FREE);
 	unhash(seg);
 	list_del(&seg->partial_node);
+	seg->st->n_closed -= seg->closed;
+	seg->closed = false;
 	seg->st->destroying++;
 	seg->job.run = destroy_run;
 	seg->job.done = destroy_done;
@@ -493,6 +496,7 @@ void cqd_segment_tick(struct cqd_store *st)
 		if (seg && !seg->used && now - seg->empty_since >= st->empty_ms)
 			cqd_segment_retire(seg);
 	}
+	cqd_closed_retire(st);
 }
 
 /**
@@ -520,15 +524,25 @@ uint64_t cqd_segment_trim(struct cqd_store *st)
  * @id:     segment id
  * @info:   filled on success
  *
- * Return: 0; -ENOENT no such segment of this client's namespace.
+ * Return: 0; -ENOENT no such segment of a namespace that this client may read.
  */
 int cqd_segment_get(struct cqd_client *client, uint32_t id,
 		    struct cqd_segment_info *info)
 {
 	const struct cqd_segment *seg = cqd_segment_find(client->st, id);
+	struct cqd_ns *owner = seg ? seg->shard->ns : NULL;
 
-	if (!seg || seg->shard->ns != client->ns)
+	if (!seg || !cqd_ns_reads(client->ns, owner))
 		return -ENOENT;
+	info->state_fd = -1;
+	info->state_words = 0;
+	if (owner != client->ns) {
+		/* Before it leaves: a mapping cannot be taken back. */
+		client->st->ix.segs[seg->rec].given[client->ns->rec / 8] |=
+			(uint8_t)(1u << client->ns->rec % 8);
+		info->state_fd = owner->mem.ro_fd;
+		info->state_words = owner->n_words;
+	}
 	info->bytes = seg->mem.bytes;
 	info->slot_bytes = seg->slot_bytes;
 	info->word_base = seg->word_base;

@@ -35,6 +35,40 @@ static struct cqd_tenant *tenant_of(struct cqd_server *srv, const struct cqd_ns 
 	return NULL;
 }
 
+static struct cqd_tenant *tenant_named(struct cqd_server *srv, const char *name)
+{
+	struct list_head *pos;
+	struct cqd_tenant *t;
+
+	list_for_each(pos, &srv->tenants) {
+		t = list_entry(pos, struct cqd_tenant, node);
+		if (t->cfg && !strcmp(t->cfg->name, name))
+			return t;
+	}
+	return NULL;
+}
+
+/* Who reads whom. A namespace that could not be made reads nothing. */
+static int readers_apply(struct cqd_server *srv, const struct cqd_config *cfg,
+			 struct cq_err *err)
+{
+	struct cqd_tenant *owner, *reader;
+	unsigned int i, j;
+	int ret = 0;
+
+	cqd_readers_begin(srv->store);
+	for (i = 0; i < cfg->n_ns; i++) {
+		owner = tenant_named(srv, cfg->ns[i].name);
+		for (j = 0; owner && j < cfg->ns[i].readable_by.n; j++) {
+			reader = tenant_named(srv, cfg->ns[i].readable_by.name[j]);
+			if (reader && !ret)
+				ret = cqd_readers_add(owner->ns, reader->ns, err);
+		}
+	}
+	cqd_readers_end(srv->store);
+	return ret;
+}
+
 static int tenant_apply(struct cqd_server *srv, const struct cqd_ns_config *cfg,
 			struct cq_err *err)
 {
@@ -95,7 +129,8 @@ int cqd_tenants_apply(struct cqd_server *srv, const struct cqd_config *cfg,
 		if (one && !ret)
 			ret = one;
 	}
-	return ret;
+	one = readers_apply(srv, cfg, ret ? NULL : err);
+	return ret ? ret : one;
 }
 
 /**

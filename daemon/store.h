@@ -111,6 +111,16 @@ struct cqd_seal_req;
 void cqd_ns_terms(const struct cqd_ns *ns, const uint32_t *priority,
 		  const uint32_t *ttl_s, struct cqd_seal_req *req);
 
+/*
+ * Who may attach to whose pages, set anew: begin, one call for each pair, end.
+ * Lookups obey at once; pins that are there stay until they are released.
+ */
+void cqd_readers_begin(struct cqd_store *st);
+/* 0; -ENOSPC @reader reads CQD_MAX_READS others already. */
+int cqd_readers_add(struct cqd_ns *owner, struct cqd_ns *reader, struct cq_err *err);
+/* Nothing new goes into segments that somebody holds who may read no longer. */
+void cqd_readers_end(struct cqd_store *st);
+
 /* --- models --- */
 
 typedef void (*cqd_model_cb)(void *arg, int ret, const uint8_t hash[32],
@@ -198,32 +208,45 @@ int cqd_arena_drop(struct cqd_client *client, uint32_t arena);
 /* --- pages --- */
 
 /**
- * cqd_lookup() - longest run of resident pages
+ * struct cqd_found - about a lookup's answer
+ * @filling: the first page missing is being sealed by another client
+ * @split:   not 0: the pages behind the first @split do not hang on those; the
+ *           last of the first ones is pinned as well
+ */
+struct cqd_found {
+	bool filling;
+	unsigned int split;
+};
+
+/**
+ * cqd_match() - longest run of resident pages
  * @keys:  [n] chained keys in order
  * @pin:   pin the last page matched
  * @pages: [n] filled up to the return value
  * @sink:  the sink object of page 0, if @keys[0] is a page 0 and has one; else
  *         sink->segment is CQP_NONE
- * @filling: the first page missing is being sealed by another client
+ * @found: set: what else there is to say
  *
  * Return: pages matched, or -EDQUOT / -ENOSPC (pins).
  */
-int cqd_lookup(struct cqd_client *client, struct cqd_shard *shard,
-	       const struct cqp_key *keys, unsigned int n, bool pin,
-	       struct cqp_page *pages, struct cqp_page *sink, bool *filling,
-	       struct cq_err *err);
+int cqd_match(struct cqd_client *client, struct cqd_shard *shard,
+	      const struct cqp_key *keys, unsigned int n, bool pin,
+	      struct cqp_page *pages, struct cqp_page *sink, struct cqd_found *found,
+	      struct cq_err *err);
 
 /**
  * struct cqd_segment_info - what SegmentOk carries
  * @fd: read-only, owned by the store
+ * @state_fd: the same for the state words of its namespace, @state_words of
+ *            them, if that is not the client's own; else -1
  */
 struct cqd_segment_info {
-	uint64_t bytes, slot_bytes, word_base;
+	uint64_t bytes, slot_bytes, word_base, state_words;
 	uint32_t slots;
-	int fd;
+	int fd, state_fd;
 };
 
-/* 0; -ENOENT: no such segment of this client's namespace. */
+/* 0; -ENOENT: no such segment of a namespace that this client may read. */
 int cqd_segment_get(struct cqd_client *client, uint32_t id,
 		    struct cqd_segment_info *info);
 

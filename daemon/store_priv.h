@@ -19,6 +19,7 @@
 #include "kernels/model.h"
 
 #define CQD_MAX_NS		256
+#define CQD_MAX_READS		8	/* as in daemon/config.h */
 #define CQD_MAX_MODELS		256
 #define CQD_MAX_SEGMENTS	4096
 #define CQD_MAX_NAMES		1024
@@ -139,6 +140,8 @@ struct cqd_ns {
 	struct cqd_mem mem;		/* state words */
 	uint64_t *words;
 	uint64_t n_words;
+	struct cqd_ns *reads[CQD_MAX_READS];	/* whose pages its members may attach to */
+	unsigned int n_reads;
 };
 
 struct cqd_model {
@@ -218,6 +221,7 @@ struct cqd_segment {
 	uint32_t *owner;		/* [slots] page record or CQP_NONE */
 	bool live, dying;
 	bool leaving;			/* being emptied: no slot of it is given out */
+	bool closed;			/* takes no new page: readers.c */
 };
 
 #define CQD_PG_LRU		1u
@@ -322,6 +326,7 @@ struct cqd_seal_op {
 	struct cqp_key key, parent_key;
 	uint64_t offset, sink_offset;
 	uint32_t page, ttl_s;
+	uint32_t depth;			/* behind a page of another namespace */
 	uint8_t priority;
 	bool parent_lost;
 	struct cqd_place at[CQD_N_KINDS];
@@ -364,6 +369,7 @@ struct cqd_store {
 	uint64_t fdstore;
 	uint64_t empty_ms;
 	uint32_t destroying;
+	uint32_t n_closed;		/* segments that take no new page */
 	uint64_t kick;			/* round of cqd_seal_kick_all() */
 	struct list_head woken;		/* seals that may go on */
 	bool waking;
@@ -399,6 +405,17 @@ void cqd_ns_free(struct cqd_ns *ns);
 int cqd_ns_words_get(struct cqd_ns *ns, struct cqd_segment *seg, uint32_t n);
 /* True if @bytes and @pages more fit; evicts the namespace's own leaves for it. */
 bool cqd_ns_room(struct cqd_ns *ns, uint64_t bytes, uint64_t pages);
+
+/* --- reading other namespaces (readers.c) --- */
+
+/* @owner is @ns or one that @ns may read. */
+bool cqd_ns_reads(const struct cqd_ns *ns, const struct cqd_ns *owner);
+/* Next page by @key, after @p (CQP_NONE: the first), of the same model and range
+ * as @sh in a namespace that @ns may read, its own not counted. */
+uint32_t cqd_page_foreign(struct cqd_store *st, const struct cqd_ns *ns,
+			  const struct cqd_shard *sh, const struct cqp_key *key, uint32_t p);
+/* Destroys closed segments that have become empty; true if there was one. */
+bool cqd_closed_retire(struct cqd_store *st);
 
 /* --- models and shards (model.c, shard.c) --- */
 
@@ -443,6 +460,8 @@ struct cqp_page cqd_place_page(const struct cqd_segment *seg, uint32_t slot);
 
 uint32_t cqd_page_find(struct cqd_store *st, const struct cqd_shard *sh,
 		       const struct cqp_key *key);
+/* First page of the hash chain that @key is in. */
+uint32_t cqd_page_chain(struct cqd_store *st, const struct cqp_key *key);
 void cqd_page_hash(struct cqd_store *st, uint32_t p);
 void cqd_page_link(struct cqd_store *st, uint32_t p, uint32_t parent);
 /* New page in state FILLING, findable by key. CQP_NONE: no record left. */

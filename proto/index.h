@@ -87,7 +87,8 @@ struct cqp_rec_segment {
 	uint64_t slot_bytes;
 	uint64_t word_base;
 	uint32_t slots;
-	uint8_t pad[60];
+	uint8_t given[32];		/* bit i: members of namespace record i have its fd */
+	uint8_t pad[28];
 };
 
 struct cqp_rec_client {
@@ -115,7 +116,8 @@ struct cqp_rec_page {
 	uint32_t uses;			/* lookups that matched it, halved with time */
 	uint32_t ttl_s;			/* dropped when unused for so long; 0: never */
 	uint8_t priority;		/* the higher, the longer it stays */
-	uint8_t pad[15];
+	uint8_t behind;			/* 1: without parent, behind another namespace's page */
+	uint8_t pad[14];
 };
 
 /* Pins of one client on one page. */
@@ -167,5 +169,6 @@ _Static_assert(offsetof(struct cqp_rec_page, slot_gen) == 40, "frozen");
 _Static_assert(offsetof(struct cqp_rec_page, parent) == 80, "frozen");
 _Static_assert(offsetof(struct cqp_rec_page, uses) == 104, "frozen");
 _Static_assert(offsetof(struct cqp_rec_segment, word_base) == 56, "frozen");
+_Static_assert(offsetof(struct cqp_rec_segment, given) == 68, "frozen");
 
 #endif /* CQP_INDEX_H */

@@ -76,8 +76,8 @@ TEST(every_key)
 		"verify_rate = 1G\nbackend = memfd\nmax_connections = 7\nuid_connections = 3\n"
 		"[namespace alpha]\nuid = 0, 1000 daemon\nsocket = /tmp/c.sock\n"
 		"quota_bytes = 50%\nquota_pages = 11\nquota_pins = 12\nconnections = 13\n"
-		"salt = some text\nmodels = m1, m2\n"
-		"[namespace beta]\nuid = *\n"
+		"salt = some text\nmodels = m1, m2\nreadable_by = beta\n"
+		"[namespace beta]\nuid = *\nsalt = some text\n"
 		"[model m1]\npath = /tmp/m1.safetensors\n");
 	const struct cqd_ns_config *ns = cqd_config_ns(cfg, "alpha");
 
@@ -108,10 +108,33 @@ TEST(every_key)
 	ASSERT(!strcmp(ns->salt, "some text"));
 	ASSERT_EQ(ns->models.n, 2);
 	ASSERT(!strcmp(ns->models.name[1], "m2"));
+	ASSERT_EQ(ns->readable_by.n, 1);
+	ASSERT(!strcmp(ns->readable_by.name[0], "beta"));
 	ASSERT(!cqd_config_ns(cfg, "gamma"));
 	ASSERT_EQ(cfg->n_models, 1);
 	ASSERT(!strcmp(cfg->model[0].path, "/tmp/m1.safetensors"));
 	cqd_config_free(cfg);
+}
+
+/* Who reads must exist, be somebody else and derive the same keys. */
+TEST(readers)
+{
+	char text[1200] = "[namespace r]\nuid = 1\n", one[64];
+	int i;
+
+	refused("[namespace a]\nuid = 1\nreadable_by = b\n", 0, "there is no [namespace b]");
+	refused("[namespace a]\nuid = 1\nreadable_by = a\n", 0, "names itself");
+	refused("[namespace a]\nuid = 1\nreadable_by = b\n[namespace b]\nuid = 2\n"
+		"salt = x\n", 0, "another salt");
+	refused("[namespace a]\nuid = 1\nsalt = y\nreadable_by = b\n[namespace b]\nuid = 2\n"
+		"salt = x\n", 0, "another salt");
+	for (i = 0; i <= CQD_MAX_READS; i++) {
+		snprintf(one, sizeof(one), "[namespace n%d]\nuid = 1\nreadable_by = r\n", i);
+		if (i == CQD_MAX_READS)
+			cqd_config_free(load(text));
+		strncat(text, one, sizeof(text) - strlen(text) - 1);
+	}
+	refused(text, 0, "more than 8");
 }
 
 TEST(lines)

@@ -202,11 +202,24 @@ int cqd_arena_drop(struct cqd_client *client, uint32_t arena)
 	return -ENOENT;
 }
 
-int cqd_lookup(struct cqd_client *client, struct cqd_shard *shard, const struct cqp_key *keys,
-	       unsigned int n, bool pin, struct cqp_page *pages, struct cqp_page *sink,
-	       bool *filling, struct cq_err *err)
+int cqd_match(struct cqd_client *client, struct cqd_shard *shard, const struct cqp_key *keys,
+	      unsigned int n, bool pin, struct cqp_page *pages, struct cqp_page *sink,
+	      struct cqd_found *found, struct cq_err *err)
 {
 	return 0;
+}
+
+void cqd_readers_begin(struct cqd_store *st)
+{
+}
+
+int cqd_readers_add(struct cqd_ns *owner, struct cqd_ns *reader, struct cq_err *err)
+{
+	return 0;
+}
+
+void cqd_readers_end(struct cqd_store *st)
+{
 }
 
 int cqd_segment_get(struct cqd_client *client, uint32_t id, struct cqd_segment_info *info)
