@@ -444,8 +444,9 @@ int cqc_conn_start(struct cq_ctx *ctx)
 	while ((ret = conn_open(ctx)) == -EAGAIN && cqc_now_ms() < deadline)
 		poll(NULL, 0, RETRY_MIN_MS);
 	if (ret)
-		return cqc_fail(ret, "cannot connect to cqd at %s: %s; is it running?",
-				ctx->path, strerror(-ret));
+		return cqc_fail(ret, "cannot connect to cqd at %s: %s; %s", ctx->path,
+				strerror(-ret), ret == -EACCES ?
+				"join the group of that socket (cq)" : "is it running?");
 	cqc_hello_fill(ctx, &msg, &hello);
 	ret = cqc_call(ctx, &call, &msg, NULL, 0, 0);
 	if (!ret)

@@ -251,9 +251,13 @@ static int bind_rest(struct cqd_server *srv, const struct options *o, bool tenan
 	if (!ret && !admin)
 		ret = bind_one(srv, o->admin_socket ? o->admin_socket : cfg->admin_socket,
 			       true);
+	/* One tenant without its socket is no reason to leave the others without. */
 	for (i = 0; i < cfg->n_ns && !ret; i++)
-		if (cfg->ns[i].socket && !listening(srv, cfg->ns[i].socket))
-			ret = bind_one(srv, cfg->ns[i].socket, false);
+		if (cfg->ns[i].socket && !listening(srv, cfg->ns[i].socket) &&
+		    bind_one(srv, cfg->ns[i].socket, false))
+			cq_err("namespace %s cannot be reached: under systemd enable "
+			       "cqd-tenant@%s.socket, then restart cqd", cfg->ns[i].name,
+			       cfg->ns[i].name);
 	return ret;
 }
 
@@ -344,6 +348,8 @@ static int open_store(struct cqd_server *srv, const int *fds, char *const *names
 	/* What could not be taken over from the cqd before, in one line. */
 	if (!ret && err.text[0])
 		cq_info("%s", err.text);
+	if (!ret && opts.push_fds && !n_fds)
+		cq_info("the service manager kept nothing: the cache starts empty");
 	if (!ret)
 		ret = cqd_tenants_apply(srv, cfg, &err);
 	if (ret)
@@ -468,6 +474,7 @@ static void watch_signals(struct daemon *d)
 static int serve(struct daemon *d)
 {
 	struct cqd_server *srv = &d->srv;
+	struct cqd_stats st;
 
 	cqd_sessions_adopt(srv);
 	d->notify = cqd_notify_new(srv);
@@ -477,8 +484,11 @@ static int serve(struct daemon *d)
 	}
 	watch_signals(d);
 	d->pressure = cqd_pressure_new(srv, srv->config->pressure_us);
-	cq_info("cqd " CQ_VERSION " serves; namespaces: %u, pool: %llu MiB", srv->config->n_ns,
-		(unsigned long long)(srv->config->pool_bytes.bytes >> 20));
+	cqd_store_stats(srv->store, &st);
+	cq_info("cqd " CQ_VERSION " serves; namespaces: %u, pool: %llu MiB, pages kept: %llu",
+		srv->config->n_ns,
+		(unsigned long long)(srv->config->pool_bytes.bytes >> 20),
+		(unsigned long long)st.pages_sealed);
 	cqd_models_load(srv, srv->config, on_loaded);
 	uv_run(srv->loop, UV_RUN_DEFAULT);
 	return 0;

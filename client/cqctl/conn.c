@@ -37,7 +37,8 @@ static int connect_error(struct ctl *c, const char *path, int code)
 	case -EACCES:
 	case -EPERM:
 		return cq_err_set(&c->err, code, "no permission for %s: the admin "
-				  "socket is open to cqd's user and root", path);
+				  "socket is open to cqd's user and root, that of the "
+				  "workers to group cq", path);
 	default:
 		return cq_err_set(&c->err, code, "cannot connect to %s: %s", path,
 				  strerror(-code));
