@@ -115,7 +115,7 @@ static size_t each_file(pid_t pid, void (*fn)(const uint8_t *p, size_t n, const 
 	return total;
 }
 
-static size_t n_found;
+static size_t n_found, n_found_seg;
 
 __attribute__((unused))
 static void search(const uint8_t *p, size_t n, const char *where)
@@ -125,6 +125,7 @@ static void search(const uint8_t *p, size_t n, const char *where)
 	for (i = 0; i < n_marks; i++) {
 		if (!memmem(p, n, marks[i].b, marks[i].len))
 			continue;
+		n_found_seg += strstr(where, "/memfd:cq-seg") != NULL;
 		if (!n_found++)
 			printf("# mark %zu in %s\n", i, where);
 	}
