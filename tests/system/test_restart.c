@@ -373,10 +373,79 @@ TEST(without_a_store_nothing_is_kept_and_nothing_breaks)
 }
 
 /*
- * A worker for scripts that have no C (boot.sh): with CQ_WORKER set to "model",
- * "publish" or "attach" and CQ_WORKER_ARG to the model file to be written or the
- * socket, this program does that and nothing else.
+ * A worker for scripts that have no C (boot): with CQ_WORKER set to one of the
+ * words below and CQ_WORKER_ARG to the socket, this program does that and nothing
+ * else.
+ *
+ *	model	write the model to CQ_WORKER_ARG
+ *	enter	connect, to namespace CQ_WORKER_TENANT if it is set
+ *	count	say how many tokens of the text are published
+ *	publish	write the text, and find it
+ *	attach	find it
+ *	hold	find it and keep it until a signal comes
+ *	write	find it; nothing that is mapped may be opened for writing
  */
+static void enter_only(const char *sock)
+{
+	const char *tenant = getenv("CQ_WORKER_TENANT");
+	struct cq_open_opts oo = { .sz = sizeof(oo), .socket = sock, .name = "test" };
+	struct cq_ctx *ctx;
+
+	oo.tenant = tenant && tenant[0] ? tenant : NULL;
+	if (cq_open(&oo, &ctx)) {
+		fprintf(stderr, "%s\n", cq_last_error());
+		_exit(1);
+	}
+	cq_close(ctx);
+	_exit(0);
+}
+
+/* What cqd hands over, opened again: only its owner or root's power could. */
+static void open_given(const char *sock)
+{
+	static struct cqp_frame f;
+	Cqp__ModelOpen body = CQP__MODEL_OPEN__INIT;
+	DECLARE_MSG(msg, MODEL_OPEN, model_open, body);
+	char name[] = "tiny", path[64];
+	int fd = wire_open(sock);
+	unsigned int i;
+
+	ASSERT_OK(fd);
+	body.name = name;
+	cqp_free(wire_call(fd, &msg, NULL, 0, &f));
+	ASSERT_EQ(f.n_fds, 2);
+	for (i = 0; i < f.n_fds; i++) {
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", f.fds[i]);
+		ASSERT(open(path, O_RDWR | O_CLOEXEC) < 0 && errno == EACCES);
+	}
+	cqp_frame_close(&f);
+	close(fd);
+}
+
+/* Through the kernel's links to what is mapped. */
+static void open_mapped(void)
+{
+	char path[300];
+	struct dirent *e;
+	DIR *d = opendir("/proc/self/map_files");
+	unsigned int n = 0;
+	char to[256];
+	ssize_t len;
+
+	ASSERT(d);
+	while ((e = readdir(d))) {
+		snprintf(path, sizeof(path), "/proc/self/map_files/%s", e->d_name);
+		len = readlink(path, to, sizeof(to) - 1);
+		to[MAX(len, 0)] = 0;
+		if (!strstr(to, "/memfd:cq-"))
+			continue;
+		n++;
+		ASSERT(open(path, O_RDWR | O_CLOEXEC) < 0);
+	}
+	closedir(d);
+	ASSERT_GE(n, 3);	/* codes, sinks, state words; and the model */
+}
+
 __attribute__((constructor))
 static void run_as_worker(void)
 {
@@ -391,11 +460,27 @@ static void run_as_worker(void)
 			FAIL("%s", err.text);
 		_exit(0);
 	}
+	if (!strcmp(what, "enter"))
+		enter_only(arg);
 	snprintf(s.sock, sizeof(s.sock), "%s", arg);
 	work_open(&w, &s, &small, 0, 0);
+	if (!strcmp(what, "count")) {
+		printf("%zu\n", work_matched(&w, TEXT_A, PREFIX + 1));
+		fflush(stdout);
+		_exit(0);
+	}
 	if (!strcmp(what, "publish"))
 		work_publish(&w, TEXT_A, PREFIX);
+	if (!strcmp(what, "hold")) {
+		ASSERT_EQ(cq_seq_length(work_seq(&w, TEXT_A, PREFIX + 1)), PREFIX);
+		pause();
+	}
 	ASSERT_EQ(work_matched(&w, TEXT_A, PREFIX + 1), PREFIX);
+	if (!strcmp(what, "write")) {
+		work_seq(&w, TEXT_A, PREFIX + 1);
+		open_mapped();
+		open_given(arg);
+	}
 	work_close(&w);
 	_exit(0);
 }
