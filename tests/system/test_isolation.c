@@ -206,3 +206,39 @@ TEST(keys_and_ids_open_nothing)
 	close(fd);
 	sys_stop(&s);
 }
+
+/* Another salt, after a restart: other keys for the same text. The old ones are
+ * none that anybody derives, until that salt is back. */
+TEST(another_salt)
+{
+	static const struct sys_opts one = { .red = "salt = one" }, two = { .red = "salt = two" };
+	const struct sys_opts *salt[] = { &one, &two, &one };
+	struct wire_shard w = { 0 };
+	struct cqp_key root, key[3];
+	uint32_t ids[CQ_PAGE_TOKENS];
+	struct cqp_page page;
+	unsigned int i;
+	int fd;
+
+	sys_start(&s, &one);
+	synth_ids(ids, CQ_PAGE_TOKENS, RED_TEXT);
+	for (i = 0; i < 3; i++) {
+		sys_write_conf(&s, salt[i]);
+		sys_restart(&s);
+		fd = wire_open(s.sock);
+		ASSERT_OK(fd);
+		ASSERT_OK(wire_model_open(fd, "tiny", &w));
+		ASSERT_EQ(cqp_key_page(&key[i], &w.root, ids, NULL, 0), 0);
+		/* found only by the third, with the first one's keys */
+		ASSERT_EQ(wire_lookup(fd, w.shard, &key[i], 1), i == 2);
+		if (i)
+			ASSERT_EQ(!memcmp(&w.root, &root, sizeof(root)), i == 2);
+		else
+			root = w.root;
+		ASSERT_OK(wire_arena(fd, &w, 1 << 20));
+		ASSERT_OK(wire_seal(fd, &w, w.root, ids, 0, 1 << 19, &key[i], &page));
+		wire_arena_close(&w);
+		close(fd);
+	}
+	sys_stop(&s);
+}
