@@ -14,13 +14,15 @@ static bool published(const struct cq_pg *pg)
 }
 
 /* Hand a full page to the engine. */
-static void page_order(struct cq_pg *pg)
+static void page_order(const struct cq_seq *seq, struct cq_pg *pg)
 {
 	struct cqc_order o = { .op = CQC_OP_SEAL, .pg = cqc_pg_get(pg) };
 
 	pg->ordered = true;
 	pg->seal_err = 0;
 	pg->orphan = false;
+	pg->priority = (uint8_t)seq->priority;
+	pg->ttl_s = seq->ttl_s;
 	cqc_order_push(pg->model, &o);
 }
 
@@ -126,7 +128,7 @@ static void pages_fill(struct cq_seq *seq, uint32_t from, uint32_t to)
 		if (!i)
 			page_sinks(seq, ent);
 		if (!(seq->flags & CQ_SEQ_PRIVATE))
-			page_order(ent->pg);
+			page_order(seq, ent->pg);
 	}
 	if (from < to && !(seq->flags & CQ_SEQ_PRIVATE))
 		cqc_wake(seq->model->ctx);
@@ -180,7 +182,7 @@ void cqc_pages_order(struct cq_seq *seq, uint32_t full)
 		struct cq_pg *pg = seq->ents[i].pg;
 
 		if (!published(pg) && !pg->ordered)
-			page_order(pg);
+			page_order(seq, pg);
 	}
 	cqc_wake(seq->model->ctx);
 }

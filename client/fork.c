@@ -32,14 +32,6 @@ static int slot_still(const struct cqc_slot *slot)
 				 "anew");
 }
 
-static void extra_get(struct cq_pg *pg, struct cqc_extra *extra)
-{
-	if (!extra)
-		return;
-	pg->extra = extra;
-	extra->refs++;
-}
-
 /**
  * part_make() - a part-filled page that begins like another
  * @model: model
@@ -67,7 +59,7 @@ static int part_make(struct cq_model *model, const struct cqc_ent *from, uint32_
 					 "at cq_model_open()");
 		goto err_put;
 	}
-	extra_get(e.pg, from->pg->extra);
+	cqc_extra_get(e.pg, from->pg->extra);
 	memcpy(e.pg->tokens, from->pg->tokens, r * sizeof(e.pg->tokens[0]));
 	e.pg->n_coded = MIN(from->pg->n_coded, r);
 	e.f16_mask = ~cqc_low(r);
@@ -153,18 +145,41 @@ CQ_API int cq_truncate(struct cq_seq *seq, size_t n)
 	return 0;
 }
 
+/**
+ * cqc_seq_quiet() - has a sequence committed all that was appended?
+ * @seq:  sequence
+ * @what: for the text
+ *
+ * Return: 0 or -EBUSY.
+ */
+int cqc_seq_quiet(const struct cq_seq *seq, const char *what)
+{
+	uint32_t l;
+
+	for (l = 0; l < seq->model->m.geom.n_layers; l++)
+		if (seq->appended[l])
+			return cqc_fail(-EBUSY, "%s: layer %u has %u tokens that are not "
+						"committed",
+					what, l, seq->appended[l]);
+	return 0;
+}
+
 static int fork_check(const struct cq_seq *seq, const struct cq_seq_opts *opts,
 		      struct cq_seq_opts *o)
 {
-	uint32_t l;
 	int ret = cqc_seq_check(seq);
 
 	if (!ret)
 		ret = cqc_opts_in(o, sizeof(*o), opts, "cq_seq_opts");
+	if (!ret)
+		ret = cqc_priority_check(o);
 	if (ret)
 		return ret;
-	if (!opts)
+	if (!opts) {
 		o->flags = seq->flags;
+		o->priority = seq->priority;
+		o->ttl_s = seq->ttl_s;
+	}
 	if (o->flags & ~FORK_FLAGS || o->extra || o->extra_len)
 		return cqc_fail(-EINVAL, "cq_fork: unknown flags 0x%x, or extra bytes (they "
 					 "are inherited)",
@@ -172,12 +187,7 @@ static int fork_check(const struct cq_seq *seq, const struct cq_seq_opts *opts,
 	if (o->position && o->position != seq->position)
 		return cqc_fail(-EINVAL, "cq_fork: position %u; it is inherited, %u",
 				o->position, seq->position);
-	for (l = 0; l < seq->model->m.geom.n_layers; l++)
-		if (seq->appended[l])
-			return cqc_fail(-EBUSY, "cq_fork: layer %u has %u tokens that are not "
-						"committed",
-					l, seq->appended[l]);
-	return 0;
+	return cqc_seq_quiet(seq, "cq_fork");
 }
 
 static void ents_share(struct cq_seq *to, const struct cq_seq *from, uint32_t n)
@@ -223,6 +233,8 @@ CQ_API int cq_fork(struct cq_seq *seq, const struct cq_seq_opts *opts, struct cq
 	}
 	child->len = seq->len;
 	child->matched = seq->matched;
+	child->priority = o.priority;
+	child->ttl_s = o.ttl_s;
 	child->extra = seq->extra;
 	if (child->extra)
 		child->extra->refs++;

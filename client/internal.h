@@ -196,6 +196,7 @@ enum cqc_eng {			/* what the engine does with a page */
  * @busy:    steps whose tables point into @chunk
  * @ordered: handed to the engine, result not applied yet
  * @pinned:  @page is pinned for this client since @pin_epoch
+ * @priority, @ttl_s: for cqd, set when it is ordered
  * @n_coded: tokens that have codes; 64 = full
  * @chunk:   arena chunk, CQC_NONE once shared
  * @codes:   payload where it is read now
@@ -211,6 +212,8 @@ struct cq_pg {
 	struct cq_pg *next;
 	uint32_t refs, busy;
 	bool ordered, pinned, orphan;
+	uint8_t priority;
+	uint32_t ttl_s;
 	uint32_t n_coded;
 	uint32_t chunk, sink_chunk;
 	int seal_err;
@@ -307,6 +310,7 @@ struct cqc_ent {
  * @mark:    cq_step() of the model that saw it last, to find duplicates
  * @ents:    [@max_ents], @n_ents in use; they may reach beyond @len
  * @f16_lo:  entries below it hold no fp16 block
+ * @priority, @ttl_s: of pages it publishes
  * @appended: [layers] tokens appended and not committed
  */
 struct cq_seq {
@@ -315,6 +319,7 @@ struct cq_seq {
 	struct cq_model *model;
 	struct list_head link;
 	uint32_t position;
+	uint32_t priority, ttl_s;
 	uint32_t n_ents, max_ents, f16_lo;
 	uint64_t mark;
 	size_t len, matched;
@@ -491,6 +496,17 @@ void cqc_orphans_mark(struct cq_seq *seq, uint32_t first);
 /* Steps that name @seq are over. */
 void cqc_steps_end(struct cq_seq *seq);
 int cqc_model_check(const struct cq_model *model);
+/* priority of @o. 0 or -EINVAL. */
+int cqc_priority_check(const struct cq_seq_opts *o);
+int cqc_extra_new(const void *bytes, size_t len, struct cqc_extra **out);
+/* Let @pg have the sequence's extra bytes. */
+void cqc_extra_get(struct cq_pg *pg, struct cqc_extra *extra);
+/* Waits until the model can be asked. Lock held. 0 or -ENOTCONN. */
+int cqc_await_ready(struct cq_model *model);
+/* The first @pages pages of @ids as far as they are published; moves seq->pin. */
+int cqc_seq_match(struct cq_seq *seq, const uint32_t *ids, uint32_t pages);
+/* No tokens appended and not committed? 0 or -EBUSY. */
+int cqc_seq_quiet(const struct cq_seq *seq, const char *what);
 
 /*
  * struct cqc_parts - where the tokens of an entry are read from

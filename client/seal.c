@@ -254,6 +254,10 @@ static int seal_send(struct cq_ctx *ctx, struct cq_pg *pg)
 		seal.extra.len = pg->extra->len;
 	}
 	seal.offset = cqc_chunk_offset(&model->arena, pg->chunk);
+	seal.has_priority = pg->priority != 0;
+	seal.priority = pg->priority;
+	seal.has_ttl_s = pg->ttl_s != 0;
+	seal.ttl_s = pg->ttl_s;
 	if (pg->sink_chunk != CQC_NONE) {
 		seal.has_sink_offset = 1;
 		seal.sink_offset = cqc_chunk_offset(&model->arena, pg->sink_chunk);

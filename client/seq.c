@@ -148,12 +148,17 @@ static int lookup_take(struct cqc_call *call, const Cqp__Msg *msg, struct cqp_fr
 	return 0;
 }
 
-/*
+/**
+ * cqc_await_ready() - wait until a model can be asked
+ * @model: model; its context's lock is held
+ *
  * A connection that is just coming back is waited for: a prompt that starts
  * right after a restart of cqd should find what is published. One that is gone,
- * or a daemon that has left a lookup unanswered, is not. Lock held.
+ * or a daemon that has left a lookup unanswered, is not.
+ *
+ * Return: 0 or -ENOTCONN, without text.
  */
-static int await_ready(struct cq_model *model)
+int cqc_await_ready(struct cq_model *model)
 {
 	struct cq_ctx *ctx = model->ctx;
 	int64_t deadline = cqc_now_ms() + ctx->timeout_ms;
@@ -179,7 +184,7 @@ static int lookup(struct cq_model *model, const struct cqp_key *keys, struct mat
 	struct cq_ctx *ctx = model->ctx;
 	int ret;
 
-	ret = await_ready(model);
+	ret = cqc_await_ready(model);
 	if (ret)
 		return ret;
 	body.shard = model->shard;
@@ -300,9 +305,16 @@ static int keys_make(const struct cq_seq *seq, const uint32_t *ids, uint32_t n,
 	return 0;
 }
 
-static int seq_match(struct cq_seq *seq, const uint32_t *ids, size_t n)
+/**
+ * cqc_seq_match() - attach to pages as far as they are published
+ * @seq:   without entries and pins
+ * @ids:   [@pages * 64]
+ * @pages: at most seq->max_ents
+ *
+ * Return: 0, seq->n_ents says how many; -ENOMEM.
+ */
+int cqc_seq_match(struct cq_seq *seq, const uint32_t *ids, uint32_t pages)
 {
-	uint32_t pages = (uint32_t)MIN((n - 1) / CQ_PAGE_TOKENS, (size_t)seq->max_ents);
 	struct cq_ctx *ctx = seq->model->ctx;
 	struct cqp_page *found;
 	struct cqp_key *keys;
@@ -332,24 +344,56 @@ static int seq_match(struct cq_seq *seq, const uint32_t *ids, size_t n)
 	return 0;
 }
 
-static int extra_new(const struct cq_seq_opts *o, struct cqc_extra **out)
+/**
+ * cqc_extra_new() - extra key bytes, shared by pages
+ * @bytes: [@len]
+ * @len:   0: none
+ * @out:   set on success, one reference or NULL
+ *
+ * Return: 0; -EINVAL; -ENOMEM.
+ */
+int cqc_extra_new(const void *bytes, size_t len, struct cqc_extra **out)
 {
-	struct cqc_extra *x;
+	struct cqc_extra *x = NULL;
 
-	*out = NULL;
-	if (!o->extra_len)
-		return 0;
-	if (!o->extra || o->extra_len > CQP_MAX_EXTRA)
-		return cqc_fail(-EINVAL, "extra: %zu bytes; at most %d", o->extra_len,
-				CQP_MAX_EXTRA);
-	x = malloc(sizeof(*x) + o->extra_len);
-	if (!x)
-		return cqc_fail(-ENOMEM, "out of memory");
-	x->refs = 1;
-	x->len = (uint32_t)o->extra_len;
-	memcpy(x->bytes, o->extra, o->extra_len);
+	if (len && (!bytes || len > CQP_MAX_EXTRA))
+		return cqc_fail(-EINVAL, "extra: %zu bytes; at most %d", len, CQP_MAX_EXTRA);
+	if (len) {
+		x = malloc(sizeof(*x) + len);
+		if (!x)
+			return cqc_fail(-ENOMEM, "out of memory");
+		x->refs = 1;
+		x->len = (uint32_t)len;
+		memcpy(x->bytes, bytes, len);
+	}
 	*out = x;
 	return 0;
+}
+
+/**
+ * cqc_extra_get() - a page object gets the extra bytes of its sequence
+ * @pg:    without any
+ * @extra: or NULL
+ */
+void cqc_extra_get(struct cq_pg *pg, struct cqc_extra *extra)
+{
+	if (!extra)
+		return;
+	pg->extra = extra;
+	extra->refs++;
+}
+
+/**
+ * cqc_priority_check() - is a priority one?
+ * @o: options
+ *
+ * Return: 0 or -EINVAL.
+ */
+int cqc_priority_check(const struct cq_seq_opts *o)
+{
+	if (o->priority <= UINT8_MAX)
+		return 0;
+	return cqc_fail(-EINVAL, "priority %u; at most %d", o->priority, UINT8_MAX);
 }
 
 static int open_check(struct cq_model *model, const uint32_t *ids, size_t n,
@@ -365,6 +409,8 @@ static int open_check(struct cq_model *model, const uint32_t *ids, size_t n,
 		return cqc_fail(-EINVAL, "cq_seq_open: unknown flags 0x%x", o->flags & ~SEQ_FLAGS);
 	if (n && !ids)
 		return cqc_fail(-EINVAL, "cq_seq_open: no token ids");
+	if (cqc_priority_check(o))
+		return -EINVAL;
 	if (o->position >= model->m.geom.max_position)
 		return cqc_fail(-EINVAL, "position %u; the model has %u", o->position,
 				model->m.geom.max_position);
@@ -387,7 +433,7 @@ CQ_API int cq_seq_open(struct cq_model *model, const uint32_t *ids, size_t n,
 		return cqc_fail(-EINVAL, "cq_seq_open: no place for the result");
 	ret = open_check(model, ids, n, opts, &o);
 	if (!ret)
-		ret = extra_new(&o, &extra);
+		ret = cqc_extra_new(o.extra, o.extra_len, &extra);
 	if (ret)
 		return ret;
 	cqc_results_apply(model);
@@ -397,8 +443,11 @@ CQ_API int cq_seq_open(struct cq_model *model, const uint32_t *ids, size_t n,
 		return -ENOMEM;
 	}
 	seq->extra = extra;
+	seq->priority = o.priority;
+	seq->ttl_s = o.ttl_s;
 	if (n > CQ_PAGE_TOKENS && !(o.flags & CQ_SEQ_NOMATCH))
-		ret = seq_match(seq, ids, n);
+		ret = cqc_seq_match(seq, ids, (uint32_t)MIN((n - 1) / CQ_PAGE_TOKENS,
+							    (size_t)seq->max_ents));
 	if (ret) {
 		cqc_seq_free(seq);
 		return ret;
@@ -437,10 +486,7 @@ static bool ent_new(struct cq_seq *seq)
 		ent->f16 = CQC_NONE;
 		return false;
 	}
-	if (seq->extra) {
-		ent->pg->extra = seq->extra;
-		seq->extra->refs++;
-	}
+	cqc_extra_get(ent->pg, seq->extra);
 	seq->n_ents++;
 	return true;
 }

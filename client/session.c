@@ -323,6 +323,11 @@ void cqc_late(struct cq_ctx *ctx, const Cqp__Msg *msg)
 			return;
 		memcpy(&page, msg->seal_ok->page.data, sizeof(page));
 		cqc_release_add(ctx, &page, ctx->pin_epoch);
+	} else if (msg->body_case == CQP__MSG__BODY_ATTACH_OK) {
+		if (!msg->attach_ok->has_page || msg->attach_ok->page.len != sizeof(page))
+			return;
+		memcpy(&page, msg->attach_ok->page.data, sizeof(page));
+		cqc_release_add(ctx, &page, ctx->pin_epoch);
 	} else if (msg->body_case == CQP__MSG__BODY_ARENA_OK) {
 		cqc_arena_drop(ctx, msg->arena_ok->arena);
 	}

@@ -129,6 +129,8 @@ static void fill_item(struct listing *l, Cqp__Item *it, const struct cqd_item *s
 	FILL(sinks);
 	FILL(window);
 	FILL(slot_bytes);
+	FILL(tokens);
+	FILL(left_us);
 	it->uid = src->uid;
 	it->has_uid = src->pid != 0;
 }
@@ -172,7 +174,7 @@ int cqd_admin_list(struct cqd_req *req)
 	Cqp__Msg msg = CQP__MSG__INIT;
 	struct listing *l;
 
-	if ((unsigned int)list->kind > CQP__KIND__PAGES)
+	if ((unsigned int)list->kind > CQP__KIND__NAMES)
 		return cq_err_set(req->err, -EINVAL, "List: unknown kind %d", (int)list->kind);
 	l = malloc(sizeof(*l));
 	if (!l)

@@ -309,6 +309,7 @@ static int scan_all(struct cqd_adopt *ad)
 	struct table then[] = {
 		{ &ix->t_clients, (void *)ix->clients, sizeof(*ix->clients), adopt_client },
 		{ &ix->t_pins, (void *)ix->pins, sizeof(*ix->pins), adopt_pin },
+		{ &ix->t_names, (void *)ix->names, sizeof(*ix->names), cqd_adopt_name },
 	};
 	unsigned int i;
 

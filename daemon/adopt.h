@@ -26,11 +26,14 @@ struct cqd_adopt {
 	unsigned int lost_records, lost_fds;
 };
 
+struct cqd_model *cqd_model_by_rec(struct cqd_store *st, uint32_t rec);
 int cqd_adopt_take(struct cqd_adopt *ad, const char *name);
 void cqd_adopt_kill(struct cqd_adopt *ad, uint64_t *word);
 /* True if record @i holds and is in memory now. */
 bool cqd_adopt_segment(struct cqd_adopt *ad, uint32_t i);
 bool cqd_adopt_page(struct cqd_adopt *ad, uint32_t i);
+/* After the tree. */
+bool cqd_adopt_name(struct cqd_adopt *ad, uint32_t i);
 /* Parents, then what nobody owns; after every page was looked at. */
 void cqd_adopt_tree(struct cqd_adopt *ad);
 /* LRU lists; after the pins. */

@@ -14,7 +14,14 @@
 
 /* --- segments --- */
 
-static struct cqd_model *model_by_rec(struct cqd_store *st, uint32_t rec)
+/**
+ * cqd_model_by_rec() - model of a record
+ * @st:  store
+ * @rec: number
+ *
+ * Return: the model or NULL.
+ */
+struct cqd_model *cqd_model_by_rec(struct cqd_store *st, uint32_t rec)
 {
 	struct list_head *pos;
 
@@ -117,7 +124,7 @@ bool cqd_adopt_segment(struct cqd_adopt *ad, uint32_t i)
 				   r->head_end };
 	unsigned int kind = r->kind == CQ_PAGE_SINK ? CQD_SINKS : CQD_CODES;
 	struct cqd_ns *ns = cqd_ns_by_rec(st, r->ns);
-	struct cqd_model *m = model_by_rec(st, r->model);
+	struct cqd_model *m = cqd_model_by_rec(st, r->model);
 	struct cqd_shard *sh;
 	char name[32];
 	int fd;

@@ -72,6 +72,7 @@ struct cqd_client *cqd_client_attach(struct cqd_store *st, struct cqd_ns *ns,
 	cl->pins = CQP_NONE;
 	list_init(&cl->seals);
 	list_init(&cl->arenas);
+	list_init(&cl->publishes);
 	list_add_tail(&cl->node, &st->clients);
 	st->client_at[rec] = cl;
 	cl->hash_next = *b;
@@ -173,6 +174,7 @@ void cqd_client_set_orphan(struct cqd_client *client, bool is_orphan)
 	if (!is_orphan)
 		return;
 	cqd_seal_cancel_client(client);
+	cqd_publish_cancel_client(client);
 	cqd_arena_drop_all(client);
 }
 
@@ -221,6 +223,7 @@ void cqd_client_end(struct cqd_client *client)
 	/* Record first: its pins mean nothing without it. */
 	cqd_word_state(&st->ix.clients[rec].word, CQP_FREE);
 	cqd_seal_cancel_client(client);
+	cqd_publish_cancel_client(client);
 	cqd_pins_drop(client);
 	cqd_arena_drop_all(client);
 	cqd_client_free(client);

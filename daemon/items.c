@@ -130,6 +130,28 @@ static bool page_item(struct cqd_store *st, uint32_t i, struct cqd_item *out)
 	return true;
 }
 
+static bool name_item(struct cqd_store *st, uint32_t i, struct cqd_item *out)
+{
+	const struct cqp_rec_name *r = &st->ix.names[i];
+	const struct cqd_name *nm = &st->names[i];
+	uint64_t now = cqd_now_us();
+
+	if (!nm->shard)
+		return false;
+	out->name = r->name;
+	out->tenant = nm->shard->ns->name;
+	out->model = nm->shard->model->name;
+	out->state = nm->fd < 0 ? "pin" : r->flags & CQP_NAME_ONCE ? "once" : "sequence";
+	out->tokens = r->tokens;
+	out->bytes = r->tail_bytes;
+	if (r->page != CQP_NONE)
+		out->pages = st->ix.pages[r->page].depth + 1ull;
+	out->age_us = now - r->created_us;
+	if (r->expires_us)
+		out->left_us = r->expires_us > now ? r->expires_us - now : 1;
+	return true;
+}
+
 /**
  * cqd_store_item() - one line of a listing
  * @st:     store
@@ -144,9 +166,11 @@ bool cqd_store_item(struct cqd_store *st, unsigned int kind, uint64_t *cursor,
 {
 	static bool (*const get[])(struct cqd_store *, uint32_t, struct cqd_item *) = {
 		model_item, ns_item, segment_item, client_item, page_item,
+		name_item,
 	};
 	const uint32_t n[] = { st->ix.t_models.n, st->ix.t_ns.n, CQD_MAX_SEGMENTS,
-			       st->ix.t_clients.high, st->ix.t_pages.high };
+			       st->ix.t_clients.high, st->ix.t_pages.high,
+			       st->ix.t_names.high };
 	uint64_t i;
 
 	if (kind >= ARRAY_SIZE(get))

@@ -321,7 +321,7 @@ int cqd_model_load(struct cqd_store *st, const char *name, int fd,
 	return 0;
 }
 
-/* Something of the model is in use: a pin, a seal, a check, a creation. */
+/* Something of the model is in use: a pin, a name, a seal, a check, a creation. */
 static bool in_use(struct cqd_store *st, const struct cqd_model *m)
 {
 	struct list_head *pos;
@@ -330,7 +330,8 @@ static bool in_use(struct cqd_store *st, const struct cqd_model *m)
 	list_for_each(pos, &st->shards) {
 		const struct cqd_shard *sh = list_entry(pos, struct cqd_shard, node);
 
-		if (sh->model == m && (sh->kind[0].creating || sh->kind[1].creating))
+		if (sh->model == m && (sh->names || sh->kind[0].creating ||
+				       sh->kind[1].creating))
 			return true;
 	}
 	for (p = 0; p < st->ix.t_pages.high; p++) {
@@ -377,7 +378,7 @@ int cqd_model_unload(struct cqd_store *st, const char *name, struct cq_err *err)
 	if (!m->ready || in_use(st, m))
 		return cq_err_set(err, -EBUSY,
 				  "model '%s' is in use: open in %u sessions, or its pages "
-				  "are read", name, m->opens);
+				  "are read or have a name", name, m->opens);
 	m->shards++;	/* stays until we are through */
 	m->dying = true;
 	drop_all(st, m);

@@ -303,9 +303,9 @@ int cqd_ns_words_get(struct cqd_ns *ns, struct cqd_segment *seg, uint32_t n)
  */
 bool cqd_ns_room(struct cqd_ns *ns, uint64_t bytes, uint64_t pages)
 {
-	/* Arenas do not make room: then no page need go in vain. */
-	if (ns->arena_bytes > ns->quota_bytes ||
-	    bytes > ns->quota_bytes - ns->arena_bytes)
+	/* Arenas and tails do not make room: then no page need go in vain. */
+	if (ns->arena_bytes + ns->tail_bytes > ns->quota_bytes ||
+	    bytes > ns->quota_bytes - ns->arena_bytes - ns->tail_bytes)
 		return false;
 	while (ns->used_bytes > ns->quota_bytes - bytes ||
 	       ns->pages > ns->quota_pages - MIN(pages, ns->quota_pages) ||

@@ -63,6 +63,25 @@ uint32_t cqd_page_find(struct cqd_store *st, const struct cqd_shard *sh,
 }
 
 /**
+ * cqd_page_find_ns() - page of a namespace by key
+ * @st:  store
+ * @ns:  namespace
+ * @key: key; names the shard too, so there is one at most
+ *
+ * Return: as cqd_page_find().
+ */
+uint32_t cqd_page_find_ns(struct cqd_store *st, const struct cqd_ns *ns,
+			  const struct cqp_key *key)
+{
+	uint32_t p = *bucket(st, key->b);
+
+	while (p != CQP_NONE && (st->pages[p].shard->ns != ns ||
+				 memcmp(st->ix.pages[p].key, key->b, CQ_KEY_BYTES)))
+		p = st->pages[p].hash_next;
+	return p;
+}
+
+/**
  * cqd_page_hash() - make a page findable
  * @st: store
  * @p:  page; its record's key is set

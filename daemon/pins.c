@@ -24,31 +24,90 @@ static uint32_t find(struct cqd_store *st, uint32_t client, uint32_t page)
 	return i;
 }
 
-static void count_up(struct cqd_store *st, struct cqd_client *cl, uint32_t page,
-		     uint64_t n)
+static void page_up(struct cqd_store *st, struct cqd_ns *ns, uint32_t page, uint64_t n)
 {
 	struct cqd_page *pg = &st->pages[page];
 
 	if (!pg->pins)
 		st->pages_pinned++;
 	pg->pins += (uint32_t)n;
-	cl->n_pins += n;
-	cl->ns->pins += n;
+	ns->pins += n;
 }
 
-static void count_down(struct cqd_store *st, struct cqd_client *cl, uint32_t page,
-		       uint64_t n)
+static void page_down(struct cqd_store *st, struct cqd_ns *ns, uint32_t page, uint64_t n)
 {
 	struct cqd_page *pg = &st->pages[page];
 
 	pg->pins -= (uint32_t)n;
-	cl->n_pins -= n;
-	cl->ns->pins -= n;
+	ns->pins -= n;
 	if (pg->pins)
 		return;
 	st->pages_pinned--;
 	cqd_lru_used(st, page, cqd_now_us(), 0);
 	cqd_page_settle(st, page);
+}
+
+static void count_up(struct cqd_store *st, struct cqd_client *cl, uint32_t page,
+		     uint64_t n)
+{
+	cl->n_pins += n;
+	page_up(st, cl->ns, page, n);
+}
+
+static void count_down(struct cqd_store *st, struct cqd_client *cl, uint32_t page,
+		       uint64_t n)
+{
+	cl->n_pins -= n;
+	page_down(st, cl->ns, page, n);
+}
+
+static int pin_room(struct cqd_store *st, const struct cqd_ns *ns, uint32_t page,
+		    struct cq_err *err)
+{
+	if (ns->pins < ns->quota_pins && st->pages[page].pins < UINT32_MAX)
+		return 0;
+	return cq_err_set(err, -EDQUOT,
+			  "namespace '%s' holds %llu pins: release some or raise its quota",
+			  ns->name, (unsigned long long)ns->pins);
+}
+
+/**
+ * cqd_pin_named() - the pin of a name, which belongs to no client
+ * @ns:   namespace of the page
+ * @page: page record in state SEALED
+ * @err:  text of the failure
+ *
+ * Return: 0; -EDQUOT.
+ */
+int cqd_pin_named(struct cqd_ns *ns, uint32_t page, struct cq_err *err)
+{
+	int ret = pin_room(ns->st, ns, page, err);
+
+	if (ret)
+		return ret;
+	page_up(ns->st, ns, page, 1);
+	cqd_page_settle(ns->st, page);
+	return 0;
+}
+
+/**
+ * cqd_pin_adopt_named() - the pin of a name after a restart
+ * @ns:   namespace of the page
+ * @page: page record
+ */
+void cqd_pin_adopt_named(struct cqd_ns *ns, uint32_t page)
+{
+	page_up(ns->st, ns, page, 1);
+}
+
+/**
+ * cqd_unpin_named() - undo cqd_pin_named()
+ * @ns:   namespace
+ * @page: page record; may be freed here if it was quarantined
+ */
+void cqd_unpin_named(struct cqd_ns *ns, uint32_t page)
+{
+	page_down(ns->st, ns, page, 1);
 }
 
 /**
@@ -115,14 +174,12 @@ static void pin_free(struct cqd_store *st, struct cqd_client *cl, uint32_t pin)
 int cqd_pin(struct cqd_client *cl, uint32_t page, struct cq_err *err)
 {
 	struct cqd_store *st = cl->st;
+	int ret = pin_room(st, cl->ns, page, err);
 	struct cqp_rec_pin *r;
 	uint32_t i;
 
-	if (cl->ns->pins >= cl->ns->quota_pins ||
-	    st->pages[page].pins == UINT32_MAX)
-		return cq_err_set(err, -EDQUOT,
-				  "namespace '%s' holds %llu pins: release some or raise its quota",
-				  cl->ns->name, (unsigned long long)cl->ns->pins);
+	if (ret)
+		return ret;
 	i = find(st, cl->rec, page);
 	if (i != CQP_NONE) {
 		st->ix.pins[i].count++;

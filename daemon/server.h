@@ -307,6 +307,13 @@ struct cqd_pressure;
 struct cqd_pressure *cqd_pressure_new(struct cqd_server *srv, uint32_t us);
 void cqd_pressure_close(struct cqd_pressure *p);
 
+/* --- names_req.c --- */
+
+int cqd_req_publish(struct cqd_req *req);
+int cqd_req_attach(struct cqd_req *req);
+int cqd_req_unpublish(struct cqd_req *req);
+int cqd_admin_pin(struct cqd_req *req);
+
 /* --- autoload.c --- */
 
 /* Starts loading the files of @cfg that are not loaded; calls @done when all

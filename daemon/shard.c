@@ -107,11 +107,11 @@ void cqd_shard_free(struct cqd_shard *sh)
 
 /**
  * cqd_shard_put() - forget a shard in which nothing is left
- * @sh: shard; freed unless it is open, has pages or segments
+ * @sh: shard; freed unless it is open, has pages, names or segments
  */
 void cqd_shard_put(struct cqd_shard *sh)
 {
-	if (!sh->opens && !sh->pages && list_empty(&sh->waiting) &&
+	if (!sh->opens && !sh->pages && !sh->names && list_empty(&sh->waiting) &&
 	    !sh->kind[0].segments && !sh->kind[1].segments &&
 	    !sh->kind[0].creating && !sh->kind[1].creating)
 		cqd_shard_free(sh);

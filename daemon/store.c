@@ -82,6 +82,7 @@ static void store_free(struct cqd_store *st)
 {
 	while (!list_empty(&st->clients))
 		cqd_client_free(list_first(&st->clients, struct cqd_client, node));
+	cqd_names_free(st);
 	free_segments(st);
 	while (!list_empty(&st->shards))
 		cqd_shard_free(list_first(&st->shards, struct cqd_shard, node));
@@ -106,6 +107,7 @@ static void tick(uv_timer_t *timer)
 {
 	cqd_segment_tick(timer->data);
 	cqd_evict_tick(timer->data);
+	cqd_names_tick(timer->data);
 }
 
 static int check_opts(const struct cqd_store_opts *o, struct cq_err *err)
@@ -178,6 +180,7 @@ int cqd_store_new(uv_loop_t *loop, const struct cqd_store_opts *opts,
 	list_init(&st->slow_queue);
 	list_init(&st->verify_passes);
 	list_init(&st->woken);
+	cqd_names_init(st);
 	ret = check_opts(opts, err);
 	if (!ret)
 		ret = find_backend(st, err);
@@ -248,8 +251,10 @@ void cqd_store_close(struct cqd_store *st, void (*done)(void *arg), void *arg)
 	cqd_verify_stop(st);
 	cqd_evict_stop(st);
 	cqd_seal_cancel_waiting(st);
-	list_for_each(pos, &st->clients)
+	list_for_each(pos, &st->clients) {
+		cqd_publish_cancel_client(list_entry(pos, struct cqd_client, node));
 		cqd_arena_drop_all(list_entry(pos, struct cqd_client, node));
+	}
 	uv_close((uv_handle_t *)&st->timer, handle_closed);
 	uv_close((uv_handle_t *)&st->verify_timer, handle_closed);
 	uv_close((uv_handle_t *)&st->idle, handle_closed);

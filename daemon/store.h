@@ -21,6 +21,7 @@
 #include "proto/index.h"
 #include "proto/key.h"
 #include "proto/proto.h"
+#include "proto/tail.h"
 
 struct cqd_store;	/* one per daemon */
 struct cqd_ns;		/* namespace */
@@ -299,6 +300,69 @@ int cqd_seal(struct cqd_client *client, struct cqd_shard *shard,
 int cqd_release(struct cqd_client *client, const struct cqp_page *pages,
 		unsigned int n, struct cq_err *err);
 
+/* --- names --- */
+
+/**
+ * struct cqd_publish_req - a name for a sequence
+ * @name:     1 to 63 characters
+ * @key:      of its last full page, which is resident; NULL: it has none
+ * @tokens:   in all
+ * @arena:    id from cqd_arena_offer()
+ * @extents:  [@n_extents] of the arena, the tail; none: the name only pins
+ * @check_lo: XXH3-128 of the tail, low half
+ * @check_hi: high half
+ * @ttl_s:    0: never expires
+ * @replace:  take a name in use over
+ * @once:     the first attach takes the name away
+ */
+struct cqd_publish_req {
+	const char *name;
+	const struct cqp_key *key;
+	uint64_t tokens;
+	uint32_t arena;
+	const struct cqp_extent *extents;
+	unsigned int n_extents;
+	uint64_t check_lo, check_hi;
+	uint32_t ttl_s;
+	bool replace, once;
+};
+
+typedef void (*cqd_publish_cb)(void *arg, int ret, const struct cq_err *err);
+
+/**
+ * cqd_publish() - copy a tail, keep it and the pages under a name
+ * @done: called on the loop, exactly once and possibly before return; not
+ *        called when an error is returned
+ *
+ * Return, or given to @done: 0; -EINVAL; -EEXIST; -ENOENT the page is not
+ * resident; -EDQUOT; -ENOSPC names; -EFAULT arena too short; -EIO the arena
+ * changed meanwhile; -ECANCELED the client ended; -ENOMEM.
+ */
+int cqd_publish(struct cqd_client *client, struct cqd_shard *shard,
+		const struct cqd_publish_req *req, cqd_publish_cb done, void *arg,
+		struct cq_err *err);
+
+/**
+ * struct cqd_attached - what AttachOk carries
+ * @page: the last full page, pinned; segment CQP_NONE if none
+ * @fd:   read-only memfd of @bytes, sealed; the receiver closes it
+ */
+struct cqd_attached {
+	uint64_t tokens, bytes, check_lo, check_hi;
+	struct cqp_page page;
+	int fd;
+};
+
+/* 0; -ENOENT no such name, or of another shard; -ENODATA it has no tail; -ENOBUFS
+ * a tail of more than @room bytes; -EDQUOT, -ENOSPC pins; -EMFILE. */
+int cqd_attach(struct cqd_client *client, struct cqd_shard *shard, const char *name,
+	       uint64_t room, struct cqd_attached *out, struct cq_err *err);
+/* 0 or -ENOENT. */
+int cqd_unpublish(struct cqd_ns *ns, const char *name, struct cq_err *err);
+/* The administrator's: @key of any shard. 0; -ENOENT; and as cqd_publish(). */
+int cqd_name_pin(struct cqd_ns *ns, const char *name, const struct cqp_key *key,
+		 uint32_t ttl_s, bool replace, struct cq_err *err);
+
 /* --- administration --- */
 
 typedef void (*cqd_verify_cb)(void *arg, uint64_t checked, uint64_t failed,
@@ -349,12 +413,12 @@ struct cqd_item {
 	char text[65];		/* storage for @name when it is computed */
 	char k[16], v[16];
 	const uint8_t *hash;
-	uint64_t id, bytes, limit, pages, pins, slots, age_us, slot_bytes;
+	uint64_t id, bytes, limit, pages, pins, slots, age_us, slot_bytes, tokens, left_us;
 	uint32_t pid, uid, layers, heads, kv_heads, head_dim, depth, sinks, window;
 };
 
 /* Item at or after @cursor (0 = first). True and *cursor moved past it, or
- * false at the end. @kind: Cqp__Kind (0 models .. 4 pages). */
+ * false at the end. @kind: Cqp__Kind (0 models .. 5 names). */
 bool cqd_store_item(struct cqd_store *st, unsigned int kind, uint64_t *cursor,
 		    struct cqd_item *out);
 

@@ -132,7 +132,7 @@ struct cqd_ns {
 	char name[CQP_MAX_NAME];
 	char *salt;
 	uint64_t quota_bytes, quota_pages, quota_pins;	/* resolved, never 0 */
-	uint64_t used_bytes, arena_bytes, pages, pins;
+	uint64_t used_bytes, arena_bytes, tail_bytes, pages, pins;
 	struct list_head leafy;		/* shards with pages that may go */
 	bool shrinking;			/* its limits were lowered below what it uses */
 	uint32_t ttl_s;			/* of seals that name none */
@@ -193,6 +193,7 @@ struct cqd_shard {
 	struct cqp_key root;
 	bool has_root;
 	uint32_t opens;
+	uint32_t names;
 	uint32_t pages;			/* records of any state but free */
 	struct cqd_shard_kind kind[CQD_N_KINDS];
 	struct cqd_lru *lru;		/* leaves that may go; made with the first segment */
@@ -277,6 +278,7 @@ struct cqd_client {
 	uint32_t n_seals;
 	struct list_head arenas;
 	uint32_t n_arenas, next_arena;
+	struct list_head publishes;
 	struct cqd_shard *shards[CQD_SHARDS_PER_CLIENT];
 	uint32_t n_shards;
 };
@@ -298,6 +300,18 @@ enum cqd_evict_reason {
 	CQD_EVICT_PRESSURE,
 	CQD_EVICT_QUOTA,
 	CQD_N_EVICT
+};
+
+/**
+ * struct cqd_name - beside a name's record
+ * @shard: NULL: the record is free
+ * @next:  hash chain by namespace and name
+ * @fd:    of the tail, read-only, -1 if none
+ */
+struct cqd_name {
+	struct cqd_shard *shard;
+	uint32_t next;
+	int fd;
 };
 
 struct cqd_place {
@@ -348,6 +362,8 @@ struct cqd_store {
 	struct cqd_page *pages;
 	struct cqd_pin *pins;
 	struct cqd_client **client_at;	/* by record */
+	struct cqd_name names[CQD_MAX_NAMES];
+	uint32_t name_hash[CQD_MAX_NAMES];
 	uint32_t *page_hash, *pin_hash, *session_hash;
 	uint32_t page_mask, pin_mask, session_mask;
 	uint32_t orphans;
@@ -462,6 +478,9 @@ uint32_t cqd_page_find(struct cqd_store *st, const struct cqd_shard *sh,
 		       const struct cqp_key *key);
 /* First page of the hash chain that @key is in. */
 uint32_t cqd_page_chain(struct cqd_store *st, const struct cqp_key *key);
+/* The same in any shard of a namespace. */
+uint32_t cqd_page_find_ns(struct cqd_store *st, const struct cqd_ns *ns,
+			  const struct cqp_key *key);
 void cqd_page_hash(struct cqd_store *st, uint32_t p);
 void cqd_page_link(struct cqd_store *st, uint32_t p, uint32_t parent);
 /* New page in state FILLING, findable by key. CQP_NONE: no record left. */
@@ -553,6 +572,35 @@ bool cqd_pin_exists(struct cqd_client *cl, uint32_t page);
 void cqd_pins_drop(struct cqd_client *cl);
 /* Puts an adopted record into the lists. */
 void cqd_pin_adopt(struct cqd_store *st, struct cqd_client *cl, uint32_t pin);
+
+int cqd_pin_named(struct cqd_ns *ns, uint32_t page, struct cq_err *err);
+void cqd_unpin_named(struct cqd_ns *ns, uint32_t page);
+/* The pin of an adopted name: whatever the quota. */
+void cqd_pin_adopt_named(struct cqd_ns *ns, uint32_t page);
+
+/* --- names (names.c) and their tails (publish.c) --- */
+
+/* Empty hash; before anything else is done with names. */
+void cqd_names_init(struct cqd_store *st);
+/* Close what is open; records and stored fds stay. */
+void cqd_names_free(struct cqd_store *st);
+bool cqd_name_good(const char *name);
+/* Record by name, expired ones left out; CQP_NONE. */
+uint32_t cqd_name_find(struct cqd_ns *ns, const char *name);
+/*
+ * Brings a filled record, whose page is pinned already, to life in place of one of
+ * that name; @fd of its tail, or -1, is taken over.
+ */
+void cqd_name_born(struct cqd_shard *sh, uint32_t rec, int fd);
+/* @n: record; its pin, tail and fd go. */
+void cqd_name_drop(struct cqd_store *st, uint32_t n);
+/* Those that have expired, or whose page was lost. */
+void cqd_names_tick(struct cqd_store *st);
+bool cqd_tail_sealed(int fd, uint64_t bytes);
+/* A name without a tail, at once. As cqd_publish(). */
+int cqd_name_make(struct cqd_shard *sh, const struct cqd_publish_req *req,
+		  struct cq_err *err);
+void cqd_publish_cancel_client(struct cqd_client *cl);
 
 /* --- seals (seal.c) --- */
 

@@ -148,6 +148,9 @@ struct cq_model_info {
  * @position: position of token 0 (added to every position)
  * @extra:    bytes mixed into the key of every page (image hashes and the like)
  * @extra_len: at most 1024
+ * @priority: of the pages it publishes, 0 to 255: the higher, the longer they
+ *            stay when cqd needs room
+ * @ttl_s:    seconds after which a page that nobody used is dropped; 0: never
  */
 struct cq_seq_opts {
 	size_t sz;
@@ -155,10 +158,28 @@ struct cq_seq_opts {
 	uint32_t position;
 	const void *extra;
 	size_t extra_len;
+	uint32_t priority;
+	uint32_t ttl_s;
 };
 
 #define CQ_SEQ_NOMATCH (1u << 0)	/* attach to nothing: start empty */
 #define CQ_SEQ_PRIVATE (1u << 1)	/* publish nothing */
+
+#define CQ_PUBLISH_REPLACE (1u << 0)	/* take a name in use over */
+#define CQ_PUBLISH_ONCE (1u << 1)	/* the first cq_attach() takes the name away */
+#define CQ_PUBLISH_PIN (1u << 2)	/* keep the full pages resident, nothing else */
+
+/**
+ * struct cq_publish_opts - options of cq_publish()
+ * @sz:    sizeof(struct cq_publish_opts)
+ * @flags: CQ_PUBLISH_*
+ * @ttl_s: seconds after which the name goes by itself; 0: never
+ */
+struct cq_publish_opts {
+	size_t sz;
+	uint32_t flags;
+	uint32_t ttl_s;
+};
 
 #define CQ_APPEND_ROTATED (1u << 0)	/* keys come rotated to their positions */
 
@@ -401,7 +422,8 @@ int cq_seal(struct cq_seq *seq, int timeout_ms);
 /**
  * cq_fork() - a second sequence with the same tokens
  * @seq:  sequence
- * @opts: flags count; position and extra bytes are inherited; NULL: all is
+ * @opts: flags, priority and ttl_s count; position and extra bytes are
+ *        inherited; NULL: all is
  * @out:  sequence, ended with cq_seq_close()
  *
  * Pages and window blocks are shared, only the part-filled block is copied.
@@ -420,6 +442,67 @@ int cq_fork(struct cq_seq *seq, const struct cq_seq_opts *opts, struct cq_seq **
  * Return: 0; -EINVAL @n beyond the length; -ENOBUFS or -ESTALE nothing changed.
  */
 int cq_truncate(struct cq_seq *seq, size_t n);
+
+/**
+ * cq_publish() - hand a sequence to whoever attaches to its name
+ * @seq:  sequence, without uncommitted tokens, not CQ_SEQ_PRIVATE; it goes on as
+ *        before, but steps that name it end
+ * @name: 1 to 63 printable characters, in the namespace of this worker
+ * @opts: NULL for all defaults
+ *
+ * Waits until the full pages are published, then hands the rest over: token
+ * ids, position, extra bytes, window, and the part-filled page. cqd keeps both,
+ * counted to the namespace's quotas, until the name goes, whatever becomes of
+ * this process and of cqd itself.
+ *
+ * Return: 0; -EEXIST the name is in use; -EBUSY uncommitted tokens; -EINVAL;
+ * -ENOBUFS arena full; -EDQUOT, -ENOSPC no room for pages, tail, pin or name;
+ * -ENOENT cqd has lost a page; -EMSGSIZE more pieces than a message names;
+ * -EIO; -ENOTCONN; -ETIMEDOUT; -ENOMEM; -EOWNERDEAD. After -ENOTCONN and
+ * -ETIMEDOUT the name may be there: try again with CQ_PUBLISH_REPLACE.
+ */
+int cq_publish(struct cq_seq *seq, const char *name, const struct cq_publish_opts *opts);
+
+/**
+ * cq_attach() - go on with a published sequence
+ * @model: model and shard that it was published from
+ * @name:  name
+ * @opts:  flags (CQ_SEQ_PRIVATE), priority and ttl_s of pages to come; position
+ *         and extra bytes are those of the sequence; NULL for all defaults
+ * @out:   sequence, ended with cq_seq_close()
+ *
+ * It reads what the publisher read, bit for bit: pages in place, window and
+ * part-filled page from copies in this worker's arena. Nothing that the
+ * publisher wrote is believed: it is checked, and keys are derived anew.
+ *
+ * Return: 0; -ENOENT no such name; -ENODATA it only keeps pages, or was made with
+ * another salt, or a page is gone; -ENOBUFS arena full; -EPROTO what was
+ * published cannot be right; -EDQUOT, -ENOSPC no pin; -ENOTCONN; -ETIMEDOUT;
+ * -ENOMEM; -EINVAL; -EOWNERDEAD. A name of CQ_PUBLISH_ONCE is gone then, except
+ * after -ENOENT, -EINVAL, and -ENOBUFS of a tail larger than the arena's room.
+ */
+int cq_attach(struct cq_model *model, const char *name, const struct cq_seq_opts *opts,
+	      struct cq_seq **out);
+
+/**
+ * cq_unpublish() - take a name away
+ * @ctx:  context
+ * @name: name in its namespace; sequences attached to it go on
+ *
+ * Return: 0; -ENOENT; -EINVAL; -ENOTCONN; -ETIMEDOUT; -EOWNERDEAD.
+ */
+int cq_unpublish(struct cq_ctx *ctx, const char *name);
+
+/**
+ * cq_tokens() - token ids of a sequence
+ * @seq:  sequence
+ * @from: first token
+ * @n:    tokens, all committed
+ * @ids:  [n]
+ *
+ * Return: 0; -EINVAL; -EOWNERDEAD.
+ */
+int cq_tokens(struct cq_seq *seq, size_t from, size_t n, uint32_t *ids);
 
 /**
  * cq_batch_new() - memory for steps

@@ -244,6 +244,30 @@ int cqd_model_unload(struct cqd_store *st, const char *name, struct cq_err *err)
 	return -ENOENT;
 }
 
+int cqd_publish(struct cqd_client *client, struct cqd_shard *shard,
+		const struct cqd_publish_req *req, cqd_publish_cb done, void *arg,
+		struct cq_err *err)
+{
+	return -EDQUOT;
+}
+
+int cqd_attach(struct cqd_client *client, struct cqd_shard *shard, const char *name,
+	       uint64_t room, struct cqd_attached *out, struct cq_err *err)
+{
+	return -ENOENT;
+}
+
+int cqd_unpublish(struct cqd_ns *ns, const char *name, struct cq_err *err)
+{
+	return -ENOENT;
+}
+
+int cqd_name_pin(struct cqd_ns *ns, const char *name, const struct cqp_key *key,
+		 uint32_t ttl_s, bool replace, struct cq_err *err)
+{
+	return -ENOENT;
+}
+
 struct cqd_ns *cqd_ns_find(struct cqd_store *st, const char *name)
 {
 	return NULL;
