@@ -8,7 +8,7 @@ _cqctl_names() {
 
 _cqctl() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
-	local commands="ping status list show load unload verify evict quota calibrate"
+	local commands="ping status list show load unload pin unpin verify evict quota calibrate"
 	local cmd="" before="" n=0 i words socket=()
 
 	COMPREPLY=()
@@ -21,7 +21,7 @@ _cqctl() {
 		case $before in
 		--socket | --k | --v | --centroids | --sinks | --window | --iterations | \
 			--threads | --seed | --output | -o | --namespace | --model | --older | \
-			--bytes | --pages | --pins | --connections) continue ;;
+			--bytes | --pages | --pins | --connections | --ttl) continue ;;
 		esac
 		if [ -z "$cmd" ]; then cmd=${COMP_WORDS[i]}; else n=$((n + 1)); fi
 	done
@@ -40,7 +40,7 @@ _cqctl() {
 		return
 		;;
 	--sinks | --window | --iterations | --threads | --seed | --older | --bytes | --pages | \
-		--pins | --connections)
+		--pins | --connections | --ttl)
 		return
 		;;
 	--namespace | --model)
@@ -56,6 +56,7 @@ _cqctl() {
 		"") words+=" --version" ;;
 		evict) words+=" --namespace --model --older --bytes --all" ;;
 		quota) words+=" --bytes --pages --pins --connections" ;;
+		pin) words+=" --ttl --replace" ;;
 		calibrate) words+=" --k --v --fisher --centroids --sinks --window
 			--iterations --threads --seed --output" ;;
 		esac
@@ -65,12 +66,15 @@ _cqctl() {
 
 	case $cmd:$n in
 	:0) words=$commands ;;
-	list:0) words="models namespaces segments clients pages" ;;
+	list:0) words="models namespaces segments clients pages names" ;;
 	show:0)
 		words="$(_cqctl_names models "${socket[@]}")
 			$(_cqctl_names namespaces "${socket[@]}")"
 		;;
 	quota:0) words=$(_cqctl_names namespaces "${socket[@]}") ;;
+	pin:0 | unpin:0) words=$(_cqctl_names namespaces "${socket[@]}") ;;
+	pin:2) words=$(_cqctl_names pages "${socket[@]}") ;;
+	unpin:1) words=$(_cqctl_names names "${socket[@]}") ;;
 	unload:0) words=$(_cqctl_names models "${socket[@]}") ;;
 	load:1 | calibrate:0)
 		mapfile -t COMPREPLY < <(compgen -f -- "$cur")

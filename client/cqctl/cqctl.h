@@ -124,6 +124,8 @@ int ctl_cmd_load(struct ctl *c, int argc, char **argv);
 int ctl_cmd_unload(struct ctl *c, int argc, char **argv);
 int ctl_cmd_evict(struct ctl *c, int argc, char **argv);
 int ctl_cmd_quota(struct ctl *c, int argc, char **argv);
+int ctl_cmd_pin(struct ctl *c, int argc, char **argv);
+int ctl_cmd_unpin(struct ctl *c, int argc, char **argv);
 int ctl_cmd_calibrate(struct ctl *c, int argc, char **argv);
 
 #endif /* CQCTL_H */

@@ -12,9 +12,12 @@
 enum column {
 	NAME, HASH, K, V, LAYERS, HEADS, DIM, SINKS, WINDOW, SLOT, BYTES, LIMIT, PAGES,
 	SLOTS, PINS, ID, SESSION, PID, UID, TENANT, MODEL, STATE, BACKEND, AGE, DEPTH,
+	TOKENS, LEFT, MADE,
 };
 
-enum cell_kind { TEXT, NUMBER32, NUMBER64, SIZE, SIZE_OR_NONE, TIME, HEX, RATIO, WORD };
+enum cell_kind {
+	TEXT, NUMBER32, NUMBER64, SIZE, SIZE_OR_NONE, TIME, TIME_OR_NONE, HEX, RATIO, WORD
+};
 
 /* A text of Cqp__Item; a number and the flag that says it is there. */
 #define T(field) offsetof(Cqp__Item, field), 0
@@ -50,6 +53,9 @@ static const struct column_def {
 	[BYTES] = { "BYTES", SIZE, F(bytes) },
 	[LIMIT] = { "LIMIT", SIZE_OR_NONE, F(limit) },
 	[AGE] = { "IDLE", TIME, F(age_us) },
+	[TOKENS] = { "TOKENS", NUMBER64, F(tokens) },
+	[MADE] = { "AGE", TIME, F(age_us) },
+	[LEFT] = { "LEFT", TIME_OR_NONE, F(left_us) },
 };
 
 /* In the order of Cqp__Kind. */
@@ -64,6 +70,7 @@ static const struct listing {
 	{ "segments", { ID, TENANT, MODEL, STATE, BACKEND, BYTES, SLOTS, PAGES }, 8 },
 	{ "clients", { NAME, PID, UID, TENANT, STATE, PINS, SESSION }, 7 },
 	{ "pages", { NAME, TENANT, MODEL, DEPTH, STATE, PINS, BYTES, AGE }, 8 },
+	{ "names", { NAME, TENANT, MODEL, STATE, TOKENS, PAGES, BYTES, MADE, LEFT }, 9 },
 };
 
 /**
@@ -208,6 +215,9 @@ static void put_cell(const Cqp__Item *it, enum column col, char *cell)
 	case TIME:
 		ctl_time(x, cell);
 		break;
+	case TIME_OR_NONE:
+		put_text(cell, x ? ctl_time(x, cell) : "none");
+		break;
 	case SIZE:
 		ctl_bytes(x, cell);
 		break;
@@ -291,6 +301,7 @@ static const struct {
 	{ "head_dim", F(head_dim), false }, { "age_us", F(age_us), true },
 	{ "depth", F(depth), false }, { "sinks", F(sinks), false },
 	{ "window", F(window), false }, { "slot_bytes", F(slot_bytes), true },
+	{ "tokens", F(tokens), true }, { "left_us", F(left_us), true },
 };
 
 static bool has_column(const struct listing *l, size_t at)
@@ -299,7 +310,8 @@ static bool has_column(const struct listing *l, size_t at)
 
 	for (i = 0; i < l->n; i++)
 		if (columns[l->column[i]].at == at)
-			return columns[l->column[i]].kind != SIZE_OR_NONE;
+			return columns[l->column[i]].kind != SIZE_OR_NONE &&
+			       columns[l->column[i]].kind != TIME_OR_NONE;
 	return false;
 }
 
@@ -364,7 +376,7 @@ int ctl_cmd_list(struct ctl *c, int argc, char **argv)
 		kind++;
 	if (kind == ARRAY_SIZE(listings))
 		return ctl_usage(c, "%s is none of models, namespaces, segments, clients, "
-				 "pages", pos[0]);
+				 "pages, names", pos[0]);
 	ret = items_get(c, (Cqp__Kind)kind, &it);
 	if (ret)
 		return ctl_fail(c, ret, "%s", c->err.text);

@@ -155,6 +155,27 @@ static int sequences(const struct worker *w)
 	return ret;
 }
 
+/* Hand a sequence over, to ourselves. */
+static int names(const struct worker *w)
+{
+	struct cq_publish_opts o = { .sz = sizeof(o), .flags = CQ_PUBLISH_REPLACE };
+	struct cq_seq *x = NULL, *y = NULL;
+	int ret;
+
+	ret = cq_seq_open(w->model, ids, TOKENS, NULL, &x);
+	if (!ret)
+		ret = append(w, x, TOKENS);
+	if (!ret)
+		ret = cq_publish(x, "s", &o);
+	if (!ret)
+		ret = cq_attach(w->model, "s", NULL, &y);
+	if (!ret)
+		ret = append(w, y, TOKENS);
+	cq_seq_close(y);
+	cq_seq_close(x);
+	return ret ? ret : cq_unpublish(w->ctx, "s");
+}
+
 static int life(uint32_t flags)
 {
 	struct cq_open_opts o = { .sz = sizeof(o), .socket = r.sock, .flags = flags,
@@ -170,6 +191,8 @@ static int life(uint32_t flags)
 	ret = cq_model_open(w.ctx, "toy", &m, &w.model);
 	if (!ret)
 		ret = sequences(&w);
+	if (!ret)
+		ret = names(&w);
 	cq_close(w.ctx);
 	return ret;
 }

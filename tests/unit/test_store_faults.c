@@ -9,6 +9,7 @@
  */
 #include <stdarg.h>
 #include <sys/syscall.h>
+#include <xxhash.h>
 #include "tests/unit/store_rig.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -207,6 +208,41 @@ static int pages(struct run *r, struct cqd_client *cl, struct cqd_shard *sh,
 	return ret ? ret : cqd_release(cl, &w.res.page, 1, NULL);
 }
 
+static void published(void *arg, int ret, const struct cq_err *err)
+{
+	struct rig_wait *w = arg;
+
+	w->done = true;
+	w->ret = ret;
+}
+
+/* A tail of zeros, published, attached, taken away. */
+static int names(struct run *r, struct cqd_client *cl, struct cqd_shard *sh, uint32_t arena)
+{
+	static const uint8_t tail[300];
+	const struct cqp_extent all = { 4096, sizeof(tail) };
+	XXH128_hash_t h = XXH3_128bits(tail, sizeof(tail));
+	struct cqd_publish_req q = {
+		.name = "n", .tokens = 3, .arena = arena, .extents = &all, .n_extents = 1,
+		.check_lo = h.low64, .check_hi = h.high64,
+	};
+	struct rig_wait w = { 0 };
+	struct cqd_attached a;
+	int ret;
+
+	ret = cqd_publish(cl, sh, &q, published, &w, NULL);
+	if (ret)
+		return ret;
+	until(r, &w.done);
+	ret = w.ret;
+	if (!ret)
+		ret = cqd_attach(cl, sh, "n", UINT64_MAX, &a, NULL);
+	if (ret)
+		return ret;
+	close(a.fd);
+	return cqd_unpublish(cqd_client_ns(cl), "n", NULL);
+}
+
 static int session(struct run *r)
 {
 	static const struct cqd_ns_opts opts = { .quota_bytes = 1 << 30, .salt = "s" };
@@ -229,6 +265,8 @@ static int session(struct run *r)
 		ret = cqd_arena_offer(cl, sh, r->arena_fd, RIG_ARENA, &arena, NULL);
 	if (!ret)
 		ret = pages(r, cl, sh, &info, arena);
+	if (!ret)
+		ret = names(r, cl, sh, arena);
 	cqd_client_end(cl);
 	return ret;
 }
