@@ -93,7 +93,8 @@ static int run_session(struct wk_session *s, const struct wk_opts *o)
 	size_t n = 0;
 	int ret;
 
-	ret = wk_session_first(s, flags, &sampler, &first);
+	ret = o->attach ? wk_session_attach(s, o->attach, flags, &sampler, &first) :
+			  wk_session_first(s, flags, &sampler, &first);
 	if (ret)
 		return ret;
 	if (!o->private) {
@@ -118,16 +119,31 @@ static int run_session(struct wk_session *s, const struct wk_opts *o)
 	return ret;
 }
 
+/* For another process to go on with. */
+static int hand_over(struct wk_session *s, const char *name)
+{
+	struct cq_publish_opts opts = { .sz = sizeof(opts), .flags = CQ_PUBLISH_REPLACE };
+	int ret = cq_publish(s->sh.seq, name, &opts);
+
+	return ret ? wk_cq_error(ret, name) : 0;
+}
+
 int wk_cmd_run(const struct wk_opts *o)
 {
 	struct wk_session s;
 	int ret;
 
+	if (!o->prefix == !o->attach || (o->attach && o->ask)) {
+		wk_error(-EINVAL, "run needs --prefix, or --attach without --prefix and --ask");
+		return -EINVAL;
+	}
 	ret = wk_session_open(&s, o);
 	if (!ret && o->ask)
 		ret = wk_session_ask(&s, o->ask);
 	if (!ret)
 		ret = run_session(&s, o);
+	if (!ret && o->publish)
+		ret = hand_over(&s, o->publish);
 	if (!ret && o->hold)
 		hold();
 	wk_session_close(&s);

@@ -25,7 +25,7 @@ int wk_session_open(struct wk_session *s, const struct wk_opts *o)
 	ret = wk_path(path, o->lm, "merges.json");
 	if (!ret)
 		ret = wk_tok_load(path, &s->tok);
-	if (!ret)
+	if (!ret && o->prefix)
 		ret = wk_ids_read(o->prefix, s->cfg->vocab, &s->ids, &s->n_prefix);
 	if (ret)
 		return ret;
@@ -99,6 +99,56 @@ int wk_session_first(struct wk_session *s, uint32_t flags, struct wk_sampler *sa
 	ret = read_prompt(s, &out->matched);
 	if (ret == -ESTALE)
 		ret = read_prompt(s, &out->matched);
+	if (ret)
+		return ret;
+	out->token = wk_sample(sampler, s->logits, s->cfg->vocab);
+	out->ttft_ms = wk_now_ms() - start;
+	return 0;
+}
+
+/* Ids of the sequence, which another process has read. */
+static int take_ids(struct wk_session *s, size_t n)
+{
+	size_t i;
+	int ret;
+
+	free(s->ids);
+	s->n = n;
+	s->ids = malloc((n + 1) * sizeof(*s->ids));
+	if (!s->ids)
+		return wk_error(-ENOMEM, "out of memory");
+	ret = cq_tokens(s->sh.seq, 0, n, s->ids);
+	if (ret)
+		return wk_cq_error(ret, "tokens");
+	for (i = 0; i < n; i++)
+		if (s->ids[i] >= s->cfg->vocab)
+			return wk_error(-EINVAL, "token %u: the language model has %zu",
+					s->ids[i], (size_t)s->cfg->vocab);
+	return 0;
+}
+
+int wk_session_attach(struct wk_session *s, const char *name, uint32_t flags,
+		      struct wk_sampler *sampler, struct wk_first *out)
+{
+	struct cq_seq_opts opts = { .sz = sizeof(opts), .flags = flags & CQ_SEQ_PRIVATE };
+	double start = wk_now_ms();
+	size_t n;
+	int ret;
+
+	s->flags = flags;
+	wk_shared_end(&s->sh);
+	ret = cq_attach(s->sh.model, name, &opts, &s->sh.seq);
+	if (ret)
+		return wk_cq_error(ret, name);
+	n = cq_seq_length(s->sh.seq);
+	ret = take_ids(s, n);
+	if (ret)
+		return ret;
+	out->matched = n;
+	ret = cq_truncate(s->sh.seq, n - 1);
+	if (ret)
+		return wk_cq_error(ret, name);
+	ret = wk_lm_forward(s->lm, &s->sh.cache, s->ids + n - 1, 1, 1, s->logits);
 	if (ret)
 		return ret;
 	out->token = wk_sample(sampler, s->logits, s->cfg->vocab);

@@ -261,6 +261,7 @@ size_t wk_argmax(const float *x, size_t n);
 struct wk_opts {
 	const char *lm, *socket, *model, *reference, *name;
 	const char *ids, *prefix, *ask, *out, *kl;
+	const char *publish, *attach;
 	uint64_t sequences, length, skip, generate, repeat, limit, pace;
 	uint64_t chunk, threads, seed;
 	double temperature, tolerance;
@@ -310,6 +311,9 @@ int wk_session_ask(struct wk_session *s, const char *text);
 /* Start a sequence, read what was not matched, sample. */
 int wk_session_first(struct wk_session *s, uint32_t flags, struct wk_sampler *sampler,
 		     struct wk_first *out);
+/* The same for a published sequence: its last token is computed again. */
+int wk_session_attach(struct wk_session *s, const char *name, uint32_t flags,
+		      struct wk_sampler *sampler, struct wk_first *out);
 /* @token: in: the last one; out: the next one. */
 int wk_session_next(struct wk_session *s, struct wk_sampler *sampler, uint32_t *token);
 /*

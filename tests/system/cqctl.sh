@@ -152,7 +152,7 @@ help() {
 	local c
 
 	gives 0 "Usage: cqctl" ctl --help && gives 0 "cqctl [0-9]" ctl --version || return
-	for c in ping status list show load unload verify calibrate; do
+	for c in ping status list show load unload pin unpin verify calibrate; do
 		gives 0 "Usage: cqctl $c" ctl "$c" --help || return
 		grep -q "^  $c " <(ctl --help) || return
 	done
@@ -162,7 +162,7 @@ help() {
 documented() {
 	local page=$top/client/cqctl/cqctl.1 bash=$top/client/cqctl/cqctl.bash o words
 
-	words=$({ ctl --help && ctl calibrate --help; } | grep -oE -e '--[a-z0-9]+' | sort -u)
+	words=$({ ctl --help && ctl calibrate --help && ctl pin --help; } | grep -oE -e '--[a-z0-9]+' | sort -u)
 	for o in $words; do
 		echo "$o"
 		grep -qE "Fl ${o#-}( |\$)" "$page" && grep -q -e "$o\>" "$bash" || return
@@ -183,7 +183,7 @@ complete_words() {
 }
 
 completes() {
-	[ "$(complete_words cqctl un)" = unload ] &&
+	[ "$(complete_words cqctl unl)" = unload ] &&
 		[ "$(complete_words cqctl list p)" = pages ] &&
 		[ "$(complete_words cqctl calibrate --centroids "")" = "i8 f16" ] &&
 		[ "$(complete_words cqctl unload c)" = coded ] &&
@@ -252,7 +252,38 @@ pages() {
 		gives 0 ' 0 wrong' ctl verify && gives 0 '"failed":0' ctl verify --json
 }
 
-plan 21
+# Names: what the administrator and a worker keep
+names() {
+	local key one two
+
+	key=$(ctl list pages | awk '$3 == "coded" && $4 == 6 { print $1 }')
+	gives 0 "kept pinned in namespace test" ctl pin test kept "$key" &&
+		gives 1 "has a name 'kept'" ctl pin test kept "$key" &&
+		gives 0 '"pinned":"kept"' ctl pin --replace --ttl 600 test kept "$key" --json &&
+		gives 1 "no namespace" ctl pin nobody kept "$key" &&
+		gives 1 "has no page 0000" ctl pin test none "${key//?/0}" &&
+		gives 2 "is no key" ctl pin test kept "${key}0" &&
+		gives 0 '^kept  *test  *coded  *pin  *448  *7  *0 B' ctl list names &&
+		gives 0 '"tokens":448' ctl list names --json || return
+	# one worker hands over, two go on: with the same words
+	worker run --lm "$lm" --model coded --prefix "$dir/prefix.u16" --generate 8 \
+		--publish live >"$dir/run.json" &&
+		gives 0 '^live .* sequence ' ctl list names || return
+	for c in one two; do
+		worker run --lm "$lm" --model coded --attach live --generate 8 >"$dir/$c.json" ||
+			return
+	done
+	one=$(sed -n 's/.*"text":"\(.*\)"}$/\1/p' "$dir/one.json")
+	two=$(sed -n 's/.*"text":"\(.*\)"}$/\1/p' "$dir/two.json")
+	echo "$one / $two"
+	[ -n "$one" ] && [ "$one" = "$two" ] &&
+		gives 0 "live unpinned" ctl unpin test live &&
+		gives 1 "has no name 'live'" ctl unpin test live &&
+		gives 1 "no sequence 'live'" worker run --lm "$lm" --model coded --attach live \
+			--generate 1 && gives 0 "kept unpinned" ctl unpin test kept
+}
+
+plan 22
 ok "activations of two sequences" acts
 ok "calibration: an error for each layer" layers
 ok "the same file whatever the threads, another with another seed" same_file
@@ -280,3 +311,4 @@ ok "lists" lists
 ok "completion, also with names that cqd holds" completes
 ok "load, show, unload" loads
 ok "pages of a worker; verify" pages
+ok "names: pinned, handed over, unpinned" names
