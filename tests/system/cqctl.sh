@@ -162,7 +162,8 @@ help() {
 documented() {
 	local page=$top/client/cqctl/cqctl.1 bash=$top/client/cqctl/cqctl.bash o words
 
-	words=$({ ctl --help && ctl calibrate --help && ctl pin --help; } | grep -oE -e '--[a-z0-9]+' | sort -u)
+	words=$({ ctl --help && ctl calibrate --help && ctl pin --help; } |
+		grep -oE -e '--[a-z0-9]+' | sort -u)
 	for o in $words; do
 		echo "$o"
 		grep -qE "Fl ${o#-}( |\$)" "$page" && grep -q -e "$o\>" "$bash" || return
