@@ -227,6 +227,7 @@ bool cqd_adopt_page(struct cqd_adopt *ad, uint32_t i)
 	};
 	st->n_state[CQP_FREE]--;
 	st->n_state[CQP_SEALED]++;
+	sh->ns->counts.state[CQP_SEALED]++;
 	st->verify_pending++;
 	sh->pages++;
 	sh->ns->pages++;

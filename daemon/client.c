@@ -46,6 +46,8 @@ static void orphan(struct cqd_client *cl, bool is_orphan)
 {
 	cl->st->orphans -= cl->orphan;
 	cl->st->orphans += is_orphan;
+	cl->ns->counts.orphans -= cl->orphan;
+	cl->ns->counts.orphans += is_orphan;
 	cl->orphan = is_orphan;
 }
 
@@ -78,6 +80,7 @@ struct cqd_client *cqd_client_attach(struct cqd_store *st, struct cqd_ns *ns,
 	cl->hash_next = *b;
 	*b = rec;
 	orphan(cl, is_orphan);
+	ns->counts.clients++;
 	return cl;
 }
 
@@ -130,6 +133,7 @@ int cqd_client_new(struct cqd_store *st, struct cqd_ns *ns, pid_t pid,
 		return cq_err_set(err, -ENOMEM, "no memory for a session");
 	}
 	cqd_word_born(&r->word, CQP_SEALED);
+	cqd_client_changed(cl, true);
 	*out = cl;
 	return 0;
 }
@@ -158,6 +162,7 @@ struct cqd_client *cqd_client_resume(struct cqd_store *st, struct cqd_ns *ns,
 	if (r->pid != (uint32_t)pid || r->start_time != start_time)
 		return NULL;
 	orphan(cl, false);
+	ns->counts.resumed++;
 	return cl;
 }
 
@@ -189,6 +194,7 @@ void cqd_client_free(struct cqd_client *cl)
 	orphan(cl, false);
 	list_del(&cl->node);
 	unhash(cl);
+	cl->ns->counts.clients--;
 	cl->st->client_at[cl->rec] = NULL;
 	for (i = 0; i < cl->n_shards; i++) {
 		cl->shards[i]->opens--;
@@ -226,6 +232,7 @@ void cqd_client_end(struct cqd_client *client)
 	cqd_publish_cancel_client(client);
 	cqd_pins_drop(client);
 	cqd_arena_drop_all(client);
+	cqd_client_changed(client, false);
 	cqd_client_free(client);
 	cqd_tab_put(&st->ix.t_clients, rec);
 	cqd_seal_kick_all(st);

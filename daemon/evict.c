@@ -74,17 +74,6 @@ static void evict(struct cqd_store *st, uint32_t p, enum cqd_evict_reason why)
 }
 
 /**
- * cqd_evicted() - count a page that goes
- * @st:  store
- * @p:   page, right before it is freed or dropped
- * @why: reason
- */
-void cqd_evicted(struct cqd_store *st, uint32_t p, enum cqd_evict_reason why)
-{
-	st->evictions++;
-}
-
-/**
  * cqd_evict_take_back() - a victim is wanted again
  * @st: store
  * @p:  page in state EVICTING

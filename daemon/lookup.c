@@ -167,6 +167,9 @@ int cqd_match(struct cqd_client *client, struct cqd_shard *shard,
 	found->split = then.n ? first.n : 0;
 	st->hits += got;
 	st->misses += n - got;
+	shard->ns->counts.lookups++;
+	shard->ns->counts.hits += got;
+	shard->ns->counts.misses += n - got;
 	return (int)got;
 }
 

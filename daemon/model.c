@@ -222,6 +222,7 @@ static void push_done(struct cqd_job *job)
 	r->bytes = m->bytes;
 	cqd_word_born(&r->word, CQP_SEALED);
 	m->ready = true;
+	cqd_model_changed(m, true);
 	l->done(l->arg, 0, m->head->hash, false, &l->err);
 	load_free(l);
 }
@@ -387,6 +388,7 @@ int cqd_model_unload(struct cqd_store *st, const char *name, struct cq_err *err)
 	cqd_fdstore_remove(st, fdname);
 	cqd_tab_put(&st->ix.t_models, m->rec);
 	list_del(&m->node);
+	cqd_model_changed(m, false);
 	cqd_model_put(m);
 	return 0;
 }

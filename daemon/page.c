@@ -101,6 +101,8 @@ static void unhash(struct cqd_store *st, uint32_t p)
 
 	if (!(st->pages[p].flags & CQD_PG_HASHED))
 		return;
+	if (st->pages[p].state != CQP_FILLING)
+		cqd_page_gone(st, p);
 	while (*b != p)
 		b = &st->pages[*b].hash_next;
 	*b = st->pages[p].hash_next;
@@ -175,6 +177,19 @@ struct cqd_place cqd_page_place(struct cqd_store *st, uint32_t p, unsigned int k
 	return at;
 }
 
+static void count_state(struct cqd_store *st, const struct cqd_page *pg,
+			unsigned int next)
+{
+	uint64_t *of_ns = pg->shard->ns->counts.state;
+
+	st->n_state[pg->state]--;
+	st->n_state[next]++;
+	if (pg->state != CQP_FREE)
+		of_ns[pg->state]--;
+	if (next != CQP_FREE)
+		of_ns[next]++;
+}
+
 /**
  * cqd_page_event() - change a page's state, its record's and slots' words
  * @st: store
@@ -192,8 +207,7 @@ void cqd_page_event(struct cqd_store *st, uint32_t p, enum cqd_event ev)
 	 * pages that say what is not so. */
 	if (next < 0)
 		abort();
-	st->n_state[pg->state]--;
-	st->n_state[next]++;
+	count_state(st, pg, (unsigned int)next);
 	pg->state = (uint8_t)next;
 	if (ev == CQD_EV_FILL) {
 		cqd_word_born(&st->ix.pages[p].word, (unsigned int)next);

@@ -77,6 +77,15 @@ static void wake(struct cqd_store *st, struct list_head *waiters)
 	st->waking = false;
 }
 
+static void count_end(const struct cqd_seal_op *op, int ret, bool existing)
+{
+	struct cqd_ns_counts *c = &op->shard->ns->counts;
+
+	c->sealing--;
+	c->seals_failed += ret != 0;
+	c->seals_existing += !ret && existing;
+}
+
 static void finish(struct cqd_seal_op *op, int ret, uint32_t p, bool existing)
 {
 	struct cqd_seal_result res = { .key = op->key, .existing = existing };
@@ -89,6 +98,7 @@ static void finish(struct cqd_seal_op *op, int ret, uint32_t p, bool existing)
 		at = cqd_page_place(st, p, CQD_SINKS);
 		res.sink = cqd_place_page(at.seg, at.slot);
 	}
+	count_end(op, ret, existing);
 	/* The callback may end the client, which ends every seal listed. */
 	list_del(&op->client_node);
 	if (op->client)
@@ -248,7 +258,7 @@ static void publish(struct cqd_seal_op *op)
 	cqd_lru_note(st, op->page);
 	cqd_page_event(st, op->page, CQD_EV_PUBLISH);
 	cqd_page_settle(st, op->page);
-	st->seals++;
+	cqd_page_sealed(st, op->page);
 }
 
 static bool parent_filling(const struct cqd_seal_op *op)
@@ -594,6 +604,7 @@ int cqd_seal(struct cqd_client *client, struct cqd_shard *shard,
 	list_init(&op->waiters);
 	list_add_tail(&op->client_node, &client->seals);
 	client->n_seals++;
+	shard->ns->counts.sealing++;
 	step(op);
 	return 0;
 }

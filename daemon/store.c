@@ -173,6 +173,7 @@ int cqd_store_new(uv_loop_t *loop, const struct cqd_store_opts *opts,
 	cqd_ttl_init(st);
 	list_init(&st->leafy);
 	list_init(&st->evict_reqs);
+	st->leaving = CQP_NONE;
 	list_init(&st->namespaces);
 	list_init(&st->models);
 	list_init(&st->shards);

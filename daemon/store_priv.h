@@ -14,6 +14,7 @@
 #include "cq/kref.h"
 #include "cq/list.h"
 #include "cq/page.h"
+#include "daemon/count.h"
 #include "daemon/mem.h"
 #include "daemon/store.h"
 #include "kernels/model.h"
@@ -137,6 +138,7 @@ struct cqd_ns {
 	bool shrinking;			/* its limits were lowered below what it uses */
 	uint32_t ttl_s;			/* of seals that name none */
 	uint8_t priority, priority_max;
+	struct cqd_ns_counts counts;
 	struct cqd_mem mem;		/* state words */
 	uint64_t *words;
 	uint64_t n_words;
@@ -290,18 +292,6 @@ struct cqd_wheel {
 	uint32_t n;			/* pages on it */
 };
 
-/* Why a page was evicted. */
-enum cqd_evict_reason {
-	CQD_EVICT_WATERMARK,
-	CQD_EVICT_ROOM,
-	CQD_EVICT_SEGMENT,
-	CQD_EVICT_TTL,
-	CQD_EVICT_ADMIN,
-	CQD_EVICT_PRESSURE,
-	CQD_EVICT_QUOTA,
-	CQD_N_EVICT
-};
-
 /**
  * struct cqd_name - beside a name's record
  * @shard: NULL: the record is free
@@ -383,6 +373,10 @@ struct cqd_store {
 	uint64_t pool_reserved, pool_used, pages_pinned;
 	uint64_t hits, misses, seals, evictions, checksum_failures, verify_pending;
 	uint64_t fdstore;
+	uint32_t leaving;		/* page named by cqd_evicted() */
+	enum cqd_evict_reason leaving_why;
+	cqd_watch_fn watch;
+	void *watch_arg;
 	uint64_t empty_ms;
 	uint32_t destroying;
 	uint32_t n_closed;		/* segments that take no new page */
@@ -553,8 +547,6 @@ void cqd_evict_idle(uv_idle_t *idle);
 void cqd_evict_tick(struct cqd_store *st);
 /* Ends the administrator's requests as far as they have come. */
 void cqd_evict_stop(struct cqd_store *st);
-/* Counts a page that goes; right before it does. */
-void cqd_evicted(struct cqd_store *st, uint32_t p, enum cqd_evict_reason why);
 
 /* --- whole segments (evict_segment.c) --- */
 

@@ -102,7 +102,7 @@ static void checked(struct pass *ps)
 	ps->bytes += ps->job_bytes;
 	if (ps->bad) {
 		ps->failed++;
-		st->checksum_failures++;
+		cqd_checksum_failed(st, p);
 		say_bad(ps);
 		cqd_page_drop(st, p);
 	}
