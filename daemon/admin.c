@@ -6,11 +6,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include "cq/log.h"
+#include "daemon/metrics.h"
 #include "daemon/server.h"
 #include "kernels/kernels.h"
 
 #define LIST_ITEMS	256			/* of one reply, at most */
 #define LIST_BYTES	(CQP_MAX_MSG - 256)	/* leaves room for the envelope */
+#define METRICS_BYTES	32768			/* of one reply */
 #define ITEM_OVERHEAD	8			/* tag and length of an entry */
 
 /**
@@ -131,6 +133,11 @@ static void fill_item(struct listing *l, Cqp__Item *it, const struct cqd_item *s
 	FILL(slot_bytes);
 	FILL(tokens);
 	FILL(left_us);
+	FILL(lookups);
+	FILL(hits);
+	FILL(misses);
+	FILL(seals);
+	FILL(evictions);
 	it->uid = src->uid;
 	it->has_uid = src->pid != 0;
 }
@@ -202,6 +209,7 @@ static void on_loaded(void *arg, int ret, const uint8_t hash[32], bool existing,
 	uint8_t copy[32];
 
 	if (ret) {
+		p->ret = ret;
 		cqd_conn_error(p->conn, p->id, ret, err ? err->text : strerror(-ret));
 	} else {
 		memcpy(copy, hash, sizeof(copy));
@@ -297,4 +305,31 @@ int cqd_admin_verify(struct cqd_req *req)
 		return 0;
 	cqd_pending_end(p);
 	return cq_err_set(req->err, ret, "cannot verify now: %s", strerror(-ret));
+}
+
+/* --- Metrics --- */
+
+/**
+ * cqd_admin_metrics() - Metrics: a piece of the text, and where to go on
+ * @req: request
+ *
+ * Return: 0, answered.
+ */
+int cqd_admin_metrics(struct cqd_req *req)
+{
+	static char text[METRICS_BYTES];
+	Cqp__Metrics metrics = CQP__METRICS__INIT;
+	Cqp__Msg msg = CQP__MSG__INIT;
+	uint64_t cursor = req->msg->metrics->has_cursor ? req->msg->metrics->cursor : 0;
+	size_t n = cqd_metrics_text(req->conn->srv, &cursor, text, sizeof(text));
+
+	metrics.has_text = true;
+	metrics.text = (ProtobufCBinaryData){ n, (uint8_t *)text };
+	metrics.has_cursor = n > 0;
+	metrics.cursor = cursor;
+	msg.id = req->msg->id;
+	msg.body_case = CQP__MSG__BODY_METRICS;
+	msg.metrics = &metrics;
+	cqd_conn_send(req->conn, &msg, NULL, 0);
+	return 0;
 }

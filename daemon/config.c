@@ -21,6 +21,7 @@
 enum kind {
 	K_PATH,		/* char *, absolute */
 	K_SOCKET,	/* the same, short enough for a socket */
+	K_ADDRESS,	/* char *, of an address and port */
 	K_WORD,		/* char *, as a name */
 	K_TEXT,		/* char * */
 	K_BYTES,	/* uint64_t */
@@ -58,6 +59,8 @@ struct key {
 static const struct key daemon_keys[] = {
 	{ "socket", K_SOCKET, true, D(socket), 0, 0 },
 	{ "admin_socket", K_SOCKET, true, D(admin_socket), 0, 0 },
+	{ "metrics_socket", K_SOCKET, true, D(metrics_socket), 0, 0 },
+	{ "metrics_listen", K_ADDRESS, true, D(metrics_listen), 0, 0 },
 	{ "socket_mode", K_MODE, true, D(socket_mode), 0, 0 },
 	{ "pool_bytes", K_SHARE, true, D(pool_bytes), 0, 0 },
 	{ "max_pages", K_U32, true, D(max_pages), 16, 1u << 28 },
@@ -133,7 +136,9 @@ static int refuse(struct reader *r, int code, const char *what)
 static int set_text(const struct key *k, const char *value, char **out,
 		    struct cq_err *err)
 {
+	struct cqd_address address;
 	char *copy;
+	int ret;
 
 	if (!value[0])
 		return cq_err_set(err, -EINVAL, "no value");
@@ -144,6 +149,9 @@ static int set_text(const struct key *k, const char *value, char **out,
 				  "be longer", MAX_SOCKET_PATH);
 	if (k->kind == K_WORD && !cqd_name_ok(value))
 		return cq_err_set(err, -EINVAL, "bad name \"%s\"", value);
+	ret = k->kind == K_ADDRESS ? cqd_value_address(value, &address, err) : 0;
+	if (ret)
+		return ret;
 	copy = strdup(value);
 	if (!copy)
 		return cq_err_set(err, -ENOMEM, "out of memory");
@@ -205,6 +213,7 @@ static int set_value(const struct key *k, const char *value, void *base,
 	switch (k->kind) {
 	case K_PATH:
 	case K_SOCKET:
+	case K_ADDRESS:
 	case K_WORD:
 	case K_TEXT:
 		return set_text(k, value, field, err);
@@ -483,6 +492,10 @@ static int check_daemon(const struct cqd_config *cfg, const char *path,
 				  (unsigned long long)cfg->segment_min);
 	if (!strcmp(cfg->socket, cfg->admin_socket))
 		return cq_err_set(err, -EINVAL, "%s: socket and admin_socket are the same", path);
+	if (cfg->metrics_socket && (!strcmp(cfg->metrics_socket, cfg->socket) ||
+				    !strcmp(cfg->metrics_socket, cfg->admin_socket)))
+		return cq_err_set(err, -EINVAL, "%s: metrics_socket needs a path of its own",
+				  path);
 	return 0;
 }
 
@@ -663,6 +676,8 @@ void cqd_config_free(struct cqd_config *cfg)
 	free(cfg->model);
 	free(cfg->socket);
 	free(cfg->admin_socket);
+	free(cfg->metrics_socket);
+	free(cfg->metrics_listen);
 	free(cfg->backend);
 	free(cfg);
 }
@@ -696,6 +711,7 @@ static bool same_value(const struct key *k, const void *a, const void *b)
 		       ((const struct cqd_size *)(const void *)fb)->bytes;
 	case K_PATH:
 	case K_SOCKET:
+	case K_ADDRESS:
 	case K_WORD:
 	case K_TEXT:
 		return same_text(*(char *const *)(const void *)fa,

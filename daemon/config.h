@@ -8,6 +8,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 #include "cq/err.h"
 #include "daemon/mem.h"
@@ -77,12 +78,13 @@ struct cqd_model_config {
 
 /*
  * struct cqd_config - a whole file, checked
+ * @metrics_socket, @metrics_listen: NULL: none
  * @pool_bytes: resolved against the machine's memory by cqd_config_load()
  * @half_life_s: after so long a use of a page counts half
  * @pressure_us: stall in 2 s at which memory is given back; 0: never
  */
 struct cqd_config {
-	char *socket, *admin_socket;
+	char *socket, *admin_socket, *metrics_socket, *metrics_listen;
 	uint32_t socket_mode;
 	struct cqd_size pool_bytes;
 	uint32_t max_pages, max_clients, max_pins;
@@ -129,6 +131,12 @@ int cqd_value_huge(const char *s, struct cqd_mem_policy *out, struct cq_err *err
 int cqd_value_numa(const char *s, struct cqd_mem_policy *out, struct cq_err *err);
 int cqd_value_mode(const char *s, uint32_t *out, struct cq_err *err);
 int cqd_value_uids(const char *s, struct cqd_uids *out, struct cq_err *err);
+struct cqd_address {
+	struct sockaddr_storage sa;
+	socklen_t len;
+};
+/* Numbers alone: 127.0.0.1:9464 or [::1]:9464. */
+int cqd_value_address(const char *s, struct cqd_address *out, struct cq_err *err);
 int cqd_value_names(const char *s, struct cqd_names *out, struct cq_err *err);
 
 #endif /* CQD_CONFIG_H */

@@ -3,6 +3,7 @@
  * Values of cqd.conf: numbers, sizes, modes, lists. Everything is refused that
  * is not understood to its last character.
  */
+#include <arpa/inet.h>
 #include <ctype.h>
 #include <errno.h>
 #include <pwd.h>
@@ -421,4 +422,46 @@ bool cqd_uids_match(const struct cqd_uids *uids, uid_t uid)
 		if (uids->uid[i] == uid)
 			return true;
 	return false;
+}
+
+/* The part of "host:port" or "[host]:port" before the colon, and the port. */
+static int split_address(const char *s, char host[64], uint64_t *port)
+{
+	const char *colon = strrchr(s, ':');
+	size_t n = colon ? (size_t)(colon - s) : 0;
+	bool brackets = s[0] == '[';
+
+	if (!colon || n < 3 || n >= 64 || brackets != (s[n - 1] == ']'))
+		return -EINVAL;
+	snprintf(host, 64, "%.*s", (int)n - 2 * brackets, s + brackets);
+	return cqd_value_u64(colon + 1, 1, 65535, port, NULL);
+}
+
+/**
+ * cqd_value_address() - a TCP address
+ * @s:   "127.0.0.1:9464" or "[::1]:9464"; no names
+ * @out: set on success
+ * @err: what is wrong
+ *
+ * Return: 0 or -EINVAL.
+ */
+int cqd_value_address(const char *s, struct cqd_address *out, struct cq_err *err)
+{
+	struct sockaddr_in6 six = { .sin6_family = AF_INET6 };
+	struct sockaddr_in four = { .sin_family = AF_INET };
+	char host[64];
+	uint64_t port = 0;
+	bool is6 = s[0] == '[';
+
+	if (split_address(s, host, &port) ||
+	    inet_pton(is6 ? AF_INET6 : AF_INET, host,
+		      is6 ? (void *)&six.sin6_addr : (void *)&four.sin_addr) != 1)
+		return cq_err_set(err, -EINVAL, "\"%s\" is no address and port, as in "
+				  "127.0.0.1:9464 or [::1]:9464", s);
+	six.sin6_port = htons((uint16_t)port);
+	four.sin_port = htons((uint16_t)port);
+	memset(out, 0, sizeof(*out));
+	out->len = is6 ? sizeof(six) : sizeof(four);
+	memcpy(&out->sa, is6 ? (const void *)&six : (const void *)&four, out->len);
+	return 0;
 }

@@ -107,7 +107,7 @@ void cqd_conn_update(struct cqd_conn *conn)
 		return;
 	if (!paused(conn))
 		want |= UV_READABLE;
-	if (!list_empty(&conn->queue) && !conn->starved)
+	if ((!list_empty(&conn->queue) && !conn->starved) || conn->want_write)
 		want |= UV_WRITABLE;
 	if (want == conn->events)
 		return;
@@ -278,6 +278,36 @@ void cqd_conn_send(struct cqd_conn *conn, const Cqp__Msg *msg, const int *fds,
 }
 
 /**
+ * cqd_conn_try() - send a message that nobody waits for
+ * @conn: connection; closed when its peer is gone
+ * @msg:  without descriptors
+ *
+ * Return: 0; -EAGAIN not now: cqd_events_writable() says when; else the
+ * connection is closed.
+ */
+int cqd_conn_try(struct cqd_conn *conn, const Cqp__Msg *msg)
+{
+	struct cqd_server *srv = conn->srv;
+	size_t len = cqp__msg__get_packed_size(msg);
+	int ret = -EAGAIN;
+
+	if (len > sizeof(srv->tx))
+		return -EMSGSIZE;
+	cqp__msg__pack(msg, srv->tx);
+	if (list_empty(&conn->queue))
+		ret = transmit(conn, srv->tx, len, NULL, 0);
+	if (!ret)
+		return 0;
+	if (ret != -EAGAIN && ret != -ENOBUFS) {
+		cqd_conn_close(conn);
+		return ret;
+	}
+	conn->want_write = true;
+	cqd_conn_update(conn);
+	return -EAGAIN;
+}
+
+/**
  * cqd_conn_error() - answer a request with a failure
  * @conn: connection
  * @id:   of the request, 0 if it could not be read
@@ -331,6 +361,10 @@ struct cqd_pending *cqd_pending_new(struct cqd_conn *conn, uint64_t id)
 	p->conn = conn;
 	p->id = id;
 	p->started_us = cqd_clock_us();
+	p->started_ns = uv_hrtime();
+	p->body = conn->srv->meter.body;
+	p->ret = 0;
+	conn->srv->meter.later = true;
 	kref_get(&conn->ref);
 	conn->pending++;
 	cqd_conn_update(conn);
@@ -345,6 +379,7 @@ void cqd_pending_end(struct cqd_pending *p)
 {
 	struct cqd_conn *conn = p->conn;
 
+	cqd_meter_request(&conn->srv->meter, p->body, p->started_ns, p->ret);
 	conn->pending--;
 	cqd_conn_update(conn);
 	kref_put(&conn->ref, conn_release);
@@ -389,13 +424,24 @@ static bool read_one(struct cqd_conn *conn)
 	}
 }
 
+static void on_writable(struct cqd_conn *conn)
+{
+	if (conn->closed || !conn->want_write || !list_empty(&conn->queue))
+		return;
+	conn->want_write = false;
+	cqd_conn_update(conn);
+	cqd_events_writable(conn);
+}
+
 static void on_event(uv_poll_t *poll, int status, int events)
 {
 	struct cqd_conn *conn = poll->data;
 	int i;
 
-	if (status == 0 && events & UV_WRITABLE)
+	if (status == 0 && events & UV_WRITABLE) {
 		flush(conn);
+		on_writable(conn);
+	}
 	if (status < 0 || events & UV_READABLE) {
 		for (i = 0; i < CQD_BURST; i++)
 			if (conn->closed || paused(conn) || !read_one(conn))
@@ -540,6 +586,7 @@ void cqd_conn_close(struct cqd_conn *conn)
 	if (conn->session)
 		cqd_session_orphan(conn->session);
 	conn->session = NULL;
+	cqd_events_gone(conn);
 	uv_close((uv_handle_t *)&conn->poll, on_closed);
 	cqd_sock_close(conn->fd);
 }

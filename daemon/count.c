@@ -6,53 +6,6 @@
 #include <string.h>
 #include "daemon/store_priv.h"
 
-#define SEC 1000000ull
-
-const uint64_t cqd_age_bounds_us[CQD_AGE_BOUNDS] = {
-	1 * SEC, 10 * SEC, 60 * SEC, 600 * SEC, 3600 * SEC, 21600 * SEC, 86400 * SEC,
-	604800 * SEC,
-};
-
-/**
- * cqd_hist_add() - count a value
- * @h:      histogram
- * @bounds: [@n] upper bounds, ascending, each included in its bucket
- * @n:      at most CQD_HIST_MAX
- * @value:  in the unit of the bounds
- */
-void cqd_hist_add(struct cqd_hist *h, const uint64_t *bounds, unsigned int n,
-		  uint64_t value)
-{
-	unsigned int i;
-
-	for (i = 0; i < n && value > bounds[i]; i++)
-		;
-	h->n[i]++;
-	h->sum += value;
-}
-
-/**
- * cqd_evict_reason_name() - as metrics and events name it
- * @reason: enum cqd_evict_reason
- *
- * Return: a word.
- */
-const char *cqd_evict_reason_name(unsigned int reason)
-{
-	static const char *const names[CQD_N_EVICT] = {
-		[CQD_EVICT_WATERMARK] = "watermark",
-		[CQD_EVICT_ROOM] = "room",
-		[CQD_EVICT_SEGMENT] = "segment",
-		[CQD_EVICT_TTL] = "ttl",
-		[CQD_EVICT_ADMIN] = "admin",
-		[CQD_EVICT_PRESSURE] = "pressure",
-		[CQD_EVICT_QUOTA] = "quota",
-		[CQD_EVICT_DROPPED] = "dropped",
-	};
-
-	return reason < CQD_N_EVICT ? names[reason] : "?";
-}
-
 /* --- notices --- */
 
 /**
@@ -178,12 +131,36 @@ void cqd_page_gone(struct cqd_store *st, uint32_t p)
 }
 
 /**
+ * cqd_looked_up() - a lookup was answered
+ * @cl:     who asked
+ * @sh:     where
+ * @hits:   pages found
+ * @misses: pages not found
+ */
+void cqd_looked_up(struct cqd_client *cl, struct cqd_shard *sh, unsigned int hits,
+		   unsigned int misses)
+{
+	struct cqd_ns_counts *c = &sh->ns->counts;
+
+	sh->st->hits += hits;
+	sh->st->misses += misses;
+	c->lookups++;
+	c->hits += hits;
+	c->misses += misses;
+	cl->lookups++;
+	cl->hits += hits;
+	cl->misses += misses;
+}
+
+/**
  * cqd_page_sealed() - a page was published
  * @st: store
  * @p:  page
+ * @cl: by this session
  */
-void cqd_page_sealed(struct cqd_store *st, uint32_t p)
+void cqd_page_sealed(struct cqd_store *st, uint32_t p, struct cqd_client *cl)
 {
+	cl->sealed++;
 	st->seals++;
 	st->pages[p].shard->ns->counts.seals++;
 	tell_page(st, p, CQD_NOTICE_SEALED, 0);

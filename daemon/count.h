@@ -134,7 +134,9 @@ bool cqd_store_resident(struct cqd_store *st, const struct cqd_ns *ns,
 void cqd_evicted(struct cqd_store *st, uint32_t p, enum cqd_evict_reason reason);
 /* By page.c alone: a sealed page cannot be found any more. */
 void cqd_page_gone(struct cqd_store *st, uint32_t p);
-void cqd_page_sealed(struct cqd_store *st, uint32_t p);
+void cqd_looked_up(struct cqd_client *cl, struct cqd_shard *sh, unsigned int hits,
+		   unsigned int misses);
+void cqd_page_sealed(struct cqd_store *st, uint32_t p, struct cqd_client *cl);
 void cqd_checksum_failed(struct cqd_store *st, uint32_t p);
 void cqd_model_changed(struct cqd_model *m, bool loaded);
 void cqd_client_changed(struct cqd_client *cl, bool joined);

@@ -69,6 +69,8 @@ static int handle_ping(struct cqd_req *req)
 	pong.boot_id.data = boot_id;
 	pong.boot_id.len = sizeof(boot_id);
 	pong.uptime_us = cqd_clock_us() - srv->started_us;
+	pong.has_ready = true;
+	pong.ready = cqd_server_ready(srv);
 	msg.body_case = CQP__MSG__BODY_PONG;
 	msg.pong = &pong;
 	reply(req, &msg, NULL, 0);
@@ -230,6 +232,7 @@ static void on_sealed(void *arg, int ret, const struct cqd_seal_result *res,
 	struct cqd_seal_result copy;
 
 	if (ret) {
+		p->ret = ret;
 		cqd_conn_error(p->conn, p->id, ret, err ? err->text : strerror(-ret));
 	} else {
 		copy = *res;
@@ -346,10 +349,37 @@ static const struct cqd_handler handlers[] = {
 	[CQP__MSG__BODY_LIST] = { "List", H_ADMIN, 0, cqd_admin_list },
 	[CQP__MSG__BODY_LOAD] = { "Load", H_ADMIN, 1, cqd_admin_load },
 	[CQP__MSG__BODY_UNLOAD] = { "Unload", H_ADMIN, 0, cqd_admin_unload },
+	[CQP__MSG__BODY_SUBSCRIBE] = { "Subscribe", H_ANY, 0, cqd_subscribe },
+	[CQP__MSG__BODY_METRICS] = { "Metrics", H_ADMIN, 0, cqd_admin_metrics },
 	[CQP__MSG__BODY_VERIFY] = { "Verify", H_ADMIN, 0, cqd_admin_verify },
 	[CQP__MSG__BODY_EVICT] = { "Evict", H_ADMIN, 0, cqd_admin_evict },
 	[CQP__MSG__BODY_QUOTA] = { "Quota", H_ADMIN, 0, cqd_admin_quota },
 };
+
+_Static_assert(ARRAY_SIZE(handlers) <= CQD_REQUESTS, "each has its figures");
+
+/**
+ * cqd_request_name() - as metrics call it
+ * @body: number of Msg's body
+ *
+ * Return: name of the request; NULL if there is none of that number.
+ */
+const char *cqd_request_name(unsigned int body)
+{
+	return body < ARRAY_SIZE(handlers) ? handlers[body].name : NULL;
+}
+
+/**
+ * cqd_server_ready() - does cqd serve?
+ * @srv: server
+ *
+ * Return: false while models of the configuration are loaded, and when it was
+ * told to stop.
+ */
+bool cqd_server_ready(const struct cqd_server *srv)
+{
+	return !srv->loading && !srv->stopping;
+}
 
 static const struct cqd_handler *find(const Cqp__Msg *msg)
 {
@@ -391,6 +421,8 @@ int cqd_dispatch(struct cqd_conn *conn, struct cqp_frame *frame)
 {
 	struct cq_err err = { "" };
 	struct cqd_req req = { .conn = conn, .frame = frame, .err = &err };
+	struct cqd_meter *m = &conn->srv->meter;
+	uint64_t start = uv_hrtime();
 	const struct cqd_handler *h;
 	Cqp__Msg *msg;
 	int ret;
@@ -403,10 +435,14 @@ int cqd_dispatch(struct cqd_conn *conn, struct cqp_frame *frame)
 	req.msg = msg;
 	h = find(msg);
 	ret = check(&req, h);
+	m->body = (unsigned int)msg->body_case;
+	m->later = false;
 	if (!ret)
 		ret = h->fn(&req);
 	if (ret)
 		cqd_conn_error(conn, msg->id, ret, err.text[0] ? err.text : strerror(-ret));
+	if (h && !m->later)
+		cqd_meter_request(m, (unsigned int)msg->body_case, start, ret);
 	cqp_free(msg);
 	return ret && !conn->greeted ? ret : 0;
 }

@@ -57,14 +57,23 @@ static bool model_item(struct cqd_store *st, uint32_t i, struct cqd_item *out)
 static bool ns_item(struct cqd_store *st, uint32_t i, struct cqd_item *out)
 {
 	const struct cqd_ns *ns = cqd_ns_by_rec(st, i);
+	const struct cqd_ns_counts *c;
+	unsigned int k;
 
 	if (!ns)
 		return false;
+	c = &ns->counts;
 	out->name = ns->name;
 	out->bytes = ns->used_bytes;
 	out->limit = ns->quota_bytes;
 	out->pages = ns->pages;
 	out->pins = ns->pins;
+	out->lookups = c->lookups;
+	out->hits = c->hits;
+	out->misses = c->misses;
+	out->seals = c->seals;
+	for (k = 0; k < CQD_EVICT_DROPPED; k++)
+		out->evictions += c->gone[k];
 	return true;
 }
 
@@ -103,6 +112,10 @@ static bool client_item(struct cqd_store *st, uint32_t i, struct cqd_item *out)
 	out->pid = r->pid;
 	out->uid = r->uid;
 	out->pins = cl->n_pins;
+	out->lookups = cl->lookups;
+	out->hits = cl->hits;
+	out->misses = cl->misses;
+	out->seals = cl->sealed;
 	list_for_each(pos, &cl->arenas)
 		out->bytes += list_entry(pos, struct cqd_arena, node)->bytes;
 	return true;

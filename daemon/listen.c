@@ -95,7 +95,7 @@ static int address(struct sockaddr_un *sa, const char *path, struct cq_err *err)
 }
 
 /* A socket that refuses connections was left behind by a process that is gone. */
-static int remove_stale(const struct sockaddr_un *sa, struct cq_err *err)
+static int remove_stale(const struct sockaddr_un *sa, int type, struct cq_err *err)
 {
 	struct stat st;
 	int fd, ret;
@@ -107,7 +107,7 @@ static int remove_stale(const struct sockaddr_un *sa, struct cq_err *err)
 	if (!S_ISSOCK(st.st_mode))
 		return cq_err_set(err, -EADDRINUSE, "%s exists and is no socket",
 				  sa->sun_path);
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return cq_err_set(err, -errno, "socket: %s", strerror(errno));
 	ret = connect(fd, (const struct sockaddr *)sa, sizeof(*sa)) < 0 ? -errno : 0;
@@ -133,6 +133,52 @@ static int bind_mode(int fd, const struct sockaddr_un *sa, uint32_t mode)
 }
 
 /**
+ * cqd_bind_unix() - bind a socket and listen on it
+ * @path:    of the socket; one that nobody answers on is replaced
+ * @type:    SOCK_SEQPACKET or SOCK_STREAM
+ * @mode:    permission bits
+ * @backlog: as listen(2) takes it
+ * @out:     the socket, set on success
+ * @err:     text of the failure
+ *
+ * Return: 0; -EADDRINUSE somebody answers there; other -errno.
+ */
+int cqd_bind_unix(const char *path, int type, uint32_t mode, int backlog, int *out,
+		  struct cq_err *err)
+{
+	struct sockaddr_un sa;
+	int fd, ret;
+
+	ret = address(&sa, path, err);
+	if (!ret)
+		ret = remove_stale(&sa, type, err);
+	if (ret)
+		return ret;
+	fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return cq_err_set(err, -errno, "socket: %s", strerror(errno));
+	ret = bind_mode(fd, &sa, mode);
+	if (ret) {
+		cq_err_set(err, ret, "cannot bind %s: %s; its directory must exist and be "
+			   "writable, or choose another with --socket and --admin-socket",
+			   path, strerror(-ret));
+		goto err_close;
+	}
+	if (listen(fd, backlog) < 0) {
+		ret = cq_err_set(err, -errno, "listen on %s: %s", path, strerror(errno));
+		goto err_unlink;
+	}
+	*out = fd;
+	return 0;
+
+err_unlink:
+	unlink(path);
+err_close:
+	close(fd);
+	return ret;
+}
+
+/**
  * cqd_listen() - bind a socket and accept on it
  * @srv:   server
  * @path:  of the socket
@@ -145,37 +191,16 @@ static int bind_mode(int fd, const struct sockaddr_un *sa, uint32_t mode)
 int cqd_listen(struct cqd_server *srv, const char *path, uint32_t mode, bool admin,
 	       struct cq_err *err)
 {
-	struct sockaddr_un sa;
 	int fd, ret;
 
-	ret = address(&sa, path, err);
-	if (!ret)
-		ret = remove_stale(&sa, err);
+	ret = cqd_bind_unix(path, SOCK_SEQPACKET, mode, BACKLOG, &fd, err);
 	if (ret)
 		return ret;
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (fd < 0)
-		return cq_err_set(err, -errno, "socket: %s", strerror(errno));
-	ret = bind_mode(fd, &sa, mode);
-	if (ret) {
-		cq_err_set(err, ret, "cannot bind %s: %s; its directory must exist and be "
-			   "writable, or choose another with --socket and --admin-socket",
-			   path, strerror(-ret));
-		goto err_close;
-	}
-	if (listen(fd, BACKLOG) < 0) {
-		ret = cq_err_set(err, -errno, "listen on %s: %s", path, strerror(errno));
-		goto err_unlink;
-	}
 	ret = start(srv, fd, path, admin, true, err);
-	if (ret)
-		goto err_unlink;
-	return 0;
-
-err_unlink:
-	unlink(path);
-err_close:
-	close(fd);
+	if (ret) {
+		unlink(path);
+		close(fd);
+	}
 	return ret;
 }
 

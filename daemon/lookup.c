@@ -165,11 +165,7 @@ int cqd_match(struct cqd_client *client, struct cqd_shard *shard,
 	found->filling = filled_by_another(st, then.n || then.miss != CQP_NONE ? then.miss :
 					   first.miss, client);
 	found->split = then.n ? first.n : 0;
-	st->hits += got;
-	st->misses += n - got;
-	shard->ns->counts.lookups++;
-	shard->ns->counts.hits += got;
-	shard->ns->counts.misses += n - got;
+	cqd_looked_up(client, shard, got, n - got);
 	return (int)got;
 }
 

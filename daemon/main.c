@@ -17,12 +17,15 @@
 #include <sys/socket.h>
 #include <sysexits.h>
 #include <systemd/sd-daemon.h>
+#include <time.h>
 #include <unistd.h>
 #include "cq/log.h"
+#include "daemon/http.h"
 #include "daemon/server.h"
 
 #define FDNAME_TENANTS	"cqd"
 #define FDNAME_ADMIN	"cqd-admin"
+#define FDNAME_METRICS	"cqd-metrics"
 #define FDS_PER_CONN	74	/* socket, pidfd, 64 arenas, 8 in replies that wait */
 #define FDS_OTHER	10240	/* 2 per segment, namespace, model; listeners */
 
@@ -163,11 +166,14 @@ static void raise_nofile(const struct cqd_config *cfg)
 static void server_init(struct daemon *d)
 {
 	struct cqd_server *srv = &d->srv;
+	struct timespec now;
 	unsigned int i;
 
 	uv_loop_init(&d->loop);
 	srv->loop = &d->loop;
 	srv->started_us = cqd_clock_us();
+	clock_gettime(CLOCK_REALTIME, &now);
+	srv->born_us = (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
 	list_init(&srv->tenants);
 	list_init(&srv->listeners);
 	list_init(&srv->conns);
@@ -176,7 +182,13 @@ static void server_init(struct daemon *d)
 	for (i = 0; i < CQD_HASH; i++)
 		list_init(&srv->uids[i]);
 	cqd_processes_init(srv);
+	list_init(&srv->http.listeners);
+	list_init(&srv->http.conns);
 	uv_timer_init(srv->loop, &srv->tick);
+	uv_timer_init(srv->loop, &srv->http.tick);
+	srv->http.tick.data = srv;
+	cqd_events_init(srv);
+	cqd_meter_start(srv);
 }
 
 static int take_socket(struct cqd_server *srv, int fd, const char *name, bool *tenants,
@@ -194,6 +206,16 @@ static int take_socket(struct cqd_server *srv, int fd, const char *name, bool *t
 	return ret;
 }
 
+static int take_metrics(struct cqd_server *srv, int fd)
+{
+	struct cq_err err = { "" };
+	int ret = cqd_http_bind_fd(srv, fd, &err);
+
+	if (ret)
+		cq_err("%s", err.text);
+	return ret;
+}
+
 /* Sockets by their names or by being such; the rest is the store's. */
 static int take_fds(struct daemon *d, int *store_fds, char **store_names,
 		    unsigned int *n_store, bool *tenants, bool *admin)
@@ -205,6 +227,12 @@ static int take_fds(struct daemon *d, int *store_fds, char **store_names,
 	for (i = 0; i < d->n_fds; i++) {
 		fd = SD_LISTEN_FDS_START + (int)i;
 		name = d->names[i];
+		if (!strcmp(name, FDNAME_METRICS)) {
+			ret = take_metrics(&d->srv, fd);
+			if (ret)
+				return ret;
+			continue;
+		}
 		if (strcmp(name, FDNAME_ADMIN) && strcmp(name, FDNAME_TENANTS) &&
 		    sd_is_socket(fd, AF_UNIX, SOCK_SEQPACKET, 1) <= 0) {
 			store_fds[*n_store] = fd;
@@ -239,6 +267,21 @@ static bool listening(struct cqd_server *srv, const char *path)
 	return false;
 }
 
+static int bind_metrics(struct cqd_server *srv)
+{
+	const struct cqd_config *cfg = srv->config;
+	struct cq_err err = { "" };
+	int ret = 0;
+
+	if (cfg->metrics_socket)
+		ret = cqd_http_bind(srv, cfg->metrics_socket, &err);
+	if (!ret && cfg->metrics_listen)
+		ret = cqd_http_bind_tcp(srv, cfg->metrics_listen, &err);
+	if (ret)
+		cq_err("%s", err.text);
+	return ret;
+}
+
 static int bind_rest(struct cqd_server *srv, const struct options *o, bool tenants,
 		     bool admin)
 {
@@ -258,7 +301,7 @@ static int bind_rest(struct cqd_server *srv, const struct options *o, bool tenan
 			cq_err("namespace %s cannot be reached: under systemd enable "
 			       "cqd-tenant@%s.socket, then restart cqd", cfg->ns[i].name,
 			       cfg->ns[i].name);
-	return ret;
+	return ret ? ret : bind_metrics(srv);
 }
 
 static void own_sockets(struct cqd_server *srv, const struct passwd *pw)
@@ -414,6 +457,7 @@ static void reload(struct daemon *d)
 	srv->config = new;
 	cqd_config_free(old);
 	cq_info("configuration reloaded");
+	cqd_events_tell(srv, CQD_NOTICE_RELOADED);
 	cqd_models_load(srv, new, on_loaded);
 }
 
@@ -434,6 +478,9 @@ static void stop(struct daemon *d)
 	cqd_conn_close_all(srv);
 	cqd_sessions_close_all(srv);
 	cqd_listen_close_all(srv);
+	cqd_http_close(srv);
+	cqd_events_close(srv);
+	cqd_meter_close(srv);
 	cqd_notify_close(d->notify);
 	d->notify = NULL;
 	cqd_pressure_close(d->pressure);

@@ -265,6 +265,39 @@ const char *cqd_ns_name(const struct cqd_ns *ns)
 }
 
 /**
+ * cqd_ns_figures() - a namespace at this moment
+ * @st:  store
+ * @i:   number, from 0 on; one keeps its number while the store lives
+ * @out: filled on success
+ *
+ * Return: false if there are not so many.
+ */
+bool cqd_ns_figures(const struct cqd_store *st, uint32_t i, struct cqd_ns_figures *out)
+{
+	const struct cqd_ns *ns;
+	struct list_head *pos;
+
+	list_for_each(pos, &st->namespaces) {
+		if (i--)
+			continue;
+		ns = list_entry(pos, struct cqd_ns, node);
+		*out = (struct cqd_ns_figures){
+			.name = ns->name,
+			.bytes = ns->used_bytes,
+			.arena_bytes = ns->arena_bytes,
+			.pages = ns->pages,
+			.pins = ns->pins,
+			.quota_bytes = ns->quota_bytes,
+			.quota_pages = ns->quota_pages,
+			.quota_pins = ns->quota_pins,
+			.counts = &ns->counts,
+		};
+		return true;
+	}
+	return false;
+}
+
+/**
  * cqd_ns_words_get() - a range of state words for a new segment
  * @ns:  namespace
  * @seg: put on the namespace's map at the range found

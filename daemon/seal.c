@@ -258,7 +258,7 @@ static void publish(struct cqd_seal_op *op)
 	cqd_lru_note(st, op->page);
 	cqd_page_event(st, op->page, CQD_EV_PUBLISH);
 	cqd_page_settle(st, op->page);
-	cqd_page_sealed(st, op->page);
+	cqd_page_sealed(st, op->page, op->client);
 }
 
 static bool parent_filling(const struct cqd_seal_op *op)

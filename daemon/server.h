@@ -22,6 +22,8 @@
 #include "cq/kref.h"
 #include "cq/list.h"
 #include "daemon/config.h"
+#include "daemon/events.h"
+#include "daemon/meter.h"
 #include "daemon/store.h"
 #include "proto/frame.h"
 
@@ -104,6 +106,8 @@ struct cqd_uid {
  * @session:  NULL before Hello, after Bye, and on admin sockets
  * @greeted:  Hello was answered
  * @stalled:  over the limit of the queue, not read from
+ * @sub:      it has subscribed to events
+ * @want_write: cqd_conn_try() found the socket full
  * @starved:  the kernel has no room for descriptors in flight: tried again
  *            by the timer
  * @closed:   on its way out
@@ -115,6 +119,7 @@ struct cqd_conn {
 	struct cqd_listener *listener;
 	struct cqd_session *session;
 	struct cqd_uid *uid;
+	struct cqd_sub *sub;
 	uv_poll_t poll;
 	uint64_t deadline;
 	struct list_head queue;
@@ -122,7 +127,7 @@ struct cqd_conn {
 	unsigned int pending, in_flight;
 	int events;
 	int fd;
-	bool admin, greeted, stalled, starved, closed;
+	bool admin, greeted, stalled, starved, want_write, closed;
 	struct ucred cred;
 };
 
@@ -157,6 +162,8 @@ struct cqd_session {
  * @config_path: file read at start and at SIGHUP, NULL: none
  * @uids, @processes: hash chains, by number
  * @unwatched:   processes to be found again, by @watching
+ * @born_us:     its start by the clock on the wall
+ * @http:        metrics over HTTP: listeners and connections, @n of these
  * @loading:     model files of the configuration still being loaded
  * @tick:        runs while @waiting is not empty
  * @frame, @tx:  the one datagram being read, the one being written
@@ -171,7 +178,14 @@ struct cqd_server {
 	uv_idle_t watching;
 	unsigned int n_conns;
 	unsigned int loading;
-	uint64_t started_us;
+	uint64_t started_us, born_us;
+	struct cqd_events events;
+	struct cqd_meter meter;
+	struct {
+		struct list_head listeners, conns;
+		unsigned int n;
+		uv_timer_t tick;
+	} http;
 	uv_timer_t tick;
 	bool ticking, stopping, full_logged;
 	struct cqp_frame frame;
@@ -187,6 +201,9 @@ int cqd_listen(struct cqd_server *srv, const char *path, uint32_t mode, bool adm
 /* Takes over a listening socket from the service manager. */
 int cqd_listen_fd(struct cqd_server *srv, int fd, bool admin, struct cq_err *err);
 void cqd_listen_close_all(struct cqd_server *srv);
+/* Bound and listening at @path, with @mode from the first moment. 0 or -errno. */
+int cqd_bind_unix(const char *path, int type, uint32_t mode, int backlog, int *fd,
+		  struct cq_err *err);
 
 /* --- fds.c --- */
 
@@ -205,6 +222,8 @@ void cqd_conn_close_all(struct cqd_server *srv);
 /* Sends or queues; closes the connection when neither is possible. */
 void cqd_conn_send(struct cqd_conn *conn, const Cqp__Msg *msg, const int *fds,
 		   unsigned int n_fds);
+/* Sends, but queues nothing: -EAGAIN, then cqd_events_writable() follows. */
+int cqd_conn_try(struct cqd_conn *conn, const Cqp__Msg *msg);
 void cqd_conn_error(struct cqd_conn *conn, uint64_t id, int code, const char *text);
 void cqd_conn_ok(struct cqd_conn *conn, uint64_t id);
 /* Deadline of @ms from now, replacing an earlier one; 0: none. */
@@ -216,7 +235,9 @@ void cqd_conn_update(struct cqd_conn *conn);
 struct cqd_pending {
 	struct cqd_conn *conn;
 	uint64_t id;
-	uint64_t started_us;
+	uint64_t started_us, started_ns;
+	unsigned int body;
+	int ret;		/* for the figures: 0, or the Error sent */
 };
 /* NULL: no memory. Ended with cqd_pending_end(), after the reply. */
 struct cqd_pending *cqd_pending_new(struct cqd_conn *conn, uint64_t id);
@@ -285,6 +306,10 @@ struct cqd_req {
 
 /* Parses and answers @srv->frame. -errno: the connection must be closed. */
 int cqd_dispatch(struct cqd_conn *conn, struct cqp_frame *frame);
+/* Name of a request by number of its body; NULL: there is none. */
+const char *cqd_request_name(unsigned int body);
+/* It serves: models are loaded, nobody told it to stop. */
+bool cqd_server_ready(const struct cqd_server *srv);
 
 /* --- admin.c --- */
 
@@ -293,6 +318,7 @@ int cqd_admin_list(struct cqd_req *req);
 int cqd_admin_load(struct cqd_req *req);
 int cqd_admin_unload(struct cqd_req *req);
 int cqd_admin_verify(struct cqd_req *req);
+int cqd_admin_metrics(struct cqd_req *req);
 
 /* --- admin_room.c --- */
 

@@ -312,6 +312,7 @@ void cqd_store_stats(const struct cqd_store *st, struct cqd_stats *out)
 		.verify_pending = st->verify_pending,
 		.clients = st->ix.t_clients.used,
 		.orphans = st->orphans,
+		.segments = st->ix.t_segs.used,
 		.fdstore = __atomic_load_n(&st->fdstore, __ATOMIC_RELAXED),
 	};
 	list_for_each(pos, &st->models)

@@ -29,6 +29,7 @@ struct cqd_model;	/* loaded model file */
 struct cqd_shard;	/* namespace x model x range: owner of segments */
 struct cqd_client;	/* a session: what pins belong to; outlives connections */
 struct cqd_segment;
+struct cqd_ns_counts;	/* daemon/count.h */
 
 /**
  * struct cqd_store_opts - limits and what came back from the fd store
@@ -399,10 +400,28 @@ struct cqd_stats {
 	uint64_t clients, orphans;
 	uint64_t hits, misses, seals, evictions;
 	uint64_t checksum_failures, verify_pending;
-	uint64_t fdstore;
+	uint64_t fdstore, segments;
 };
 
 void cqd_store_stats(const struct cqd_store *st, struct cqd_stats *out);
+
+/**
+ * struct cqd_ns_figures - a namespace at this moment
+ * @quota_pages, @quota_pins: UINT64_MAX: none
+ * @counts: lives as long as the store
+ */
+struct cqd_ns_figures {
+	const char *name;
+	uint64_t bytes, arena_bytes, pages, pins;
+	uint64_t quota_bytes, quota_pages, quota_pins;
+	const struct cqd_ns_counts *counts;
+};
+
+/* Namespace number @i from 0 on. False: there are not so many. */
+bool cqd_ns_figures(const struct cqd_store *st, uint32_t i, struct cqd_ns_figures *out);
+
+/* Name of an enum cqp_state. */
+const char *cqd_state_name(unsigned int state);
 
 /**
  * struct cqd_item - one line of a listing; unused fields are 0 or NULL
@@ -414,6 +433,7 @@ struct cqd_item {
 	char k[16], v[16];
 	const uint8_t *hash;
 	uint64_t id, bytes, limit, pages, pins, slots, age_us, slot_bytes, tokens, left_us;
+	uint64_t lookups, hits, misses, seals, evictions;
 	uint32_t pid, uid, layers, heads, kv_heads, head_dim, depth, sinks, window;
 };
 

@@ -121,7 +121,6 @@ enum cqd_event {
 
 /* New state, or -EINVAL: @event cannot happen in @state. */
 int cqd_state_next(unsigned int state, unsigned int event);
-const char *cqd_state_name(unsigned int state);
 
 /* --- objects --- */
 
@@ -276,6 +275,7 @@ struct cqd_client {
 	void *data;
 	uint32_t pins;			/* first pin record */
 	uint64_t n_pins;
+	uint64_t lookups, hits, misses, sealed;	/* since cqd started */
 	struct list_head seals;
 	uint32_t n_seals;
 	struct list_head arenas;

@@ -14,7 +14,7 @@
 #include <unistd.h>
 #include "client/cqctl/cqctl.h"
 
-#define SEND_TIMEOUT_S 10
+#define SEND_TIMEOUT_MS 10000
 
 static const char *socket_path(const struct ctl *c)
 {
@@ -45,9 +45,19 @@ static int connect_error(struct ctl *c, const char *path, int code)
 	}
 }
 
+/* What was asked for with --timeout, else @ms; 0: none. */
+static struct timeval timeout(const struct ctl *c, uint64_t ms)
+{
+	if (c->timeout_ms)
+		ms = c->timeout_ms;
+	return (struct timeval){
+		.tv_sec = (time_t)(ms / 1000), .tv_usec = (suseconds_t)(ms % 1000 * 1000),
+	};
+}
+
 static int open_socket(struct ctl *c, const char *path)
 {
-	struct timeval tv = { .tv_sec = SEND_TIMEOUT_S };
+	struct timeval tv = timeout(c, SEND_TIMEOUT_MS);
 	struct sockaddr_un sa = { .sun_family = AF_UNIX };
 	size_t n = strlen(path);
 	int sock, ret;
@@ -69,9 +79,9 @@ static int open_socket(struct ctl *c, const char *path)
 	return 0;
 }
 
-static void set_recv_timeout(struct ctl *c, int seconds)
+static void set_recv_timeout(struct ctl *c, uint64_t ms)
 {
-	struct timeval tv = { .tv_sec = seconds };
+	struct timeval tv = timeout(c, ms);
 
 	setsockopt(c->sock, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
 }
@@ -120,17 +130,10 @@ static int send_msg(struct ctl *c, Cqp__Msg *msg, int fd)
 			  strerror(-ret));
 }
 
-/* Request and answer on an open connection. */
-static Cqp__Msg *exchange(struct ctl *c, Cqp__Msg *msg, int fd, Cqp__Msg__BodyCase want,
-			  int *ret)
+Cqp__Msg *ctl_next(struct ctl *c, uint64_t id, Cqp__Msg__BodyCase want, int *ret)
 {
-	Cqp__Msg *reply;
+	Cqp__Msg *reply = receive(c, id, ret);
 
-	msg->id = c->next_id++;
-	*ret = send_msg(c, msg, fd);
-	if (*ret)
-		return NULL;
-	reply = receive(c, msg->id, ret);
 	if (!reply)
 		return NULL;
 	*ret = 0;
@@ -146,6 +149,15 @@ static Cqp__Msg *exchange(struct ctl *c, Cqp__Msg *msg, int fd, Cqp__Msg__BodyCa
 				  (int)reply->body_case);
 	cqp_free(reply);
 	return NULL;
+}
+
+/* Request and answer on an open connection. */
+static Cqp__Msg *exchange(struct ctl *c, Cqp__Msg *msg, int fd, Cqp__Msg__BodyCase want,
+			  int *ret)
+{
+	msg->id = c->next_id++;
+	*ret = send_msg(c, msg, fd);
+	return *ret ? NULL : ctl_next(c, msg->id, want, ret);
 }
 
 static int greet(struct ctl *c)
@@ -187,7 +199,7 @@ int ctl_connect(struct ctl *c)
 	ret = open_socket(c, socket_path(c));
 	if (ret)
 		return ret;
-	set_recv_timeout(c, SEND_TIMEOUT_S);
+	set_recv_timeout(c, SEND_TIMEOUT_MS);
 	ret = greet(c);
 	if (ret) {
 		ctl_disconnect(c);

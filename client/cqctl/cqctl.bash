@@ -8,7 +8,7 @@ _cqctl_names() {
 
 _cqctl() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
-	local commands="ping status list show load unload pin unpin verify evict quota calibrate"
+	local commands="ping status list namespaces clients top events metrics show load unload pin unpin verify evict quota calibrate"
 	local cmd="" before="" n=0 i words socket=()
 
 	COMPREPLY=()
@@ -21,7 +21,8 @@ _cqctl() {
 		case $before in
 		--socket | --k | --v | --centroids | --sinks | --window | --iterations | \
 			--threads | --seed | --output | -o | --namespace | --model | --older | \
-			--bytes | --pages | --pins | --connections | --ttl) continue ;;
+			--bytes | --pages | --pins | --connections | --ttl | \
+			--timeout | --interval | -i | --sort | -s | -n | --count) continue ;;
 		esac
 		if [ -z "$cmd" ]; then cmd=${COMP_WORDS[i]}; else n=$((n + 1)); fi
 	done
@@ -39,8 +40,13 @@ _cqctl() {
 		mapfile -t COMPREPLY < <(compgen -W "i8 f16" -- "$cur")
 		return
 		;;
+	--sort)
+		mapfile -t COMPREPLY < <(compgen -W "name bytes pages pins lookups seals
+			evictions" -- "$cur")
+		return
+		;;
 	--sinks | --window | --iterations | --threads | --seed | --older | --bytes | --pages | \
-		--pins | --connections | --ttl)
+		--pins | --connections | --ttl | --timeout | --interval | --count)
 		return
 		;;
 	--namespace | --model)
@@ -57,6 +63,9 @@ _cqctl() {
 		evict) words+=" --namespace --model --older --bytes --all" ;;
 		quota) words+=" --bytes --pages --pins --connections" ;;
 		pin) words+=" --ttl --replace" ;;
+		ping) words+=" --timeout" ;;
+		top) words+=" --once --batch --interval --sort" ;;
+		events) words+=" --namespace --snapshot --count" ;;
 		calibrate) words+=" --k --v --fisher --centroids --sinks --window
 			--iterations --threads --seed --output" ;;
 		esac

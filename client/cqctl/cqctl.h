@@ -18,6 +18,10 @@ enum ctl_exit {
 	CTL_OK = 0,
 	CTL_FAILED = 1,
 	CTL_USAGE = 2,
+	/* of ping alone */
+	CTL_ABSENT = 3,
+	CTL_NOT_READY = 4,
+	CTL_TIMEOUT = 5,
 };
 
 /**
@@ -25,6 +29,7 @@ enum ctl_exit {
  * @socket: path asked for with --socket, NULL for the default
  * @json:   --json was given
  * @cmd:    what runs
+ * @timeout_ms: of connecting and of each answer; 0: the default
  * @sock:   connection, -1 until ctl_connect()
  * @next_id: of the next request
  * @err:    text of the last failure
@@ -33,6 +38,7 @@ struct ctl {
 	const char *socket;
 	bool json;
 	const struct ctl_command *cmd;
+	uint64_t timeout_ms;
 	int sock;
 	uint64_t next_id;
 	struct cq_err err;
@@ -103,6 +109,9 @@ void ctl_disconnect(struct ctl *c);
 Cqp__Msg *ctl_call(struct ctl *c, Cqp__Msg *msg, int fd, Cqp__Msg__BodyCase want,
 		   int *ret);
 
+/* A further answer of body @want to request @id; as ctl_call() else. */
+Cqp__Msg *ctl_next(struct ctl *c, uint64_t id, Cqp__Msg__BodyCase want, int *ret);
+
 /* Prints @obj (taken over) as one line of JSON. Returns enum ctl_exit. */
 int ctl_print_json(json_t *obj);
 /* A string of any bytes: unless they are UTF-8, those beyond ASCII become '?'. */
@@ -115,11 +124,33 @@ const char *ctl_hex(const uint8_t *data, size_t n, char *buf);
 /* Text from elsewhere on a terminal: control bytes become '?'. */
 void ctl_put_text(FILE *f, const char *s);
 
+/**
+ * struct ctl_items - every reply of a listing
+ * @reply: [n_replies], owned
+ * @n_replies: their number
+ * @item:  [n], into the replies
+ * @n:     items in all
+ */
+struct ctl_items {
+	struct Cqp__Msg **reply;
+	struct Cqp__Item **item;
+	size_t n_replies;
+	size_t n;
+};
+
+/* All of a kind, however many messages it takes. 0, or -errno with c->err set. */
+int ctl_items_get(struct ctl *c, Cqp__Kind kind, struct ctl_items *it);
+void ctl_items_free(struct ctl_items *it);
+
 int ctl_cmd_ping(struct ctl *c, int argc, char **argv);
 int ctl_cmd_status(struct ctl *c, int argc, char **argv);
 int ctl_cmd_verify(struct ctl *c, int argc, char **argv);
 int ctl_cmd_list(struct ctl *c, int argc, char **argv);
 int ctl_cmd_show(struct ctl *c, int argc, char **argv);
+int ctl_cmd_list_named(struct ctl *c, int argc, char **argv);
+int ctl_cmd_events(struct ctl *c, int argc, char **argv);
+int ctl_cmd_metrics(struct ctl *c, int argc, char **argv);
+int ctl_cmd_top(struct ctl *c, int argc, char **argv);
 int ctl_cmd_load(struct ctl *c, int argc, char **argv);
 int ctl_cmd_unload(struct ctl *c, int argc, char **argv);
 int ctl_cmd_evict(struct ctl *c, int argc, char **argv);

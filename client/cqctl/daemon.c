@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /* ping, status, verify: the daemon as a whole. */
+#include <errno.h>
 #include <inttypes.h>
 #include <string.h>
 #include <time.h>
@@ -19,43 +20,68 @@ static int done(struct ctl *c, int ret)
 	return ret ? ctl_fail(c, ret, "%s", c->err.text) : CTL_OK;
 }
 
+/* Exit status of a probe, for orchestrators. */
+static int ping_failed(struct ctl *c, int ret)
+{
+	done(c, ret);
+	switch (ret) {
+	case -ENOENT:
+	case -ECONNREFUSED:
+	case -ENOTDIR:
+		return CTL_ABSENT;
+	case -ETIMEDOUT:
+	case -EAGAIN:
+		return CTL_TIMEOUT;
+	default:
+		return CTL_FAILED;
+	}
+}
+
 int ctl_cmd_ping(struct ctl *c, int argc, char **argv)
 {
+	const char *timeout = NULL;
+	const struct ctl_opt opts[] = {
+		{ "timeout", 't', &timeout, NULL }, { NULL, 0, NULL, NULL },
+	};
 	Cqp__Msg msg = CQP__MSG__INIT, *reply;
 	Cqp__Ping ping = CQP__PING__INIT;
 	char boot[65], up[24], took[24];
 	const Cqp__Pong *p;
 	uint64_t start;
-	int ret = ctl_parse(c, argc, argv, NULL, NULL, 0, 0);
+	bool ready;
+	int ret = ctl_parse(c, argc, argv, opts, NULL, 0, 0);
 
 	if (ret != CTL_GO_ON)
 		return ret;
+	if (timeout && ctl_number(timeout, 1, 3600000, &c->timeout_ms))
+		return ctl_usage(c, "--timeout %s: milliseconds from 1 to 3600000", timeout);
 	ret = ctl_connect(c);
 	if (ret)
-		return done(c, ret);
+		return ping_failed(c, ret);
 	msg.body_case = CQP__MSG__BODY_PING;
 	msg.ping = &ping;
 	start = now_us();
 	reply = ctl_call(c, &msg, -1, CQP__MSG__BODY_PONG, &ret);
 	if (!reply)
-		return done(c, ret);
+		return ping_failed(c, ret);
 	start = now_us() - start;
 	p = reply->pong;
+	ready = !p->has_ready || p->ready;
 	ctl_hex(p->boot_id.data, p->boot_id.len, boot);
 	if (c->json) {
-		ret = ctl_print_json(json_pack("{s:s, s:s, s:I, s:I}", "version",
-					       p->version, "boot_id", boot, "uptime_us",
-					       (json_int_t)p->uptime_us, "round_trip_us",
-					       (json_int_t)start));
+		ret = ctl_print_json(json_pack("{s:s, s:b, s:s, s:I, s:I}", "version",
+					       p->version, "ready", (int)ready, "boot_id",
+					       boot, "uptime_us", (json_int_t)p->uptime_us,
+					       "round_trip_us", (json_int_t)start));
 	} else {
 		printf("cqd ");
 		ctl_put_text(stdout, p->version);
-		printf(", up %s, answered in %s\n", ctl_time(p->uptime_us, up),
-		       ctl_time(start, took));
+		printf(", up %s, answered in %s%s\n", ctl_time(p->uptime_us, up),
+		       ctl_time(start, took), ready ? "" : "; not ready");
 		ret = CTL_OK;
 	}
 	cqp_free(reply);
-	return ret;
+	return ret || ready ? ret : CTL_NOT_READY;
 }
 
 /* Counters of StatusOk: JSON carries them as they are. */

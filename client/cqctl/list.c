@@ -73,21 +73,7 @@ static const struct listing {
 	{ "names", { NAME, TENANT, MODEL, STATE, TOKENS, PAGES, BYTES, MADE, LEFT }, 9 },
 };
 
-/**
- * struct items - every reply of a listing
- * @reply: [n_replies], owned
- * @n_replies: their number
- * @item:  [n], into the replies
- * @n:     items in all
- */
-struct items {
-	struct Cqp__Msg **reply;
-	struct Cqp__Item **item;
-	size_t n_replies;
-	size_t n;
-};
-
-static void items_free(struct items *it)
+void ctl_items_free(struct ctl_items *it)
 {
 	size_t i;
 
@@ -95,10 +81,10 @@ static void items_free(struct items *it)
 		cqp_free(it->reply[i]);
 	free(it->reply);
 	free(it->item);
-	*it = (struct items){ 0 };
+	*it = (struct ctl_items){ 0 };
 }
 
-static int items_add(struct ctl *c, struct items *it, Cqp__Msg *reply)
+static int items_add(struct ctl *c, struct ctl_items *it, Cqp__Msg *reply)
 {
 	const Cqp__ListOk *ok = reply->list_ok;
 	void *p = realloc(it->reply, (it->n_replies + 1) * sizeof(*it->reply));
@@ -120,14 +106,14 @@ static int items_add(struct ctl *c, struct items *it, Cqp__Msg *reply)
 }
 
 /* All of a kind, however many messages it takes. */
-static int items_get(struct ctl *c, Cqp__Kind kind, struct items *it)
+int ctl_items_get(struct ctl *c, Cqp__Kind kind, struct ctl_items *it)
 {
 	Cqp__List list = CQP__LIST__INIT;
 	Cqp__Msg msg = CQP__MSG__INIT, *reply;
 	bool more = true;
 	int ret = 0;
 
-	*it = (struct items){ 0 };
+	*it = (struct ctl_items){ 0 };
 	list.kind = kind;
 	msg.body_case = CQP__MSG__BODY_LIST;
 	msg.list = &list;
@@ -146,7 +132,7 @@ static int items_get(struct ctl *c, Cqp__Kind kind, struct items *it)
 			ret = items_add(c, it, reply);
 	}
 	if (ret)
-		items_free(it);
+		ctl_items_free(it);
 	return ret;
 }
 
@@ -259,7 +245,7 @@ static void print_row(const struct listing *l, const int *width, const Cqp__Item
 	putchar('\n');
 }
 
-static void print_table(const struct listing *l, const struct items *it)
+static void print_table(const struct listing *l, const struct ctl_items *it)
 {
 	int width[MAX_COLUMNS], i, n;
 	char cell[CELL];
@@ -302,6 +288,9 @@ static const struct {
 	{ "depth", F(depth), false }, { "sinks", F(sinks), false },
 	{ "window", F(window), false }, { "slot_bytes", F(slot_bytes), true },
 	{ "tokens", F(tokens), true }, { "left_us", F(left_us), true },
+	{ "lookups", F(lookups), true }, { "hits", F(hits), true },
+	{ "misses", F(misses), true }, { "seals", F(seals), true },
+	{ "evictions", F(evictions), true },
 };
 
 static bool has_column(const struct listing *l, size_t at)
@@ -352,7 +341,7 @@ static json_t *item_json(const Cqp__Item *it, const struct listing *l)
 	return o;
 }
 
-static json_t *items_json(const struct items *it, const struct listing *l)
+static json_t *items_json(const struct ctl_items *it, const struct listing *l)
 {
 	json_t *list = json_array();
 	size_t i;
@@ -362,9 +351,24 @@ static json_t *items_json(const struct items *it, const struct listing *l)
 	return list;
 }
 
+static int list(struct ctl *c, size_t kind)
+{
+	struct ctl_items it;
+	int ret = ctl_items_get(c, (Cqp__Kind)kind, &it);
+
+	if (ret)
+		return ctl_fail(c, ret, "%s", c->err.text);
+	if (c->json)
+		ret = ctl_print_json(json_pack("{s:o}", listings[kind].name,
+					       items_json(&it, &listings[kind])));
+	else
+		print_table(&listings[kind], &it);
+	ctl_items_free(&it);
+	return ret;
+}
+
 int ctl_cmd_list(struct ctl *c, int argc, char **argv)
 {
-	struct items it;
 	const char *pos[1];
 	size_t kind = 0;
 	int ret = ctl_parse(c, argc, argv, NULL, pos, 0, 1);
@@ -377,22 +381,26 @@ int ctl_cmd_list(struct ctl *c, int argc, char **argv)
 	if (kind == ARRAY_SIZE(listings))
 		return ctl_usage(c, "%s is none of models, namespaces, segments, clients, "
 				 "pages, names", pos[0]);
-	ret = items_get(c, (Cqp__Kind)kind, &it);
-	if (ret)
-		return ctl_fail(c, ret, "%s", c->err.text);
-	if (c->json)
-		ret = ctl_print_json(json_pack("{s:o}", listings[kind].name,
-					       items_json(&it, &listings[kind])));
-	else
-		print_table(&listings[kind], &it);
-	items_free(&it);
-	return ret;
+	return list(c, kind);
+}
+
+/* "clients" and "namespaces": the command's name says what to list. */
+int ctl_cmd_list_named(struct ctl *c, int argc, char **argv)
+{
+	size_t kind = 0;
+	int ret = ctl_parse(c, argc, argv, NULL, NULL, 0, 0);
+
+	if (ret != CTL_GO_ON)
+		return ret;
+	while (strcmp(c->cmd->name, listings[kind].name))
+		kind++;
+	return list(c, kind);
 }
 
 /* --- show --- */
 
 /* Keeps what belongs to @name: a model, or else a namespace. */
-static void keep(struct items *it, const char *name, bool is_model)
+static void keep(struct ctl_items *it, const char *name, bool is_model)
 {
 	const char *of;
 	size_t i, n = 0;
@@ -432,13 +440,13 @@ static int show_item(struct ctl *c, const Cqp__Item *item, Cqp__Kind kind)
 	bool is_model = kind == CQP__KIND__MODELS;
 	json_t *o = c->json ? item_json(item, &listings[kind]) : NULL;
 	size_t i, n = is_model ? 1 : ARRAY_SIZE(below);
-	struct items it;
+	struct ctl_items it;
 	int ret;
 
 	if (!c->json)
 		print_fields(&listings[kind], item, is_model ? "MODEL" : "NAMESPACE");
 	for (i = 0; i < n; i++) {
-		ret = items_get(c, below[i], &it);
+		ret = ctl_items_get(c, below[i], &it);
 		if (ret) {
 			json_decref(o);
 			return ctl_fail(c, ret, "%s", c->err.text);
@@ -451,7 +459,7 @@ static int show_item(struct ctl *c, const Cqp__Item *item, Cqp__Kind kind)
 			putchar('\n');
 			print_table(&listings[below[i]], &it);
 		}
-		items_free(&it);
+		ctl_items_free(&it);
 	}
 	if (!c->json)
 		return CTL_OK;
@@ -462,9 +470,9 @@ static int show_item(struct ctl *c, const Cqp__Item *item, Cqp__Kind kind)
 /* Shows the item of @kind called @name. CTL_GO_ON if there is none. */
 static int show_named(struct ctl *c, Cqp__Kind kind, const char *name)
 {
-	struct items it;
+	struct ctl_items it;
 	size_t i;
-	int ret = items_get(c, kind, &it);
+	int ret = ctl_items_get(c, kind, &it);
 
 	if (ret)
 		return ctl_fail(c, ret, "%s", c->err.text);
@@ -472,7 +480,7 @@ static int show_named(struct ctl *c, Cqp__Kind kind, const char *name)
 	for (i = 0; ret == CTL_GO_ON && i < it.n; i++)
 		if (it.item[i]->name && !strcmp(it.item[i]->name, name))
 			ret = show_item(c, it.item[i], kind);
-	items_free(&it);
+	ctl_items_free(&it);
 	return ret;
 }
 

@@ -6,13 +6,31 @@
 #include "client/cqctl/cqctl.h"
 
 static const struct ctl_command commands[] = {
-	{ "ping", "", "ask whether cqd is there",
+	{ "ping", "[--timeout MS]", "ask whether cqd serves",
+	  "  --timeout MS          give up after so many milliseconds (10000)\n"
+	  "Exit status: 0 it serves, 1 failed, 2 wrong use, 3 no cqd there, 4 it answers\n"
+	  "but is not ready or stops, 5 no answer in time.\n"
 	  "Works on the workers' socket too: --socket " CQP_DEFAULT_SOCKET "\n",
 	  ctl_cmd_ping },
 	{ "status", "", "memory, pages, clients and counters of cqd", NULL,
 	  ctl_cmd_status },
 	{ "list", "[models|namespaces|segments|clients|pages|names]",
 	  "what cqd holds; models if nothing is named", NULL, ctl_cmd_list },
+	{ "namespaces", "", "the same as list namespaces", NULL, ctl_cmd_list_named },
+	{ "clients", "", "the same as list clients", NULL, ctl_cmd_list_named },
+	{ "top", "[OPTION...]", "what namespaces and clients do, per second",
+	  "  -1, --once            one report, then end\n"
+	  "  -b, --batch           reports one below the other, as without a terminal\n"
+	  "  -i, --interval MS     between reports (1000)\n"
+	  "  -s, --sort KEY        name, bytes (default), pages, pins, lookups, seals,\n"
+	  "                        evictions\n", ctl_cmd_top },
+	{ "events", "[--namespace NAME] [--snapshot] [--count N]",
+	  "what happens, a line each; with --json JSON lines",
+	  "  -n, --namespace NAME  of this namespace alone\n"
+	  "  --snapshot            first every page that is there\n"
+	  "  --count N             end after N events\n"
+	  "Works on the workers' sockets too, for their own namespace.\n", ctl_cmd_events },
+	{ "metrics", "", "figures in Prometheus' text format", NULL, ctl_cmd_metrics },
 	{ "show", "NAME", "one model or namespace in detail", NULL, ctl_cmd_show },
 	{ "load", "NAME FILE", "hand a model file to cqd under a name", NULL,
 	  ctl_cmd_load },

@@ -152,7 +152,7 @@ help() {
 	local c
 
 	gives 0 "Usage: cqctl" ctl --help && gives 0 "cqctl [0-9]" ctl --version || return
-	for c in ping status list show load unload pin unpin verify calibrate; do
+	for c in $(ctl --help | sed -n 's/^  \([a-z]\+\) .*/\1/p'); do
 		gives 0 "Usage: cqctl $c" ctl "$c" --help || return
 		grep -q "^  $c " <(ctl --help) || return
 	done
@@ -162,8 +162,10 @@ help() {
 documented() {
 	local page=$top/client/cqctl/cqctl.1 bash=$top/client/cqctl/cqctl.bash o words
 
-	words=$({ ctl --help && ctl calibrate --help && ctl pin --help; } |
-		grep -oE -e '--[a-z0-9]+' | sort -u)
+	words=$({
+		ctl --help
+		for o in calibrate pin ping top events; do ctl $o --help; done
+	} | grep -oE -e '--[a-z0-9]+' | sort -u)
 	for o in $words; do
 		echo "$o"
 		grep -qE "Fl ${o#-}( |\$)" "$page" && grep -q -e "$o\>" "$bash" || return
@@ -195,7 +197,8 @@ completes() {
 absent() {
 	local c
 
-	for c in ping status list verify "unload x" "show x" "load x $dir/a.st"; do
+	gives 3 "no cqd at $dir/none.sock.*--socket" ctl --socket "$dir/none.sock" ping || return
+	for c in status list verify "unload x" "show x" "load x $dir/a.st"; do
 		# shellcheck disable=SC2086 # words
 		gives 1 "no cqd at $dir/none.sock.*--socket" ctl --socket "$dir/none.sock" $c &&
 			gives 1 "^{\"error\":.*$dir/none.sock.*\"code\":-2}" \

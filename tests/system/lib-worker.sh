@@ -63,7 +63,7 @@ make_models() {
 		"$O/cqctl" calibrate "$dir/acts.st" --k fp16 --v fp16 -o "$dir/fp16.st"
 }
 
-# A cqd with both of them
+# A cqd with both of them, and the lines of $EXTRA for [daemon]
 start_cqd() {
 	local i
 
@@ -72,6 +72,7 @@ start_cqd() {
 		socket = $dir/cqd.sock
 		admin_socket = $dir/admin.sock
 		pool_bytes = 64M
+		${EXTRA:-}
 		[namespace test]
 		uid = $(id -u)
 		[model coded]

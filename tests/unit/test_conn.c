@@ -309,6 +309,22 @@ bool cqd_store_item(struct cqd_store *st, unsigned int kind, uint64_t *cursor,
 	return false;
 }
 
+void cqd_store_watch(struct cqd_store *st, cqd_watch_fn fn, void *arg)
+{
+}
+
+bool cqd_store_resident(struct cqd_store *st, const struct cqd_ns *ns, uint32_t *cursor,
+			uint32_t max, struct cqd_notice *out)
+{
+	*cursor = UINT32_MAX;
+	return false;
+}
+
+bool cqd_ns_figures(const struct cqd_store *st, uint32_t i, struct cqd_ns_figures *out)
+{
+	return false;
+}
+
 /* --- the kernel's part, where it has to fail --- */
 
 static int send_errno, send_fails;
