@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "cq/log.h"
+#include "daemon/msgid.h"
 #include "daemon/server.h"
 
 struct load {
@@ -26,16 +27,26 @@ static void finish(struct load *l)
 		done(srv);
 }
 
+static void failed(const char *name, int code, const char *what, const char *why)
+{
+	cq_log_field("MESSAGE_ID", "%s", CQD_MSG_MODEL_FAILED);
+	cq_log_field("CQ_MODEL", "%s", name);
+	cq_log_field("ERRNO", "%d", -code);
+	cq_err("model \"%s\": %s%s", name, what, why);
+}
+
 static void on_loaded(void *arg, int ret, const uint8_t hash[32], bool existing,
 		      const struct cq_err *err)
 {
 	struct load *l = arg;
 
-	if (ret)
-		cq_err("model \"%s\": %s", l->name, err ? err->text : strerror(-ret));
-	else if (!existing)
+	if (ret) {
+		failed(l->name, ret, "", err ? err->text : strerror(-ret));
+	} else if (!existing) {
+		cq_log_field("CQ_MODEL", "%s", l->name);
 		cq_info("model \"%s\" loaded, hash %02x%02x%02x%02x", l->name, hash[0], hash[1],
 			hash[2], hash[3]);
+	}
 	finish(l);
 }
 
@@ -48,7 +59,7 @@ static void load_one(struct cqd_server *srv, const struct cqd_model_config *m,
 	int fd, ret;
 
 	if (!l) {
-		cq_err("model \"%s\": out of memory", m->name);
+		failed(m->name, -ENOMEM, "", "out of memory");
 		return;
 	}
 	l->srv = srv;
@@ -56,7 +67,8 @@ static void load_one(struct cqd_server *srv, const struct cqd_model_config *m,
 	snprintf(l->name, sizeof(l->name), "%s", m->name);
 	fd = open(m->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 	if (fd < 0) {
-		cq_err("model \"%s\": cannot open %s: %s", m->name, m->path, strerror(errno));
+		snprintf(err.text, sizeof(err.text), "%s: %s", m->path, strerror(errno));
+		failed(m->name, -errno, "cannot open ", err.text);
 		free(l);
 		return;
 	}
@@ -64,7 +76,7 @@ static void load_one(struct cqd_server *srv, const struct cqd_model_config *m,
 	ret = cqd_model_load(srv->store, m->name, fd, on_loaded, l, &err);
 	close(fd);
 	if (ret) {
-		cq_err("model \"%s\" from %s: %s", m->name, m->path, err.text);
+		failed(m->name, ret, "", err.text);
 		srv->loading--;
 		free(l);
 	}

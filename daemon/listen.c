@@ -10,6 +10,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 #include "cq/log.h"
+#include "daemon/msgid.h"
 #include "daemon/server.h"
 
 #define BACKLOG		4096
@@ -28,10 +29,11 @@ static void on_retry(uv_timer_t *timer)
 /* Out of descriptors or memory: those waiting keep, others may leave meanwhile. */
 static void pause_accept(struct cqd_listener *l, int code)
 {
-	if (!l->srv->full_logged)
-		cq_err("cannot accept on %s: %s; raise LimitNOFILE= or lower "
-		       "max_connections (said once)", l->path, strerror(-code));
-	l->srv->full_logged = true;
+	cq_log_field("MESSAGE_ID", "%s", CQD_MSG_NO_DESCRIPTORS);
+	cq_log_field("CQ_PATH", "%s", l->path);
+	cq_log_field("ERRNO", "%d", -code);
+	cq_err_limited("cannot accept on %s: %s; raise LimitNOFILE= or lower "
+		       "max_connections (said once a minute)", l->path, strerror(-code));
 	uv_poll_stop(&l->poll);
 	uv_timer_start(&l->retry, on_retry, RETRY_MS, 0);
 }

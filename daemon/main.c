@@ -21,6 +21,7 @@
 #include <unistd.h>
 #include "cq/log.h"
 #include "daemon/http.h"
+#include "daemon/msgid.h"
 #include "daemon/server.h"
 
 #define FDNAME_TENANTS	"cqd"
@@ -389,8 +390,10 @@ static int open_store(struct cqd_server *srv, const int *fds, char *const *names
 		ret = cqd_store_new(srv->loop, &opts, &srv->store, &err);
 
 	/* What could not be taken over from the cqd before, in one line. */
-	if (!ret && err.text[0])
+	if (!ret && err.text[0]) {
+		cq_log_field("MESSAGE_ID", "%s", CQD_MSG_NOT_TAKEN_OVER);
 		cq_info("%s", err.text);
+	}
 	if (!ret && opts.push_fds && !n_fds)
 		cq_info("the service manager kept nothing: the cache starts empty");
 	if (!ret)
@@ -444,6 +447,8 @@ static void reload(struct daemon *d)
 
 	cqd_notify_reloading(d->notify);
 	if (cqd_config_load(srv->config_path, &new, &err)) {
+		cq_log_field("MESSAGE_ID", "%s", CQD_MSG_CONFIG_REFUSED);
+		cq_log_field("CQ_PATH", "%s", srv->config_path ? srv->config_path : "");
 		cq_err("%s; the configuration in force stays", err.text);
 		on_loaded(srv);
 		return;
@@ -532,6 +537,7 @@ static int serve(struct daemon *d)
 	watch_signals(d);
 	d->pressure = cqd_pressure_new(srv, srv->config->pressure_us);
 	cqd_store_stats(srv->store, &st);
+	cq_log_field("MESSAGE_ID", "%s", CQD_MSG_SERVING);
 	cq_info("cqd " CQ_VERSION " serves; namespaces: %u, pool: %llu MiB, pages kept: %llu",
 		srv->config->n_ns,
 		(unsigned long long)(srv->config->pool_bytes.bytes >> 20),

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "cq/log.h"
+#include "daemon/msgid.h"
 #include "daemon/server.h"
 
 #define OPEN_PER_TURN	8
@@ -201,6 +202,9 @@ static void find_again(struct cqd_process *p)
 		ret = -ENOMEM;
 	}
 	/* Its pins must stay: it may be reading. */
+	cq_log_field("MESSAGE_ID", "%s", CQD_MSG_UNWATCHED);
+	cq_log_field("CQ_CLIENT_PID", "%d", (int)p->pid);
+	cq_log_field("ERRNO", "%d", -ret);
 	cq_err("cannot watch process %d of an earlier session: %s; what it holds stays "
 	       "until it connects again or cqd is restarted", (int)p->pid, strerror(-ret));
 }

@@ -187,7 +187,7 @@ struct cqd_server {
 		uv_timer_t tick;
 	} http;
 	uv_timer_t tick;
-	bool ticking, stopping, full_logged;
+	bool ticking, stopping;
 	struct cqp_frame frame;
 	uint8_t tx[CQP_MAX_MSG];
 };

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "cq/log.h"
+#include "daemon/msgid.h"
 #include "daemon/store_priv.h"
 
 #define SAID_BAD 8		/* pages of a pass named in the log */
@@ -83,10 +84,15 @@ static void say_bad(const struct pass *ps)
 
 	if (ps->failed > SAID_BAD)
 		return;
+	cqp_key_hex((const void *)ps->st->ix.pages[ps->page].key, hex);
+	cq_log_field("MESSAGE_ID", "%s", CQD_MSG_CHECKSUM);
+	cq_log_field("CQ_NAMESPACE", "%s", sh->ns->name);
+	cq_log_field("CQ_MODEL", "%s", sh->model->name);
+	cq_log_field("CQ_KEY", "%s", hex);
+	cq_log_field("CQ_PAGES", "%llu", (unsigned long long)ps->failed);
 	cq_err("page %s (namespace %s, model %s): wrong checksum; dropped with its "
-	       "descendants%s; check the machine's memory",
-	       cqp_key_hex((const void *)ps->st->ix.pages[ps->page].key, hex), sh->ns->name,
-	       sh->model->name, ps->failed == SAID_BAD ? "; more are only counted" : "");
+	       "descendants%s; check the machine's memory", hex, sh->ns->name, sh->model->name,
+	       ps->failed == SAID_BAD ? "; more are only counted" : "");
 }
 
 static void checked(struct pass *ps)

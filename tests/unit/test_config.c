@@ -185,6 +185,13 @@ TEST(values)
 	refused("[daemon]\nsocket_mode = 7777\n", 2, "over 0777");
 	refused("[daemon]\nsocket = cqd.sock\n", 2, "absolute path");
 	refused("[daemon]\nsocket =\n", 2, "no value");
+	refused("[daemon]\nmetrics_listen = localhost:9464\n", 2, "no address and port");
+	refused("[daemon]\nmetrics_listen = 127.0.0.1\n", 2, "no address and port");
+	refused("[daemon]\nmetrics_listen = [::1:9464\n", 2, "no address and port");
+	refused("[daemon]\nmetrics_listen = ::1:0\n", 2, "no address and port");
+	refused("[daemon]\nmetrics_listen = 127.0.0.1:65536\n", 2, "no address and port");
+	cqd_config_free(load("[daemon]\nmetrics_listen = [::1]:9464\n"));
+	cqd_config_free(load("[daemon]\nmetrics_listen = 0.0.0.0:65535\n"));
 	refused("[namespace a]\nuid = no-such-user-here\n", 2, "no user");
 	refused("[namespace a]\nuid = 4294967295\n", 2, "outside");
 	refused("[namespace a]\nuid =\n", 2, "no uid");
@@ -199,6 +206,7 @@ TEST(whole_file)
 	refused("[daemon]\nsegment_min = 100001\n", 0, "multiples of 4k");
 	refused("[daemon]\npool_bytes = 1M\n", 0, "less than one segment");
 	refused("[daemon]\nsocket = /a\nadmin_socket = /a\n", 0, "the same");
+	refused("[daemon]\nmetrics_socket = /run/cq/cqd.sock\n", 0, "path of its own");
 	refused("[namespace a]\nconnections = 1\n", 0, "has no uid");
 	refused("[namespace a]\nuid = *\nsocket = /run/cq/cqd.sock\n", 0, "one of [daemon]'s");
 	refused("[model a]\n", 0, "has no path");
@@ -222,7 +230,8 @@ TEST(installed_file)
 	/* what is commented out is the default, too */
 	while (fgets(line, sizeof(line), f)) {
 		if (line[0] == '#' && strchr(line, '=') && line[1] >= 'a' && line[1] <= 'z' &&
-		    !strstr(line, "NAME") && !strstr(line, "TEXT"))
+		    !strstr(line, "NAME") && !strstr(line, "TEXT") &&
+		    !strstr(line, "PATH") && !strstr(line, "PORT"))
 			memmove(line, line + 1, strlen(line));
 		else if (!strncmp(line, "#[namespace", 11))
 			snprintf(line, sizeof(line), "[namespace n]\n");
