@@ -18,14 +18,16 @@ static void reply(struct cqd_conn *conn, uint64_t id, Cqp__RoomOk *ok)
 	cqd_conn_send(conn, &msg, NULL, 0);
 }
 
-static int ns_of(struct cqd_req *req, const char *what, const char *name,
-		 struct cqd_tenant **out)
+/* NULL: there is none, and the request says so. */
+static struct cqd_tenant *tenant(struct cqd_req *req, const char *name)
 {
-	*out = cqd_name_ok(name) ? cqd_tenant_find(req->conn->srv, name) : NULL;
-	if (!*out)
-		return cq_err_set(req->err, -ENOENT, "%s: there is no namespace of that name: "
-				  "see cqctl list namespaces", what);
-	return 0;
+	struct cqd_tenant *t = cqd_name_ok(name) ? cqd_tenant_find(req->conn->srv, name) :
+						   NULL;
+
+	if (!t)
+		cq_err_set(req->err, -ENOENT, "there is no namespace of that name: see cqctl "
+			   "list namespaces");
+	return t;
 }
 
 static void on_evicted(void *arg, uint64_t pages, uint64_t bytes)
@@ -58,9 +60,9 @@ int cqd_admin_evict(struct cqd_req *req)
 	int ret;
 
 	if (e->tenant) {
-		ret = ns_of(req, "Evict", e->tenant, &t);
-		if (ret)
-			return ret;
+		t = tenant(req, e->tenant);
+		if (!t)
+			return -ENOENT;
 		opts.ns = t->ns;
 	}
 	if (e->model && !cqd_name_ok(e->model))
@@ -112,12 +114,10 @@ int cqd_admin_quota(struct cqd_req *req)
 	const Cqp__Quota *q = req->msg->quota;
 	Cqp__RoomOk ok = CQP__ROOM_OK__INIT;
 	struct cqd_ns_room r;
-	struct cqd_tenant *t;
-	int ret;
+	struct cqd_tenant *t = tenant(req, q->tenant);
 
-	ret = ns_of(req, "Quota", q->tenant, &t);
-	if (ret)
-		return ret;
+	if (!t)
+		return -ENOENT;
 	cqd_ns_room_get(t->ns, &r);
 	if (q->has_bytes || q->has_pages || q->has_pins)
 		cqd_ns_limit(t->ns, asked(q->has_bytes, q->bytes, r.max_bytes),

@@ -352,6 +352,8 @@ int cqd_evict(struct cqd_store *st, const struct cqd_evict_opts *opts,
  */
 void cqd_evict_stop(struct cqd_store *st)
 {
-	while (!list_empty(&st->evict_reqs))
-		req_end(list_first(&st->evict_reqs, struct evict_req, node));
+	struct list_head *pos, *tmp;
+
+	list_for_each_safe(pos, tmp, &st->evict_reqs)
+		req_end(list_entry(pos, struct evict_req, node));
 }

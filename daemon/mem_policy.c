@@ -39,6 +39,8 @@ struct window {
 
 static int window_open(struct window *w, int fd, uint64_t bytes)
 {
+	int ret;
+
 	w->bytes = bytes;
 	w->area_bytes = bytes + CQD_HUGE_BYTES;
 	w->area = mmap(NULL, w->area_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS |
@@ -50,8 +52,9 @@ static int window_open(struct window *w, int fd, uint64_t bytes)
 	if (mmap(w->base, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) !=
 	    MAP_FAILED)
 		return 0;
+	ret = -errno;
 	munmap(w->area, w->area_bytes);
-	return -errno;
+	return ret;
 }
 
 static void window_close(const struct window *w)
@@ -188,13 +191,13 @@ static bool mapped_huge(const void *base)
 
 static bool is_huge(int fd, uint64_t bytes)
 {
-	struct window w;
+	struct window w = { 0 };
 	struct stat sb;
 	bool huge;
 
 	if (!fstat(fd, &sb) && sb.st_blksize >= CQD_HUGE_BYTES)
 		return true;
-	if (window_open(&w, fd, bytes))
+	if (window_open(&w, fd, bytes) || !w.base)
 		return false;
 	*(volatile char *)w.base = 0;
 	huge = mapped_huge(w.base);
