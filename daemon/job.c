@@ -45,7 +45,7 @@ static struct {
 	pthread_mutex_t lock;
 	sem_t ready;
 	unsigned int threads;
-} pool = { .lock = PTHREAD_MUTEX_INITIALIZER };
+} pool;
 
 static void push(struct cqd_job **list, struct cqd_job *job)
 {
@@ -116,8 +116,11 @@ static int pool_start(void)
 	pthread_t thread;
 	int ret = 0;
 
-	if (!pool.threads && sem_init(&pool.ready, 0, 0))
-		return -errno;
+	if (!pool.threads) {
+		pthread_mutex_init(&pool.lock, NULL);
+		if (sem_init(&pool.ready, 0, 0))
+			return -errno;
+	}
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	while (!ret && pool.threads < THREADS) {
