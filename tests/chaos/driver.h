@@ -45,6 +45,7 @@ struct driver {
 	pid_t rabble[MAX_RABBLE], clock;
 	long long start_ms;
 	uint64_t worker_kills, daemon_kills, terms, hangs, stops, reloads, early, ctl_runs;
+	uint64_t disturbed;		/* times that cqd was, while it was ready */
 	struct hist serving;		/* from the end of a cqd to "ready" of the next */
 };
 

@@ -10,6 +10,7 @@
 
 #define WORKER_KILL_MS	430		/* mean times between faults */
 #define DAEMON_MS	1900
+#define HANG_EVERY	15		/* disturbances of cqd */
 #define RELOAD_MS	2500
 #define RABBLE_MS	700
 #define CTL_MS		3000
@@ -322,12 +323,13 @@ static void disturb_cqd(struct driver *d)
 
 	if (d->cont_at || d->cqd_fd < 0)
 		return;
-	if (what < 80)
-		kill_cqd(d);
-	else if (what < 86)
-		signal_cqd(d, SIGTERM, ASKED_TERM);
-	else if (what < 90 && d->ready)
+	/* by number, since there are few of them in a short run */
+	if (d->ready && ++d->disturbed % HANG_EVERY == 0)
 		stop_cqd(d, true);
+	else if (what < 82)
+		kill_cqd(d);
+	else if (what < 90)
+		signal_cqd(d, SIGTERM, ASKED_TERM);
 	else if (d->ready)
 		stop_cqd(d, false);
 }

@@ -75,7 +75,7 @@ static struct {
 	const char *log;
 	uid_t uid;
 	int priority;
-	bool has_uid, hold, quit;
+	bool has_uid, hold, quit, ready;
 	uint64_t watchdog_us, fed_us;
 	pid_t pid;
 } fdstore;
@@ -262,8 +262,11 @@ static void fdstore_notified(const char *text, int *fds, unsigned int n_fds)
 		fdstore.fed_us = fdstore_now_us();
 	if (fdstore_field(text, "STATUS", v)[0])
 		fdstore_tell("status %s", v);
-	if (!strcmp(fdstore_field(text, "READY", v), "1"))
+	if (!strcmp(fdstore_field(text, "READY", v), "1")) {
+		fdstore.ready = true;
+		fdstore.fed_us = fdstore_now_us();
 		fdstore_tell("ready %d", (int)fdstore.pid);
+	}
 	/* Answered by closing the descriptor, which the caller does. */
 	if (!strcmp(fdstore_field(text, "BARRIER", v), "1"))
 		fdstore_tell("barrier");
@@ -419,7 +422,7 @@ static void fdstore_start(void)
 	if (!pid)
 		fdstore_become_service();
 	fdstore.pid = pid;
-	fdstore.fed_us = fdstore_now_us();
+	fdstore.ready = false;
 	fdstore_tell("started %d", (int)pid);
 }
 
@@ -484,12 +487,12 @@ static void fdstore_stop(void)
 	}
 }
 
-/* Milliseconds until the watchdog is due, -1 if there is none. */
+/* Milliseconds until the watchdog is due, -1 if there is none (yet: not before READY=1). */
 static int fdstore_watchdog(void)
 {
 	uint64_t now = fdstore_now_us();
 
-	if (!fdstore.watchdog_us || !fdstore.pid)
+	if (!fdstore.watchdog_us || !fdstore.pid || !fdstore.ready)
 		return -1;
 	if (now - fdstore.fed_us >= fdstore.watchdog_us) {
 		kill(fdstore.pid, SIGABRT);
