@@ -60,11 +60,13 @@ static struct {
 	struct stores_range *open;
 } stores;
 
+__attribute__((unused))
 static void *stores_mmap(void *at, size_t len, int prot, int flags, int fd, off_t off)
 {
 	return (void *)syscall(SYS_mmap, at, len, prot, flags, fd, off);
 }
 
+#if STORES_WORK
 static bool stores_named(int fd)
 {
 	char path[64], name[64] = "";
@@ -86,7 +88,6 @@ static struct stores_range *stores_find(const void *at)
 	return NULL;
 }
 
-#if STORES_WORK
 /* In place of libc's, for this program's own calls. */
 void *mmap(void *at, size_t len, int prot, int flags, int fd, off_t off)
 {

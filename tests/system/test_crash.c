@@ -262,7 +262,7 @@ static void run_kills(const struct sys_opts *opts, unsigned int kills, uint32_t 
 	unsigned int i, early, row, me[WORKERS];
 	struct sys_peer p[WORKERS + 1];
 	char spare[300];
-	uint32_t unloads;
+	uint32_t unloads = 0;
 
 	make_ctl();
 	sys_start(&s, opts);

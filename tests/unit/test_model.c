@@ -38,8 +38,8 @@ static const char *const broken_name[N_BROKEN] = {
 	"nothing", "record's word before the payload", "answer before the record's word",
 	"eviction of a pinned page", "reader does not look again",
 	"reader looks again too early", "restart keeps what was being filled",
-	"slot reused under its old generation", "eviction leaves the slot's word, "
-	"and nothing orders the next one's before the payload",
+	"slot reused under its old generation",
+	"slot's word left at eviction, the next one's not ordered before the payload",
 };
 
 struct store {
