@@ -39,6 +39,7 @@ struct window {
 
 static int window_open(struct window *w, int fd, uint64_t bytes)
 {
+	char *at;
 	int ret;
 
 	w->bytes = bytes;
@@ -47,10 +48,9 @@ static int window_open(struct window *w, int fd, uint64_t bytes)
 		       MAP_NORESERVE, -1, 0);
 	if (w->area == MAP_FAILED)
 		return -errno;
-	w->base = w->area + (ALIGN_UP((uintptr_t)w->area, CQD_HUGE_BYTES) -
-			     (uintptr_t)w->area);
-	if (mmap(w->base, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) !=
-	    MAP_FAILED)
+	at = w->area + (ALIGN_UP((uintptr_t)w->area, CQD_HUGE_BYTES) - (uintptr_t)w->area);
+	w->base = mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+	if (w->base != MAP_FAILED)
 		return 0;
 	ret = -errno;
 	munmap(w->area, w->area_bytes);
