@@ -78,7 +78,7 @@ int ctl_cmd_pin(struct ctl *c, int argc, char **argv)
 	pin.name = text(pos[1]);
 	pin.key.data = key;
 	pin.key.len = sizeof(key);
-	pin.has_ttl_s = ttl != NULL;
+	pin.has_ttl_s = !!ttl;
 	pin.ttl_s = (uint32_t)seconds;
 	pin.has_replace = replace;
 	pin.replace = replace;

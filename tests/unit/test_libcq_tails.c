@@ -76,7 +76,7 @@ static void put(const uint8_t *tail, uint64_t n, uint64_t tokens, const struct c
 	pub.name = name;
 	pub.tokens = tokens;
 	pub.shard = evil.model->shard;
-	pub.has_key = key != NULL;
+	pub.has_key = !!key;
 	if (key) {
 		pub.key.data = (uint8_t *)(uintptr_t)key->b;
 		pub.key.len = CQ_KEY_BYTES;
@@ -164,38 +164,166 @@ static struct cqp_tail_entry *last_entry(void)
 	return entry(head()->n_entries - 1u);
 }
 
-static void magic(void) { head()->magic++; }
-static void version(void) { head()->version = 2; }
-static void feature(void) { head()->incompat = 1; }
-static void more_entries(void) { head()->n_entries++; }
-static void no_entries(void) { head()->n_entries = 0; }
-static void most_entries(void) { head()->n_entries = 0xffff; }
-static void model(void) { head()->model_hash[31] ^= 1; }
-static void tokens(void) { head()->tokens = UINT64_MAX / 2; }
-static void one_token_less(void) { head()->tokens--; }
-static void size(void) { head()->bytes++; }
-static void block(void) { head()->f16_block += 64; }
-static void payload(void) { head()->payload = 0; }
-static void sinks(void) { head()->sink_bytes = UINT64_MAX; }
-static void position(void) { head()->position = 0xffffffff; }
-static void far(void) { head()->position = 8192 - 100; }
-static void extra(void) { head()->extra_len = 2000; }
-static void extra_wraps(void) { head()->extra_len = 0xffffffff; }
-static void head_pad(void) { head()->pad[63] = 1; }
-static void index_far(void) { last_entry()->index = 0xffffffff; }
-static void index_twice(void) { entry(1)->index = entry(0)->index; }
-static void index_back(void) { entry(0)->index = entry(1)->index; }
-static void parts(void) { entry(0)->parts |= 8; }
-static void more_codes(void) { entry(0)->parts |= CQP_TAIL_CODES; }
-static void sinks_elsewhere(void) { last_entry()->parts |= CQP_TAIL_SINKS; }
-static void no_f16(void) { entry(0)->parts &= ~CQP_TAIL_F16; }
-static void no_mask(void) { entry(0)->f16_mask = 0; }
-static void mask_beyond(void) { last_entry()->f16_mask |= 1ull << 63; }
-static void coded_beyond(void) { last_entry()->n_coded = 64; }
-static void coded_wraps(void) { last_entry()->n_coded = 0xffffffff; }
-static void nowhere(void) { last_entry()->n_coded = 3; last_entry()->f16_mask = 0x10; }
-static void entry_pad(void) { last_entry()->pad = 1; }
-static void full_not_coded(void) { entry(0)->n_coded = 63; }
+static void magic(void)
+{
+	head()->magic++;
+}
+
+static void version(void)
+{
+	head()->version = 2;
+}
+
+static void feature(void)
+{
+	head()->incompat = 1;
+}
+
+static void more_entries(void)
+{
+	head()->n_entries++;
+}
+
+static void no_entries(void)
+{
+	head()->n_entries = 0;
+}
+
+static void most_entries(void)
+{
+	head()->n_entries = 0xffff;
+}
+
+static void model(void)
+{
+	head()->model_hash[31] ^= 1;
+}
+
+static void tokens(void)
+{
+	head()->tokens = UINT64_MAX / 2;
+}
+
+static void one_token_less(void)
+{
+	head()->tokens--;
+}
+
+static void size(void)
+{
+	head()->bytes++;
+}
+
+static void block(void)
+{
+	head()->f16_block += 64;
+}
+
+static void payload(void)
+{
+	head()->payload = 0;
+}
+
+static void sinks(void)
+{
+	head()->sink_bytes = UINT64_MAX;
+}
+
+static void position(void)
+{
+	head()->position = 0xffffffff;
+}
+
+static void far(void)
+{
+	head()->position = 8192 - 100;
+}
+
+static void extra(void)
+{
+	head()->extra_len = 2000;
+}
+
+static void extra_wraps(void)
+{
+	head()->extra_len = 0xffffffff;
+}
+
+static void head_pad(void)
+{
+	head()->pad[63] = 1;
+}
+
+static void index_far(void)
+{
+	last_entry()->index = 0xffffffff;
+}
+
+static void index_twice(void)
+{
+	entry(1)->index = entry(0)->index;
+}
+
+static void index_back(void)
+{
+	entry(0)->index = entry(1)->index;
+}
+
+static void parts(void)
+{
+	entry(0)->parts |= 8;
+}
+
+static void more_codes(void)
+{
+	entry(0)->parts |= CQP_TAIL_CODES;
+}
+
+static void sinks_elsewhere(void)
+{
+	last_entry()->parts |= CQP_TAIL_SINKS;
+}
+
+static void no_f16(void)
+{
+	entry(0)->parts &= ~CQP_TAIL_F16;
+}
+
+static void no_mask(void)
+{
+	entry(0)->f16_mask = 0;
+}
+
+static void mask_beyond(void)
+{
+	last_entry()->f16_mask |= 1ull << 63;
+}
+
+static void coded_beyond(void)
+{
+	last_entry()->n_coded = 64;
+}
+
+static void coded_wraps(void)
+{
+	last_entry()->n_coded = 0xffffffff;
+}
+
+static void nowhere(void)
+{
+	last_entry()->n_coded = 3;
+	last_entry()->f16_mask = 0x10;
+}
+
+static void entry_pad(void)
+{
+	last_entry()->pad = 1;
+}
+
+static void full_not_coded(void)
+{
+	entry(0)->n_coded = 63;
+}
 
 static void nan_row(void)
 {

@@ -390,20 +390,75 @@ static struct cqp_rec_name *record(void)
 	return (void *)((uint8_t *)p + p->off_names);
 }
 
-static void no_end(struct cqp_rec_name *n) { memset(n->name, 'x', sizeof(n->name)); }
-static void no_name(struct cqp_rec_name *n) { n->name[0] = '\0'; }
-static void no_ns(struct cqp_rec_name *n) { n->ns = 200; }
-static void no_model(struct cqp_rec_name *n) { n->model = CQP_NONE; }
-static void layers(struct cqp_rec_name *n) { n->layer_end = 99; }
-static void other_shard(struct cqp_rec_name *n) { n->layer_end = 1; }
-static void no_page(struct cqp_rec_name *n) { n->page = 0xfffffff0; }
-static void later_page(struct cqp_rec_name *n) { n->slot_gen++; }
-static void no_tail(struct cqp_rec_name *n) { n->id ^= 1; }
-static void no_id(struct cqp_rec_name *n) { n->id = 0; }
-static void longer(struct cqp_rec_name *n) { n->tail_bytes++; }
-static void empty(struct cqp_rec_name *n) { n->tail_bytes = 0; }
-static void flags(struct cqp_rec_name *n) { n->flags = 6; }
-static void filling(struct cqp_rec_name *n) { n->word = CQP_WORD(9, CQP_FILLING); }
+static void no_end(struct cqp_rec_name *n)
+{
+	memset(n->name, 'x', sizeof(n->name));
+}
+
+static void no_name(struct cqp_rec_name *n)
+{
+	n->name[0] = '\0';
+}
+
+static void no_ns(struct cqp_rec_name *n)
+{
+	n->ns = 200;
+}
+
+static void no_model(struct cqp_rec_name *n)
+{
+	n->model = CQP_NONE;
+}
+
+static void layers(struct cqp_rec_name *n)
+{
+	n->layer_end = 99;
+}
+
+static void other_shard(struct cqp_rec_name *n)
+{
+	n->layer_end = 1;
+}
+
+static void no_page(struct cqp_rec_name *n)
+{
+	n->page = 0xfffffff0;
+}
+
+static void later_page(struct cqp_rec_name *n)
+{
+	n->slot_gen++;
+}
+
+static void no_tail(struct cqp_rec_name *n)
+{
+	n->id ^= 1;
+}
+
+static void no_id(struct cqp_rec_name *n)
+{
+	n->id = 0;
+}
+
+static void longer(struct cqp_rec_name *n)
+{
+	n->tail_bytes++;
+}
+
+static void empty(struct cqp_rec_name *n)
+{
+	n->tail_bytes = 0;
+}
+
+static void flags(struct cqp_rec_name *n)
+{
+	n->flags = 6;
+}
+
+static void filling(struct cqp_rec_name *n)
+{
+	n->word = CQP_WORD(9, CQP_FILLING);
+}
 
 static void one_damage(void (*hurt)(struct cqp_rec_name *))
 {
