@@ -89,7 +89,7 @@ if ! make -s -C "$top" -o all O="$W/o" PREFIX=/usr DESTDIR="$R" install >"$W/ins
 	exit 1
 fi
 cp -r "$top/tests/system/boot.sh" "$top/tests/system/lib-boot.sh" "$top/tests/system/boot" \
-	"$top/systemd/cqd.conf" "$W/in/"
+	"$top/systemd/cqd.conf" "$top/tests/system/metrics.py" "$top/daemon/msgid.h" "$W/in/"
 cp "$O/tests/system/test_restart" "$W/in/worker"
 
 cat >"$R/etc/systemd/system/cqtest.service" <<UNIT
