@@ -169,7 +169,8 @@ int cqc_send(struct cq_ctx *ctx, struct cqc_req *req, Cqp__Msg *msg,
 		ctx->want_out = true;
 		return -EAGAIN;
 	}
-	if (ret)
+	/* cqd has closed: what it said before, and its end, are still to be read. */
+	if (ret && ret != -EPIPE)
 		return ret == -EMSGSIZE || ret == -ENOMEM ? ret : -ENOTCONN;
 	req->id = msg->id;
 	list_add_tail(&req->link, &ctx->reqs);
@@ -194,7 +195,8 @@ static void dispatch(struct cq_ctx *ctx, const Cqp__Msg *msg)
 
 	list_for_each(pos, &ctx->reqs) {
 		req = list_entry(pos, struct cqc_req, link);
-		if (req->id != msg->id)
+		/* A connection that is refused has no request that could be named. */
+		if (req->id != msg->id && (msg->id || msg->body_case != CQP__MSG__BODY_ERROR))
 			continue;
 		list_del(&req->link);
 		req->done(ctx, req, reply_code(req, msg), msg, ctx->frame);
@@ -214,6 +216,8 @@ static int recv_one(struct cq_ctx *ctx)
 	ret = cqp_recv(ctx->sock, ctx->frame, MSG_DONTWAIT);
 	if (ret == -EAGAIN || ret == -EINTR)
 		return 0;
+	if (ret == -ECONNRESET)	/* said once; what was sent before can still be read */
+		return 1;
 	if (ret <= 0) {
 		cqc_conn_drop(ctx, ret ? ret : -ECONNRESET);
 		return 0;

@@ -94,7 +94,8 @@ static Cqp__Msg *receive(struct ctl *c, uint64_t id, int *ret)
 
 	for (;;) {
 		*ret = cqp_recv(c->sock, &frame, 0);
-		if (*ret == -EINTR)
+		/* A reset is said once; what was sent before can still be read. */
+		if (*ret == -EINTR || *ret == -ECONNRESET)
 			continue;
 		if (*ret == -EAGAIN)
 			*ret = cq_err_set(&c->err, -ETIMEDOUT, "cqd at %s does not "
@@ -114,7 +115,8 @@ static Cqp__Msg *receive(struct ctl *c, uint64_t id, int *ret)
 			*ret = -EPROTO;
 			return NULL;
 		}
-		if (msg->id == id)
+		/* A connection that is refused has no request that could be named. */
+		if (msg->id == id || (!msg->id && msg->body_case == CQP__MSG__BODY_ERROR))
 			return msg;
 		cqp_free(msg);
 	}
@@ -124,7 +126,8 @@ static int send_msg(struct ctl *c, Cqp__Msg *msg, int fd)
 {
 	int ret = cqp_send(c->sock, msg, &fd, fd >= 0 ? 1 : 0, 0);
 
-	if (!ret)
+	/* cqd has closed: why may still be there to be read. */
+	if (!ret || ret == -EPIPE)
 		return 0;
 	return cq_err_set(&c->err, ret, "cannot send to cqd at %s: %s", socket_path(c),
 			  strerror(-ret));

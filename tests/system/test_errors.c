@@ -54,6 +54,23 @@ TEST(daemon_absent)
 	ASSERT_STRHAS(cq_last_error(), "/nowhere/at/all.sock");
 }
 
+/* Refused before it could say a word, or after: it hears why. */
+TEST(a_connection_too_many)
+{
+	static const struct sys_opts one = { .daemon = "max_connections = 1\n" };
+	struct cq_ctx *first = NULL, *ctx = NULL;
+	int i;
+
+	sys_start(&s, &one);
+	WORK_OK(open_at(s.sock, &first));
+	for (i = 0; i < 100; i++) {
+		ASSERT_EQ(open_at(s.sock, &ctx), -EUSERS);
+		ASSERT_STRHAS(cq_last_error(), "max_connections");
+	}
+	cq_close(first);
+	sys_stop(&s);
+}
+
 TEST(no_such_model_and_unknown_options)
 {
 	struct cq_model_opts mo = { .sz = sizeof(mo), .device = CQ_DEVICE_HOST };

@@ -49,10 +49,13 @@ static inline int wire_connect(const char *path)
 static inline int wire_recv(int fd, struct cqp_frame *f, int ms)
 {
 	struct pollfd p = { .fd = fd, .events = POLLIN };
+	int ret;
 
 	if (poll(&p, 1, ms) <= 0)
 		return -ETIMEDOUT;
-	return cqp_recv(fd, f, MSG_DONTWAIT);
+	ret = cqp_recv(fd, f, MSG_DONTWAIT);
+	/* said once; what was sent before can still be read */
+	return ret == -ECONNRESET ? cqp_recv(fd, f, MSG_DONTWAIT) : ret;
 }
 
 /*
@@ -66,10 +69,12 @@ static inline Cqp__Msg *wire_call(int fd, Cqp__Msg *msg, const int *fds,
 	static struct cqp_frame own;
 	static uint64_t id;
 	Cqp__Msg *reply;
+	int ret;
 
 	f = f ? f : &own;
 	msg->id = ++id;
-	if (cqp_send(fd, msg, fds, n_fds, 0))
+	ret = cqp_send(fd, msg, fds, n_fds, 0);
+	if (ret && ret != -EPIPE)	/* closed: why may be there to be read */
 		return NULL;
 	while (wire_recv(fd, f, 5000) == 1) {
 		reply = cqp_unpack(f->buf, f->len, NULL);
