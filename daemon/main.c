@@ -20,6 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "cq/log.h"
+#include "cq/stdfds.h"
 #include "daemon/http.h"
 #include "daemon/msgid.h"
 #include "daemon/server.h"
@@ -568,6 +569,7 @@ int main(int argc, char **argv)
 	struct options o = { 0 };
 	int n, ret;
 
+	cq_stdfds_hold();
 	ret = parse_options(argc, argv, &o);
 	if (ret >= 0)
 		return ret;

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "client/cqctl/cqctl.h"
+#include "cq/stdfds.h"
 
 static const struct ctl_command commands[] = {
 	{ "ping", "[--timeout MS]", "ask whether cqd serves",
@@ -36,7 +37,7 @@ static const struct ctl_command commands[] = {
 	  ctl_cmd_load },
 	{ "unload", "NAME", "drop a model and its pages", NULL, ctl_cmd_unload },
 	{ "pin", "NAMESPACE NAME KEY", "keep a page and those before it under a name",
-	  "  --ttl SECONDS  let the name go after that time\n"
+	  "  --ttl TIME     let the name go after TIME: 90s, 15m, 2h, 7d\n"
 	  "  --replace      take a name in use over\n"
 	  "KEY has 64 hexadecimal digits: see \"cqctl list pages\".\n", ctl_cmd_pin },
 	{ "unpin", "NAMESPACE NAME", "take a name away, a worker's too", NULL,
@@ -148,8 +149,10 @@ static int run(struct ctl *c, int argc, char **argv)
 int main(int argc, char **argv)
 {
 	struct ctl c = { .sock = -1, .next_id = 1 };
-	int status = run(&c, argc, argv);
+	int status;
 
+	cq_stdfds_hold();
+	status = run(&c, argc, argv);
 	ctl_disconnect(&c);
 	if (fflush(stdout) || ferror(stdout)) {
 		fprintf(stderr, "cqctl: standard output: %s\n", strerror(errno));
