@@ -14,7 +14,7 @@
 #include <unistd.h>
 #include "client/cqctl/cqctl.h"
 
-#define SEND_TIMEOUT_MS 10000
+#define TIMEOUT_MS 10000
 
 static const char *socket_path(const struct ctl *c)
 {
@@ -57,11 +57,13 @@ static struct timeval timeout(const struct ctl *c, uint64_t ms)
 
 static int open_socket(struct ctl *c, const char *path)
 {
-	struct timeval tv = timeout(c, SEND_TIMEOUT_MS);
+	struct timeval tv = timeout(c, TIMEOUT_MS);
 	struct sockaddr_un sa = { .sun_family = AF_UNIX };
 	size_t n = strlen(path);
 	int sock, ret;
 
+	if (!n)
+		return cq_err_set(&c->err, -EINVAL, "--socket needs the path of a socket");
 	if (n >= sizeof(sa.sun_path))
 		return connect_error(c, path, -ENAMETOOLONG);
 	memcpy(sa.sun_path, path, n + 1);
@@ -86,6 +88,15 @@ static void set_recv_timeout(struct ctl *c, uint64_t ms)
 	setsockopt(c->sock, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
 }
 
+/* Before a read that a signal could not end: 0, or -errno as from one. */
+static int wait_readable(struct ctl *c)
+{
+	struct pollfd p = { .fd = c->sock, .events = POLLIN };
+	int ret = c->watch ? ctl_wait(&p, 1, c->timeout_ms ? c->timeout_ms : TIMEOUT_MS) : 1;
+
+	return ret ? MIN(ret, 0) : -EAGAIN;
+}
+
 /* The answer with id @id; others, if any, are none of ours. */
 static Cqp__Msg *receive(struct ctl *c, uint64_t id, int *ret)
 {
@@ -93,9 +104,11 @@ static Cqp__Msg *receive(struct ctl *c, uint64_t id, int *ret)
 	Cqp__Msg *msg;
 
 	for (;;) {
-		*ret = cqp_recv(c->sock, &frame, 0);
+		*ret = wait_readable(c);
+		if (!*ret)
+			*ret = cqp_recv(c->sock, &frame, 0);
 		/* A reset is said once; what was sent before can still be read. */
-		if (*ret == -EINTR || *ret == -ECONNRESET)
+		if (*ret == -ECONNRESET || (*ret == -EINTR && !ctl_stopped()))
 			continue;
 		if (*ret == -EAGAIN)
 			*ret = cq_err_set(&c->err, -ETIMEDOUT, "cqd at %s does not "
@@ -202,7 +215,7 @@ int ctl_connect(struct ctl *c)
 	ret = open_socket(c, socket_path(c));
 	if (ret)
 		return ret;
-	set_recv_timeout(c, SEND_TIMEOUT_MS);
+	set_recv_timeout(c, TIMEOUT_MS);
 	ret = greet(c);
 	if (ret) {
 		ctl_disconnect(c);

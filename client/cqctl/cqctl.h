@@ -7,6 +7,7 @@
 #define CQCTL_H
 
 #include <jansson.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -30,6 +31,7 @@ enum ctl_exit {
  * @json:   --json was given
  * @cmd:    what runs
  * @timeout_ms: of connecting and of each answer; 0: the default
+ * @watch:  signals are let in only by ctl_wait()
  * @sock:   connection, -1 until ctl_connect()
  * @next_id: of the next request
  * @err:    text of the last failure
@@ -39,6 +41,7 @@ struct ctl {
 	bool json;
 	const struct ctl_command *cmd;
 	uint64_t timeout_ms;
+	bool watch;
 	int sock;
 	uint64_t next_id;
 	struct cq_err err;
@@ -112,10 +115,23 @@ Cqp__Msg *ctl_call(struct ctl *c, Cqp__Msg *msg, int fd, Cqp__Msg__BodyCase want
 /* A further answer of body @want to request @id; as ctl_call() else. */
 Cqp__Msg *ctl_next(struct ctl *c, uint64_t id, Cqp__Msg__BodyCase want, int *ret);
 
+/* Microseconds of a clock that only goes on. */
+uint64_t ctl_now_us(void);
+/*
+ * From here on SIGINT, SIGTERM and SIGHUP end the command: they are let in only
+ * while it waits for cqd or in ctl_wait(), and ctl_stopped() says that one came.
+ */
+void ctl_watch(struct ctl *c);
+bool ctl_stopped(void);
+/* As ppoll(2) for @ms, 0: for ever. -EINTR: ctl_stopped(). */
+int ctl_wait(struct pollfd *p, nfds_t n, uint64_t ms);
+
 /* Prints @obj (taken over) as one line of JSON. Returns enum ctl_exit. */
 int ctl_print_json(json_t *obj);
 /* A string of any bytes: unless they are UTF-8, those beyond ASCII become '?'. */
 json_t *ctl_json_text(const char *s);
+/* What is beyond JSON's 63 bits becomes the largest number. */
+json_t *ctl_json_u64(uint64_t n);
 /* "12.3 MiB" and "1 h 2 min" in @buf, at least 24 bytes. Return @buf. */
 const char *ctl_bytes(uint64_t n, char *buf);
 const char *ctl_time(uint64_t us, char *buf);

@@ -3,16 +3,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
-#include <time.h>
 #include "client/cqctl/cqctl.h"
-
-static uint64_t now_us(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
-}
 
 /* Status of a command without arguments whose answer is @reply. */
 static int done(struct ctl *c, int ret)
@@ -41,7 +32,7 @@ int ctl_cmd_ping(struct ctl *c, int argc, char **argv)
 {
 	const char *timeout = NULL;
 	const struct ctl_opt opts[] = {
-		{ "timeout", 't', &timeout, NULL }, { NULL, 0, NULL, NULL },
+		{ "timeout", 0, &timeout, NULL }, { NULL, 0, NULL, NULL },
 	};
 	Cqp__Msg msg = CQP__MSG__INIT, *reply;
 	Cqp__Ping ping = CQP__PING__INIT;
@@ -60,11 +51,11 @@ int ctl_cmd_ping(struct ctl *c, int argc, char **argv)
 		return ping_failed(c, ret);
 	msg.body_case = CQP__MSG__BODY_PING;
 	msg.ping = &ping;
-	start = now_us();
+	start = ctl_now_us();
 	reply = ctl_call(c, &msg, -1, CQP__MSG__BODY_PONG, &ret);
 	if (!reply)
 		return ping_failed(c, ret);
-	start = now_us() - start;
+	start = ctl_now_us() - start;
 	p = reply->pong;
 	ready = !p->has_ready || p->ready;
 	ctl_hex(p->boot_id.data, p->boot_id.len, boot);
@@ -107,7 +98,7 @@ static int status_json(const Cqp__StatusOk *s, const char *boot)
 
 	for (i = 0; i < ARRAY_SIZE(counters); i++) {
 		memcpy(&x, (const char *)s + counters[i].at, sizeof(x));
-		json_object_set_new(o, counters[i].name, json_integer((json_int_t)x));
+		json_object_set_new(o, counters[i].name, ctl_json_u64(x));
 	}
 	if (s->has_fdstore)
 		json_object_set_new(o, "fdstore", json_integer((json_int_t)s->fdstore));

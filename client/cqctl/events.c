@@ -2,18 +2,9 @@
 /* events: what happens in cqd, a line each, as it happens. */
 #include <errno.h>
 #include <inttypes.h>
-#include <poll.h>
-#include <signal.h>
 #include <string.h>
 #include <unistd.h>
 #include "client/cqctl/cqctl.h"
-
-static volatile sig_atomic_t stopped;
-
-static void on_signal(int signum)
-{
-	stopped = 1;
-}
 
 static const char *kind_name(unsigned int kind)
 {
@@ -35,7 +26,7 @@ static void put_text(json_t *o, const char *key, const char *text)
 static void put_number(json_t *o, const char *key, bool there, uint64_t n)
 {
 	if (there)
-		json_object_set_new(o, key, json_integer((json_int_t)n));
+		json_object_set_new(o, key, ctl_json_u64(n));
 }
 
 static void put_hex(json_t *o, const char *key, bool there, const ProtobufCBinaryData *b)
@@ -114,35 +105,18 @@ static bool print_event(const struct ctl *c, const Cqp__Event *e)
 	return false;
 }
 
-/*
- * Signals are let in only while nothing else is under way. A pipe that nobody
- * reads any more is noticed before there is something to write.
- */
+/* A pipe that nobody reads any more is noticed before there is something to write. */
 static bool wait_for(const struct ctl *c)
 {
 	struct pollfd p[2] = { { .fd = c->sock, .events = POLLIN },
 			       { .fd = STDOUT_FILENO } };
-	sigset_t none;
 
-	sigemptyset(&none);
-	while (!stopped && ppoll(p, 2, NULL, &none) < 0 && errno == EINTR)
-		;
-	return !stopped && !(p[1].revents & POLLERR);
+	return ctl_wait(p, 2, 0) >= 0 && !(p[1].revents & POLLERR);
 }
 
-static void watch_signals(void)
+static int failed(struct ctl *c, int ret)
 {
-	static const int ends[] = { SIGINT, SIGTERM, SIGHUP };
-	struct sigaction sa = { .sa_handler = on_signal };
-	sigset_t set;
-	size_t i;
-
-	sigemptyset(&set);
-	for (i = 0; i < ARRAY_SIZE(ends); i++) {
-		sigaddset(&set, ends[i]);
-		sigaction(ends[i], &sa, NULL);
-	}
-	sigprocmask(SIG_BLOCK, &set, NULL);
+	return ctl_stopped() ? CTL_OK : ctl_fail(c, ret, "%s", c->err.text);
 }
 
 /* Prints until @count (0: for ever) or a signal; takes @msg over. */
@@ -165,7 +139,7 @@ static int follow(struct ctl *c, uint64_t id, Cqp__Msg *msg, uint64_t count)
 			return CTL_OK;
 		msg = ctl_next(c, id, CQP__MSG__BODY_EVENTS, &ret);
 	}
-	return ctl_fail(c, ret, "%s", c->err.text);
+	return failed(c, ret);
 }
 
 int ctl_cmd_events(struct ctl *c, int argc, char **argv)
@@ -188,7 +162,7 @@ int ctl_cmd_events(struct ctl *c, int argc, char **argv)
 		return ctl_usage(c, "--count %s: a number from 1 on is wanted", count);
 	if (tenant && (size_t)snprintf(name, sizeof(name), "%s", tenant) >= sizeof(name))
 		return ctl_usage(c, "the name has more than %d bytes", CQP_MAX_NAME - 1);
-	watch_signals();
+	ctl_watch(c);
 	subscribe.tenant = tenant ? name : NULL;
 	subscribe.has_snapshot = true;
 	subscribe.snapshot = snapshot;
@@ -196,6 +170,6 @@ int ctl_cmd_events(struct ctl *c, int argc, char **argv)
 	msg.subscribe = &subscribe;
 	reply = ctl_call(c, &msg, -1, CQP__MSG__BODY_EVENTS, &ret);
 	if (!reply)
-		return ctl_fail(c, ret, "%s", c->err.text);
+		return failed(c, ret);
 	return follow(c, msg.id, reply, n);
 }

@@ -39,6 +39,11 @@ json_t *ctl_json_text(const char *s)
 	return j;
 }
 
+json_t *ctl_json_u64(uint64_t n)
+{
+	return json_integer((json_int_t)MIN(n, (uint64_t)INT64_MAX));
+}
+
 int ctl_print_json(json_t *obj)
 {
 	int ret = obj ? json_dumpf(obj, stdout, JSON_COMPACT) : -1;

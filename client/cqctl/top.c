@@ -5,12 +5,9 @@
  */
 #include <errno.h>
 #include <inttypes.h>
-#include <poll.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <time.h>
 #include <unistd.h>
 #include "client/cqctl/cqctl.h"
 
@@ -54,20 +51,6 @@ struct top {
 };
 
 static const Cqp__Kind kinds[] = { CQP__KIND__NAMESPACES, CQP__KIND__CLIENTS };
-static volatile sig_atomic_t stopped;
-
-static void on_signal(int signum)
-{
-	stopped = 1;
-}
-
-static double now(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (double)ts.tv_sec + (double)ts.tv_nsec * 1e-9;
-}
 
 /* --- rates --- */
 
@@ -143,7 +126,7 @@ static void view_free(struct view *v)
 /* A listing with rates since @old, which is freed. 0 or -errno. */
 static int view_take(struct top *t, size_t which)
 {
-	struct view *old = &t->view[which], v = { .at = now() };
+	struct view *old = &t->view[which], v = { .at = (double)ctl_now_us() / 1e6 };
 	size_t i;
 	int ret = ctl_items_get(t->c, kinds[which], &v.items);
 
@@ -283,33 +266,6 @@ static bool show(const struct top *t)
 
 /* --- the run --- */
 
-static void wait_ms(uint64_t ms)
-{
-	double end = now() + (double)ms / 1e3, left;
-	struct timespec ts;
-	sigset_t none;
-
-	sigemptyset(&none);
-	while (!stopped && (left = end - now()) > 0) {
-		ts.tv_sec = (time_t)left;
-		ts.tv_nsec = (long)((left - (double)ts.tv_sec) * 1e9);
-		ppoll(NULL, 0, &ts, &none);
-	}
-}
-
-static void watch_signals(void)
-{
-	struct sigaction sa = { .sa_handler = on_signal };
-	sigset_t set;
-
-	sigemptyset(&set);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGTERM);
-	sigaction(SIGINT, &sa, NULL);
-	sigaction(SIGTERM, &sa, NULL);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-}
-
 /* A first listing only for the differences to it. */
 static int run(struct top *t)
 {
@@ -317,15 +273,17 @@ static int run(struct top *t)
 	bool first = true;
 	int ret = 0;
 
-	while (!stopped) {
+	while (!ctl_stopped()) {
 		for (which = 0; which < 2 && !ret; which++)
 			ret = view_take(t, which);
+		if (ret && ctl_stopped())
+			break;
 		if (ret)
 			return ctl_fail(t->c, ret, "%s", t->c->err.text);
 		if (!first && (!show(t) || t->once))
 			break;
 		first = false;
-		wait_ms(t->interval);
+		ctl_wait(NULL, 0, t->interval);
 	}
 	return CTL_OK;
 }
@@ -352,7 +310,7 @@ int ctl_cmd_top(struct ctl *c, int argc, char **argv)
 		return ctl_usage(c, "--interval %s: milliseconds from 10 to 3600000",
 				 interval);
 	t.terminal = !batch && !t.once && !c->json && isatty(STDOUT_FILENO);
-	watch_signals();
+	ctl_watch(c);
 	ret = run(&t);
 	view_free(&t.view[0]);
 	view_free(&t.view[1]);

@@ -190,15 +190,22 @@ tops() {
 
 # A cqd that stands still, one that is not there, and one that is none.
 probes() {
-	local cqd=${started[0]}
+	local cqd=${started[0]} i
 
 	gives 0 "answered in" ctl ping --timeout 5000 && gives 0 '"ready":true' ctl ping --json &&
 		gives 2 "timeout 0" ctl ping --timeout 0 || return
+	"$O/cqctl" top -b -i 20 >"$dir/top" 2>&1 &
+	comes "$dir/top" '^test ' || return
 	kill -STOP "$cqd"
 	gives 5 "does not answer" ctl ping --timeout 200
-	set -- $?
+	set -- $? $!
+	kill -INT "$2"		# who waits for it can still be ended
+	for ((i = 0; i < 100; i++)); do
+		kill -0 "$2" 2>/dev/null || break
+		sleep 0.02
+	done
 	kill -CONT "$cqd"
-	[ "$1" = 0 ] && gives 3 "no cqd at" ctl ping --socket "$dir/none" &&
+	[ "$1" = 0 ] && [ "$i" -lt 100 ] && gives 3 "no cqd at" ctl ping --socket "$dir/none" &&
 		gives 1 . ctl ping --socket "$dir/metrics.sock"
 }
 
