@@ -25,8 +25,8 @@ static struct cqd_tenant *tenant(struct cqd_req *req, const char *name)
 						   NULL;
 
 	if (!t)
-		cq_err_set(req->err, -ENOENT, "there is no namespace of that name: see cqctl "
-			   "list namespaces");
+		cq_err_set(req->err, -ENOENT, "there is no namespace \"%.63s\": see cqctl "
+			   "list namespaces", name);
 	return t;
 }
 

@@ -352,7 +352,8 @@ static int choose_ns(const struct cqd_req *req, struct cqd_ns **out)
 		if (!strcmp(cqd_ns_name(*out), name))
 			return 0;
 	}
-	return cq_err_set(req->err, -ENOENT, "there is no namespace of that name");
+	return cq_err_set(req->err, -ENOENT, "there is no namespace \"%.63s\": see cqctl "
+			  "list namespaces", name);
 }
 
 /**

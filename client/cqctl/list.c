@@ -314,8 +314,7 @@ static void put_numbers(json_t *o, const Cqp__Item *it, const struct listing *l)
 		memcpy(&set, (const char *)it + numbers[i].has, sizeof(set));
 		x = number_at(it, numbers[i].at, numbers[i].has, numbers[i].wide);
 		if (set || has_column(l, numbers[i].at))
-			json_object_set_new(o, numbers[i].name,
-					    json_integer((json_int_t)x));
+			json_object_set_new(o, numbers[i].name, ctl_json_u64(x));
 	}
 }
 

@@ -53,6 +53,7 @@ static int get_text(struct ctl *c, struct text *t)
 static const char *parse_labels(const char *s, json_t *out)
 {
 	char name[64], value[256];
+	bool escaped;
 	size_t n;
 
 	while (*s && *s != '}') {
@@ -61,10 +62,10 @@ static const char *parse_labels(const char *s, json_t *out)
 			return NULL;
 		snprintf(name, sizeof(name), "%.*s", (int)n, s);
 		for (s += n + 2, n = 0; *s && *s != '"'; s++) {
-			if (*s == '\\' && s[1])
-				s++;
+			escaped = *s == '\\' && s[1];
+			s += escaped;
 			if (n + 1 < sizeof(value))
-				value[n++] = s[-1] == '\\' && *s == 'n' ? '\n' : *s;
+				value[n++] = escaped && *s == 'n' ? '\n' : *s;
 		}
 		value[n] = '\0';
 		if (*s++ != '"')

@@ -42,10 +42,15 @@ int ctl_cmd_load(struct ctl *c, int argc, char **argv)
 	load.name = name;
 	msg.body_case = CQP__MSG__BODY_LOAD;
 	msg.load = &load;
+	ret = ctl_connect(c);
+	if (ret) {
+		close(fd);
+		return ctl_fail(c, ret, "%s", c->err.text);
+	}
 	reply = ctl_call(c, &msg, fd, CQP__MSG__BODY_LOAD_OK, &ret);
 	close(fd);
-	if (!reply)
-		return ctl_fail(c, ret, "%s", c->err.text);
+	if (!reply)	/* cqd has no name of the file */
+		return ctl_fail(c, ret, "%s: %s", pos[1], c->err.text);
 	ctl_hex(reply->load_ok->hash.data, reply->load_ok->hash.len, hash);
 	if (c->json)
 		ret = ctl_print_json(json_pack("{s:s, s:s, s:b}", "name", name, "hash",

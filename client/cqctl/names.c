@@ -64,7 +64,7 @@ int ctl_cmd_pin(struct ctl *c, int argc, char **argv)
 	Cqp__Msg msg = CQP__MSG__INIT;
 	Cqp__Pin pin = CQP__PIN__INIT;
 	uint8_t key[CQ_KEY_BYTES];
-	uint64_t seconds = 0;
+	uint64_t us = 0;
 	int ret = ctl_parse(c, argc, argv, opts, pos, 3, 3);
 
 	if (ret != CTL_GO_ON)
@@ -72,14 +72,16 @@ int ctl_cmd_pin(struct ctl *c, int argc, char **argv)
 	if (key_parse(pos[2], key))
 		return ctl_usage(c, "%s is no key: 64 hexadecimal digits, see \"cqctl list "
 				 "pages\"", pos[2]);
-	if (ttl && ctl_number(ttl, 1, UINT32_MAX, &seconds))
-		return ctl_usage(c, "--ttl %s: seconds, 1 or more", ttl);
+	if (ttl && (ctl_duration(ttl, &us) || !us || us % 1000000 ||
+		    us / 1000000 > UINT32_MAX))
+		return ctl_usage(c, "--ttl %s: whole seconds, or a number with s, m, h or d",
+				 ttl);
 	pin.tenant = text(pos[0]);
 	pin.name = text(pos[1]);
 	pin.key.data = key;
 	pin.key.len = sizeof(key);
 	pin.has_ttl_s = !!ttl;
-	pin.ttl_s = (uint32_t)seconds;
+	pin.ttl_s = (uint32_t)(us / 1000000);
 	pin.has_replace = replace;
 	pin.replace = replace;
 	msg.body_case = CQP__MSG__BODY_PIN;

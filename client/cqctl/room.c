@@ -75,9 +75,8 @@ int ctl_cmd_evict(struct ctl *c, int argc, char **argv)
 /* A limit that is not there is null. */
 static void limit_json(json_t *o, const char *name, uint64_t used, bool has, uint64_t max)
 {
-	json_object_set_new(o, name, json_pack("{s:I, s:o}", "used", (json_int_t)used, "limit",
-					       has ? json_integer((json_int_t)max) :
-						     json_null()));
+	json_object_set_new(o, name, json_pack("{s:o, s:o}", "used", ctl_json_u64(used),
+					       "limit", has ? ctl_json_u64(max) : json_null()));
 }
 
 static int quota_json(const char *name, bool changed, const Cqp__RoomOk *ok)

@@ -160,20 +160,23 @@ help() {
 
 # Every command and option is in the manual page and in the completion.
 documented() {
-	local page=$top/client/cqctl/cqctl.1 bash=$top/client/cqctl/cqctl.bash o words
+	local page=$top/client/cqctl/cqctl.1 bash=$top/client/cqctl/cqctl.bash c o words
 
-	words=$({
-		ctl --help
-		for o in calibrate pin ping top events; do ctl $o --help; done
-	} | grep -oE -e '--[a-z0-9]+' | sort -u)
-	for o in $words; do
-		echo "$o"
-		grep -qE "Fl ${o#-}( |\$)" "$page" && grep -q -e "$o\>" "$bash" || return
-	done
 	words=$(ctl --help | sed -n 's/^  \([a-z]\+\) .*/\1/p')
-	for o in $words; do
-		echo "$o"
-		grep -qE "Cm $o( |\$)" "$page" || return
+	for c in $words; do
+		echo "$c"
+		grep -qE "Cm $c( |\$)" "$page" || return
+		for o in $(ctl "$c" --help | grep -oE -e '--[a-z0-9]+' | sort -u); do
+			echo "$c $o"
+			grep -qE "Fl ${o#-}( |\$)" "$page" || return
+			case " $(complete_words cqctl "$c" --) " in
+			*[[:space:]]"$o"[[:space:]]*) ;;
+			*) return 1 ;;
+			esac
+		done
+	done
+	for o in $(ctl --help | grep -oE -e '--[a-z0-9]+' | sort -u); do
+		grep -qE "Fl ${o#-}( |\$)" "$page" && grep -q -e "$o\>" "$bash" || return
 	done
 	[ "${words//$'\n'/ }" = "$(sed -n 's/.*commands="\(.*\)"/\1/p' "$bash")" ]
 }
@@ -215,7 +218,8 @@ asks() {
 		gives 0 "answered in" ctl ping --socket "$dir/cqd.sock" &&
 		gives 0 "limit 64.0 MiB" ctl status &&
 		gives 0 '"pool_limit":67108864' ctl --json status &&
-		gives 1 "use the admin socket" ctl status --socket "$dir/cqd.sock"
+		gives 1 "use the admin socket" ctl status --socket "$dir/cqd.sock" &&
+		gives 1 "needs the path of a socket" ctl ping --socket ""
 }
 
 lists() {
@@ -238,7 +242,7 @@ loads() {
 		gives 0 "other unloaded" ctl unload other &&
 		gives 1 "no model and no namespace is called other" ctl show other &&
 		gives 1 "other" ctl unload other &&
-		gives 1 "not a cq model" ctl load acts "$dir/acts.st" &&
+		gives 1 "$dir/acts.st: not a cq model" ctl load acts "$dir/acts.st" &&
 		gives 1 "not a regular file" ctl load dir "$dir" &&
 		gives 1 "bad model name" ctl load -- -x "$dir/a.st"
 }
@@ -263,7 +267,10 @@ names() {
 	key=$(ctl list pages | awk '$3 == "coded" && $4 == 6 { print $1 }')
 	gives 0 "kept pinned in namespace test" ctl pin test kept "$key" &&
 		gives 1 "has a name 'kept'" ctl pin test kept "$key" &&
-		gives 0 '"pinned":"kept"' ctl pin --replace --ttl 600 test kept "$key" --json &&
+		gives 0 '"pinned":"kept"' ctl pin --replace --ttl 2h test kept "$key" --json &&
+		gives 0 ' 1 h 59 min$' ctl list names &&
+		gives 2 "ttl 10ms: whole seconds" ctl pin --ttl 10ms test kept "$key" &&
+		gives 2 "ttl 0: whole seconds" ctl pin --ttl 0 test kept "$key" &&
 		gives 1 "no namespace" ctl pin nobody kept "$key" &&
 		gives 1 "has no page 0000" ctl pin test none "${key//?/0}" &&
 		gives 2 "is no key" ctl pin test kept "${key}0" &&
@@ -287,7 +294,31 @@ names() {
 			--generate 1 && gives 0 "kept unpinned" ctl unpin test kept
 }
 
-plan 22
+# Limits in JSON that JSON's integers have no room for
+huge() {
+	gives 0 '"limit":9223372036854775807' \
+		ctl quota test --bytes 18446744073709551615 --json &&
+		gives 0 '"limit":67108864' ctl quota test --bytes 0 --json
+}
+
+# Standard descriptors that are not there: nothing goes to cqd or a file instead
+closed() {
+	local c
+
+	for c in "top --once" "events --snapshot --count 2" "list pages" status; do
+		# shellcheck disable=SC2086 # words
+		gives 1 "standard output: Bad file" ctl_closed $c || return
+	done
+	"$O/cqd" --config "$dir/none" <&- >&- 2>&-
+	[ $? = 78 ] && cal --k fp16 --v fp16 -o "$dir/closed.st" <&- >&- 2>&-
+	cmp "$dir/closed.st" "$dir/fp16.st"
+}
+
+ctl_closed() {
+	"$O/cqctl" "$@" <&- >&-
+}
+
+plan 24
 ok "activations of two sequences" acts
 ok "calibration: an error for each layer" layers
 ok "the same file whatever the threads, another with another seed" same_file
@@ -316,3 +347,5 @@ ok "completion, also with names that cqd holds" completes
 ok "load, show, unload" loads
 ok "pages of a worker; verify" pages
 ok "names: pinned, handed over, unpinned" names
+ok "a limit of 64 bits in JSON" huge
+ok "no standard output" closed
