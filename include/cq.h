@@ -447,7 +447,8 @@ int cq_truncate(struct cq_seq *seq, size_t n);
  * cq_publish() - hand a sequence to whoever attaches to its name
  * @seq:  sequence, without uncommitted tokens, not CQ_SEQ_PRIVATE; it goes on as
  *        before, but steps that name it end
- * @name: 1 to 63 printable characters, in the namespace of this worker
+ * @name: 1 to 63 printable characters without space, in the namespace of this
+ *        worker
  * @opts: NULL for all defaults
  *
  * Waits until the full pages are published, then hands the rest over: token

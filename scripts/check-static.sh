@@ -15,7 +15,7 @@ jobs=$(nproc)
 
 checks='werror-gcc werror-clang headers abi arrows size banned spdx
 	kernel-doc checkpatch cppcheck clang-tidy sparse codespell shellcheck
-	man alone'
+	man docs alone'
 
 files() {	# patterns
 	scripts/files.sh "$@"
@@ -153,6 +153,8 @@ check_man() {
 }
 
 # The repository speaks of the project alone: no path of somebody's machine.
+check_docs() { scripts/check-docs.sh >&2; }
+
 check_alone() {
 	local words='(^|[^A-Za-z0-9_}])/wor[k]/|\.\./share[d]|/tmp/[b]uild-|/home/[a-z]'
 
