@@ -2,7 +2,7 @@
 /*
  * Layout of a page: 64 consecutive tokens, all layers of a shard, K and V.
  *
- *	slot:    [header 64 B][payload][anchor records] padded to 4 KiB
+ *	slot:    [header 64 B][payload] padded to 4 KiB
  *	payload: [layer][kv_head][K|V][block]
  *	block:   coded, b = 8:  [group][64 tokens], one byte per code
  *	         pass-through:  [64 tokens][head_dim] IEEE half, token-major
