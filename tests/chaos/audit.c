@@ -110,7 +110,7 @@ static void list(struct driver *d, Cqp__Kind kind, struct sums *s)
 }
 
 /* A worker of @ns that finds and reads all there is. */
-static uint64_t read_all(struct driver *d, unsigned int ns)
+static uint64_t read_all(struct driver *d, unsigned int ns, bool names)
 {
 	struct chaos_worker *w = &chaos->w[ns];
 	struct chaos_job job = { .sock = d->s.sock, .seed = 1 };
@@ -122,7 +122,7 @@ static uint64_t read_all(struct driver *d, unsigned int ns)
 	pid = inject_fork(d, w->uid);
 	if (!pid) {
 		chaos_me = w;
-		atomic_store(&chaos->found[ns], worker_audit(&job));
+		atomic_store(&chaos->found[ns], worker_audit(&job, names));
 		_exit(0);
 	}
 	ASSERT_EQ(waitpid(pid, &status, 0), pid);
@@ -142,7 +142,7 @@ static void check_pages(struct driver *d, struct audit *a)
 	for (i = 0; i < NAMESPACES; i++) {
 		if (!sys_root() && i)
 			continue;
-		found = read_all(d, i);
+		found = read_all(d, i, false);
 		a->pages += found;
 		if (found < ns.pages[i])
 			leak(a, ns.pages[i] - found, "pages that no text leads to");
@@ -263,6 +263,19 @@ static void restart(struct driver *d)
 	inject_until_ready(d);
 }
 
+/* Every name that was acknowledged is attached to, and taken away. */
+static void settle_names(struct driver *d, struct audit *a)
+{
+	struct sums names;
+	unsigned int i;
+
+	for (i = 0; i < NAMESPACES; i++)
+		if (sys_root() || !i)
+			read_all(d, i, true);
+	list(d, CQP__KIND__NAMES, &names);
+	leak(a, names.items, "names that nobody made");
+}
+
 /**
  * audit_run() - everything that can be asked of a quiet cqd
  * @d: driver; all workers have ended
@@ -272,6 +285,9 @@ void audit_run(struct driver *d, struct audit *a)
 {
 	struct fds old, fresh;
 
+	settle_names(d, a);
+	/* pages that go by themselves go now, not between two looks */
+	inject_pump(d, (PAGE_TTL_S + 2) * 1000);
 	wait_settled(d, a);
 	verify(d, a);
 	check_pages(d, a);

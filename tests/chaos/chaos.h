@@ -8,6 +8,7 @@
  *	main.c		options, phases, report
  *	text.c		texts, what they must read as, the reference
  *	worker.c	a worker's life
+ *	handover.c	sequences and pins under names
  *	inject.c	faults, and what the service manager tells of them
  *	rabble.c	clients that keep no rule
  *	audit.c		what must hold when everybody has gone
@@ -44,6 +45,9 @@
 
 #define MAX_WORKERS	16
 #define NAMESPACES	2
+#define NAMES		3		/* of a namespace; their tails count for its quota */
+#define NAME_TTL_S	20
+#define PAGE_TTL_S	4		/* of the few pages that have one */
 #define HIST_BUCKETS	448
 #define TOLERANCE	5e-3		/* of an output; a wrong token makes 4e-2 and more */
 
@@ -74,8 +78,32 @@ struct chaos_worker {
 	uint32_t generation;
 	unsigned int ns;
 	uid_t uid;
-	char doing[64];
+	char doing[128];
 	char why[512];
+};
+
+/**
+ * struct chaos_record - what a name was made of
+ * @live:       acknowledged, or about to be
+ * @pin:        keeps pages and nothing else
+ * @made_us:    before cqd was asked: it lives for @ttl_s from then on at least
+ * @said_us:    when cqd had said so: at most
+ */
+struct chaos_record {
+	uint32_t text, tokens, ttl_s;
+	bool live, once, pin;
+	uint64_t made_us, said_us;
+};
+
+/**
+ * struct chaos_name - a name, outlives who works on it
+ * @owner: pid of the worker that is at it; who dies there leaves @state
+ * @state: generation << 3 | what is under way << 1 | which of @rec counts
+ */
+struct chaos_name {
+	_Atomic pid_t owner;
+	_Atomic uint64_t state;
+	struct chaos_record rec[2];
 };
 
 /**
@@ -92,10 +120,11 @@ struct chaos_shared {
 	struct hist attach[PHASES], token[PHASES], blocked[PHASES], pause[PHASES];
 	_Atomic uint64_t checked, stale, lost, wrong, worst_ppm;
 	_Atomic uint64_t opened, matched, sealed, full, no_room, away, timeouts, forks, cuts,
-		 passed, regained;
+		 passed, regained, published, replaced, unsure, expired;
 	_Atomic uint64_t rabble, found[NAMESPACES], evictions, evictions_seen;
 	atomic_flag evictions_busy;
 	struct chaos_worker w[MAX_WORKERS];
+	struct chaos_name name[NAMESPACES][NAMES];
 };
 
 extern struct chaos_shared *chaos;
@@ -185,8 +214,9 @@ __attribute__((noreturn))
 void worker_main(const struct chaos_job *job);
 /*
  * Attach to every text, read all of it. Return: pages that some text has.
+ * With @names, settle what is published under names instead.
  */
-uint32_t worker_audit(const struct chaos_job *job);
+uint32_t worker_audit(const struct chaos_job *job, bool names);
 
 /* --- rabble.c --- */
 

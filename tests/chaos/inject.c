@@ -109,10 +109,23 @@ bool inject_workers_gone(const struct driver *d)
 	return true;
 }
 
+/* Who died in the middle leaves a name that may be either. */
+static void names_let_go(pid_t pid)
+{
+	pid_t owner;
+	size_t i;
+
+	for (i = 0; i < (size_t)NAMESPACES * NAMES; i++) {
+		owner = pid;
+		atomic_compare_exchange_strong(&chaos->name[i / NAMES][i % NAMES].owner, &owner, 0);
+	}
+}
+
 static void worker_ended(struct driver *d, unsigned int i, int status)
 {
 	struct chaos_worker *w = &chaos->w[i];
 
+	names_let_go(w->pid);
 	w->pid = 0;
 	if (w->why[0])
 		FAIL("worker %u (uid %u, life %u, %s): %s", i, (unsigned int)w->uid,
@@ -457,14 +470,17 @@ void inject_step(struct driver *d)
 	uint32_t phase = chaos_phase();
 
 	inject_pump(d, 5);
-	if (phase != PHASE_CHAOS && phase != PHASE_LONG)
+	if (phase == PHASE_DRAIN)
 		return;
-	if (due(d, &worker, WORKER_KILL_MS))
-		kill_worker(d);
+	/* load, not faults: what is quiet and what is not differ by faults alone */
 	if (due(d, &rabble, RABBLE_MS))
 		start_rabble(d);
 	if (due(d, &ctl, CTL_MS))
 		start_ctl(d);
+	if (phase == PHASE_QUIET)
+		return;
+	if (due(d, &worker, WORKER_KILL_MS))
+		kill_worker(d);
 	if (due(d, &conf, RELOAD_MS))
 		reload(d);
 	if (phase == PHASE_CHAOS && due(d, &cqd, DAEMON_MS))

@@ -11,6 +11,8 @@
 #include <sys/utsname.h>
 #include "tests/chaos/driver.h"
 
+#define ATTACH_RATIO	3	/* of p99 in chaos to quiet: said, not enforced */
+#define QUIET_ATTACHES	2000	/* 20 of them are beyond the p99 */
 #define POOL "pool_bytes = 3M\nsegment_min = 256k\nsegment_max = 1M\nverify_rate = 32M\n"
 
 struct chaos_shared *chaos;
@@ -198,9 +200,9 @@ static void print_counts(const struct audit *a)
 static void print_progress(void)
 {
 	fprintf(stderr, "chaos: %3lld s %-9s kills %llu+%llu, terms %llu, hangs %llu, reloads "
-		"%llu; opened %llu (%llu pages found), sealed %llu, evicted %llu, checked %llu, no "
-		"room %llu, arena full %llu, away %llu; attach p50 %.0f us, p99 %.0f us (quiet "
-		"%.0f, %.0f)\n",
+		"%llu; opened %llu (%llu pages found), sealed %llu, evicted %llu, checked %llu, "
+		"handed over %llu, no room %llu, arena full %llu, away %llu; attach p50 %.0f "
+		"us, p99 %.0f us (quiet %.0f, %.0f)\n",
 		(test_now_ms() - driver.start_ms) / 1000, phase_name[chaos_phase()],
 		(unsigned long long)driver.worker_kills, (unsigned long long)driver.daemon_kills,
 		(unsigned long long)driver.terms, (unsigned long long)driver.hangs,
@@ -210,10 +212,32 @@ static void print_progress(void)
 		(unsigned long long)chaos_get(&chaos->sealed),
 		(unsigned long long)chaos_get(&chaos->evictions),
 		(unsigned long long)chaos_get(&chaos->checked),
+		(unsigned long long)chaos_get(&chaos->passed),
 		(unsigned long long)chaos_get(&chaos->no_room),
 		(unsigned long long)chaos_get(&chaos->full),
 		(unsigned long long)chaos_get(&chaos->away), attach_chaos(0.5),
 		attach_chaos(0.99), attach_quiet(0.5), attach_quiet(0.99));
+}
+
+static double attach_ratio(void)
+{
+	return attach_chaos(0.99) / attach_quiet(0.99);
+}
+
+static void print_attach(void)
+{
+	fprintf(stderr, "chaos: attach p50 %.0f us quiet (%llu of them), %.0f us in chaos; p99 "
+		"%.0f and %.0f us, ratio %.2f: at most %d is %s\n", attach_quiet(0.5),
+		(unsigned long long)hist_count(&chaos->attach[PHASE_QUIET]), attach_chaos(0.5),
+		attach_quiet(0.99), attach_chaos(0.99), attach_ratio(), ATTACH_RATIO,
+		attach_ratio() <= ATTACH_RATIO ? "met" : "not met");
+	fprintf(stderr, "chaos: names: %llu made, %llu replaced, %llu handed over and compared, "
+		"%llu expired, %llu settled after a death in between\n",
+		(unsigned long long)chaos_get(&chaos->published),
+		(unsigned long long)chaos_get(&chaos->replaced),
+		(unsigned long long)chaos_get(&chaos->passed),
+		(unsigned long long)chaos_get(&chaos->expired),
+		(unsigned long long)chaos_get(&chaos->unsure));
 }
 
 static void print_end(const struct audit *a)
@@ -221,9 +245,7 @@ static void print_end(const struct audit *a)
 	uint64_t slept = hist_count(&chaos->blocked[PHASE_CHAOS]) +
 			 hist_count(&chaos->blocked[PHASE_LONG]);
 
-	fprintf(stderr, "chaos: attach p50 %.0f us quiet, %.0f us in chaos; p99 %.0f and %.0f us, "
-		"ratio %.2f\n", attach_quiet(0.5), attach_chaos(0.5), attach_quiet(0.99),
-		attach_chaos(0.99), attach_chaos(0.99) / attach_quiet(0.99));
+	print_attach();
 	fprintf(stderr, "chaos: token loop: p99.9 %.2f ms, longest %.2f ms; of tokens that slept "
 		"(%llu): longest %.2f ms; the machine's own longest pause %.2f ms\n",
 		hist_quantile2(&chaos->token[PHASE_CHAOS], &chaos->token[PHASE_LONG], 0.999) / 1e3,
@@ -269,6 +291,10 @@ static json_t *json_counts(const struct audit *a)
 		{ "regained", chaos_get(&chaos->regained) },
 		{ "forks", chaos_get(&chaos->forks) }, { "cuts", chaos_get(&chaos->cuts) },
 		{ "handed_over", chaos_get(&chaos->passed) },
+		{ "names_made", chaos_get(&chaos->published) },
+		{ "names_replaced", chaos_get(&chaos->replaced) },
+		{ "names_settled", chaos_get(&chaos->unsure) },
+		{ "names_expired", chaos_get(&chaos->expired) },
 		{ "no_room", chaos_get(&chaos->no_room) },
 		{ "arena_full", chaos_get(&chaos->full) }, { "away", chaos_get(&chaos->away) },
 		{ "checked", chaos_get(&chaos->checked) },
@@ -292,6 +318,7 @@ static void write_json(const struct audit *a)
 	char path[512];
 
 	json_object_set_new(o, "attach_quiet", json_hist(&chaos->attach[PHASE_QUIET], NULL));
+	json_object_set_new(o, "attach_p99_ratio", json_real(attach_ratio()));
 	json_object_set_new(o, "attach_chaos", json_hist(&chaos->attach[PHASE_CHAOS],
 							 &chaos->attach[PHASE_LONG]));
 	json_object_set_new(o, "token", json_hist(&chaos->token[PHASE_CHAOS],
@@ -330,6 +357,14 @@ static void enter(enum chaos_phase phase)
 	print_progress();
 }
 
+static bool enough(const struct driver *d, enum chaos_phase phase, unsigned int worker_kills,
+		   unsigned int daemon_kills)
+{
+	return d->worker_kills >= worker_kills && d->daemon_kills >= daemon_kills &&
+	       (phase != PHASE_QUIET ||
+		hist_count(&chaos->attach[PHASE_QUIET]) >= QUIET_ATTACHES);
+}
+
 /* At least @s seconds, at least so many faults, and not for ever. */
 static void run_phase(struct driver *d, enum chaos_phase phase, unsigned int s,
 		      unsigned int worker_kills, unsigned int daemon_kills)
@@ -338,13 +373,14 @@ static void run_phase(struct driver *d, enum chaos_phase phase, unsigned int s,
 	long long most = start + 2 * s * 1000ll + 60000;
 
 	enter(phase);
-	while (test_now_ms() < end || d->worker_kills < worker_kills ||
-	       d->daemon_kills < daemon_kills) {
+	while (test_now_ms() < end || !enough(d, phase, worker_kills, daemon_kills)) {
 		inject_step(d);
 		if (test_now_ms() > most)
-			FAIL("%llu and %llu kills in %lld s are too few",
+			FAIL("%llu and %llu kills, %llu quiet attaches, in %lld s are too few",
 			     (unsigned long long)d->worker_kills,
-			     (unsigned long long)d->daemon_kills, (most - start) / 1000);
+			     (unsigned long long)d->daemon_kills,
+			     (unsigned long long)hist_count(&chaos->attach[PHASE_QUIET]),
+			     (most - start) / 1000);
 		if (test_now_ms() - last < 10000)
 			continue;
 		last = test_now_ms();

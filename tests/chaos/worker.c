@@ -11,73 +11,34 @@
 #include <math.h>
 #include <poll.h>
 #include <sys/resource.h>
-#include "tests/chaos/chaos.h"
+#include "tests/chaos/worker.h"
 
-#define HOLDS		5
 #define ARENA_BLOCKS	20
-#define BATCH_SEQS	3
-#define BATCH_ROWS	8
-#define PATIENCE_MS	20000
 
 /* Small scores: every token weighs, so that every wrong one shows. */
 static const float attn_scale = 0.02f;
 
-struct hold {
-	struct cq_seq *seq;
-	uint32_t text;
-};
+struct worker me;		/* large: not on the stack */
 
-struct worker {
-	const struct chaos_job *job;
-	uint64_t rng;
-	struct cq_ctx *ctx;
-	struct cq_model *model;
-	struct cq_batch *batch;
-	struct hold hold[HOLDS];
-	unsigned int n;
-	struct text_memo memo;
-	uint16_t k[TEXT_TOKENS * KV_HEADS * DIM], v[TEXT_TOKENS * KV_HEADS * DIM];
-	uint16_t q[BATCH_ROWS * ROW];
-	float o[BATCH_ROWS * ROW];
-};
-
-static struct worker me;		/* large: not on the stack */
-
-#define DOING(fmt, ...)								\
-	snprintf(chaos_me->doing, sizeof(chaos_me->doing), fmt, ##__VA_ARGS__)
-
-/* Ends the worker unless @ret is one of those that may be. */
-#define MAY(call, ret, ok) do {							\
-	if ((ret) && !(ok))							\
-		FAIL("%s = %d (%s): %s", call, ret, strerror(-(ret)), cq_last_error()); \
-} while (0)
-
-static void lost(const char *what, uint32_t text)
+/**
+ * worker_lost() - the end: something that was held or acknowledged is gone
+ * @what: call that said so
+ * @text: text
+ */
+void worker_lost(const char *what, uint32_t text)
 {
 	chaos_count(&chaos->stale, 1);
 	chaos_count(&chaos->lost, 1);
 	FAIL("lost: %s of held text %u: %s", what, text, cq_last_error());
 }
 
-static bool unreachable(int ret)
-{
-	return ret == -ENOTCONN || ret == -ETIMEDOUT || ret == -ECONNREFUSED ||
-	       ret == -ECONNRESET || ret == -EPIPE;
-}
-
-static bool no_room(int ret)
-{
-	return ret == -EDQUOT || ret == -ENOSPC;
-}
-
-static bool stopped(void)
-{
-	return atomic_load_explicit(&chaos->stop, memory_order_relaxed);
-}
-
 /* --- memory --- */
 
-static void drop(unsigned int i)
+/**
+ * worker_drop() - close a held sequence
+ * @i: its place
+ */
+void worker_drop(unsigned int i)
 {
 	cq_seq_close(me.hold[i].seq);
 	me.hold[i] = me.hold[--me.n];
@@ -92,14 +53,17 @@ static void wait_event(int ms)
 		FAIL("eventfd: %s", strerror(errno));
 }
 
-/* The arena is full: give up a sequence now and then, else wait. */
-static void make_room(const struct cq_seq *keep)
+/**
+ * worker_make_room() - give up a sequence now and then, else wait
+ * @keep: not this one
+ */
+void worker_make_room(const struct cq_seq *keep)
 {
 	unsigned int i = me.n ? chaos_below(&me.rng, me.n) : 0;
 
 	chaos_count(&chaos->full, 1);
 	if (me.n && me.hold[i].seq != keep && chaos_below(&me.rng, 4) == 0)
-		drop(i);
+		worker_drop(i);
 	else
 		wait_event(5);
 }
@@ -120,7 +84,7 @@ static void check_read(struct hold *h, uint32_t layer, uint64_t coded[TEXT_PAGES
 	int ret = cq_read(h->seq, layer, 0, n, &k, &v), bad;
 
 	if (ret == -ESTALE)
-		lost("cq_read()", h->text);
+		worker_lost("cq_read()", h->text);
 	MAY("cq_read", ret, false);
 	bad = text_compare(me.k, me.v, h->text, layer, n, coded);
 	if (bad < 0)
@@ -249,7 +213,7 @@ static bool attend(struct step *s, bool commit)
 	memset(me.o, 0xff, sizeof(me.o));
 	ret = step_timed(s, commit);
 	if (ret == -ESTALE)
-		lost("cq_attention()", s->h[0]->text);
+		worker_lost("cq_attention()", s->h[0]->text);
 	MAY("cq_step or cq_attention", ret, ret == -ENOBUFS);
 	for (i = 0; i < s->n && !ret; i++)
 		for (r = 0; r < s->rows; r++)
@@ -272,7 +236,17 @@ static void attend_some(bool commit)
 	for (i = 0; i < s.n; i++)
 		s.h[i] = &me.hold[(first + i) % me.n];
 	if (!attend(&s, commit))
-		make_room(NULL);
+		worker_make_room(NULL);
+}
+
+/**
+ * worker_attend_last() - attend with the sequence held last, and compare
+ */
+void worker_attend_last(void)
+{
+	struct step s = { .rows = 1, .n = 1, .h = { &me.hold[me.n - 1] } };
+
+	attend(&s, false);
 }
 
 /* --- growing --- */
@@ -302,7 +276,7 @@ static bool feed(struct hold *h, size_t total)
 	int ret;
 
 	while ((len = cq_seq_length(seq)) < total && !stopped()) {
-		struct hold at = { seq, text };	/* make_room() moves holds about */
+		struct hold at = { seq, text };	/* worker_make_room() moves holds about */
 
 		n = 1 + chaos_below(&me.rng, 64);
 		ret = chunk(&at, MIN(total - len, n));
@@ -311,18 +285,37 @@ static bool feed(struct hold *h, size_t total)
 			continue;
 		if (test_now_ms() > end)
 			return false;
-		make_room(seq);
+		worker_make_room(seq);
 	}
 	return true;
 }
 
-static struct cq_seq *open_text(uint32_t text, size_t n)
+/* Most have neither; few have so little that they go by themselves. */
+static void options_pick(struct cq_seq_opts *so)
+{
+	uint32_t what = chaos_below(&me.rng, 32);
+
+	if (what < 2)
+		so->priority = 1 + chaos_below(&me.rng, 255);
+	else if (what == 2)
+		so->ttl_s = 1 + chaos_below(&me.rng, PAGE_TTL_S);
+}
+
+/**
+ * worker_open_text() - cq_seq_open(), on the clock
+ * @text: text
+ * @n:    tokens
+ *
+ * Return: the sequence.
+ */
+struct cq_seq *worker_open_text(uint32_t text, size_t n)
 {
 	struct cq_seq_opts so = { .sz = sizeof(so) };
 	uint32_t ids[TEXT_TOKENS], phase = chaos_phase();
 	struct cq_seq *seq = NULL;
 	uint64_t took;
 
+	options_pick(&so);
 	text_ids(ids, text, 0, n);
 	took = now_us();
 	MAY("cq_seq_open", cq_seq_open(me.model, ids, n, &so, &seq), false);
@@ -344,7 +337,7 @@ static void regain(const struct hold *h, size_t full)
 
 	DOING("regaining text %u", h->text);
 	for (;;) {
-		seq = open_text(h->text, full * 64 + 1);
+		seq = worker_open_text(h->text, full * 64 + 1);
 		n = cq_seq_length(seq);
 		cq_seq_close(seq);
 		if (n == full * 64)
@@ -369,7 +362,7 @@ static void seal(struct hold *h)
 	DOING("sealing text %u", h->text);
 	ret = cq_seal(h->seq, 3000);
 	if (ret == -ENOENT)
-		lost("cq_seal()", h->text);
+		worker_lost("cq_seal()", h->text);
 	MAY("cq_seal", ret, unreachable(ret) || no_room(ret));
 	chaos_count(unreachable(ret) ? &chaos->away : no_room(ret) ? &chaos->no_room :
 		    &chaos->sealed, 1);
@@ -385,12 +378,12 @@ static void do_open(void)
 	size_t n;
 
 	if (me.n == HOLDS)
-		drop(chaos_below(&me.rng, me.n));
+		worker_drop(chaos_below(&me.rng, me.n));
 	h = &me.hold[me.n];
 	h->text = text_pick(&me.rng);
 	n = 2 + chaos_below(&me.rng, TEXT_TOKENS - 8);
 	DOING("opening text %u", h->text);
-	h->seq = open_text(h->text, n);
+	h->seq = worker_open_text(h->text, n);
 	me.n++;
 	DOING("growing text %u", h->text);
 	if (!feed(h, n - 1))
@@ -419,7 +412,7 @@ static void do_fork(void)
 	DOING("forking text %u", h->text);
 	ret = cq_fork(h->seq, NULL, &seq);
 	if (ret == -ESTALE)
-		lost("cq_fork()", h->text);
+		worker_lost("cq_fork()", h->text);
 	MAY("cq_fork", ret, ret == -ENOBUFS);
 	if (ret)
 		return;
@@ -439,7 +432,7 @@ static void do_cut(void)
 	DOING("cutting text %u", h->text);
 	ret = cq_truncate(h->seq, n);
 	if (ret == -ESTALE)
-		lost("cq_truncate()", h->text);
+		worker_lost("cq_truncate()", h->text);
 	MAY("cq_truncate", ret, ret == -ENOBUFS);
 	if (ret)
 		return;
@@ -462,12 +455,14 @@ static void do_something(void)
 		do_decode();
 	else if (what < 84)
 		do_fork();
-	else if (what < 90)
+	else if (what < 89)
 		do_cut();
-	else if (what < 95)
+	else if (what < 96)
+		handover_step();
+	else if (what < 98)
 		seal(&me.hold[chaos_below(&me.rng, me.n)]);
 	else
-		drop(chaos_below(&me.rng, me.n));
+		worker_drop(chaos_below(&me.rng, me.n));
 }
 
 /* --- beginning and end --- */
@@ -530,7 +525,7 @@ void worker_main(const struct chaos_job *job)
 /* Read what is published of @text; marks its pages in @seen. */
 static void audit_text(uint32_t text, bool seen[PAGES])
 {
-	struct hold h = { open_text(text, TEXT_TOKENS), text };
+	struct hold h = { worker_open_text(text, TEXT_TOKENS), text };
 	size_t n = cq_seq_length(h.seq), i;
 	uint64_t coded[TEXT_PAGES];
 	uint32_t l;
@@ -544,11 +539,12 @@ static void audit_text(uint32_t text, bool seen[PAGES])
 
 /**
  * worker_audit() - attach to every text and read all of it
- * @job: where
+ * @job:   where
+ * @names: of the namespace: settle them, and nothing else
  *
  * Return: pages found.
  */
-uint32_t worker_audit(const struct chaos_job *job)
+uint32_t worker_audit(const struct chaos_job *job, bool names)
 {
 	static bool seen[PAGES];
 	uint32_t text, found = 0, i;
@@ -556,7 +552,9 @@ uint32_t worker_audit(const struct chaos_job *job)
 	me.job = job;
 	if (!open_all())
 		FAIL("no cqd for the audit");
-	for (text = 0; text < TEXTS; text++)
+	if (names)
+		handover_audit();
+	for (text = 0; text < TEXTS && !names; text++)
 		audit_text(text, seen);
 	for (i = 0; i < PAGES; i++)
 		found += seen[i];
