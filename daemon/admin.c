@@ -58,6 +58,14 @@ int cqd_admin_status(struct cqd_req *req)
 	ok.kernels = kernels;
 	ok.has_fdstore = true;
 	ok.fdstore = st.fdstore;
+	ok.has_transfer_done = st.transfer_total != 0;
+	ok.transfer_done = st.transfer_done;
+	ok.has_transfer_total = st.transfer_total != 0;
+	ok.transfer_total = st.transfer_total;
+	ok.has_persist_bytes = st.persist_bytes != 0;
+	ok.persist_bytes = st.persist_bytes;
+	ok.has_draining = true;
+	ok.draining = srv->draining;
 	msg.id = req->msg->id;
 	msg.body_case = CQP__MSG__BODY_STATUS_OK;
 	msg.status_ok = &ok;

@@ -481,6 +481,7 @@ int cqd_adopt(struct cqd_store *st, const struct cqd_store_opts *opts,
 	ret = open_index(&ad, &why);
 	if (ret == 0) {
 		ret = take_over(&ad, opts, err);
+		st->adopted = true;
 	} else {
 		drop_rest(&ad);
 		ret = fresh(&ad, opts, err);

@@ -75,6 +75,8 @@ static const struct key daemon_keys[] = {
 	{ "verify_rate", K_BYTES, true, D(verify_rate), 0, 1ull << 50 },
 	{ "hugepages", K_HUGE, true, D(policy), 0, 0 },
 	{ "numa", K_NUMA, true, D(policy), 0, 0 },
+	{ "persist", K_PATH, true, D(persist), 0, 0 },
+	{ "persist_rate", K_BYTES, true, D(persist_rate), 0, 1ull << 50 },
 	{ "backend", K_WORD, true, D(backend), 0, 0 },
 	{ "max_connections", K_U32, false, D(max_connections), 1, 1u << 20 },
 	{ "uid_connections", K_U32, false, D(uid_connections), 1, 1u << 20 },
@@ -432,6 +434,7 @@ static struct cqd_config *config_new(void)
 	cfg->half_life_s = 600;
 	cfg->policy.huge = CQD_HUGE_AUTO;
 	cfg->verify_rate = 256 * MIB;
+	cfg->persist_rate = 64 * MIB;
 	cfg->max_connections = 4096;
 	cfg->uid_connections = 2048;
 	if (failed) {
@@ -678,6 +681,7 @@ void cqd_config_free(struct cqd_config *cfg)
 	free(cfg->admin_socket);
 	free(cfg->metrics_socket);
 	free(cfg->metrics_listen);
+	free(cfg->persist);
 	free(cfg->backend);
 	free(cfg);
 }

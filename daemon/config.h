@@ -91,6 +91,8 @@ struct cqd_config {
 	uint64_t segment_min, segment_max;
 	uint32_t low, high, half_life_s, pressure_us;
 	uint64_t verify_rate;
+	char *persist;		/* folder, NULL: off */
+	uint64_t persist_rate;
 	char *backend;
 	struct cqd_mem_policy policy;
 	uint32_t max_connections, uid_connections;

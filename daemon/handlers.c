@@ -71,6 +71,8 @@ static int handle_ping(struct cqd_req *req)
 	pong.uptime_us = cqd_clock_us() - srv->started_us;
 	pong.has_ready = true;
 	pong.ready = cqd_server_ready(srv);
+	pong.has_draining = true;
+	pong.draining = srv->draining;
 	msg.body_case = CQP__MSG__BODY_PONG;
 	msg.pong = &pong;
 	reply(req, &msg, NULL, 0);
@@ -354,6 +356,9 @@ static const struct cqd_handler handlers[] = {
 	[CQP__MSG__BODY_VERIFY] = { "Verify", H_ADMIN, 0, cqd_admin_verify },
 	[CQP__MSG__BODY_EVICT] = { "Evict", H_ADMIN, 0, cqd_admin_evict },
 	[CQP__MSG__BODY_QUOTA] = { "Quota", H_ADMIN, 0, cqd_admin_quota },
+	[CQP__MSG__BODY_SAVE] = { "Save", H_ADMIN, 1, cqd_admin_save },
+	[CQP__MSG__BODY_RESTORE] = { "Restore", H_ADMIN, 1, cqd_admin_restore },
+	[CQP__MSG__BODY_DRAIN] = { "Drain", H_ADMIN, 0, cqd_admin_drain },
 };
 
 _Static_assert(ARRAY_SIZE(handlers) <= CQD_REQUESTS, "each has its figures");

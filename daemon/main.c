@@ -39,6 +39,7 @@ struct options {
 /*
  * struct daemon - the process
  * @fds, @names, @n_fds: what the service manager handed over
+ * @persist: persist= was started, if it is on
  */
 struct daemon {
 	uv_loop_t loop;
@@ -48,7 +49,7 @@ struct daemon {
 	uv_signal_t sigs[3];
 	char **names;
 	unsigned int n_fds;
-	bool sigs_live;
+	bool sigs_live, persist;
 };
 
 static struct daemon the_daemon;	/* large: not on the stack */
@@ -433,10 +434,25 @@ out:
 
 /* --- signals --- */
 
+/* Once the models are there that pages are of. */
+static void start_persist(struct cqd_server *srv)
+{
+	const struct cqd_config *cfg = srv->config;
+	struct cq_err err = { "" };
+	struct daemon *d = daemon_of(srv);
+
+	if (!d->persist && cfg->persist &&
+	    cqd_persist_start(srv->store, cfg->persist, cfg->persist_rate, &err))
+		cq_err("%s", err.text);
+	d->persist = true;	/* not at a reload */
+}
+
 static void on_loaded(struct cqd_server *srv)
 {
-	if (!srv->stopping)
-		cqd_notify_ready(daemon_of(srv)->notify);
+	if (srv->stopping)
+		return;
+	cqd_notify_ready(daemon_of(srv)->notify);
+	start_persist(srv);
 }
 
 static void reload(struct daemon *d)
@@ -471,6 +487,14 @@ static void on_store_closed(void *arg)
 {
 }
 
+static void on_flushed(void *arg)
+{
+	struct cqd_server *srv = arg;
+
+	cqd_store_close(srv->store, on_store_closed, NULL);
+	srv->store = NULL;
+}
+
 /* Handles close now, the loop ends when the store has nothing under way. */
 static void stop(struct daemon *d)
 {
@@ -496,8 +520,7 @@ static void stop(struct daemon *d)
 	uv_close((uv_handle_t *)&srv->tick, NULL);
 	cqd_processes_close(srv);
 	if (srv->store)
-		cqd_store_close(srv->store, on_store_closed, NULL);
-	srv->store = NULL;
+		cqd_persist_flush(srv->store, on_flushed, srv);
 }
 
 static void on_signal(uv_signal_t *sig, int signum)

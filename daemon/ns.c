@@ -325,6 +325,20 @@ int cqd_ns_words_get(struct cqd_ns *ns, struct cqd_segment *seg, uint32_t n)
 }
 
 /**
+ * cqd_ns_fits() - does more fit into the namespace's limits as it is?
+ * @ns:    namespace
+ * @bytes: more bytes
+ * @pages: more pages
+ *
+ * Return: true if it does.
+ */
+bool cqd_ns_fits(const struct cqd_ns *ns, uint64_t bytes, uint64_t pages)
+{
+	return bytes <= ns->quota_bytes && ns->used_bytes <= ns->quota_bytes - bytes &&
+	       pages <= ns->quota_pages && ns->pages <= ns->quota_pages - pages;
+}
+
+/**
  * cqd_ns_room() - does more fit into the namespace's limits?
  * @ns:    namespace
  * @bytes: more bytes
@@ -340,9 +354,7 @@ bool cqd_ns_room(struct cqd_ns *ns, uint64_t bytes, uint64_t pages)
 	if (ns->arena_bytes + ns->tail_bytes > ns->quota_bytes ||
 	    bytes > ns->quota_bytes - ns->arena_bytes - ns->tail_bytes)
 		return false;
-	while (ns->used_bytes > ns->quota_bytes - bytes ||
-	       ns->pages > ns->quota_pages - MIN(pages, ns->quota_pages) ||
-	       pages > ns->quota_pages)
+	while (!cqd_ns_fits(ns, bytes, pages))
 		if (!cqd_evict_one(ns->st, NULL, ns))
 			return false;
 	return true;

@@ -21,7 +21,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include "daemon/store_priv.h"
+#include "daemon/save.h"
 
 static void step(struct cqd_seal_op *op);
 static void conclude(struct cqd_seal_op *op);
@@ -213,6 +213,8 @@ static int copy_one(struct cqd_seal_op *op, unsigned int kind, uint64_t src)
 	ret = mem->check(&seg->mem, dst + sizeof(h), len, &h.check_lo, &h.check_hi);
 	if (ret)
 		return ret;
+	if (op->saved && (h.check_lo != op->want[kind][0] || h.check_hi != op->want[kind][1]))
+		return -EBADMSG;
 	memcpy(h.model_tag, op->shard->model->head->hash, sizeof(h.model_tag));
 	memcpy(h.key, op->key.b, sizeof(h.key));
 	if (kind == CQD_CODES) {
@@ -314,9 +316,9 @@ static int get_slot(struct cqd_seal_op *op, unsigned int kind)
 	/* Right after a failure it would fail again, and again. */
 	if (!sh->kind[kind].failed && !cqd_segment_grow(sh, kind, NULL))
 		return -EAGAIN;
-	if (st->destroying || cqd_evict_segment(st, sh))
+	if (st->destroying || (!op->saved && cqd_evict_segment(st, sh)))
 		return -EAGAIN;
-	while (cqd_evict_one(st, sh, NULL)) {
+	while (!op->saved && cqd_evict_one(st, sh, NULL)) {
 		if (!cqd_slot_take(sh, kind, op->page, &op->at[kind]))
 			return 0;
 		if (cqd_closed_retire(st))
@@ -361,7 +363,7 @@ static void start_copy(struct cqd_seal_op *op)
 	op->where = CQD_SEAL_COPY;
 	op->job.run = copy_run;
 	op->job.done = copy_done;
-	cqd_job_queue(op->st, &op->job, false);
+	cqd_job_queue(op->st, &op->job, op->saved);	/* disks are slow */
 }
 
 static void want_slots(struct cqd_seal_op *op)
@@ -426,6 +428,17 @@ again:
 
 /* --- the beginning --- */
 
+/* Within the quota, and without making the pool evict if it is a saved page. */
+static bool has_room(const struct cqd_seal_op *op, uint64_t bytes)
+{
+	const struct cqd_store *st = op->st;
+
+	if (!op->saved)
+		return cqd_ns_room(op->shard->ns, bytes, 1);
+	return cqd_ns_fits(op->shard->ns, bytes, 1) &&
+	       st->pool_used + bytes <= st->o.pool_bytes / 100 * st->o.high;
+}
+
 /* Page record and pin, the parent kept from eviction. */
 static int begin(struct cqd_seal_op *op, uint32_t parent)
 {
@@ -436,7 +449,7 @@ static int begin(struct cqd_seal_op *op, uint32_t parent)
 
 	if (parent != CQP_NONE)
 		cqd_page_hold(st, parent);
-	if (!cqd_ns_room(sh->ns, cqd_page_bytes(sh, sink), 1))
+	if (!has_room(op, cqd_page_bytes(sh, sink)))
 		ret = cq_err_set(&op->err, -EDQUOT,
 				 "quota of '%s' is in use (%llu of %llu bytes, "
 				 "%llu pages): raise it",
@@ -445,7 +458,7 @@ static int begin(struct cqd_seal_op *op, uint32_t parent)
 				 (unsigned long long)sh->ns->pages);
 	while (!ret && op->page == CQP_NONE) {
 		op->page = cqd_page_begin(sh, &op->key, parent, sink, op);
-		if (op->page == CQP_NONE && !cqd_evict_one(st, NULL, NULL))
+		if (op->page == CQP_NONE && (op->saved || !cqd_evict_one(st, NULL, NULL)))
 			ret = cq_err_set(&op->err, -ENOSPC, "max_pages = %u are in use",
 					 st->ix.t_pages.n);
 	}
@@ -552,6 +565,25 @@ static int check_req(const struct cqd_shard *sh, const struct cqd_arena *a,
 	return 0;
 }
 
+static void start(struct cqd_seal_op *op, struct cqd_client *client,
+		  struct cqd_shard *shard, struct cqd_arena *a, cqd_seal_cb done, void *arg)
+{
+	op->st = client->st;
+	op->client = client;
+	op->shard = shard;
+	op->arena = a;
+	kref_get(&a->ref);
+	op->page = CQP_NONE;
+	op->done = done;
+	op->arg = arg;
+	list_init(&op->wait_node);
+	list_init(&op->waiters);
+	list_add_tail(&op->client_node, &client->seals);
+	client->n_seals++;
+	shard->ns->counts.sealing++;
+	step(op);
+}
+
 /**
  * cqd_seal() - copy into a free slot, checksum the copy, publish
  * @client: publisher; the page is pinned for it
@@ -587,25 +619,48 @@ int cqd_seal(struct cqd_client *client, struct cqd_shard *shard,
 		free(op);
 		return cq_err_set(err, ret, "no memory for a key");
 	}
-	op->st = client->st;
-	op->client = client;
-	op->shard = shard;
-	op->arena = a;
-	kref_get(&a->ref);
 	op->parent_key = req->parent;
 	op->offset = req->offset;
 	op->sink_offset = req->sink_offset;
 	op->ttl_s = req->ttl_s;
 	op->priority = req->priority;
-	op->page = CQP_NONE;
-	op->done = done;
-	op->arg = arg;
-	list_init(&op->wait_node);
-	list_init(&op->waiters);
-	list_add_tail(&op->client_node, &client->seals);
-	client->n_seals++;
-	shard->ns->counts.sealing++;
-	step(op);
+	start(op, client, shard, a, done, arg);
+	return 0;
+}
+
+/**
+ * cqd_seal_saved() - copy a page from a file and publish it
+ * @client: session that holds it; the page is pinned for it
+ * @shard:  to which it belongs; root is set
+ * @req:    what; @req->meta->key is taken as it is
+ * @done:   as for cqd_seal(); -EBADMSG: the copy has another checksum
+ * @arg:    passed to @done
+ * @err:    text of the failure
+ *
+ * Return: 0; -ENOMEM.
+ */
+int cqd_seal_saved(struct cqd_client *client, struct cqd_shard *shard,
+		   const struct cqd_seal_saved *req, cqd_seal_cb done, void *arg,
+		   struct cq_err *err)
+{
+	const struct cqp_save_page *m = req->meta;
+	struct cqd_seal_op *op = calloc(1, sizeof(*op));
+
+	if (!op)
+		return cq_err_set(err, -ENOMEM, "no memory for a seal");
+	memcpy(op->key.b, m->key, sizeof(op->key.b));
+	memcpy(op->parent_key.b, m->parent, sizeof(op->parent_key.b));
+	op->saved = true;
+	op->offset = req->offset;
+	op->sink_offset = m->sink ? req->offset + ALIGN_UP(m->payload, CQP_SAVE_BLOCK) :
+			  UINT64_MAX;
+	op->want[CQD_CODES][0] = m->check_lo;
+	op->want[CQD_CODES][1] = m->check_hi;
+	op->want[CQD_SINKS][0] = m->sink_lo;
+	op->want[CQD_SINKS][1] = m->sink_hi;
+	op->ttl_s = m->ttl_s;
+	op->priority = m->priority;
+	start(op, client, shard, req->file, done, arg);
 	return 0;
 }
 

@@ -165,6 +165,7 @@ struct cqd_session {
  * @born_us:     its start by the clock on the wall
  * @http:        metrics over HTTP: listeners and connections, @n of these
  * @loading:     model files of the configuration still being loaded
+ * @draining:    no new session is admitted
  * @tick:        runs while @waiting is not empty
  * @frame, @tx:  the one datagram being read, the one being written
  */
@@ -187,7 +188,7 @@ struct cqd_server {
 		uv_timer_t tick;
 	} http;
 	uv_timer_t tick;
-	bool ticking, stopping;
+	bool ticking, stopping, draining;
 	struct cqp_frame frame;
 	uint8_t tx[CQP_MAX_MSG];
 };
@@ -339,6 +340,12 @@ int cqd_req_publish(struct cqd_req *req);
 int cqd_req_attach(struct cqd_req *req);
 int cqd_req_unpublish(struct cqd_req *req);
 int cqd_admin_pin(struct cqd_req *req);
+
+/* --- admin_save.c --- */
+
+int cqd_admin_save(struct cqd_req *req);
+int cqd_admin_restore(struct cqd_req *req);
+int cqd_admin_drain(struct cqd_req *req);
 
 /* --- autoload.c --- */
 

@@ -449,7 +449,11 @@ static int begin(struct cqd_conn *conn, const Cqp__Hello *hello, struct cqd_tena
 		attach(s, conn, t);
 		return 0;
 	}
-	ret = cqd_crowd_room(conn, t, err);
+	if (srv->draining)
+		ret = cq_err_set(err, -ESHUTDOWN, "cqd is draining and admits no new session: "
+				 "use another one, or undo it with cqctl drain --undo");
+	else
+		ret = cqd_crowd_room(conn, t, err);
 	if (ret)
 		goto err_close;
 	clean_name(name, hello->client);
@@ -517,7 +521,7 @@ static int check_version(const Cqp__Hello *hello, struct cq_err *err)
  * @err:  text of the failure
  *
  * Answers it. Return: 0; -EPROTO other version or feature; -EACCES no member
- * of the namespace; -EUSERS; -ENOSPC; -ENOMEM; -ESRCH.
+ * of the namespace; -ESHUTDOWN; -EUSERS; -ENOSPC; -ENOMEM; -ESRCH.
  */
 int cqd_session_hello(struct cqd_conn *conn, const Cqp__Msg *msg, struct cq_err *err)
 {

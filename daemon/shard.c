@@ -134,7 +134,14 @@ static uint32_t open_in(struct cqd_client *cl, struct cqd_shard *sh)
 	return cl->n_shards;
 }
 
-static int root_key(struct cqd_shard *sh, struct cq_err *err)
+/**
+ * cqd_shard_root() - key(-1) of a shard
+ * @sh:  shard; its root is set from now on
+ * @err: text of the failure
+ *
+ * Return: 0; -ENOMEM.
+ */
+int cqd_shard_root(struct cqd_shard *sh, struct cq_err *err)
 {
 	const struct cqk_model *h = sh->model->head;
 	const char *salt = sh->ns->salt;
@@ -179,7 +186,7 @@ int cqd_shard_get(struct cqd_client *client, const char *model,
 	ret = cqd_shard_make(client->ns, m, &r, &sh, err);
 	if (ret)
 		return ret;
-	ret = root_key(sh, err);
+	ret = cqd_shard_root(sh, err);
 	if (ret)
 		goto err_put;
 	info->id = open_in(client, sh);

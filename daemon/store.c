@@ -90,6 +90,7 @@ static void store_free(struct cqd_store *st)
 		cqd_model_free(list_first(&st->models, struct cqd_model, node));
 	while (!list_empty(&st->namespaces))
 		cqd_ns_free(list_first(&st->namespaces, struct cqd_ns, node));
+	cqd_persist_free(st);
 	free(st->pages);
 	free(st->pins);
 	free(st->client_at);
@@ -215,12 +216,19 @@ static void maybe_closed(struct cqd_store *st)
 	closed(arg);
 }
 
-static void handle_closed(uv_handle_t *h)
+/**
+ * cqd_store_handle_gone() - a handle of the store is closed
+ * @st: store; freed here if it was the last one of a closing store
+ */
+void cqd_store_handle_gone(struct cqd_store *st)
 {
-	struct cqd_store *st = h->data;
-
 	st->open_handles--;
 	maybe_closed(st);
+}
+
+static void handle_closed(uv_handle_t *h)
+{
+	cqd_store_handle_gone(h->data);
 }
 
 /**
@@ -251,6 +259,7 @@ void cqd_store_close(struct cqd_store *st, void (*done)(void *arg), void *arg)
 	st->closing = true;
 	cqd_verify_stop(st);
 	cqd_evict_stop(st);
+	cqd_persist_close(st);
 	cqd_seal_cancel_waiting(st);
 	list_for_each(pos, &st->clients) {
 		cqd_publish_cancel_client(list_entry(pos, struct cqd_client, node));
@@ -314,6 +323,9 @@ void cqd_store_stats(const struct cqd_store *st, struct cqd_stats *out)
 		.orphans = st->orphans,
 		.segments = st->ix.t_segs.used,
 		.fdstore = __atomic_load_n(&st->fdstore, __ATOMIC_RELAXED),
+		.transfer_done = st->transfers ? st->transfer_done : 0,
+		.transfer_total = st->transfers ? st->transfer_total : 0,
+		.persist_bytes = cqd_persist_bytes(st),
 	};
 	list_for_each(pos, &st->models)
 		out->codebook_bytes += list_entry(pos, struct cqd_model, node)->bytes;

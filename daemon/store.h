@@ -393,6 +393,42 @@ int cqd_evict(struct cqd_store *st, const struct cqd_evict_opts *opts,
 /* The machine is short of memory: gives some segments back. */
 void cqd_store_squeeze(struct cqd_store *st);
 
+typedef void (*cqd_save_cb)(void *arg, int ret, uint64_t pages, uint64_t bytes,
+			    const struct cq_err *err);
+/* Writes every sealed page to a file (proto/save.h). */
+int cqd_save(struct cqd_store *st, int fd, cqd_save_cb done, void *arg, struct cq_err *err);
+
+/**
+ * struct cqd_restore_result - what became of saved pages
+ * @restored:     came back, @bytes of payload
+ * @existing:     were resident
+ * @lost:         records missing in the file, as far as can be told
+ * @bad:          damaged: wrong checksum, no page of that model or salt
+ * @no_parent:    the page before was not there
+ * @no_model:     no model of that hash is loaded
+ * @no_namespace: no such namespace
+ * @no_room:      a quota, the pool or the index is full
+ * @text:         the first model or namespace that is missing
+ */
+struct cqd_restore_result {
+	uint64_t restored, bytes, existing;
+	uint64_t lost, bad, no_parent, no_model, no_namespace, no_room;
+	char text[96];
+};
+
+typedef void (*cqd_restore_cb)(void *arg, int ret, const struct cqd_restore_result *res,
+			       const struct cq_err *err);
+/* Brings the pages of a file back; nothing is evicted for them. */
+int cqd_restore(struct cqd_store *st, int fd, cqd_restore_cb done, void *arg,
+		struct cq_err *err);
+
+/* persist=: pages of a folder come back, sealed ones are written there.
+ * Models that pages are of should be loaded. */
+int cqd_persist_start(struct cqd_store *st, const char *dir, uint64_t rate,
+		      struct cq_err *err);
+/* Writes what is not written yet; @done at once if nothing is persistent. */
+void cqd_persist_flush(struct cqd_store *st, void (*done)(void *arg), void *arg);
+
 struct cqd_stats {
 	uint64_t pool_limit, pool_reserved, pool_used;
 	uint64_t index_used, codebook_bytes, arena_bytes;
@@ -401,6 +437,8 @@ struct cqd_stats {
 	uint64_t hits, misses, seals, evictions;
 	uint64_t checksum_failures, verify_pending;
 	uint64_t fdstore, segments;
+	uint64_t transfer_done, transfer_total;	/* of a save or restore, else 0 */
+	uint64_t persist_bytes;			/* of the files of persist= */
 };
 
 void cqd_store_stats(const struct cqd_store *st, struct cqd_stats *out);

@@ -231,6 +231,7 @@ struct cqd_segment {
 #define CQD_PG_UNVERIFIED	4u
 #define CQD_PG_SINK		8u	/* has a sink object */
 #define CQD_PG_TTL		16u	/* on the wheel of ttl.c */
+#define CQD_PG_SAVED		32u	/* in a file of persist= */
 
 struct cqd_page {
 	struct cqd_shard *shard;
@@ -333,6 +334,8 @@ struct cqd_seal_op {
 	uint32_t depth;			/* behind a page of another namespace */
 	uint8_t priority;
 	bool parent_lost;
+	bool saved;			/* from a file: nothing is evicted for it */
+	uint64_t want[CQD_N_KINDS][2];	/* checksums that the file promises */
 	struct cqd_place at[CQD_N_KINDS];
 	uint64_t lo, hi;
 	int ret;
@@ -377,6 +380,10 @@ struct cqd_store {
 	enum cqd_evict_reason leaving_why;
 	cqd_watch_fn watch;
 	void *watch_arg;
+	struct cqd_persist *persist;	/* NULL: off */
+	bool adopted;			/* the index came from the fd store */
+	unsigned int transfers;		/* cqctl save or restore under way */
+	uint64_t transfer_done, transfer_total;
 	uint64_t empty_ms;
 	uint32_t destroying;
 	uint32_t n_closed;		/* segments that take no new page */
@@ -415,6 +422,8 @@ void cqd_ns_free(struct cqd_ns *ns);
 int cqd_ns_words_get(struct cqd_ns *ns, struct cqd_segment *seg, uint32_t n);
 /* True if @bytes and @pages more fit; evicts the namespace's own leaves for it. */
 bool cqd_ns_room(struct cqd_ns *ns, uint64_t bytes, uint64_t pages);
+/* The same without evicting anything. */
+bool cqd_ns_fits(const struct cqd_ns *ns, uint64_t bytes, uint64_t pages);
 
 /* --- reading other namespaces (readers.c) --- */
 
@@ -438,6 +447,8 @@ void cqd_model_put(struct cqd_model *m);
 int cqd_shard_make(struct cqd_ns *ns, struct cqd_model *m,
 		   const struct cqp_shard *range, struct cqd_shard **out,
 		   struct cq_err *err);
+/* Derives sh->root unless that was done: 0 or -ENOMEM. */
+int cqd_shard_root(struct cqd_shard *sh, struct cq_err *err);
 /* Forgets @sh if nothing is in it and nobody has it open. */
 void cqd_shard_put(struct cqd_shard *sh);
 void cqd_shard_free(struct cqd_shard *sh);
@@ -621,9 +632,16 @@ void cqd_verify_background(struct cqd_store *st);
 void cqd_verify_timer(uv_timer_t *timer);
 void cqd_verify_stop(struct cqd_store *st);
 
+/* --- persist= (persist.c) --- */
+
+void cqd_persist_close(struct cqd_store *st);
+void cqd_persist_free(struct cqd_store *st);
+uint64_t cqd_persist_bytes(const struct cqd_store *st);
+
 /* Arrays beside the index; -ENOMEM. */
 int cqd_store_arrays(struct cqd_store *st);
 void cqd_store_jobs_gone(struct cqd_store *st);
+void cqd_store_handle_gone(struct cqd_store *st);
 /* Sealed-memory helpers shared by index, state words and segments. */
 int cqd_memfd_make(const char *name, uint64_t bytes, bool reserve, struct cqd_mem *mem,
 		   struct cq_err *err);

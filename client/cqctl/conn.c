@@ -6,6 +6,7 @@
  * limits of proto/ and checked to be the answer to what was asked.
  */
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -15,6 +16,7 @@
 #include "client/cqctl/cqctl.h"
 
 #define TIMEOUT_MS 10000
+#define TICK_MS		1000
 
 static const char *socket_path(const struct ctl *c)
 {
@@ -146,6 +148,15 @@ static int send_msg(struct ctl *c, Cqp__Msg *msg, int fd)
 			  strerror(-ret));
 }
 
+/* Until there is something to read; receive() tells what. */
+static void wait_ticking(struct ctl *c)
+{
+	struct pollfd p = { .fd = c->sock, .events = POLLIN };
+
+	while (c->tick && poll(&p, 1, TICK_MS) == 0)
+		c->tick(c);
+}
+
 Cqp__Msg *ctl_next(struct ctl *c, uint64_t id, Cqp__Msg__BodyCase want, int *ret)
 {
 	Cqp__Msg *reply = receive(c, id, ret);
@@ -173,20 +184,27 @@ static Cqp__Msg *exchange(struct ctl *c, Cqp__Msg *msg, int fd, Cqp__Msg__BodyCa
 {
 	msg->id = c->next_id++;
 	*ret = send_msg(c, msg, fd);
-	return *ret ? NULL : ctl_next(c, msg->id, want, ret);
+	if (*ret)
+		return NULL;
+	wait_ticking(c);
+	return ctl_next(c, msg->id, want, ret);
 }
 
 static int greet(struct ctl *c)
 {
 	Cqp__Hello hello = CQP__HELLO__INIT;
 	Cqp__Msg msg = CQP__MSG__INIT, *reply;
-	char name[] = "cqctl";
+	char name[] = "cqctl", tenant[CQP_MAX_NAME];
 	int ret;
 
 	hello.protocol = CQP_VERSION;
 	hello.incompat = CQP_INCOMPAT_KNOWN;
 	hello.compat = CQP_COMPAT_KNOWN;
 	hello.client = name;
+	if (c->tenant) {
+		snprintf(tenant, sizeof(tenant), "%s", c->tenant);
+		hello.tenant = tenant;
+	}
 	msg.body_case = CQP__MSG__BODY_HELLO;
 	msg.hello = &hello;
 	reply = exchange(c, &msg, -1, CQP__MSG__BODY_HELLO_OK, &ret);

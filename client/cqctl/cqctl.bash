@@ -8,7 +8,8 @@ _cqctl_names() {
 
 _cqctl() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
-	local commands="ping status list namespaces clients top events metrics show load unload pin unpin verify evict quota calibrate"
+	local commands="ping status list namespaces clients top events metrics show load unload pin unpin verify evict quota"
+	commands+=" save restore drain bench doctor calibrate"
 	local cmd="" before="" n=0 i words socket=()
 
 	COMPREPLY=()
@@ -22,7 +23,7 @@ _cqctl() {
 		--socket | --k | --v | --centroids | --sinks | --window | --iterations | \
 			--threads | --seed | --output | -o | --namespace | --model | --older | \
 			--bytes | --pages | --pins | --connections | --ttl | \
-			--timeout | --interval | -i | --sort | -s | -n | --count) continue ;;
+			--timeout | --clients | --seconds | --interval | -i | --sort | -s | -n | --count) continue ;;
 		esac
 		if [ -z "$cmd" ]; then cmd=${COMP_WORDS[i]}; else n=$((n + 1)); fi
 	done
@@ -46,7 +47,8 @@ _cqctl() {
 		return
 		;;
 	--sinks | --window | --iterations | --threads | --seed | --older | --bytes | --pages | \
-		--pins | --connections | --ttl | --timeout | --interval | --count)
+		--pins | --connections | --ttl | --timeout | --interval | --count | \
+		--clients | --seconds)
 		return
 		;;
 	--namespace | --model)
@@ -66,6 +68,8 @@ _cqctl() {
 		ping) words+=" --timeout" ;;
 		top) words+=" --once --batch --interval --sort" ;;
 		events) words+=" --namespace --snapshot --count" ;;
+		bench) words+=" --clients --seconds --namespace --model" ;;
+		drain) words+=" --timeout --undo" ;;
 		calibrate) words+=" --k --v --fisher --centroids --sinks --window
 			--iterations --threads --seed --output" ;;
 		esac
@@ -85,7 +89,7 @@ _cqctl() {
 	pin:2) words=$(_cqctl_names pages "${socket[@]}") ;;
 	unpin:1) words=$(_cqctl_names names "${socket[@]}") ;;
 	unload:0) words=$(_cqctl_names models "${socket[@]}") ;;
-	load:1 | calibrate:0)
+	load:1 | calibrate:0 | save:0 | restore:0)
 		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
 		return
 		;;

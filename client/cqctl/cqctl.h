@@ -28,22 +28,25 @@ enum ctl_exit {
 /**
  * struct ctl - one run of the program
  * @socket: path asked for with --socket, NULL for the default
+ * @tenant: namespace to enter on a workers' socket, or NULL
  * @json:   --json was given
  * @cmd:    what runs
  * @timeout_ms: of connecting and of each answer; 0: the default
  * @watch:  signals are let in only by ctl_wait()
  * @sock:   connection, -1 until ctl_connect()
  * @next_id: of the next request
+ * @tick:   called about once per second while an answer is waited for, or NULL
  * @err:    text of the last failure
  */
 struct ctl {
-	const char *socket;
+	const char *socket, *tenant;
 	bool json;
 	const struct ctl_command *cmd;
 	uint64_t timeout_ms;
 	bool watch;
 	int sock;
 	uint64_t next_id;
+	void (*tick)(struct ctl *c);
 	struct cq_err err;
 };
 
@@ -173,6 +176,11 @@ int ctl_cmd_evict(struct ctl *c, int argc, char **argv);
 int ctl_cmd_quota(struct ctl *c, int argc, char **argv);
 int ctl_cmd_pin(struct ctl *c, int argc, char **argv);
 int ctl_cmd_unpin(struct ctl *c, int argc, char **argv);
+int ctl_cmd_save(struct ctl *c, int argc, char **argv);
+int ctl_cmd_restore(struct ctl *c, int argc, char **argv);
+int ctl_cmd_bench(struct ctl *c, int argc, char **argv);
+int ctl_cmd_doctor(struct ctl *c, int argc, char **argv);
+int ctl_cmd_drain(struct ctl *c, int argc, char **argv);
 int ctl_cmd_calibrate(struct ctl *c, int argc, char **argv);
 
 #endif /* CQCTL_H */

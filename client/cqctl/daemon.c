@@ -89,6 +89,12 @@ static const struct {
 	C(evictions), C(checksum_failures), C(verify_pending),
 };
 
+static void set_number(json_t *o, const char *name, bool there, uint64_t n)
+{
+	if (there)
+		json_object_set_new(o, name, json_integer((json_int_t)n));
+}
+
 static int status_json(const Cqp__StatusOk *s, const char *boot)
 {
 	json_t *o = json_pack("{s:s, s:s, s:s}", "version", s->version, "boot_id", boot,
@@ -100,8 +106,12 @@ static int status_json(const Cqp__StatusOk *s, const char *boot)
 		memcpy(&x, (const char *)s + counters[i].at, sizeof(x));
 		json_object_set_new(o, counters[i].name, ctl_json_u64(x));
 	}
-	if (s->has_fdstore)
-		json_object_set_new(o, "fdstore", json_integer((json_int_t)s->fdstore));
+	set_number(o, "fdstore", s->has_fdstore, s->fdstore);
+	set_number(o, "persist_bytes", s->has_persist_bytes, s->persist_bytes);
+	set_number(o, "transfer_done", s->has_transfer_done, s->transfer_done);
+	set_number(o, "transfer_total", s->has_transfer_total, s->transfer_total);
+	if (s->has_draining)
+		json_object_set_new(o, "draining", json_boolean(s->draining));
 	return ctl_print_json(o);
 }
 
@@ -128,6 +138,10 @@ static void status_text(const Cqp__StatusOk *s, const char *boot)
 	       s->checksum_failures, s->verify_pending);
 	if (s->has_fdstore)
 		printf("fd store   %" PRIu64 " descriptors\n", s->fdstore);
+	if (s->has_persist_bytes)
+		printf("persist    %s in files\n", ctl_bytes(s->persist_bytes, a));
+	if (s->draining)
+		puts("draining   no new sessions are admitted");
 }
 
 int ctl_cmd_status(struct ctl *c, int argc, char **argv)

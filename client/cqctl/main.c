@@ -57,6 +57,28 @@ static const struct ctl_command commands[] = {
 	  "A change is in force until the next reload or restart of cqd; 0: no limit.\n"
 	  "Above a lowered limit unused pages go; what is in use stays, and nothing\n"
 	  "more gets in.\n", ctl_cmd_quota },
+	{ "save", "FILE", "write every sealed page to a file",
+	  "FILE appears whole or not at all; it is readable by its owner only.\n",
+	  ctl_cmd_save },
+	{ "restore", "FILE", "bring pages back from a file",
+	  "Into namespaces of the same name and models of the same hash. Pages that\n"
+	  "are there stay, and nothing is evicted. Exit status 1 if some pages could\n"
+	  "not be restored.\n", ctl_cmd_restore },
+	{ "drain", "[--timeout SECONDS] [--undo]",
+	  "admit no new sessions; wait until no client is left",
+	  "  --timeout SECONDS  wait no longer; exit status 1 if clients are left then\n"
+	  "  --undo             admit new sessions again\n"
+	  "A cqd that is started again admits new sessions.\n", ctl_cmd_drain },
+	{ "bench", "[OPTION...]", "measure how fast cqd answers here",
+	  "  --clients N       that ask at the same time (4)\n"
+	  "  --seconds S       in all (4)\n"
+	  "  --namespace NAME  in which pages are sealed; else cqd's choice for your uid\n"
+	  "  --model NAME      of which they are; else the first one\n"
+	  "Pages are noise, released at once, and dropped when a second is over.\n",
+	  ctl_cmd_bench },
+	{ "doctor", "", "look at the machine and at cqd, and name remedies",
+	  "Works without cqd and for everybody. Exit status 1 if there are problems.\n",
+	  ctl_cmd_doctor },
 	{ "calibrate", "ACTS --k CODE --v CODE -o MODEL [OPTION...]",
 	  "learn codebooks from an activation dump",
 	  "  -o, --output FILE     model file to write\n"

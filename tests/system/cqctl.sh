@@ -178,7 +178,7 @@ documented() {
 	for o in $(ctl --help | grep -oE -e '--[a-z0-9]+' | sort -u); do
 		grep -qE "Fl ${o#-}( |\$)" "$page" && grep -q -e "$o\>" "$bash" || return
 	done
-	[ "${words//$'\n'/ }" = "$(sed -n 's/.*commands="\(.*\)"/\1/p' "$bash")" ]
+	[ "${words//$'\n'/ }" = "$(sed -n 's/.*commands+*="\(.*\)"/\1/p' "$bash" | tr -d '\n')" ]
 }
 
 # complete WORD...: what bash proposes for the last word

@@ -73,7 +73,8 @@ TEST(every_key)
 		"socket = /tmp/a.sock\nadmin_socket=/tmp/b.sock\nsocket_mode = 0600\n"
 		"pool_bytes = 64M\nmax_pages = 1000\nmax_clients = 10\nmax_pins = 20\n"
 		"segment_min = 1M\nsegment_max = 8M ; inline comment\nlow = 50\nhigh = 60\n"
-		"verify_rate = 1G\nbackend = memfd\nmax_connections = 7\nuid_connections = 3\n"
+		"verify_rate = 1G\npersist = /tmp/p\npersist_rate = 3M\n"
+		"backend = memfd\nmax_connections = 7\nuid_connections = 3\n"
 		"[namespace alpha]\nuid = 0, 1000 daemon\nsocket = /tmp/c.sock\n"
 		"quota_bytes = 50%\nquota_pages = 11\nquota_pins = 12\nconnections = 13\n"
 		"salt = some text\nmodels = m1, m2\nreadable_by = beta\n"
@@ -93,6 +94,8 @@ TEST(every_key)
 	ASSERT_EQ(cfg->low, 50);
 	ASSERT_EQ(cfg->high, 60);
 	ASSERT_EQ(cfg->verify_rate, 1 << 30);
+	ASSERT(!strcmp(cfg->persist, "/tmp/p"));
+	ASSERT_EQ(cfg->persist_rate, 3 << 20);
 	ASSERT(!strcmp(cfg->backend, "memfd"));
 	ASSERT_EQ(cfg->max_connections, 7);
 	ASSERT_EQ(cfg->uid_connections, 3);
@@ -231,7 +234,8 @@ TEST(installed_file)
 	while (fgets(line, sizeof(line), f)) {
 		if (line[0] == '#' && strchr(line, '=') && line[1] >= 'a' && line[1] <= 'z' &&
 		    !strstr(line, "NAME") && !strstr(line, "TEXT") &&
-		    !strstr(line, "PATH") && !strstr(line, "PORT"))
+		    !strstr(line, "PATH") && !strstr(line, "PORT") &&
+		    !strstr(line, "FOLDER"))
 			memmove(line, line + 1, strlen(line));
 		else if (!strncmp(line, "#[namespace", 11))
 			snprintf(line, sizeof(line), "[namespace n]\n");

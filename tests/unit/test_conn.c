@@ -298,6 +298,17 @@ int cqd_verify(struct cqd_store *st, cqd_verify_cb done, void *arg)
 	return -EBUSY;
 }
 
+int cqd_save(struct cqd_store *st, int fd, cqd_save_cb done, void *arg, struct cq_err *err)
+{
+	return cq_err_set(err, -EBUSY, "a save or restore is running");
+}
+
+int cqd_restore(struct cqd_store *st, int fd, cqd_restore_cb done, void *arg,
+		struct cq_err *err)
+{
+	return cq_err_set(err, -EBUSY, "a save or restore is running");
+}
+
 void cqd_store_stats(const struct cqd_store *st, struct cqd_stats *out)
 {
 	memset(out, 0, sizeof(*out));

@@ -260,6 +260,10 @@ TEST(status_is_all_there)
 	s.verify_pending = 1234;
 	s.has_fdstore = true;
 	s.fdstore = 17;
+	s.has_transfer_done = true;
+	s.has_transfer_total = true;
+	s.has_draining = true;
+	s.has_persist_bytes = true;
 	msg.body_case = CQP__MSG__BODY_STATUS_OK;
 	msg.status_ok = &s;
 	start(&fake);
