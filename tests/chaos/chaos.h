@@ -109,6 +109,8 @@ struct chaos_name {
 /**
  * struct chaos_shared - mapped by every process of a run
  * @attach: cq_seq_open() that found something, by phase
+ * @served: those of @attach during which there was a cqd that was ready all the while
+ * @outage: odd while there is none; two more with each
  * @token:  a token of decoding: step, append, attention, commit
  * @blocked: those among them in which the thread gave its CPU away
  * @pause:  how late a clock woke up that does nothing else: the machine's own
@@ -117,7 +119,8 @@ struct chaos_name {
 struct chaos_shared {
 	_Atomic uint32_t phase;
 	_Atomic bool stop;
-	struct hist attach[PHASES], token[PHASES], blocked[PHASES], pause[PHASES];
+	_Atomic uint32_t outage;
+	struct hist attach[PHASES], served[PHASES], token[PHASES], blocked[PHASES], pause[PHASES];
 	_Atomic uint64_t checked, stale, lost, wrong, worst_ppm;
 	_Atomic uint64_t opened, matched, sealed, full, no_room, away, timeouts, forks, cuts,
 		 passed, regained, published, replaced, unsure, expired;

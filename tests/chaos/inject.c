@@ -170,6 +170,15 @@ void inject_reap(struct driver *d)
 
 /* --- what the manager tells --- */
 
+/* From the signal on, not from when the manager has told of its end. */
+static void outage(bool is)
+{
+	uint32_t n = atomic_load(&chaos->outage);
+
+	if ((n & 1) != is)
+		atomic_store(&chaos->outage, n + 1);
+}
+
 /* By descriptor: what has that number now may be somebody else. */
 static void cqd_started(struct driver *d)
 {
@@ -202,6 +211,7 @@ static void cqd_gone(struct driver *d)
 	d->cqd_fd = -1;
 	d->cont_at = 0;
 	d->ready = false;
+	outage(true);
 	d->gone_at = now_us();
 	d->began_at = d->gone_at;	/* the next one's turn */
 }
@@ -242,6 +252,7 @@ static void manager_line(struct driver *d)
 			hist_add(&d->serving, now_us() - d->gone_at);
 		d->gone_at = 0;
 		d->ready = true;
+		outage(false);
 	} else if (!strncmp(line, "killed ", 7)) {
 		cqd_killed(d, (int)last);
 	} else if (!strncmp(line, "ended ", 6)) {
@@ -271,6 +282,7 @@ void inject_pump(struct driver *d, int ms)
 		if (d->cont_at && now_us() >= d->cont_at) {
 			syscall(SYS_pidfd_send_signal, d->cqd_fd, SIGCONT, NULL, 0);
 			d->cont_at = 0;
+			outage(!d->ready);
 		}
 		if (!d->ready && !d->cont_at && d->began_at + READY_MS * 1000ull < now_us())
 			FAIL("cqd was started %d ms ago and is not ready", READY_MS);
@@ -293,6 +305,8 @@ static void signal_cqd(struct driver *d, int sig, unsigned int asked)
 {
 	if (d->cqd_fd < 0)
 		return;
+	if (sig != SIGHUP)
+		outage(true);
 	d->asked |= asked;
 	syscall(SYS_pidfd_send_signal, d->cqd_fd, sig, NULL, 0);
 }

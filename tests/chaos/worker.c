@@ -311,7 +311,7 @@ static void options_pick(struct cq_seq_opts *so)
 struct cq_seq *worker_open_text(uint32_t text, size_t n)
 {
 	struct cq_seq_opts so = { .sz = sizeof(so) };
-	uint32_t ids[TEXT_TOKENS], phase = chaos_phase();
+	uint32_t ids[TEXT_TOKENS], phase = chaos_phase(), outage = atomic_load(&chaos->outage);
 	struct cq_seq *seq = NULL;
 	uint64_t took;
 
@@ -323,6 +323,8 @@ struct cq_seq *worker_open_text(uint32_t text, size_t n)
 	/* with nothing found at once, cqd was away: no attach */
 	if (cq_seq_length(seq) || took > 1000)
 		hist_add(&chaos->attach[phase], took);
+	if (cq_seq_length(seq) && !(outage & 1) && outage == atomic_load(&chaos->outage))
+		hist_add(&chaos->served[phase], took);
 	chaos_count(&chaos->opened, 1);
 	chaos_count(&chaos->matched, cq_seq_length(seq) / 64);
 	return seq;
