@@ -554,6 +554,26 @@ static int check_readers(const struct cqd_config *cfg, const char *path, struct 
 	return ret;
 }
 
+/* Who reaches a namespace's socket is a member of it: no other may have the same. */
+static int check_socket(const struct cqd_config *cfg, const struct cqd_ns_config *ns,
+			const char *path, struct cq_err *err)
+{
+	const struct cqd_ns_config *other;
+
+	if (!ns->socket)
+		return 0;
+	if (same_text(ns->socket, cfg->socket) || same_text(ns->socket, cfg->admin_socket) ||
+	    same_text(ns->socket, cfg->metrics_socket))
+		return cq_err_set(err, -EINVAL, "%s: [namespace %s] socket is one of [daemon]'s",
+				  path, ns->name);
+	for (other = cfg->ns; other < ns; other++)
+		if (same_text(ns->socket, other->socket))
+			return cq_err_set(err, -EINVAL, "%s: [namespace %s] socket is that of "
+					  "[namespace %s]: each needs its own", path, ns->name,
+					  other->name);
+	return 0;
+}
+
 static int check_sections(const struct cqd_config *cfg, const char *path,
 			  struct cq_err *err)
 {
@@ -565,10 +585,8 @@ static int check_sections(const struct cqd_config *cfg, const char *path,
 		if (!ns->uid.any && !ns->uid.n)
 			return cq_err_set(err, -EINVAL, "%s: [namespace %s] has no uid; "
 					  "\"uid = *\" admits everybody", path, ns->name);
-		if (ns->socket && (!strcmp(ns->socket, cfg->socket) ||
-				   !strcmp(ns->socket, cfg->admin_socket)))
-			return cq_err_set(err, -EINVAL, "%s: [namespace %s] socket is one of "
-					  "[daemon]'s", path, ns->name);
+		if (check_socket(cfg, ns, path, err))
+			return -EINVAL;
 	}
 	for (i = 0; i < cfg->n_models; i++)
 		if (!cfg->model[i].path)

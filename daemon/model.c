@@ -342,7 +342,7 @@ static bool in_use(struct cqd_store *st, const struct cqd_model *m)
 		    (pg->pins || pg->holds || pg->state == CQP_FILLING))
 			return true;
 	}
-	return m->opens > 0;
+	return false;
 }
 
 static void drop_all(struct cqd_store *st, const struct cqd_model *m)
@@ -376,10 +376,12 @@ int cqd_model_unload(struct cqd_store *st, const char *name, struct cq_err *err)
 
 	if (!m)
 		return cq_err_set(err, -ENOENT, "no model '%s' is loaded", name);
+	if (m->opens)
+		return cq_err_set(err, -EBUSY, "model '%s' is in use: open in %u sessions",
+				  name, m->opens);
 	if (!m->ready || in_use(st, m))
-		return cq_err_set(err, -EBUSY,
-				  "model '%s' is in use: open in %u sessions, or its pages "
-				  "are read or have a name", name, m->opens);
+		return cq_err_set(err, -EBUSY, "model '%s' is in use: its pages are read or have "
+				  "a name, see cqctl list names", name);
 	m->shards++;	/* stays until we are through */
 	m->dying = true;
 	drop_all(st, m);

@@ -279,7 +279,8 @@ names() {
 	# one worker hands over, two go on: with the same words
 	worker run --lm "$lm" --model coded --prefix "$dir/prefix.u16" --generate 8 \
 		--publish live >"$dir/run.json" &&
-		gives 0 '^live .* sequence ' ctl list names || return
+		gives 0 '^live .* sequence ' ctl list names &&
+		gives 1 "its pages are read or have a name" ctl unload coded || return
 	for c in one two; do
 		worker run --lm "$lm" --model coded --attach live --generate 8 >"$dir/$c.json" ||
 			return

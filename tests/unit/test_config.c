@@ -212,6 +212,10 @@ TEST(whole_file)
 	refused("[daemon]\nmetrics_socket = /run/cq/cqd.sock\n", 0, "path of its own");
 	refused("[namespace a]\nconnections = 1\n", 0, "has no uid");
 	refused("[namespace a]\nuid = *\nsocket = /run/cq/cqd.sock\n", 0, "one of [daemon]'s");
+	refused("[daemon]\nmetrics_socket = /m\n[namespace a]\nuid = *\nsocket = /m\n", 0,
+		"one of [daemon]'s");
+	refused("[namespace a]\nuid = *\nsocket = /s\n[namespace b]\nuid = *\nsocket = /s\n",
+		0, "[namespace b] socket is that of [namespace a]");
 	refused("[model a]\n", 0, "has no path");
 }
 
