@@ -118,8 +118,10 @@ static int tail_map(struct tail *t)
 
 static bool all_zero(const uint8_t *p, size_t n)
 {
-	while (n && !*p)
-		p++, n--;
+	while (n && !*p) {
+		p++;
+		n--;
+	}
 	return !n;
 }
 

@@ -375,8 +375,9 @@ int cqd_http_bind_tcp(struct cqd_server *srv, const char *address, struct cq_err
 	int fd, ret;
 
 	ret = cqd_value_address(address, &a, err);
-	if (!ret)
-		ret = tcp_socket(&a, address, &fd, err);
+	if (ret)
+		return ret;
+	ret = tcp_socket(&a, address, &fd, err);
 	if (ret)
 		return ret;
 	ret = add_listener(srv, fd, "", false, err);

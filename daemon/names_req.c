@@ -71,10 +71,11 @@ int cqd_req_publish(struct cqd_req *req)
 	struct cqp_key key;
 	int ret = check_publish(pub, req->err);
 
-	if (!ret && !name_ok(pub->name))
-		ret = bad_name(req, "Publish");
-	if (!ret)
-		ret = shard_of(req, pub->shard, &shard);
+	if (ret)
+		return ret;
+	if (!name_ok(pub->name))
+		return bad_name(req, "Publish");
+	ret = shard_of(req, pub->shard, &shard);
 	if (ret)
 		return ret;
 	if (pub->has_key) {

@@ -140,12 +140,14 @@ int cqd_name_make(struct cqd_shard *sh, const struct cqd_publish_req *req,
 	int ret = check_name(sh, req, err);
 	uint32_t page, n;
 
-	if (!ret)
-		ret = find_page(sh, req, &page, err);
-	if (!ret && page == CQP_NONE)
-		ret = cq_err_set(err, -EINVAL, "a name without a tail needs a full page");
-	if (!ret)
-		ret = cqd_pin_named(sh->ns, page, err);
+	if (ret)
+		return ret;
+	ret = find_page(sh, req, &page, err);
+	if (ret)
+		return ret;
+	if (page == CQP_NONE)
+		return cq_err_set(err, -EINVAL, "a name without a tail needs a full page");
+	ret = cqd_pin_named(sh->ns, page, err);
 	if (ret)
 		return ret;
 	n = record(sh, req, page, 0, 0);

@@ -10,8 +10,6 @@
 #include <string.h>
 #include "daemon/store_priv.h"
 
-#define CHECK(c) do { if (!(c)) return #c; } while (0)
-
 struct check_sums {
 	uint64_t state[5], pins, pinned, sealed, used, reserved;
 };
@@ -23,21 +21,30 @@ static const char *check_place(struct cqd_store *st, uint32_t p, unsigned int ki
 	const struct cq_page_hdr *h;
 	uint64_t word;
 
-	CHECK(at.seg);
-	CHECK(at.slot < at.seg->slots);
-	CHECK(at.seg->kind == kind);
-	CHECK(at.seg->shard == st->pages[p].shard);
-	CHECK(at.seg->owner[at.slot] == p);
+	if (!at.seg)
+		return "at.seg";
+	if (at.slot >= at.seg->slots)
+		return "at.slot < at.seg->slots";
+	if (at.seg->kind != kind)
+		return "at.seg->kind == kind";
+	if (at.seg->shard != st->pages[p].shard)
+		return "at.seg->shard == st->pages[p].shard";
+	if (at.seg->owner[at.slot] != p)
+		return "at.seg->owner[at.slot] == p";
 	word = *cqd_segment_word(at.seg, at.slot);
-	CHECK(CQP_WORD_GEN(word) == gen);
+	if (CQP_WORD_GEN(word) != gen)
+		return "CQP_WORD_GEN(word) == gen";
 	if (st->pages[p].state == CQP_FILLING)
 		return NULL;
-	CHECK(CQP_WORD_STATE(word) == st->pages[p].state);
+	if (CQP_WORD_STATE(word) != st->pages[p].state)
+		return "CQP_WORD_STATE(word) == st->pages[p].state";
 	if (st->pages[p].flags & CQD_PG_UNVERIFIED || st->pages[p].state == CQP_QUARANTINED)
 		return NULL;
 	h = (const void *)((uint8_t *)at.seg->mem.base + at.slot * at.seg->slot_bytes);
-	CHECK(h->magic == CQ_PAGE_MAGIC);
-	CHECK(!memcmp(h->key, st->ix.pages[p].key, sizeof(h->key)));
+	if (h->magic != CQ_PAGE_MAGIC)
+		return "h->magic == CQ_PAGE_MAGIC";
+	if (memcmp(h->key, st->ix.pages[p].key, sizeof(h->key)))
+		return "!memcmp(h->key, st->ix.pages[p].key, sizeof(h->key))";
 	return NULL;
 }
 
@@ -48,10 +55,14 @@ static const char *check_page(struct cqd_store *st, uint32_t p)
 	bool leaf = pg->child == CQP_NONE && !pg->pins && !pg->holds;
 	const char *bad = NULL;
 
-	CHECK(CQP_WORD_STATE(r->word) == pg->state);
-	CHECK(pg->state != CQP_FREE);
-	CHECK(!(pg->flags & CQD_PG_LRU) || (pg->state == CQP_SEALED && leaf));
-	CHECK(pg->state != CQP_SEALED || leaf == !!(pg->flags & CQD_PG_LRU));
+	if (CQP_WORD_STATE(r->word) != pg->state)
+		return "CQP_WORD_STATE(r->word) == pg->state";
+	if (pg->state == CQP_FREE)
+		return "pg->state != CQP_FREE";
+	if (!(!(pg->flags & CQD_PG_LRU) || (pg->state == CQP_SEALED && leaf)))
+		return "!(pg->flags & CQD_PG_LRU) || (pg->state == CQP_SEALED && leaf)";
+	if (!(pg->state != CQP_SEALED || leaf == !!(pg->flags & CQD_PG_LRU)))
+		return "pg->state != CQP_SEALED || leaf == !!(pg->flags & CQD_PG_LRU)";
 	if (pg->state == CQP_FILLING)
 		return NULL;
 	bad = check_place(st, p, CQD_CODES, r->slot_gen);
@@ -60,11 +71,14 @@ static const char *check_page(struct cqd_store *st, uint32_t p)
 	if (bad || pg->state == CQP_QUARANTINED)
 		return bad;
 	if (pg->parent == CQP_NONE) {
-		CHECK(r->depth == 0);
+		if (r->depth != 0)
+			return "r->depth == 0";
 		return NULL;
 	}
-	CHECK(st->pages[pg->parent].shard == pg->shard);
-	CHECK(st->ix.pages[pg->parent].depth + 1 == r->depth);
+	if (st->pages[pg->parent].shard != pg->shard)
+		return "st->pages[pg->parent].shard == pg->shard";
+	if (st->ix.pages[pg->parent].depth + 1 != r->depth)
+		return "st->ix.pages[pg->parent].depth + 1 == r->depth";
 	return NULL;
 }
 
@@ -75,7 +89,8 @@ static const char *check_pages(struct cqd_store *st, struct check_sums *sum)
 
 	for (p = 0; p < st->ix.t_pages.high; p++) {
 		if (!st->pages[p].shard) {
-			CHECK(CQP_WORD_STATE(st->ix.pages[p].word) == CQP_FREE);
+			if (CQP_WORD_STATE(st->ix.pages[p].word) != CQP_FREE)
+				return "CQP_WORD_STATE(st->ix.pages[p].word) == CQP_FREE";
 			continue;
 		}
 		bad = check_page(st, p);
@@ -87,9 +102,12 @@ static const char *check_pages(struct cqd_store *st, struct check_sums *sum)
 		sum->sealed++;
 	}
 	for (p = 1; p < 5; p++)
-		CHECK(sum->state[p] == st->n_state[p]);
-	CHECK(st->pages_pinned == sum->pinned);
-	CHECK(st->ix.t_pages.used == sum->sealed);
+		if (sum->state[p] != st->n_state[p])
+			return "sum->state[p] == st->n_state[p]";
+	if (st->pages_pinned != sum->pinned)
+		return "st->pages_pinned == sum->pinned";
+	if (st->ix.t_pages.used != sum->sealed)
+		return "st->ix.t_pages.used == sum->sealed";
 	return NULL;
 }
 
@@ -100,20 +118,27 @@ static const char *check_segment(const struct cqd_segment *seg, struct check_sum
 
 	for (i = 0; i < seg->slots; i++) {
 		if (seg->owner[i] != CQP_NONE) {
-			CHECK(seg->st->pages[seg->owner[i]].shard == seg->shard);
+			if (seg->st->pages[seg->owner[i]].shard != seg->shard)
+				return "seg->st->pages[seg->owner[i]].shard == seg->shard";
 			used++;
 			continue;
 		}
-		CHECK(CQP_WORD_STATE(*cqd_segment_word(seg, i)) == CQP_FREE);
+		if (CQP_WORD_STATE(*cqd_segment_word(seg, i)) != CQP_FREE)
+			return "CQP_WORD_STATE(*cqd_segment_word(seg, i)) == CQP_FREE";
 	}
 	for (i = seg->free_head; i != CQP_NONE; i = seg->next_free[i]) {
-		CHECK(i < seg->slots && seg->owner[i] == CQP_NONE);
+		if (!(i < seg->slots && seg->owner[i] == CQP_NONE))
+			return "i < seg->slots && seg->owner[i] == CQP_NONE";
 		listed++;
-		CHECK(listed <= seg->slots);
+		if (listed > seg->slots)
+			return "listed <= seg->slots";
 	}
-	CHECK(used == seg->used);
-	CHECK(listed == seg->slots - used);
-	CHECK(CQP_WORD_STATE(seg->st->ix.segs[seg->rec].word) == CQP_SEALED);
+	if (used != seg->used)
+		return "used == seg->used";
+	if (listed != seg->slots - used)
+		return "listed == seg->slots - used";
+	if (CQP_WORD_STATE(seg->st->ix.segs[seg->rec].word) != CQP_SEALED)
+		return "CQP_WORD_STATE(seg->st->ix.segs[seg->rec].word) == CQP_SEALED";
 	sum->used += used * seg->slot_bytes;
 	sum->reserved += seg->mem.bytes;
 	return NULL;
@@ -129,8 +154,10 @@ static const char *check_segments(struct cqd_store *st, struct check_sums *sum)
 		if (bad)
 			return bad;
 	}
-	CHECK(sum->used == st->pool_used);
-	CHECK(sum->reserved <= st->pool_reserved);
+	if (sum->used != st->pool_used)
+		return "sum->used == st->pool_used";
+	if (sum->reserved > st->pool_reserved)
+		return "sum->reserved <= st->pool_reserved";
 	return NULL;
 }
 
@@ -147,13 +174,17 @@ static const char *check_pins(struct cqd_store *st, const struct check_sums *sum
 	for (i = 0; i < st->ix.t_pins.high; i++) {
 		if (CQP_WORD_STATE(st->ix.pins[i].word) == CQP_FREE)
 			continue;
-		CHECK(st->client_at[st->ix.pins[i].client]);
-		CHECK(st->pages[st->ix.pins[i].page].shard);
+		if (!st->client_at[st->ix.pins[i].client])
+			return "st->client_at[st->ix.pins[i].client]";
+		if (!st->pages[st->ix.pins[i].page].shard)
+			return "st->pages[st->ix.pins[i].page].shard";
 		of_recs += st->ix.pins[i].count;
 		recs++;
 	}
-	CHECK(of_clients == sum->pins && of_ns == sum->pins && of_recs == sum->pins);
-	CHECK(st->ix.t_pins.used == recs);
+	if (!(of_clients == sum->pins && of_ns == sum->pins && of_recs == sum->pins))
+		return "of_clients == sum->pins && of_ns == sum->pins && of_recs == sum->pins";
+	if (st->ix.t_pins.used != recs)
+		return "st->ix.t_pins.used == recs";
 	return NULL;
 }
 

@@ -63,17 +63,17 @@ static bool fault(const char *call)
 
 WRAP(int, memfd_create, EMFILE, (const char *name, unsigned int flags), (name, flags))
 WRAP(void *, mmap, ENOMEM, (void *at, size_t n, int prot, int flags, int fd, off_t off),
-     (at, n, prot, flags, fd, off))
+	(at, n, prot, flags, fd, off))
 WRAP(int, fallocate, ENOSPC, (int fd, int mode, off_t off, off_t n), (fd, mode, off, n))
 WRAP(int, ftruncate, ENOSPC, (int fd, off_t n), (fd, n))
 WRAP(int, fchmod, EPERM, (int fd, mode_t mode), (fd, mode))
 WRAP(int, accept4, EMFILE, (int fd, struct sockaddr *a, socklen_t *n, int flags),
-     (fd, a, n, flags))
+	(fd, a, n, flags))
 WRAP(int, socket, EMFILE, (int domain, int type, int proto), (domain, type, proto))
 WRAP(int, bind, EACCES, (int fd, const struct sockaddr *a, socklen_t n), (fd, a, n))
 WRAP(int, listen, EADDRINUSE, (int fd, int n), (fd, n))
 WRAP(int, getsockopt, ENOBUFS, (int fd, int level, int name, void *p, socklen_t *n),
-     (fd, level, name, p, n))
+	(fd, level, name, p, n))
 WRAP(ssize_t, sendmsg, ENOBUFS, (int fd, const struct msghdr *h, int flags), (fd, h, flags))
 WRAP(ssize_t, recvmsg, ENOMEM, (int fd, struct msghdr *h, int flags), (fd, h, flags))
 WRAP(ssize_t, pread, EIO, (int fd, void *p, size_t n, off_t at), (fd, p, n, at))

@@ -418,20 +418,20 @@ static void daemon_step(struct world *w)
 
 /* --- all that can happen next --- */
 
-static void start(const struct world *w, enum op op, unsigned int page)
+static void start(const struct world *w, enum op next, unsigned int page)
 {
 	struct world n = *w;
 
-	n.op = (uint8_t)op;
+	n.op = (uint8_t)next;
 	n.pc = 0;
 	n.page = (uint8_t)page;
-	if (op == EVICT)
+	if (next == EVICT)
 		n.promised[page] = 0;
-	if (op == SEAL || op == LOOKUP) {
+	if (next == SEAL || next == LOOKUP) {
 		n.seals++;
 		n.asked = (uint8_t)(page + 1);
 	}
-	if (op == RELEASE)
+	if (next == RELEASE)
 		n.holds = 0;	/* the worker reads on for a while, unprotected */
 	visit(&n);
 }
