@@ -34,7 +34,7 @@ smoke() {	# name
 	mkdir -p "$O/corpus/$1" "$O/artifacts"
 	mapfile -t dirs < <(corpora "$1")
 	export LLVM_PROFILE_FILE=$O/$1.smoke.raw
-	if randomless "$O/tests/fuzz/$1" -max_total_time="${FUZZ_SECONDS:-20}" -timeout=10 \
+	if randomless "$O/tests/fuzz/$1" -max_total_time="${FUZZ_SECONDS:-15}" -timeout=10 \
 		-rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix="$O/artifacts/$1-" \
 		"${dirs[@]}" >"$log" 2>&1 </dev/null; then
 		echo "ok $1: $(sed -n 's/^stat::number_of_executed_units: */runs /p' "$log")," \
