@@ -2,24 +2,45 @@
 /*
  * What the service manager is told: readiness, a status line, the watchdog.
  * Without one (NOTIFY_SOCKET unset) every call here does nothing.
+ *
+ * sd_notify(3) waits while the manager's socket is full, and all clients would
+ * wait with it. So the loop sends on a socket of its own that does not wait: what
+ * finds no room is what there is to say, brought up to date, a little later. The
+ * order is kept, and only a loop that turns feeds the watchdog.
  */
+#include <errno.h>
 #include <inttypes.h>
+#include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <systemd/sd-daemon.h>
 #include <time.h>
+#include <unistd.h>
 #include "cq/log.h"
 #include "daemon/server.h"
 
-#define STATUS_MS 5000
+#define STATUS_MS	5000
+#define RETRY_MS	100	/* the manager's socket was full */
 
 /*
  * struct cqd_notify - the service manager's view
- * @watchdog: it wants to hear from the loop
+ * @fd:        socket, or -1: nobody to tell
+ * @to, @len:  its address
+ * @ms:        between two status lines
+ * @watchdog:  it wants to hear from the loop
+ * @ready, @reload_us: to be said: started or reloaded; a reload began then, or 0
  */
 struct cqd_notify {
 	struct cqd_server *srv;
 	uv_timer_t timer;
-	bool watchdog;
+	struct sockaddr_un to;
+	socklen_t len;
+	int fd;
+	uint64_t ms, reload_us;
+	bool watchdog, ready;
 };
 
 /**
@@ -33,22 +54,92 @@ uint64_t cqd_clock_us(void)
 	return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
 }
 
-static void send_status(struct cqd_notify *n, const char *state)
+/* False: no room now. A manager that is not there cannot be told that. */
+static bool tell(const struct cqd_notify *n, const char *text)
+{
+	ssize_t ret;
+
+	do {
+		ret = sendto(n->fd, text, strlen(text), MSG_DONTWAIT | MSG_NOSIGNAL,
+			     (const struct sockaddr *)&n->to, n->len);
+	} while (ret < 0 && errno == EINTR);
+	return ret >= 0 || (errno != EAGAIN && errno != ENOBUFS && errno != ENOMEM);
+}
+
+static bool tell_reload(struct cqd_notify *n)
+{
+	char text[64];
+
+	if (!n->reload_us)
+		return true;
+	snprintf(text, sizeof(text), "RELOADING=1\nMONOTONIC_USEC=%" PRIu64, n->reload_us);
+	if (!tell(n, text))
+		return false;
+	n->reload_us = 0;
+	return true;
+}
+
+static bool tell_status(struct cqd_notify *n)
 {
 	struct cqd_stats st;
+	char text[256];
 
 	cqd_store_stats(n->srv->store, &st);
-	sd_notifyf(0, "%sSTATUS=%" PRIu64 " pages in %" PRIu64 " of %" PRIu64
-		   " MiB, %" PRIu64 " clients, %" PRIu64 " orphaned", state, st.pages_sealed,
-		   st.pool_used >> 20, st.pool_limit >> 20, st.clients, st.orphans);
+	snprintf(text, sizeof(text), "%s%sSTATUS=%" PRIu64 " pages in %" PRIu64 " of %" PRIu64
+		 " MiB, %" PRIu64 " clients, %" PRIu64 " orphaned", n->ready ? "READY=1\n" : "",
+		 n->watchdog ? "WATCHDOG=1\n" : "", st.pages_sealed, st.pool_used >> 20,
+		 st.pool_limit >> 20, st.clients, st.orphans);
+	if (!tell(n, text))
+		return false;
+	n->ready = false;
+	return true;
+}
+
+static void on_timer(uv_timer_t *timer);
+
+/* All there is to say, in order; the rest of it when there may be room. */
+static void say(struct cqd_notify *n)
+{
+	bool all;
+
+	if (n->fd < 0)
+		return;
+	all = tell_reload(n) && tell_status(n);
+	uv_timer_start(&n->timer, on_timer, all ? n->ms : MIN(n->ms, RETRY_MS), 0);
 }
 
 /* From the loop, so that a loop that hangs is noticed. */
 static void on_timer(uv_timer_t *timer)
 {
-	struct cqd_notify *n = timer->data;
+	say(timer->data);
+}
 
-	send_status(n, n->watchdog ? "WATCHDOG=1\n" : "");
+/* As sd_notify(3) reads it: a path, or a name that starts with "@". */
+static int open_socket(struct cqd_notify *n)
+{
+	const char *path = getenv("NOTIFY_SOCKET");
+	size_t len = path ? strlen(path) : 0;
+
+	int fd;
+
+	if (!path)
+		return -1;
+	if (len < 2 || len >= sizeof(n->to.sun_path) || (path[0] != '/' && path[0] != '@')) {
+		cq_warn("NOTIFY_SOCKET=%s: not an address that cqd can send to", path);
+		return -1;
+	}
+	n->to.sun_family = AF_UNIX;
+	memcpy(n->to.sun_path, path, len);
+	n->len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len);
+	if (path[0] == '@')
+		n->to.sun_path[0] = '\0';
+	else
+		n->len++;
+	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		cq_warn("the service manager will hear nothing of cqd: socket: %s",
+			strerror(errno));
+	return fd;
 }
 
 /**
@@ -60,18 +151,20 @@ static void on_timer(uv_timer_t *timer)
 struct cqd_notify *cqd_notify_new(struct cqd_server *srv)
 {
 	struct cqd_notify *n = calloc(1, sizeof(*n));
-	uint64_t usec = 0, ms = STATUS_MS;
+	uint64_t usec = 0;
 
 	if (!n)
 		return NULL;
 	n->srv = srv;
+	n->ms = STATUS_MS;
+	n->fd = open_socket(n);
 	n->watchdog = sd_watchdog_enabled(0, &usec) > 0;
 	if (n->watchdog)
-		ms = MAX(1, MIN(ms, usec / 2000));
+		n->ms = MAX(1, MIN(n->ms, usec / 2000));
 	uv_timer_init(srv->loop, &n->timer);
 	n->timer.data = n;
-	if (getenv("NOTIFY_SOCKET"))
-		uv_timer_start(&n->timer, on_timer, ms, ms);
+	if (n->fd >= 0)
+		uv_timer_start(&n->timer, on_timer, n->ms, 0);
 	return n;
 }
 
@@ -86,8 +179,12 @@ static void on_closed(uv_handle_t *handle)
  */
 void cqd_notify_close(struct cqd_notify *n)
 {
-	if (n)
-		uv_close((uv_handle_t *)&n->timer, on_closed);
+	if (!n)
+		return;
+	if (n->fd >= 0)
+		close(n->fd);
+	n->fd = -1;
+	uv_close((uv_handle_t *)&n->timer, on_closed);
 }
 
 /**
@@ -96,7 +193,8 @@ void cqd_notify_close(struct cqd_notify *n)
  */
 void cqd_notify_ready(struct cqd_notify *n)
 {
-	send_status(n, "READY=1\n");
+	n->ready = true;
+	say(n);
 }
 
 /**
@@ -107,14 +205,20 @@ void cqd_notify_ready(struct cqd_notify *n)
  */
 void cqd_notify_reloading(struct cqd_notify *n)
 {
-	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%" PRIu64, cqd_clock_us());
+	n->ready = false;	/* of the reload before: this one's follows */
+	n->reload_us = cqd_clock_us();
+	if (n->fd >= 0)
+		tell_reload(n);	/* or with what is said next */
 }
 
 /**
  * cqd_notify_stopping() - SIGTERM was received
- * @n: handle
+ * @n: handle; NULL: stopped before it served
+ *
+ * Once: whoever asked does not wait for a manager that reads nothing.
  */
 void cqd_notify_stopping(struct cqd_notify *n)
 {
-	sd_notify(0, "STOPPING=1\nSTATUS=stopping");
+	if (n && n->fd >= 0)
+		tell(n, "STOPPING=1\nSTATUS=stopping");
 }

@@ -20,7 +20,7 @@
  *
  * Commands on stdin: "hold" (do not restart), "go", "quit"; its end is "quit".
  * What happens is told on stdout, one line each: "started PID", "ready PID",
- * "status TEXT", "stored NAME COUNT", "removed NAME COUNT", "barrier",
+ * "reloading PID", "status TEXT", "stored NAME COUNT", "removed NAME COUNT", "barrier",
  * "ended PID CODE", "killed PID SIGNAL".
  */
 #ifndef TESTS_FDSTORE_H
@@ -262,6 +262,8 @@ static void fdstore_notified(const char *text, int *fds, unsigned int n_fds)
 		fdstore.fed_us = fdstore_now_us();
 	if (fdstore_field(text, "STATUS", v)[0])
 		fdstore_tell("status %s", v);
+	if (!strcmp(fdstore_field(text, "RELOADING", v), "1"))
+		fdstore_tell("reloading %d", (int)fdstore.pid);
 	if (!strcmp(fdstore_field(text, "READY", v), "1")) {
 		fdstore.ready = true;
 		fdstore.fed_us = fdstore_now_us();

@@ -74,6 +74,9 @@ WRAP(int, bind, EACCES, (int fd, const struct sockaddr *a, socklen_t n), (fd, a,
 WRAP(int, listen, EADDRINUSE, (int fd, int n), (fd, n))
 WRAP(int, getsockopt, ENOBUFS, (int fd, int level, int name, void *p, socklen_t *n),
 	(fd, level, name, p, n))
+WRAP(ssize_t, sendto, ENOBUFS, (int fd, const void *p, size_t n, int flags,
+				const struct sockaddr *a, socklen_t len),
+	(fd, p, n, flags, a, len))
 WRAP(ssize_t, sendmsg, ENOBUFS, (int fd, const struct msghdr *h, int flags), (fd, h, flags))
 WRAP(ssize_t, recvmsg, ENOMEM, (int fd, struct msghdr *h, int flags), (fd, h, flags))
 WRAP(ssize_t, pread, EIO, (int fd, void *p, size_t n, off_t at), (fd, p, n, at))
