@@ -79,8 +79,10 @@ static int out_open(struct ctl *c, struct output *o)
 				  "choose another one", o->path);
 	if (asprintf(&o->dir, "%.*s.", (int)(slash ? slash + 1 - o->path : 0), o->path) < 0)
 		o->dir = NULL;
-	if (!o->dir || asprintf(&o->tmp, "%s.XXXXXX", o->path) < 0)
-		return cq_err_set(&c->err, -ENOMEM, "out of memory");
+	if (!o->dir || asprintf(&o->tmp, "%s.XXXXXX", o->path) < 0) {
+		cq_err_set(&c->err, -ENOMEM, "out of memory");
+		return -ENOMEM;
+	}
 	/* Every tenant's pages: nobody else's to read. */
 	old = umask(0077);
 	o->fd = open(o->dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
