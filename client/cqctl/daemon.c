@@ -39,7 +39,7 @@ int ctl_cmd_ping(struct ctl *c, int argc, char **argv)
 	char boot[65], up[24], took[24];
 	const Cqp__Pong *p;
 	uint64_t start;
-	bool ready;
+	bool ready, draining;
 	int ret = ctl_parse(c, argc, argv, opts, NULL, 0, 0);
 
 	if (ret != CTL_GO_ON)
@@ -58,21 +58,24 @@ int ctl_cmd_ping(struct ctl *c, int argc, char **argv)
 	start = ctl_now_us() - start;
 	p = reply->pong;
 	ready = !p->has_ready || p->ready;
+	draining = p->has_draining && p->draining;
 	ctl_hex(p->boot_id.data, p->boot_id.len, boot);
 	if (c->json) {
-		ret = ctl_print_json(json_pack("{s:s, s:b, s:s, s:I, s:I}", "version",
-					       p->version, "ready", (int)ready, "boot_id",
-					       boot, "uptime_us", (json_int_t)p->uptime_us,
-					       "round_trip_us", (json_int_t)start));
+		ret = ctl_print_json(json_pack("{s:s, s:b, s:b, s:s, s:I, s:I}", "version",
+					       p->version, "ready", (int)ready, "draining",
+					       (int)draining, "boot_id", boot, "uptime_us",
+					       (json_int_t)p->uptime_us, "round_trip_us",
+					       (json_int_t)start));
 	} else {
 		printf("cqd ");
 		ctl_put_text(stdout, p->version);
-		printf(", up %s, answered in %s%s\n", ctl_time(p->uptime_us, up),
-		       ctl_time(start, took), ready ? "" : "; not ready");
+		printf(", up %s, answered in %s%s%s\n", ctl_time(p->uptime_us, up),
+		       ctl_time(start, took), ready ? "" : "; not ready",
+		       draining ? "; draining" : "");
 		ret = CTL_OK;
 	}
 	cqp_free(reply);
-	return ret || ready ? ret : CTL_NOT_READY;
+	return ret || (ready && !draining) ? ret : CTL_NOT_READY;
 }
 
 /* Counters of StatusOk: JSON carries them as they are. */

@@ -10,7 +10,7 @@ static const struct ctl_command commands[] = {
 	{ "ping", "[--timeout MS]", "ask whether cqd serves",
 	  "  --timeout MS          give up after so many milliseconds (10000)\n"
 	  "Exit status: 0 it serves, 1 failed, 2 wrong use, 3 no cqd there, 4 it answers\n"
-	  "but is not ready or stops, 5 no answer in time.\n"
+	  "but is not ready, drains or stops, 5 no answer in time.\n"
 	  "Works on the workers' socket too: --socket " CQP_DEFAULT_SOCKET "\n",
 	  ctl_cmd_ping },
 	{ "status", "", "memory, pages, clients and counters of cqd", NULL,
