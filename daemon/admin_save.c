@@ -12,6 +12,7 @@ static void on_saved(void *arg, int ret, uint64_t pages, uint64_t bytes,
 	Cqp__SaveOk ok = CQP__SAVE_OK__INIT;
 	Cqp__Msg msg = CQP__MSG__INIT;
 
+	p->conn->transfer = NULL;
 	if (ret) {
 		cqd_conn_error(p->conn, p->id, ret, err->text);
 	} else {
@@ -35,13 +36,18 @@ static void on_saved(void *arg, int ret, uint64_t pages, uint64_t bytes,
 int cqd_admin_save(struct cqd_req *req)
 {
 	struct cqd_pending *p = cqd_pending_new(req->conn, req->msg->id);
+	const struct cqd_pending *other;
 	int ret;
 
 	if (!p)
 		return cq_err_set(req->err, -ENOMEM, "cqd is out of memory");
+	other = req->conn->transfer;
+	req->conn->transfer = p;
 	ret = cqd_save(req->conn->srv->store, req->frame->fds[0], on_saved, p, req->err);
-	if (ret)
+	if (ret) {
+		req->conn->transfer = other;
 		cqd_pending_end(p);
+	}
 	return ret;
 }
 
@@ -53,6 +59,7 @@ static void on_restored(void *arg, int ret, const struct cqd_restore_result *res
 	Cqp__Msg msg = CQP__MSG__INIT;
 	char missing[sizeof(res->text)];
 
+	p->conn->transfer = NULL;
 	if (ret) {
 		cqd_conn_error(p->conn, p->id, ret, err->text);
 		cqd_pending_end(p);
@@ -86,13 +93,18 @@ static void on_restored(void *arg, int ret, const struct cqd_restore_result *res
 int cqd_admin_restore(struct cqd_req *req)
 {
 	struct cqd_pending *p = cqd_pending_new(req->conn, req->msg->id);
+	const struct cqd_pending *other;
 	int ret;
 
 	if (!p)
 		return cq_err_set(req->err, -ENOMEM, "cqd is out of memory");
+	other = req->conn->transfer;
+	req->conn->transfer = p;
 	ret = cqd_restore(req->conn->srv->store, req->frame->fds[0], on_restored, p, req->err);
-	if (ret)
+	if (ret) {
+		req->conn->transfer = other;
 		cqd_pending_end(p);
+	}
 	return ret;
 }
 

@@ -587,6 +587,8 @@ void cqd_conn_close(struct cqd_conn *conn)
 		cqd_session_orphan(conn->session);
 	conn->session = NULL;
 	cqd_events_gone(conn);
+	if (conn->transfer)
+		cqd_transfer_gone(conn->srv->store, conn->transfer);
 	uv_close((uv_handle_t *)&conn->poll, on_closed);
 	cqd_sock_close(conn->fd);
 }

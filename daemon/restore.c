@@ -69,6 +69,7 @@ struct cqd_restore {
 	int ret;
 	struct cq_err err;
 	struct cqd_restore_result res;
+	struct cqd_transfer transfer;
 	cqd_restore_cb done;
 	void *arg;
 };
@@ -277,7 +278,7 @@ static void loaded(struct load *l, const struct cqd_seal_result *res)
 	}
 	l->r->res.restored++;
 	l->r->res.bytes += l->meta.payload + l->meta.sink;
-	if (l->r->o.admin)
+	if (st->transfer == &l->r->transfer)
 		st->transfer_done = l->r->res.bytes;
 	/* As old as it was: it must not look just used to the eviction. */
 	cqd_lru_del(st, p);
@@ -415,7 +416,8 @@ static void end_done(struct cqd_job *job)
 			cqd_client_end(r->client[i]);
 	if (r->ret && !r->err.text[0])
 		cq_err_set(&r->err, r->ret, "reading saved pages: %s", strerror(-r->ret));
-	r->st->transfers -= r->o.admin;
+	if (r->st->transfer == &r->transfer)
+		r->st->transfer = NULL;
 	r->done(r->arg, r->ret, &r->res, &r->err);
 	restore_free(r);
 }
@@ -428,6 +430,8 @@ static void step(struct cqd_restore *r)
 	r->stepping = true;
 	if (r->st->closing && !r->ret)
 		r->ret = cq_err_set(&r->err, -ECANCELED, "cqd stops");
+	if (r->transfer.gone && !r->ret)
+		r->ret = cq_err_set(&r->err, -ECANCELED, "nobody waits for the pages");
 	while (!r->ret && r->at < r->n_found && r->flying < AT_ONCE)
 		consider(r, &r->found[r->at++]);
 	r->stepping = false;
@@ -506,6 +510,9 @@ int cqd_restore_start(struct cqd_store *st, const struct cqd_restore_opts *o,
 			goto err_free;
 		r->file[i]->bytes = r->reader[i].bytes;
 	}
+	r->transfer.arg = arg;
+	if (o->admin)
+		st->transfer = &r->transfer;
 	if (out)
 		*out = r;
 	step(r);
@@ -541,15 +548,10 @@ int cqd_restore(struct cqd_store *st, int fd, cqd_restore_cb done, void *arg,
 	struct cqd_restore_opts o = { .fds = &fd, .n = 1, .name = "cqctl-restore",
 				      .admin = true };
 	struct stat sb;
-	int ret;
 
-	if (st->transfers)
+	if (st->transfer)
 		return cq_err_set(err, -EBUSY, "a save or restore is running: try again later");
 	st->transfer_done = 0;
 	st->transfer_total = fstat(fd, &sb) < 0 || sb.st_size < 0 ? 0 : (uint64_t)sb.st_size;
-	st->transfers++;
-	ret = cqd_restore_start(st, &o, done, arg, NULL, err);
-	if (ret)
-		st->transfers--;
-	return ret;
+	return cqd_restore_start(st, &o, done, arg, NULL, err);
 }

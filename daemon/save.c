@@ -301,7 +301,8 @@ static void advance(struct cqd_save *s)
 	s->n = 0;
 	s->batch_bytes = 0;
 	if (st->closing || s->cancel) {
-		finish(s, cq_err_set(&s->err, -ECANCELED, "cqd stops"));
+		finish(s, cq_err_set(&s->err, -ECANCELED, st->closing ? "cqd stops" :
+				     "nobody waits for the file"));
 		return;
 	}
 	for (; s->next < MIN(end, stop) && s->n < CQD_SAVE_BATCH &&
@@ -346,6 +347,7 @@ void cqd_save_hurry(struct cqd_save *s)
 
 struct admin_save {
 	struct cqd_save s;
+	struct cqd_transfer transfer;
 	cqd_save_cb done;
 	void *arg;
 };
@@ -354,7 +356,8 @@ static void admin_done(struct cqd_save *s)
 {
 	struct admin_save *a = container_of(s, struct admin_save, s);
 
-	s->st->transfers--;
+	if (s->st->transfer == &a->transfer)
+		s->st->transfer = NULL;
 	close(s->fd);
 	a->done(a->arg, s->ret, s->pages, s->bytes, &s->err);
 	free(a);
@@ -362,6 +365,11 @@ static void admin_done(struct cqd_save *s)
 
 static void admin_batch(struct cqd_save *s)
 {
+	const struct admin_save *a = container_of(s, struct admin_save, s);
+
+	s->cancel = a->transfer.gone;
+	if (s->cancel)
+		return;
 	s->st->transfer_done = s->bytes;
 	s->st->transfer_total = MAX(s->bytes, s->st->pool_used);
 }
@@ -381,7 +389,7 @@ int cqd_save(struct cqd_store *st, int fd, cqd_save_cb done, void *arg, struct c
 	struct admin_save *a;
 	struct stat sb;
 
-	if (st->transfers)
+	if (st->transfer)
 		return cq_err_set(err, -EBUSY, "a save or restore is running: try again later");
 	if (fstat(fd, &sb) < 0 || !S_ISREG(sb.st_mode))
 		return cq_err_set(err, -EINVAL, "pages are saved to regular files only");
@@ -397,9 +405,25 @@ int cqd_save(struct cqd_store *st, int fd, cqd_save_cb done, void *arg, struct c
 	a->s.done = admin_done;
 	a->done = done;
 	a->arg = arg;
-	st->transfers++;
+	a->transfer.arg = arg;
+	st->transfer = &a->transfer;
 	st->transfer_done = 0;
 	st->transfer_total = st->pool_used;
 	cqd_save_run(st, &a->s);
 	return 0;
+}
+
+/**
+ * cqd_transfer_gone() - nobody waits for a save or restore any more
+ * @st:  store
+ * @arg: given to cqd_save() or cqd_restore(); may have ended already
+ *
+ * It ends after the step under way, with -ECANCELED; another may begin at once.
+ */
+void cqd_transfer_gone(struct cqd_store *st, const void *arg)
+{
+	if (!st->transfer || st->transfer->arg != arg)
+		return;
+	st->transfer->gone = true;
+	st->transfer = NULL;
 }

@@ -14,6 +14,16 @@
 #define CQD_SAVE_BATCH_BYTES	(4u << 20)
 #define CQD_SAVE_BUFFER		(256u << 10)	/* blocks of 512 bytes */
 
+/*
+ * struct cqd_transfer - one for cqctl; the store has one at a time
+ * @arg:  of the callback
+ * @gone: nobody waits for its outcome any more
+ */
+struct cqd_transfer {
+	const void *arg;
+	bool gone;
+};
+
 /* A page being written. */
 struct cqd_save_item {
 	uint32_t page;

@@ -107,6 +107,7 @@ struct cqd_uid {
  * @greeted:  Hello was answered
  * @stalled:  over the limit of the queue, not read from
  * @sub:      it has subscribed to events
+ * @transfer: save or restore that it waits for, or NULL
  * @want_write: cqd_conn_try() found the socket full
  * @starved:  the kernel has no room for descriptors in flight: tried again
  *            by the timer
@@ -120,6 +121,7 @@ struct cqd_conn {
 	struct cqd_session *session;
 	struct cqd_uid *uid;
 	struct cqd_sub *sub;
+	const struct cqd_pending *transfer;
 	uv_poll_t poll;
 	uint64_t deadline;
 	struct list_head queue;

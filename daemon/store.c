@@ -323,8 +323,8 @@ void cqd_store_stats(const struct cqd_store *st, struct cqd_stats *out)
 		.orphans = st->orphans,
 		.segments = st->ix.t_segs.used,
 		.fdstore = __atomic_load_n(&st->fdstore, __ATOMIC_RELAXED),
-		.transfer_done = st->transfers ? st->transfer_done : 0,
-		.transfer_total = st->transfers ? st->transfer_total : 0,
+		.transfer_done = st->transfer ? st->transfer_done : 0,
+		.transfer_total = st->transfer ? st->transfer_total : 0,
 		.persist_bytes = cqd_persist_bytes(st),
 	};
 	list_for_each(pos, &st->models)

@@ -421,6 +421,8 @@ typedef void (*cqd_restore_cb)(void *arg, int ret, const struct cqd_restore_resu
 /* Brings the pages of a file back; nothing is evicted for them. */
 int cqd_restore(struct cqd_store *st, int fd, cqd_restore_cb done, void *arg,
 		struct cq_err *err);
+/* Nobody waits for the one with that @arg: it ends soon, another may begin now. */
+void cqd_transfer_gone(struct cqd_store *st, const void *arg);
 
 /* persist=: pages of a folder come back, sealed ones are written there.
  * Models that pages are of should be loaded. */

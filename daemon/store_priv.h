@@ -382,7 +382,7 @@ struct cqd_store {
 	void *watch_arg;
 	struct cqd_persist *persist;	/* NULL: off */
 	bool adopted;			/* the index came from the fd store */
-	unsigned int transfers;		/* cqctl save or restore under way */
+	struct cqd_transfer *transfer;	/* cqctl save or restore under way, or NULL */
 	uint64_t transfer_done, transfer_total;
 	uint64_t empty_ms;
 	uint32_t destroying;

@@ -41,6 +41,19 @@ saves() {
 		gives 0 "^7 pages" ctl save "$dir/again.cq" && ! ls "$dir"/*.cq.*
 }
 
+abandoned() {	# a cqctl that was killed does not leave cqd busy
+	local i pid
+
+	for i in 1 2 3 4 5; do
+		"$O/cqctl" save "$dir/killed.cq" &
+		pid=$!
+		sleep "0.00$i"
+		kill -KILL $pid
+		wait $pid 2>/dev/null
+		gives 0 "^7 pages" ctl save "$dir/again.cq" || return
+	done
+}
+
 bad_files() {	# named, and nothing is left behind
 	mkfifo "$dir/fifo" && echo hello >"$dir/hello" &&
 		head -c 2000 /dev/urandom >"$dir/noise" &&
@@ -91,9 +104,11 @@ other_model() {	# of the same name: its pages are left alone
 drains() {
 	gives 0 "no client is left" ctl drain --timeout 5 &&
 		gives 0 "no client is left" ctl drain &&
-		gives 1 "draining" run &&
+		gives 1 "draining" run && gives 4 "; draining$" ctl ping &&
+		gives 4 '"ready":true,"draining":true' ctl ping --json &&
 		gives 0 '"draining":true,"clients":0' ctl drain --json &&
 		gives 0 "admitted again" ctl drain --undo && run &&
+		gives 0 '"draining":false' ctl ping --json &&
 		gives 2 "timeout" ctl drain --timeout x
 }
 
@@ -123,9 +138,10 @@ doctor() {
 			"$O/cqctl" doctor --socket "$dir/none.sock"
 }
 
-plan 11
+plan 12
 ok "seven pages of a worker" pages
 ok "save: whole or not at all, for the owner only" saves
+ok "a save that was given up" abandoned
 ok "files that are none are named" bad_files
 ok "a cqd that has nothing" again
 ok "restore: all of them, once" restores

@@ -309,6 +309,10 @@ int cqd_restore(struct cqd_store *st, int fd, cqd_restore_cb done, void *arg,
 	return cq_err_set(err, -EBUSY, "a save or restore is running");
 }
 
+void cqd_transfer_gone(struct cqd_store *st, const void *arg)
+{
+}
+
 void cqd_store_stats(const struct cqd_store *st, struct cqd_stats *out)
 {
 	memset(out, 0, sizeof(*out));

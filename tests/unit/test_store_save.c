@@ -160,6 +160,43 @@ TEST(round_trip)
 	close(fd);
 }
 
+/* Who asked has gone: the next one may begin, and nothing goes on behind. */
+TEST(abandoned)
+{
+	struct cqp_key keys[40];
+	struct cqp_page pages[40];
+	struct outcome first = { 0 }, again = { 0 }, second;
+	int fd = file(), other = file();
+	struct rig r;
+
+	rig_defaults(&r);
+	rig_start(&r);
+	rig_chain(&r, 1, 40, keys, pages);
+	ASSERT_EQ(cqd_save(r.st, fd, on_save, &first, &r.err), 0);
+	ASSERT_EQ(cqd_save(r.st, other, on_save, &again, &r.err), -EBUSY);
+	cqd_transfer_gone(r.st, &again);	/* another's */
+	ASSERT_EQ(cqd_save(r.st, other, on_save, &again, &r.err), -EBUSY);
+	cqd_transfer_gone(r.st, &first);
+	second = save(&r, other);
+	ASSERT_EQ(second.ret, 0);
+	ASSERT_EQ(second.pages, 40);
+	rig_run(&r, &first.done);
+	ASSERT_EQ(first.ret, -ECANCELED);
+	ASSERT(first.pages <= CQD_SAVE_BATCH);
+	first = (struct outcome){ 0 };
+	ASSERT_EQ(cqd_restore(r.st, other, on_restore, &first, &r.err), 0);
+	cqd_transfer_gone(r.st, &first);
+	second = restore(&r, other);
+	ASSERT_EQ(second.res.existing, 40);
+	rig_run(&r, &first.done);
+	ASSERT_EQ(first.ret, -ECANCELED);
+	ASSERT(!r.st->transfer);
+	ASSERT_EQ(r.st->ix.t_clients.used, 1);
+	rig_stop(&r);
+	close(fd);
+	close(other);
+}
+
 /* What the index knew beside the key comes back as well. */
 TEST(attributes)
 {
