@@ -165,8 +165,7 @@ static void insert_sorted(struct cqd_store *st, uint32_t p)
 static void insert(struct cqd_store *st, uint32_t p, unsigned int level)
 {
 	struct cqd_page *pg = &st->pages[p];
-	struct cqd_shard *sh = pg->shard;
-	struct cqd_lru *lru = sh->lru;
+	struct cqd_lru *lru = pg->shard->lru;
 	unsigned int priority = st->ix.pages[p].priority;
 
 	pg->priority = (uint8_t)priority;
@@ -181,10 +180,6 @@ static void insert(struct cqd_store *st, uint32_t p, unsigned int level)
 		lru->levels[priority] |= (uint8_t)(1u << level);
 		lru->priorities[priority / 64] |= 1ull << priority % 64;
 	}
-	if (list_empty(&sh->leafy)) {
-		list_add_tail(&sh->leafy, &st->leafy);
-		list_add_tail(&sh->ns_leafy, &sh->ns->leafy);
-	}
 }
 
 /**
@@ -194,11 +189,17 @@ static void insert(struct cqd_store *st, uint32_t p, unsigned int level)
  */
 void cqd_lru_add(struct cqd_store *st, uint32_t p)
 {
+	struct cqd_shard *sh = st->pages[p].shard;
+
 	if (st->pages[p].flags & CQD_PG_LRU)
 		return;
 	insert(st, p, level_of(st, p, cqd_now_us()));
 	st->pages[p].flags |= CQD_PG_LRU;
 	cqd_ttl_add(st, p);
+	if (!list_empty(&sh->leafy))
+		return;
+	list_add_tail(&sh->leafy, &st->leafy);
+	list_add_tail(&sh->ns_leafy, &sh->ns->leafy);
 }
 
 static bool none_left(const struct cqd_lru *lru)
@@ -211,18 +212,11 @@ static bool none_left(const struct cqd_lru *lru)
 	return true;
 }
 
-static void queue_empty(struct cqd_shard *sh, unsigned int priority, unsigned int level)
+static void queue_empty(struct cqd_lru *lru, unsigned int priority, unsigned int level)
 {
-	struct cqd_lru *lru = sh->lru;
-
 	lru->levels[priority] &= (uint8_t)~(1u << level);
-	if (lru->levels[priority])
-		return;
-	lru->priorities[priority / 64] &= ~(1ull << priority % 64);
-	if (none_left(lru)) {
-		list_del(&sh->leafy);
-		list_del(&sh->ns_leafy);
-	}
+	if (!lru->levels[priority])
+		lru->priorities[priority / 64] &= ~(1ull << priority % 64);
 }
 
 static void take_out(struct cqd_store *st, uint32_t p)
@@ -240,7 +234,7 @@ static void take_out(struct cqd_store *st, uint32_t p)
 	else
 		st->pages[pg->lru_next].lru_prev = pg->lru_prev;
 	if (pg->lru_prev == CQP_NONE && pg->lru_next == CQP_NONE)
-		queue_empty(pg->shard, priority, level);
+		queue_empty(lru, priority, level);
 }
 
 /**
@@ -257,11 +251,18 @@ void cqd_lru_del(struct cqd_store *st, uint32_t p)
 	take_out(st, p);
 	pg->flags &= (uint8_t)~CQD_PG_LRU;
 	cqd_ttl_del(st, p);
+	if (!none_left(pg->shard->lru))
+		return;
+	list_del(&pg->shard->leafy);
+	list_del(&pg->shard->ns_leafy);
 }
 
 /* --- choosing --- */
 
-/* What has not been used for long sinks: the oldest of each queue is looked at. */
+/*
+ * What has not been used for long sinks: the oldest of each queue is looked at.
+ * The shard keeps its place among the others, which somebody is walking along.
+ */
 static void sink(struct cqd_store *st, struct cqd_lru *lru, unsigned int priority,
 		 uint64_t now)
 {

@@ -126,6 +126,35 @@ TEST(priority_beats_recency)
 	rig_stop(&r);
 }
 
+/* A hot page that has faded must not hide the other shards while it sinks. */
+TEST(priority_over_shards_while_one_sinks)
+{
+	static const struct cqp_shard half = { .layer_end = 1 };
+	struct cqp_key high, low;
+	struct cqd_shard *other;
+	struct rig r;
+	uint32_t i;
+
+	rig_defaults(&r);
+	rig_start(&r);
+	r.st->half_us = 20000;
+	high = put(&r, &r.root, 1, 9, 0);
+	for (i = 0; i < 20; i++)
+		rig_resident(&r, &high, 1);
+	other = r.sh;
+	ASSERT_EQ(cqd_shard_get(r.cl, "m", &half, &r.sh, &r.info, &r.err), 0);
+	ASSERT(r.sh != other);
+	r.root = r.info.root;
+	low = put(&r, &r.root, 2, 0, 0);
+	usleep(20000 * 10);
+	ASSERT(cqd_evict_one(r.st, NULL, r.ns));
+	ASSERT(cqd_page_find(r.st, r.sh, &low) == CQP_NONE);
+	ASSERT(cqd_page_find(r.st, other, &high) != CQP_NONE);
+	ASSERT(cqd_evict_one(r.st, NULL, r.ns));
+	ASSERT(!cqd_evict_one(r.st, NULL, r.ns));
+	rig_stop(&r);
+}
+
 TEST(a_second_publisher_raises)
 {
 	struct cqp_key a, b;
