@@ -6,8 +6,9 @@
  * loop.
  *
  * A segment may be chosen if nothing in it is in use, nor what descends from
- * it. That is looked at for a few candidates only, and given up after CHECK
- * pages: chains may be as long as clients like.
+ * it, and, when another shard asks, if all of that goes before its own. That is
+ * looked at for a few candidates only, and given up after CHECK pages: chains
+ * may be as long as clients like.
  */
 #include "daemon/store_priv.h"
 
@@ -34,13 +35,20 @@ static uint32_t after(const struct cqd_store *st, uint32_t p, uint32_t top)
 	return p == top ? CQP_NONE : st->pages[p].sib_next;
 }
 
-/* Nothing of @top and its descendants is in use; takes *@work down. */
-static bool idle_below(const struct cqd_store *st, uint32_t top, unsigned int *work)
+/*
+ * Nothing of @top and its descendants is in use, and all goes before page
+ * @mine: those in other segments may be hotter than this one. Takes *@work down.
+ */
+static bool idle_below(const struct cqd_store *st, uint32_t top, uint32_t mine,
+		       unsigned int *work)
 {
+	const struct cqp_rec_page *r;
 	uint32_t p = top;
 
 	do {
-		if (!*work || busy(&st->pages[p]))
+		r = &st->ix.pages[p];
+		if (!*work || busy(&st->pages[p]) ||
+		    !cqd_lru_before(st, r->priority, r->last_use_us, mine))
 			return false;
 		--*work;
 		p = after(st, p, top);
@@ -56,14 +64,16 @@ static bool covered(struct cqd_store *st, const struct cqd_segment *seg, uint32_
 	return parent != CQP_NONE && cqd_page_place(st, parent, seg->kind).seg == seg;
 }
 
-static bool may_go(struct cqd_store *st, const struct cqd_segment *seg)
+/* @mine: CQP_NONE: whatever is not in use may go. */
+static bool may_go(struct cqd_store *st, const struct cqd_segment *seg, uint32_t mine)
 {
 	unsigned int work = CHECK;
 	uint32_t i, p;
 
 	for (i = 0; i < seg->slots; i++) {
 		p = seg->owner[i];
-		if (p != CQP_NONE && !covered(st, seg, p) && !idle_below(st, p, &work))
+		if (p != CQP_NONE && !covered(st, seg, p) &&
+		    !idle_below(st, p, mine, &work))
 			return false;
 	}
 	return true;
@@ -183,7 +193,8 @@ bool cqd_evict_segment(struct cqd_store *st, const struct cqd_shard *sh)
 		seg = coldest(st, sh, seg);
 		if (!seg)
 			return false;
-		if (!cqd_lru_before(st, seg->top, seg->last_use, mine) || !may_go(st, seg))
+		if (!cqd_lru_before(st, seg->top, seg->last_use, mine) ||
+		    !may_go(st, seg, mine))
 			continue;
 		st->last_look = 0;
 		begin(st, seg, CQD_EVICT_SEGMENT);
@@ -231,7 +242,7 @@ static bool squeeze_one(struct cqd_store *st)
 		seg = cheapest(st, seg);
 		if (!seg)
 			return false;
-		if (!may_go(st, seg))
+		if (!may_go(st, seg, CQP_NONE))
 			continue;
 		begin(st, seg, CQD_EVICT_PRESSURE);
 		return true;

@@ -302,6 +302,41 @@ TEST(what_is_younger_elsewhere_stays)
 	rig_stop(&r);
 }
 
+/* A page read until now keeps its ancestors, in whatever segments they are. */
+TEST(what_descends_and_is_younger_stays)
+{
+	struct cqd_ns_opts other = { .quota_bytes = 1 << 30, .salt = "pepper" };
+	struct rig_wait mine, a, b;
+	struct cqd_client *cl;
+	struct cqp_key first;
+	uint32_t arena;
+	struct rig r;
+
+	rig_defaults(&r);
+	/* each page has a segment of its own */
+	r.o.segment_min = SLOT;
+	r.o.segment_max = SLOT;
+	r.o.pool_bytes = 3 * SLOT + 2 * 8192;
+	rig_start(&r);
+	first = r.root;
+	ASSERT_EQ(cqd_ns_get(r.st, "other", &other, &r.ns, &r.err), 0);
+	cl = rig_client(&r, 101, &arena);
+	a = rig_seal(&r, cl, arena, &r.root, 1);
+	b = rig_seal(&r, cl, arena, &a.res.key, 2);
+	ASSERT_EQ(b.ret, 0);
+	ASSERT_EQ(cqd_release(cl, &a.res.page, 1, &r.err), 0);
+	r.root = first;
+	r.sh = cqd_shard_find(r.cl, 1);
+	mine = leaf(&r, &r.root, 3);
+	unpin(&r, &mine);
+	ASSERT_EQ(cqd_release(cl, &b.res.page, 1, &r.err), 0);
+	leaf(&r, &r.root, 4);
+	ASSERT_EQ(cqd_page_find(r.st, r.sh, &mine.res.key), CQP_NONE);
+	ASSERT(cqd_page_find(r.st, cqd_shard_find(cl, 1), &b.res.key) != CQP_NONE);
+	ASSERT_EQ(stats(&r).evictions, 1);
+	rig_stop(&r);
+}
+
 TEST(empty_segments_are_given_back)
 {
 	struct cqp_key keys[3];
