@@ -7,15 +7,10 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 #include "daemon/adopt.h"
-
-#define TAIL_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL)
 
 static uint32_t *bucket(struct cqd_store *st, uint32_t ns, const char *name)
 {
@@ -106,11 +101,6 @@ uint32_t cqd_name_find(struct cqd_ns *ns, const char *name)
 	return CQP_NONE;
 }
 
-static void tail_name(uint32_t id, char buf[32])
-{
-	snprintf(buf, 32, "cq-tail-%u", id);
-}
-
 /**
  * cqd_name_drop() - the end of a name
  * @st: store
@@ -131,7 +121,7 @@ void cqd_name_drop(struct cqd_store *st, uint32_t n)
 	*b = nm->next;
 	cqd_word_state(&r->word, CQP_FREE);
 	if (nm->fd >= 0) {
-		tail_name(r->id, fdname);
+		cqd_tail_name(r->id, fdname);
 		cqd_fdstore_remove(st, fdname);
 		close(nm->fd);
 		sh->ns->tail_bytes -= r->tail_bytes;
@@ -294,22 +284,6 @@ int cqd_attach(struct cqd_client *client, struct cqd_shard *shard, const char *n
 
 /* --- restart --- */
 
-/**
- * cqd_tail_sealed() - is it a tail's memfd that nobody can change any more?
- * @fd:    from the fd store
- * @bytes: recorded
- *
- * Return: true if so.
- */
-bool cqd_tail_sealed(int fd, uint64_t bytes)
-{
-	int seals = fcntl(fd, F_GET_SEALS);
-	struct stat sb;
-
-	return seals >= 0 && (seals & TAIL_SEALS) == TAIL_SEALS && fstat(fd, &sb) == 0 &&
-	       (uint64_t)sb.st_size == bytes;
-}
-
 /* Is the page still the one that was named? */
 static bool page_holds(const struct cqd_store *st, const struct cqp_rec_name *r,
 		       const struct cqd_shard *sh)
@@ -327,7 +301,7 @@ static int take_tail(struct cqd_adopt *ad, const struct cqp_rec_name *r)
 
 	if (!r->id)
 		return r->tail_bytes ? -2 : -1;
-	tail_name(r->id, fdname);
+	cqd_tail_name(r->id, fdname);
 	fd = cqd_adopt_take(ad, fdname);
 	if (fd < 0)
 		return -2;

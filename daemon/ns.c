@@ -144,21 +144,12 @@ err_rec:
 	return ret;
 }
 
-static bool good_name(const char *name)
-{
-	size_t i, n = strnlen(name, CQP_MAX_NAME);
-
-	for (i = 0; i < n; i++)
-		if (name[i] < 0x21 || name[i] > 0x7e)
-			return false;
-	return n > 0 && n < CQP_MAX_NAME;
-}
-
 /**
  * cqd_ns_get() - find or make a namespace and set its limits
  * @st:   store
  * @name: of the tenant, as in cqd.conf
- * @opts: limits; the salt is taken once, the first time it is given
+ * @opts: limits; the salt is that of the first call, given or not: root keys made
+ *        with it are in use
  * @out:  set on success
  * @err:  text of the failure
  *
@@ -172,7 +163,7 @@ int cqd_ns_get(struct cqd_store *st, const char *name,
 	char *salt = NULL;
 	int ret;
 
-	if (!good_name(name))
+	if (!cqd_name_good(name))
 		return cq_err_set(err, -EINVAL,
 				  "namespace name must be 1 to %d printable characters",
 				  CQP_MAX_NAME - 1);
@@ -189,10 +180,11 @@ int cqd_ns_get(struct cqd_store *st, const char *name,
 			return ret;
 		}
 	}
-	if (!ns->salt)
+	if (!ns->salted)
 		ns->salt = salt;
 	else
 		free(salt);
+	ns->salted = true;
 	cqd_ns_limit(ns, opts->quota_bytes, opts->quota_pages, opts->quota_pins);
 	ns->priority = opts->priority;
 	ns->priority_max = opts->priority_max;

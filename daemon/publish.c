@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 #include "daemon/store_priv.h"
@@ -161,6 +162,32 @@ int cqd_name_make(struct cqd_shard *sh, const struct cqd_publish_req *req,
 
 /* --- the copy --- */
 
+/**
+ * cqd_tail_name() - of a tail's descriptor with the service manager
+ * @id:  of the tail
+ * @buf: filled
+ */
+void cqd_tail_name(uint32_t id, char buf[32])
+{
+	snprintf(buf, 32, "cq-tail-%u", id);
+}
+
+/**
+ * cqd_tail_sealed() - is it a tail's memfd that nobody can change any more?
+ * @fd:    from the fd store
+ * @bytes: recorded
+ *
+ * Return: true if so.
+ */
+bool cqd_tail_sealed(int fd, uint64_t bytes)
+{
+	int seals = fcntl(fd, F_GET_SEALS);
+	struct stat sb;
+
+	return seals >= 0 && (seals & TAIL_SEALS) == TAIL_SEALS && fstat(fd, &sb) == 0 &&
+	       (uint64_t)sb.st_size == bytes;
+}
+
 static int copy_extent(const struct publish *op, const struct cqp_extent *e, uint8_t *to)
 {
 	uint64_t at = 0;
@@ -225,11 +252,6 @@ static int copy_sealed(struct publish *op, int fd)
 	return 0;
 }
 
-static void fd_name(const struct publish *op, char buf[32])
-{
-	snprintf(buf, 32, "cq-tail-%u", op->id);
-}
-
 static void copy_run(struct cqd_job *job)
 {
 	struct publish *op = container_of(job, struct publish, job);
@@ -245,7 +267,7 @@ static void copy_run(struct cqd_job *job)
 	close(fd);
 	if (op->ret)
 		return;
-	fd_name(op, name);
+	cqd_tail_name(op->id, name);
 	op->ret = cqd_fdstore_push(job->st, name, op->fd, true, &op->err);
 	if (op->ret)	/* it may have arrived all the same */
 		cqd_fdstore_remove(job->st, name);
@@ -271,7 +293,7 @@ static void undo(struct publish *op)
 	char name[32];
 
 	if (op->fd >= 0) {
-		fd_name(op, name);
+		cqd_tail_name(op->id, name);
 		cqd_fdstore_remove(op->shard->st, name);
 		close(op->fd);
 	}

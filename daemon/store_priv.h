@@ -131,6 +131,7 @@ struct cqd_ns {
 	uint32_t rec;
 	char name[CQP_MAX_NAME];
 	char *salt;
+	bool salted;			/* @salt is known, NULL: none */
 	uint64_t quota_bytes, quota_pages, quota_pins;	/* resolved, never 0 */
 	uint64_t used_bytes, arena_bytes, tail_bytes, pages, pins;
 	struct list_head leafy;		/* shards with pages that may go */
@@ -599,6 +600,8 @@ void cqd_name_born(struct cqd_shard *sh, uint32_t rec, int fd);
 void cqd_name_drop(struct cqd_store *st, uint32_t n);
 /* Those that have expired, or whose page was lost. */
 void cqd_names_tick(struct cqd_store *st);
+/* "cq-tail-<id>". */
+void cqd_tail_name(uint32_t id, char buf[32]);
 bool cqd_tail_sealed(int fd, uint64_t bytes);
 /* A name without a tail, at once. As cqd_publish(). */
 int cqd_name_make(struct cqd_shard *sh, const struct cqd_publish_req *req,

@@ -60,6 +60,34 @@ TEST(publish_and_look_up)
 }
 
 /* Keys that are all resident, but not each the parent of the next. */
+/* A salt that comes later would give one model two kinds of root keys. */
+TEST(salt_of_the_first_time)
+{
+	static const struct cqp_shard half = { .layer_end = 1 }, all = { 0 };
+	struct cqd_ns_opts opts = { .salt = "pepper" };
+	struct cqd_shard_info a, b;
+	struct cqd_shard *sh;
+	struct cqd_ns *plain;
+	struct rig r;
+
+	rig_defaults(&r);
+	rig_start(&r);
+	plain = r.ns;
+	opts.salt = NULL;
+	ASSERT_EQ(cqd_ns_get(r.st, "other", &opts, &r.ns, &r.err), 0);
+	r.cl = rig_client(&r, 101, &r.arena_id);
+	ASSERT_EQ(cqd_shard_get(r.cl, "m", &half, &sh, &a, &r.err), 0);
+	opts.salt = "pepper";
+	ASSERT_EQ(cqd_ns_get(r.st, "tenant", &opts, &plain, &r.err), 0);
+	r.ns = plain;
+	r.cl = rig_client(&r, 102, &r.arena_id);
+	ASSERT_EQ(cqd_shard_get(r.cl, "m", &half, &sh, &b, &r.err), 0);
+	ASSERT_MEMEQ(&a.root, &b.root, sizeof(a.root));
+	ASSERT_EQ(cqd_shard_get(r.cl, "m", &all, &sh, &b, &r.err), 0);
+	ASSERT(memcmp(&a.root, &b.root, sizeof(a.root)));
+	rig_stop(&r);
+}
+
 TEST(a_gap_ends_the_match)
 {
 	struct cqp_page pages[3], got[3], sink;
