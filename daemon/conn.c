@@ -40,10 +40,14 @@ static void on_tick(uv_timer_t *timer)
 {
 	struct cqd_server *srv = timer->data;
 	uint64_t now = uv_now(srv->loop);
-	struct list_head *pos, *tmp;
+	struct list_head end, *pos;
 	struct cqd_conn *conn;
 
-	list_for_each_safe(pos, tmp, &srv->waiting) {
+	/* One that is closed may take any other along: see cqd_conn_close_all(). */
+	list_add_tail(&end, &srv->waiting);
+	while ((pos = srv->waiting.next) != &end) {
+		list_del(pos);
+		list_add_tail(pos, &srv->waiting);
 		conn = list_entry(pos, struct cqd_conn, wait);
 		if (conn->deadline && now >= conn->deadline) {
 			on_deadline(conn);
@@ -52,6 +56,7 @@ static void on_tick(uv_timer_t *timer)
 			flush(conn);
 		}
 	}
+	list_del(&end);
 	if (list_empty(&srv->waiting)) {
 		uv_timer_stop(timer);
 		srv->ticking = false;
@@ -65,7 +70,7 @@ static void wait_update(struct cqd_conn *conn)
 	bool want = !conn->closed && (conn->deadline || conn->starved);
 
 	if (want == !list_empty(&conn->wait))
-		return;		/* keeps its place: on_tick() walks the list */
+		return;
 	list_del(&conn->wait);
 	if (!want)
 		return;
@@ -107,7 +112,8 @@ void cqd_conn_update(struct cqd_conn *conn)
 		return;
 	if (!paused(conn))
 		want |= UV_READABLE;
-	if ((!list_empty(&conn->queue) && !conn->starved) || conn->want_write)
+	/* Room in the socket is no help to one that is starved. */
+	if ((!list_empty(&conn->queue) || conn->want_write) && !conn->starved)
 		want |= UV_WRITABLE;
 	if (want == conn->events)
 		return;

@@ -286,13 +286,19 @@ static void on_idle(uv_idle_t *idle)
  */
 void cqd_events_flush(struct cqd_server *srv)
 {
-	struct list_head *pos, *tmp;
+	unsigned int n = srv->events.n;
 	bool more = false;
+	struct cqd_sub *s;
 
-	if (list_empty(&srv->events.subs))
+	if (!n)
 		return;
-	list_for_each_safe(pos, tmp, &srv->events.subs)
-		more |= serve(list_entry(pos, struct cqd_sub, node));
+	/* A connection that is closed here may take any other along. */
+	for (; n && srv->events.n; n--) {
+		s = list_first(&srv->events.subs, struct cqd_sub, node);
+		list_del(&s->node);
+		list_add_tail(&s->node, &srv->events.subs);
+		more |= serve(s);
+	}
 	if (more)
 		uv_idle_start(&srv->events.idle, on_idle);
 	else

@@ -91,10 +91,17 @@ uint64_t cqd_client_pins(const struct cqd_client *client)
 	return 1;
 }
 
+static void (*on_orphan)(void);
+
 void cqd_client_set_orphan(struct cqd_client *client, bool orphan)
 {
+	void (*fn)(void) = on_orphan;
+
 	ASSERT(client->orphan != orphan);
 	client->orphan = orphan;
+	on_orphan = NULL;
+	if (orphan && fn)
+		fn();
 }
 
 static void answer(unsigned int i, int ret)
@@ -324,8 +331,13 @@ bool cqd_store_item(struct cqd_store *st, unsigned int kind, uint64_t *cursor,
 	return false;
 }
 
+static cqd_watch_fn watch;
+static void *watch_arg;
+
 void cqd_store_watch(struct cqd_store *st, cqd_watch_fn fn, void *arg)
 {
+	watch = fn;
+	watch_arg = arg;
 }
 
 bool cqd_store_resident(struct cqd_store *st, const struct cqd_ns *ns, uint32_t *cursor,
@@ -380,6 +392,7 @@ static void server_start(void)
 		list_init(&srv.uids[i]);
 	cqd_processes_init(&srv);
 	uv_timer_init(&loop, &srv.tick);
+	cqd_events_init(&srv);
 	ASSERT_OK(cqd_tenants_apply(&srv, srv.config, &err));
 	ASSERT_OK(cqd_listen(&srv, sock, 0600, false, &err));
 }
@@ -400,6 +413,7 @@ static void server_stop(void)
 	cqd_sessions_close_all(&srv);
 	cqd_listen_close_all(&srv);
 	uv_close((uv_handle_t *)&srv.tick, NULL);
+	cqd_events_close(&srv);
 	cqd_processes_close(&srv);
 	uv_run(&loop, UV_RUN_DEFAULT);
 	ASSERT_OK(uv_loop_close(&loop));
@@ -724,6 +738,139 @@ TEST(short_of_descriptors_in_flight)
 }
 
 /* A reply that cannot be sent ends the connection: nobody waits in vain. */
+/* --- subscribers, and connections that take others along --- */
+
+static struct cqd_conn *nth_conn(unsigned int i)
+{
+	struct list_head *pos = srv.conns.next;
+
+	while (i--)
+		pos = pos->next;
+	ASSERT(pos != &srv.conns);
+	return list_entry(pos, struct cqd_conn, node);
+}
+
+static void subscribe(int fd)
+{
+	Cqp__Subscribe body = CQP__SUBSCRIBE__INIT;
+	DECLARE_MSG(msg, SUBSCRIBE, subscribe, body);
+
+	ASSERT_OK(send_msg(fd, &msg, 7));
+	step();
+}
+
+static void happens(void)
+{
+	struct cqd_notice n = { .kind = CQD_NOTICE_SEALED, .tenant = "default" };
+
+	ASSERT(watch);
+	watch(watch_arg, &n);
+	cqd_events_flush(&srv);
+}
+
+/* A subscriber whose replies wait for descriptors costs no turn of the loop. */
+TEST(a_starved_subscriber_rests)
+{
+	long long end = test_now_ms() + 5000;
+	char name[] = "tiny", over[] = "x";
+	bool events = false;
+	uint64_t sent = 0;
+	Cqp__Msg *r;
+	int fd;
+
+	server_start();
+	fd = hello(0);
+	subscribe(fd);
+	cqd_events_flush(&srv);
+	while (n_opens == sent) {
+		model_open(fd, name, ++sent, 0);
+		step();
+	}
+	ASSERT(nth_conn(0)->starved);
+	happens();
+	ASSERT(nth_conn(0)->want_write);
+	ASSERT(!(nth_conn(0)->events & UV_WRITABLE));
+	while (sent || !events) {
+		ASSERT_LT(test_now_ms(), end);
+		uv_run(&loop, UV_RUN_NOWAIT);
+		cqd_events_flush(&srv);
+		r = next(fd);
+		if (!r)
+			continue;
+		if (r->body_case == CQP__MSG__BODY_MODEL_OK)
+			sent--;
+		else
+			events |= !sent && r->body_case == CQP__MSG__BODY_EVENTS;
+		cqp_frame_close(&frame);
+		cqp_free(r);
+	}
+	model_open(fd, over, 1, 0);
+	step();
+	cqp_free(next(fd));
+	close(fd);
+	server_stop();
+}
+
+/* The other client waited for what the first was sealing, and cannot be told. */
+static void take_other_along(void)
+{
+	send_errno = EIO;
+	send_fails = 1;
+	answer(0, -ENOENT);
+}
+
+TEST(a_deadline_takes_another_along)
+{
+	long long end = test_now_ms() + 5000;
+	int a, b, c;
+
+	server_start();
+	a = hello(0);
+	b = hello(0);
+	c = hello(0);
+	ASSERT_OK(send_seal(b, 1));
+	step();
+	ASSERT_EQ(n_seals, 1);
+	cqd_conn_deadline(nth_conn(0), 1);
+	cqd_conn_deadline(nth_conn(1), 60000);
+	cqd_conn_deadline(nth_conn(2), 60000);
+	on_orphan = take_other_along;
+	while (srv.n_conns > 1) {
+		ASSERT_LT(test_now_ms(), end);
+		uv_run(&loop, UV_RUN_NOWAIT);
+	}
+	ASSERT(the_clients[0].orphan && the_clients[1].orphan && !the_clients[2].orphan);
+	close(a);
+	close(b);
+	close(c);
+	server_stop();
+}
+
+TEST(a_subscriber_takes_another_along)
+{
+	int a, b;
+
+	server_start();
+	a = hello(0);
+	b = hello(0);
+	subscribe(a);
+	subscribe(b);
+	ASSERT_EQ(srv.events.n, 2);
+	cqd_events_flush(&srv);
+	ASSERT_OK(send_seal(b, 1));
+	step();
+	on_orphan = take_other_along;
+	send_errno = EIO;
+	send_fails = 1;
+	happens();
+	ASSERT_EQ(srv.events.n, 0);
+	ASSERT_EQ(srv.n_conns, 0);
+	ASSERT(!watch);
+	close(a);
+	close(b);
+	server_stop();
+}
+
 TEST(send_fails_for_good)
 {
 	Cqp__Ping body = CQP__PING__INIT;
