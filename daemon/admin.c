@@ -217,7 +217,6 @@ static void on_loaded(void *arg, int ret, const uint8_t hash[32], bool existing,
 	uint8_t copy[32];
 
 	if (ret) {
-		p->ret = ret;
 		cqd_conn_error(p->conn, p->id, ret, err ? err->text : strerror(-ret));
 	} else {
 		memcpy(copy, hash, sizeof(copy));
@@ -229,7 +228,7 @@ static void on_loaded(void *arg, int ret, const uint8_t hash[32], bool existing,
 		msg.load_ok = &ok;
 		cqd_conn_send(p->conn, &msg, NULL, 0);
 	}
-	cqd_pending_end(p);
+	cqd_pending_end(p, ret);
 }
 
 /**
@@ -253,7 +252,7 @@ int cqd_admin_load(struct cqd_req *req)
 	ret = cqd_model_load(req->conn->srv->store, name, req->frame->fds[0], on_loaded, p,
 			     req->err);
 	if (ret)
-		cqd_pending_end(p);
+		cqd_pending_end(p, ret);
 	return ret;
 }
 
@@ -292,7 +291,7 @@ static void on_verified(void *arg, uint64_t checked, uint64_t failed, uint64_t b
 	msg.body_case = CQP__MSG__BODY_VERIFY_OK;
 	msg.verify_ok = &ok;
 	cqd_conn_send(p->conn, &msg, NULL, 0);
-	cqd_pending_end(p);
+	cqd_pending_end(p, 0);
 }
 
 /**
@@ -311,7 +310,7 @@ int cqd_admin_verify(struct cqd_req *req)
 	ret = cqd_verify(req->conn->srv->store, on_verified, p);
 	if (!ret)
 		return 0;
-	cqd_pending_end(p);
+	cqd_pending_end(p, ret);
 	return cq_err_set(req->err, ret, "cannot verify now: %s", strerror(-ret));
 }
 

@@ -38,7 +38,7 @@ static void on_evicted(void *arg, uint64_t pages, uint64_t bytes)
 	ok.pages = pages;
 	ok.bytes = bytes;
 	reply(p->conn, p->id, &ok);
-	cqd_pending_end(p);
+	cqd_pending_end(p, 0);
 }
 
 /**
@@ -72,7 +72,7 @@ int cqd_admin_evict(struct cqd_req *req)
 		return cq_err_set(req->err, -ENOMEM, "cqd is out of memory");
 	ret = cqd_evict(req->conn->srv->store, &opts, on_evicted, p, req->err);
 	if (ret)
-		cqd_pending_end(p);
+		cqd_pending_end(p, ret);
 	return ret;
 }
 

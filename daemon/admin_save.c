@@ -24,7 +24,7 @@ static void on_saved(void *arg, int ret, uint64_t pages, uint64_t bytes,
 		msg.save_ok = &ok;
 		cqd_conn_send(p->conn, &msg, NULL, 0);
 	}
-	cqd_pending_end(p);
+	cqd_pending_end(p, ret);
 }
 
 /**
@@ -46,7 +46,7 @@ int cqd_admin_save(struct cqd_req *req)
 	ret = cqd_save(req->conn->srv->store, req->frame->fds[0], on_saved, p, req->err);
 	if (ret) {
 		req->conn->transfer = other;
-		cqd_pending_end(p);
+		cqd_pending_end(p, ret);
 	}
 	return ret;
 }
@@ -62,7 +62,7 @@ static void on_restored(void *arg, int ret, const struct cqd_restore_result *res
 	p->conn->transfer = NULL;
 	if (ret) {
 		cqd_conn_error(p->conn, p->id, ret, err->text);
-		cqd_pending_end(p);
+		cqd_pending_end(p, ret);
 		return;
 	}
 	memcpy(missing, res->text, sizeof(missing));
@@ -81,7 +81,7 @@ static void on_restored(void *arg, int ret, const struct cqd_restore_result *res
 	msg.body_case = CQP__MSG__BODY_RESTORE_OK;
 	msg.restore_ok = &ok;
 	cqd_conn_send(p->conn, &msg, NULL, 0);
-	cqd_pending_end(p);
+	cqd_pending_end(p, 0);
 }
 
 /**
@@ -103,7 +103,7 @@ int cqd_admin_restore(struct cqd_req *req)
 	ret = cqd_restore(req->conn->srv->store, req->frame->fds[0], on_restored, p, req->err);
 	if (ret) {
 		req->conn->transfer = other;
-		cqd_pending_end(p);
+		cqd_pending_end(p, ret);
 	}
 	return ret;
 }

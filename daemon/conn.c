@@ -369,7 +369,6 @@ struct cqd_pending *cqd_pending_new(struct cqd_conn *conn, uint64_t id)
 	p->started_us = cqd_clock_us();
 	p->started_ns = uv_hrtime();
 	p->body = conn->srv->meter.body;
-	p->ret = 0;
 	conn->srv->meter.later = true;
 	kref_get(&conn->ref);
 	conn->pending++;
@@ -379,13 +378,14 @@ struct cqd_pending *cqd_pending_new(struct cqd_conn *conn, uint64_t id)
 
 /**
  * cqd_pending_end() - the reply was sent, or is not needed
- * @p: freed
+ * @p:   freed
+ * @ret: 0 or -errno that it was answered with
  */
-void cqd_pending_end(struct cqd_pending *p)
+void cqd_pending_end(struct cqd_pending *p, int ret)
 {
 	struct cqd_conn *conn = p->conn;
 
-	cqd_meter_request(&conn->srv->meter, p->body, p->started_ns, p->ret);
+	cqd_meter_request(&conn->srv->meter, p->body, p->started_ns, ret);
 	conn->pending--;
 	cqd_conn_update(conn);
 	kref_put(&conn->ref, conn_release);

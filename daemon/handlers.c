@@ -234,7 +234,6 @@ static void on_sealed(void *arg, int ret, const struct cqd_seal_result *res,
 	struct cqd_seal_result copy;
 
 	if (ret) {
-		p->ret = ret;
 		cqd_conn_error(p->conn, p->id, ret, err ? err->text : strerror(-ret));
 	} else {
 		copy = *res;
@@ -251,7 +250,7 @@ static void on_sealed(void *arg, int ret, const struct cqd_seal_result *res,
 		msg.seal_ok = &ok;
 		cqd_conn_send(p->conn, &msg, NULL, 0);
 	}
-	cqd_pending_end(p);
+	cqd_pending_end(p, ret);
 }
 
 static int check_seal(const Cqp__Seal *seal, struct cq_err *err)
@@ -302,7 +301,7 @@ static int handle_seal(struct cqd_req *req)
 		return cq_err_set(req->err, -ENOMEM, "cqd is out of memory");
 	ret = cqd_seal(client_of(req), shard, &r, on_sealed, p, req->err);
 	if (ret)
-		cqd_pending_end(p);
+		cqd_pending_end(p, ret);
 	return ret;
 }
 

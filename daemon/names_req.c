@@ -33,7 +33,7 @@ static void on_published(void *arg, int ret, const struct cq_err *err)
 		cqd_conn_error(p->conn, p->id, ret, err ? err->text : strerror(-ret));
 	else
 		cqd_conn_ok(p->conn, p->id);
-	cqd_pending_end(p);
+	cqd_pending_end(p, ret);
 }
 
 static int check_publish(const Cqp__Publish *pub, struct cq_err *err)
@@ -92,7 +92,7 @@ int cqd_req_publish(struct cqd_req *req)
 		return cq_err_set(req->err, -ENOMEM, "cqd is out of memory");
 	ret = cqd_publish(req->conn->session->client, shard, &r, on_published, p, req->err);
 	if (ret)
-		cqd_pending_end(p);
+		cqd_pending_end(p, ret);
 	return ret;
 }
 

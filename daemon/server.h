@@ -240,11 +240,11 @@ struct cqd_pending {
 	uint64_t id;
 	uint64_t started_us, started_ns;
 	unsigned int body;
-	int ret;		/* for the figures: 0, or the Error sent */
 };
-/* NULL: no memory. Ended with cqd_pending_end(), after the reply. */
+/* NULL: no memory. */
 struct cqd_pending *cqd_pending_new(struct cqd_conn *conn, uint64_t id);
-void cqd_pending_end(struct cqd_pending *p);
+/* After the reply, or instead of it; @ret is for the figures: 0 or the error. */
+void cqd_pending_end(struct cqd_pending *p, int ret);
 
 /* --- peer.c --- */
 

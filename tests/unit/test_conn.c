@@ -652,6 +652,38 @@ TEST(pending_requests_are_bounded)
 	server_stop();
 }
 
+static int send_publish(int fd, uint64_t id)
+{
+	Cqp__Publish body = CQP__PUBLISH__INIT;
+	DECLARE_MSG(msg, PUBLISH, publish, body);
+	char name[] = "n";
+
+	body.name = name;
+	return send_msg(fd, &msg, id);
+}
+
+/* A request that is answered later counts by its answer. */
+TEST(figures_of_late_answers)
+{
+	const struct cqd_request_count *n = srv.meter.request;
+	int fd;
+
+	server_start();
+	fd = hello(0);
+	ASSERT_OK(send_publish(fd, 1));
+	ASSERT_OK(send_seal(fd, 2));
+	ASSERT_OK(send_seal(fd, 3));
+	step();
+	answer(0, 0);
+	answer(1, -ENOSPC);
+	ASSERT_EQ(n[CQP__MSG__BODY_PUBLISH].ok, 0);
+	ASSERT_EQ(n[CQP__MSG__BODY_PUBLISH].failed, 1);
+	ASSERT_EQ(n[CQP__MSG__BODY_SEAL].ok, 1);
+	ASSERT_EQ(n[CQP__MSG__BODY_SEAL].failed, 1);
+	close(fd);
+	server_stop();
+}
+
 TEST(answers_for_who_has_left)
 {
 	int fd, i;
