@@ -90,8 +90,6 @@ static void conn_close(struct http_conn *c)
 	c->srv->http.n--;
 	uv_close((uv_handle_t *)&c->poll, on_conn_closed);
 	close(c->fd);
-	if (list_empty(&c->srv->http.conns))
-		uv_timer_stop(&c->srv->http.tick);
 	listen_update(c->srv);
 }
 
@@ -106,6 +104,16 @@ static void on_tick(uv_timer_t *timer)
 		if (uv_now(srv->loop) >= c->deadline)
 			conn_close(c);
 	}
+	/* Accepting may have been paused. */
+	listen_update(srv);
+	if (list_empty(&srv->http.conns))
+		uv_timer_stop(timer);
+}
+
+static void tick_start(struct cqd_server *srv)
+{
+	if (!uv_is_active((uv_handle_t *)&srv->http.tick))
+		uv_timer_start(&srv->http.tick, on_tick, TICK_MS, TICK_MS);
 }
 
 static void conn_new(struct cqd_server *srv, int fd)
@@ -121,8 +129,7 @@ static void conn_new(struct cqd_server *srv, int fd)
 	c->fd = fd;
 	c->poll.data = c;
 	c->deadline = uv_now(srv->loop) + CQD_HTTP_MS;
-	if (list_empty(&srv->http.conns))
-		uv_timer_start(&srv->http.tick, on_tick, TICK_MS, TICK_MS);
+	tick_start(srv);
 	list_add_tail(&c->node, &srv->http.conns);
 	srv->http.n++;
 	uv_poll_start(&c->poll, UV_READABLE, on_event);
@@ -135,9 +142,16 @@ static void on_listen(uv_poll_t *poll, int status, int events)
 
 	while (l->srv->http.n < CQD_HTTP_CONNS) {
 		fd = accept4(l->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-		if (fd < 0)
+		if (fd >= 0) {
+			conn_new(l->srv, fd);
+			continue;
+		}
+		if (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED)
 			break;
-		conn_new(l->srv, fd);
+		/* Out of descriptors or memory: they wait, and the loop sleeps. */
+		uv_poll_stop(&l->poll);
+		tick_start(l->srv);
+		return;
 	}
 	listen_update(l->srv);
 }

@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: MIT
-/* The head of an HTTP request, whole and in pieces. */
+/* The head of an HTTP request, whole and in pieces; accepting when there is
+ * nothing to accept with. */
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
 #include "tests/harness.h"
 #include "cq/util.h"
 #include "daemon/http.h"
+#include "daemon/server.h"
 
 static int parse(const char *text, struct cqd_http_req *req)
 {
@@ -87,4 +93,50 @@ TEST(too_long)
 	ASSERT_EQ(cqd_http_parse(text, sizeof(text), &req), 431);
 	text[0] = '\0';
 	ASSERT_EQ(cqd_http_parse(text, sizeof(text), &req), 400);
+}
+
+/* Out of descriptors the loop sleeps, and goes on when there are some. */
+TEST(no_descriptor_to_accept_with)
+{
+	static struct cqd_config cfg = { .socket_mode = 0600 };
+	static struct cqd_server srv;
+	struct sockaddr_un sa = { .sun_family = AF_UNIX };
+	long long end = test_now_ms() + 600;
+	struct rlimit old, none;
+	unsigned int turns = 0;
+	uv_loop_t loop;
+	struct cq_err err;
+	int fd;
+
+	ASSERT_OK(uv_loop_init(&loop));
+	srv.loop = &loop;
+	srv.config = &cfg;
+	list_init(&srv.http.listeners);
+	list_init(&srv.http.conns);
+	uv_timer_init(&loop, &srv.http.tick);
+	srv.http.tick.data = &srv;
+	snprintf(sa.sun_path, sizeof(sa.sun_path), "%s/h", test_dir());
+	ASSERT_OK(cqd_http_bind(&srv, sa.sun_path, &err));
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	ASSERT_OK(connect(fd, (struct sockaddr *)&sa, sizeof(sa)));
+	ASSERT_OK(getrlimit(RLIMIT_NOFILE, &old));
+	none = old;
+	none.rlim_cur = 3;
+	ASSERT_OK(setrlimit(RLIMIT_NOFILE, &none));
+	while (test_now_ms() < end) {
+		uv_run(&loop, UV_RUN_ONCE);
+		turns++;
+	}
+	ASSERT_EQ(srv.http.n, 0);
+	ASSERT_LT(turns, 50);
+	ASSERT_OK(setrlimit(RLIMIT_NOFILE, &old));
+	end = test_now_ms() + 5000;
+	while (!srv.http.n && test_now_ms() < end)
+		uv_run(&loop, UV_RUN_ONCE);
+	ASSERT_EQ(srv.http.n, 1);
+	close(fd);
+	cqd_http_close(&srv);
+	uv_run(&loop, UV_RUN_DEFAULT);
+	ASSERT_OK(uv_loop_close(&loop));
+	uv_library_shutdown();
 }
