@@ -4,7 +4,7 @@
  * stalls for want of memory, segments go back.
  *
  * The service manager says where to look ($MEMORY_PRESSURE_WATCH, systemd 254
- * and later); else cqd's own group is tried and then the machine. A file gets
+ * and later), or with /dev/null that it must not be done; else cqd's own group is tried and then the machine. A file gets
  * a trigger written (Documentation/accounting/psi.rst of the kernel) and is
  * readable with priority when it fires; its window is 2 s, which needs no
  * privilege. A FIFO is readable when its writer wants memory back.
@@ -72,6 +72,14 @@ err_close:
 	return ret;
 }
 
+/* The service manager's way of saying MemoryPressureWatch=off. */
+static bool unwanted(void)
+{
+	const char *given = getenv("MEMORY_PRESSURE_WATCH");
+
+	return given && !strcmp(given, "/dev/null");
+}
+
 static int arm_any(struct cqd_pressure *p, uint32_t us)
 {
 	const char *given = getenv("MEMORY_PRESSURE_WATCH");
@@ -124,7 +132,7 @@ struct cqd_pressure *cqd_pressure_new(struct cqd_server *srv, uint32_t us)
 {
 	struct cqd_pressure *p;
 
-	if (!us)
+	if (!us || unwanted())
 		return NULL;
 	p = calloc(1, sizeof(*p));
 	if (!p) {
