@@ -175,8 +175,8 @@ static bool page_holds(struct cqd_store *st, const struct cqp_rec_page *r)
 	if (!place_holds(st, CQD_CODES, r->segment, r->slot, r->slot_gen))
 		return false;
 	sh = st->segs[r->segment]->shard;
-	if ((r->parent == CQP_NONE) != (first || r->behind) ||
-	    r->depth >= st->ix.t_pages.high ||
+	/* Behind another namespace's pages there may be more than there are here. */
+	if ((r->parent == CQP_NONE ? !first && !r->behind : first) || r->depth == UINT32_MAX ||
 	    sink != (first && sh->kind[CQD_SINKS].slot_bytes))
 		return false;
 	if (sink && (!place_holds(st, CQD_SINKS, r->sink_segment, r->sink_slot,
@@ -234,6 +234,8 @@ bool cqd_adopt_page(struct cqd_adopt *ad, uint32_t i)
 	sh->ns->used_bytes += cqd_page_bytes(sh, sink);
 	if (r->last_use_us > ad->now)
 		r->last_use_us = ad->now;
+	if (r->parent != CQP_NONE && r->behind)
+		r->behind = 0;	/* died while it got its parent */
 	claim(st, i, CQD_CODES);
 	claim(st, i, CQD_SINKS);
 	cqd_lru_note(st, i);

@@ -169,8 +169,10 @@ static void below_parent(struct cqd_seal_op *op, uint32_t p)
 	if (st->pages[parent].state == CQP_EVICTING)
 		cqd_evict_take_back(st, parent);
 	cqd_page_link(st, p, parent);
-	st->ix.pages[p].parent = parent;
-	st->ix.pages[p].behind = 0;
+	/* In this order: with a parent, the next cqd does not look at the other. */
+	WRITE_ONCE(st->ix.pages[p].parent, parent);
+	smp_wmb();
+	WRITE_ONCE(st->ix.pages[p].behind, 0);
 }
 
 static void found(struct cqd_seal_op *op, uint32_t p)

@@ -311,3 +311,73 @@ TEST(over_a_restart)
 	rig_stop(&t.r);
 	mgr_stop();
 }
+
+static void again(void)
+{
+	mgr_sync();
+	rig_close(&t.r);
+	ASSERT_EQ(rig_open(&t.r), 0);
+	ASSERT_EQ(t.r.err.text[0], 0);
+	rig_ns(&t.r);
+	t.r.cl = rig_client(&t.r, 100, &t.r.arena_id);
+	reader_open(102);
+}
+
+/* Killed between the two stores that hang a page below its parent. */
+TEST(killed_while_it_gets_its_parent)
+{
+	struct rig_wait w;
+	unsigned int i;
+	uint32_t p;
+
+	mgr_start();
+	rig_defaults(&t.r);
+	t.r.o.push_fds = true;
+	rig_start(&t.r);
+	reader_open(101);
+	rig_chain(&t.r, 0, LONG, t.keys, t.pages);
+	allow(true);
+	w = reader_seals(LONG);
+	t.keys[LONG] = w.res.key;
+	for (i = 0; i <= LONG; i++) {
+		w = reader_seals(i);
+		ASSERT_EQ(w.ret, 0);
+		ASSERT_EQ(cqd_release(t.cl, &w.res.page, 1, &t.r.err), 0);
+	}
+	p = cqd_page_find(t.r.st, t.sh, &t.keys[LONG]);
+	ASSERT(t.r.st->ix.pages[p].parent != CQP_NONE);
+	ASSERT_EQ(t.r.st->ix.pages[p].behind, 0);
+	t.r.st->ix.pages[p].behind = 1;
+	again();
+	ASSERT_EQ(reader_finds(LONG + 1), LONG + 1);
+	ASSERT_EQ(t.r.st->ix.pages[p].behind, 0);
+	ASSERT(t.r.st->pages[p].parent != CQP_NONE);
+	rig_stop(&t.r);
+	mgr_stop();
+}
+
+/* What it lay behind is gone, and its depth is more than there are pages. */
+TEST(deep_behind_nothing)
+{
+	struct rig_wait w;
+
+	mgr_start();
+	rig_defaults(&t.r);
+	t.r.o.push_fds = true;
+	rig_start(&t.r);
+	reader_open(101);
+	rig_chain(&t.r, 0, LONG, t.keys, t.pages);
+	allow(true);
+	w = reader_seals(LONG);
+	ASSERT_EQ(w.ret, 0);
+	ASSERT_EQ(cqd_release(t.r.cl, t.pages, LONG, &t.r.err), 0);
+	while (cqd_evict_one(t.r.st, NULL, t.r.ns))
+		;
+	ASSERT_EQ(t.r.st->n_state[CQP_SEALED], 1);
+	t.r.o.max_pages /= 2;		/* records are numbered anew */
+	again();
+	ASSERT(cqd_page_find(t.r.st, t.sh, &w.res.key) != CQP_NONE);
+	ASSERT_EQ(t.ns->pins, 1);
+	rig_stop(&t.r);
+	mgr_stop();
+}
