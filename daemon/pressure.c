@@ -4,10 +4,11 @@
  * stalls for want of memory, segments go back.
  *
  * The service manager says where to look ($MEMORY_PRESSURE_WATCH, systemd 254
- * and later), or with /dev/null that it must not be done; else cqd's own group is tried and then the machine. A file gets
- * a trigger written (Documentation/accounting/psi.rst of the kernel) and is
- * readable with priority when it fires; its window is 2 s, which needs no
- * privilege. A FIFO is readable when its writer wants memory back.
+ * and later), or with /dev/null that it must not be done; else cqd's own group
+ * is tried and then the machine. A file gets a trigger written
+ * (Documentation/accounting/psi.rst of the kernel) and is readable with priority
+ * when it fires; its window is 2 s, which needs no privilege. A FIFO is readable
+ * when its writer wants memory back.
  */
 #include <errno.h>
 #include <fcntl.h>
