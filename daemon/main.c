@@ -11,6 +11,7 @@
 #include <grp.h>
 #include <pwd.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -141,7 +142,10 @@ static int load_config(struct cqd_server *srv, const struct options *o)
 	if (!o->config && access(CQD_DEFAULT_CONFIG, F_OK) == 0)
 		srv->config_path = CQD_DEFAULT_CONFIG;
 	ret = cqd_config_load(srv->config_path, &srv->config, &err);
-	if (ret)
+	/* Asked for by a person: no priority before it, whatever it is piped to. */
+	if (ret && o->check)
+		fprintf(stderr, "cqd: %s\n", err.text);
+	else if (ret)
 		cq_err("%s", err.text);
 	return ret;
 }

@@ -293,6 +293,8 @@ void audit_run(struct driver *d, struct audit *a)
 	check_pages(d, a);
 	wait_settled(d, a);
 	check_store(d, a);
+	/* cqd has yet to hear that the connections of these questions are closed */
+	inject_pump(d, 1000);
 	fds_of(d->s.cqd, &old);
 	restart(d);
 	wait_settled(d, a);

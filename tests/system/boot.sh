@@ -9,7 +9,9 @@
 #	boot.sh [WORD]...		boot, and print the TAP of the inside
 #	boot.sh --inside [WORD]...	the part that runs there, as a unit
 #
-# With words: only the first scenario, and those whose names contain one.
+# With words: only the first scenario, and those whose names contain one; own-*.sh
+# are run only so, in a boot of their own. With CQ_OPERATIONS=FILE, what
+# Documentation/operations.md shows goes there with this time's output.
 #
 # Needs root and systemd-container. Everything is written to a tmpfs that only
 # this script's mount namespace sees.
@@ -18,6 +20,7 @@ set -u
 wanted() {	# FILE WORD...
 	local file=${1##*/} word
 	shift
+	[[ $# -gt 0 || $file != own-* ]] || return 1
 	[[ $# -gt 0 && $file != 1* ]] || return 0
 	for word; do
 		[[ $file != *$word* ]] || return 0
@@ -89,7 +92,8 @@ if ! make -s -C "$top" -o all O="$W/o" PREFIX=/usr DESTDIR="$R" install >"$W/ins
 	exit 1
 fi
 cp -r "$top/tests/system/boot.sh" "$top/tests/system/lib-boot.sh" "$top/tests/system/boot" \
-	"$top/systemd/cqd.conf" "$top/tests/system/metrics.py" "$top/daemon/msgid.h" "$W/in/"
+	"$top/systemd/cqd.conf" "$top/tests/system/metrics.py" "$top/daemon/msgid.h" \
+	"$top/Documentation/operations.md" "$W/in/"
 cp "$O/tests/system/test_restart" "$W/in/worker"
 
 cat >"$R/etc/systemd/system/cqtest.service" <<UNIT
@@ -130,6 +134,7 @@ if [ ! -s "$W/out/stdout" ]; then
 fi
 cat "$W/out/stdout"
 sed 's/^/# /' "$W/out/stderr" >&2
+[ -z "${CQ_OPERATIONS:-}" ] || cp "$W/out/operations.md" "$CQ_OPERATIONS"
 grep -q '^1\.\.' "$W/out/stdout" || {
 	echo "# the booted system ended early (status $rc)"
 	tail -n 20 "$W/console" | sed 's/^/# /'

@@ -12,7 +12,8 @@ pinned() { at_least "$(cqctl status --json | json pages_pinned)" 1; }
 
 was=$(version)
 now=9${was#?}
-worker hold >/run/held 2>&1 &
+# not worker(): $! would be a shell, and the worker live on
+CQ_WORKER=hold CQ_WORKER_ARG=$sock /cq/worker >/run/held 2>&1 &
 held=$!
 check "a worker holds pages" until_ok pinned
 check "put another version in place" other "$was" "$now"
