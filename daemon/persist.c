@@ -102,6 +102,7 @@ static int add_file(struct cqd_persist *p, uint32_t number, const char *name)
 	struct cq_err err = { "" };
 	char bad[NAME_BYTES];
 	struct stat sb;
+	int ret;
 
 	if (!f)
 		return -ENOMEM;
@@ -116,11 +117,17 @@ static int add_file(struct cqd_persist *p, uint32_t number, const char *name)
 		close(f->fd);
 		return -ENOMEM;
 	}
+	ret = cqd_savefile_open(check, f->fd, &err);
+	if (ret && ret != -EINVAL) {
+		close(f->fd);
+		free(check);
+		return ret;
+	}
 	if (fstat(f->fd, &sb) == 0 && sb.st_size < CQP_SAVE_FIRST) {
 		/* Its daemon ended before it wrote anything. */
 		unlinkat(p->dirfd, name, 0);
 		close(f->fd);
-	} else if (cqd_savefile_open(check, f->fd, &err)) {
+	} else if (ret) {
 		/* Out of the way, for who wants to look at it. */
 		log_name(number, "bad", bad);
 		(void)renameat(p->dirfd, name, p->dirfd, bad);
@@ -197,12 +204,17 @@ static void on_restored(void *arg, int ret, const struct cqd_restore_result *res
 		close(p->file[i].fd);
 		p->file[i].fd = -1;
 	}
-	if (ret && ret != -ECANCELED)
-		cq_err("persist: %s: %s", p->dir, err->text);
-	else if (!ret)
+	if (ret && ret != -ECANCELED) {
+		cq_err("persist: %s: %s; its files stay for the next start of cqd", p->dir,
+		       err->text);
+		/* Not ours to replace: nobody knows what is in them. */
+		p->n_files = 0;
+		p->old_bytes = 0;
+	} else if (!ret) {
 		say_restored(p, res);
+	}
 	/* Damage is said once: a new file is made, unless pages wait in the old ones. */
-	p->damaged = !ret && (res->lost || res->bad) &&
+	p->damaged = !ret && (res->lost || res->bad) && !res->unread &&
 		     !(res->no_model + res->no_namespace + res->no_room);
 	/* What a daemon that was killed had not written yet. */
 	p->dirty = true;
@@ -411,11 +423,16 @@ static void open_done(struct cqd_job *job)
 {
 	struct cqd_persist *p = container_of(job, struct cqd_persist, job);
 
+	/* A folder that could not be read has files nobody knows of. */
+	p->number += !p->ret || p->ret == -EEXIST;
+	if (p->ret == -EEXIST) {
+		queue(p, open_run, open_done);
+		return;
+	}
 	if (p->ret) {
 		write_failed(p, p->ret, strerror(-p->ret));
 		return;
 	}
-	p->number++;
 	p->save.pos = 0;
 	p->save.seq = 0;
 	p->save.unsynced = 0;

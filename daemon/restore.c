@@ -129,6 +129,7 @@ static void scan_run(struct cqd_job *job)
 		if (ret)
 			continue;
 		r->res.lost += cqd_savefile_lost(f);
+		r->res.unread += f->unread;
 		f = &r->reader[++r->scanning];
 	}
 	if (r->scanning == r->o.n && r->n)
@@ -301,6 +302,7 @@ static void on_sealed(void *arg, int ret, const struct cqd_seal_result *res,
 	case -EFAULT:
 	case -EIO:
 		r->res.bad++;
+		r->res.unread += ret != -EBADMSG;
 		break;
 	case -ENOENT:
 		r->res.no_parent++;
@@ -370,6 +372,7 @@ static void consider(struct cqd_restore *r, const struct found *f)
 
 	if (f->ret) {
 		r->res.bad++;
+		r->res.unread += f->ret != -EINVAL;
 		return;
 	}
 	sh = shard_of(r, &f->meta);

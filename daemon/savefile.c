@@ -15,7 +15,9 @@ static int read_block(const struct cqd_savefile *f, uint64_t at, union cqp_save_
 {
 	ssize_t n = pread(f->fd, b, sizeof(*b), (off_t)at);
 
-	return n == (ssize_t)sizeof(*b) ? 0 : -EIO;
+	if (n < 0)
+		return -EIO;
+	return n == (ssize_t)sizeof(*b) ? 0 : -EINVAL;
 }
 
 /**
@@ -26,7 +28,7 @@ static int read_block(const struct cqd_savefile *f, uint64_t at, union cqp_save_
  *
  * The head is there twice: one whole copy is enough.
  *
- * Return: 0; -EINVAL.
+ * Return: 0; -EINVAL; -EIO.
  */
 int cqd_savefile_open(struct cqd_savefile *f, int fd, struct cq_err *err)
 {
@@ -44,7 +46,8 @@ int cqd_savefile_open(struct cqd_savefile *f, int fd, struct cq_err *err)
 	if (read_block(f, 0, &b) || cqp_save_head_check(&b, NULL)) {
 		ret = read_block(f, CQP_SAVE_BLOCK, &b);
 		if (ret)
-			return cq_err_set(err, -EINVAL, "the file is too short for its head");
+			return cq_err_set(err, ret, ret == -EIO ? "its head cannot be read" :
+					  "the file is too short for its head");
 		ret = cqp_save_head_check(&b, err);
 		if (ret)
 			return ret;
@@ -92,6 +95,7 @@ static int search(struct cqd_savefile *f)
 	while (left && f->pos < f->bytes && f->searched < MAX_SEARCH) {
 		f->pos = next_data(f, f->pos);
 		n = pread(f->fd, f->buf, sizeof(f->buf), (off_t)f->pos);
+		f->unread += n < 0;
 		for (i = 0; i + CQP_SAVE_BLOCK <= n; i += CQP_SAVE_BLOCK) {
 			if (looks_good(f, f->buf + i)) {
 				f->pos += (uint64_t)i;
@@ -142,10 +146,13 @@ int cqd_savefile_next(struct cqd_savefile *f, struct cqp_save_page *page,
 		      uint64_t *offset)
 {
 	union cqp_save_block b;
+	int ret;
 
 	if (f->pos >= f->bytes)
 		return 0;
-	if (read_block(f, f->pos, &b) || !cqp_save_rec_ok(&b, f->file_id))
+	ret = read_block(f, f->pos, &b);
+	f->unread += ret == -EIO;
+	if (ret || !cqp_save_rec_ok(&b, f->file_id))
 		return search(f);
 	/* Its data is cut: nothing can be behind, but another record inside. */
 	if (b.rec.data > f->bytes - f->pos - CQP_SAVE_BLOCK)

@@ -24,6 +24,7 @@
  * @missing:   records, by their numbers, that were not found
  * @unknown:   records of a type that may not be passed over, and pages that make
  *             no sense
+ * @unread:    reads that failed
  * @ended:     an end was found
  * @torn:      bytes at the end that are no record
  * @buf:       being searched
@@ -32,7 +33,7 @@ struct cqd_savefile {
 	int fd;
 	uint64_t bytes, file_id;
 	uint32_t flags;
-	uint64_t pos, seq, searched, missing, unknown;
+	uint64_t pos, seq, searched, missing, unknown, unread;
 	bool ended, torn;
 	_Alignas(8) uint8_t buf[CQD_SAVEFILE_CHUNK];
 };

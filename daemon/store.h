@@ -408,11 +408,12 @@ int cqd_save(struct cqd_store *st, int fd, cqd_save_cb done, void *arg, struct c
  * @no_model:     no model of that hash is loaded
  * @no_namespace: no such namespace
  * @no_room:      a quota, the pool or the index is full
+ * @unread:       of @lost and @bad, those that may be whole: reading failed
  * @text:         the first model or namespace that is missing
  */
 struct cqd_restore_result {
 	uint64_t restored, bytes, existing;
-	uint64_t lost, bad, no_parent, no_model, no_namespace, no_room;
+	uint64_t lost, bad, no_parent, no_model, no_namespace, no_room, unread;
 	char text[96];
 };
 
