@@ -141,4 +141,11 @@ struct cqd_address {
 int cqd_value_address(const char *s, struct cqd_address *out, struct cq_err *err);
 int cqd_value_names(const char *s, struct cqd_names *out, struct cq_err *err);
 
+/* --- config_file.c --- */
+
+/* What the file at @path sets, over the defaults in @cfg. 0 or -errno. */
+int cqd_config_read(const char *path, struct cqd_config *cfg, struct cq_err *err);
+/* NULL: none. */
+bool cqd_same_text(const char *a, const char *b);
+
 #endif /* CQD_CONFIG_H */

@@ -32,7 +32,7 @@ keys_of_code() {
 		section && $2 ~ /^"/ {
 			gsub(/[",]/, "", $2)
 			print section, $2 ($4 ~ /false/ ? " reload" : "")
-		}' daemon/config.c
+		}' daemon/config_file.c
 }
 
 # A comment speaks of the keys below it, up to the next comment.
