@@ -139,7 +139,8 @@ static uint32_t open_in(struct cqd_client *cl, struct cqd_shard *sh)
  * @sh:  shard; its root is set from now on
  * @err: text of the failure
  *
- * Return: 0; -ENOMEM.
+ * Return: 0; -ENOENT the namespace was taken over from the daemon before and is not
+ * in cqd.conf, so nobody knows its salt; -ENOMEM.
  */
 int cqd_shard_root(struct cqd_shard *sh, struct cq_err *err)
 {
@@ -148,6 +149,9 @@ int cqd_shard_root(struct cqd_shard *sh, struct cq_err *err)
 
 	if (sh->has_root)
 		return 0;
+	if (!sh->ns->salted)
+		return cq_err_set(err, -ENOENT, "namespace '%s' is not in cqd.conf",
+				  sh->ns->name);
 	if (cqp_key_root(&sh->root, h->hash, h->fingerprint, &sh->range, NULL, 0,
 			 salt, salt ? strlen(salt) : 0))
 		return cq_err_set(err, -ENOMEM, "no memory for a key");
