@@ -19,6 +19,7 @@
 #define SCAN_RECORDS	256	/* per turn of a worker thread */
 #define READ_RECORDS	32
 #define AT_ONCE		8	/* pages being copied */
+#define MAX_DEPTH	(1u << 30)	/* of a page without those before it */
 
 struct entry {
 	uint64_t offset;
@@ -188,14 +189,12 @@ static struct cqd_model *model_of(struct cqd_store *st, const uint8_t hash[32])
 	return NULL;
 }
 
+/* Without its salt no key of it can be told: it is not in cqd.conf. */
 static struct cqd_ns *ns_of(struct cqd_store *st, const char *name)
 {
-	struct list_head *pos;
+	struct cqd_ns *ns = cqd_ns_find(st, name);
 
-	list_for_each(pos, &st->namespaces)
-		if (!strcmp(list_entry(pos, struct cqd_ns, node)->name, name))
-			return list_entry(pos, struct cqd_ns, node);
-	return NULL;
+	return ns && ns->salted ? ns : NULL;
 }
 
 /* Shard of a record, or NULL: counted, nothing to be done about it. */
@@ -230,20 +229,25 @@ static struct cqd_shard *shard_of(struct cqd_restore *r, const struct cqp_save_p
 	return sh;
 }
 
-/* Would a seal of that page be taken? Page 0 of a model with sinks has them. */
+/*
+ * Would a seal of that page be taken? Page 0 of a model with sinks has them; what has
+ * the root key before it and is no page 0 lay behind another namespace's pages.
+ */
 static bool parent_fits(struct cqd_restore *r, struct cqd_shard *sh,
 			const struct cqp_save_page *m)
 {
-	bool first = !memcmp(m->parent, sh->root.b, sizeof(m->parent));
+	bool root = !memcmp(m->parent, sh->root.b, sizeof(m->parent));
+	bool first = root && !m->depth;
 	struct cqp_key parent;
 
-	if (!!m->sink != (first && sh->kind[CQD_SINKS].payload)) {
+	if (!!m->sink != (first && sh->kind[CQD_SINKS].payload) ||
+	    (root && m->depth > MAX_DEPTH)) {
 		/* Page 0 below another root: the salt has changed. */
 		r->res.bad++;
 		return false;
 	}
 	memcpy(parent.b, m->parent, sizeof(parent.b));
-	if (first || cqd_page_find(r->st, sh, &parent) != CQP_NONE)
+	if (root || cqd_page_find(r->st, sh, &parent) != CQP_NONE)
 		return true;
 	if (m->depth)
 		r->res.no_parent++;

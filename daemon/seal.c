@@ -653,6 +653,7 @@ int cqd_seal_saved(struct cqd_client *client, struct cqd_shard *shard,
 	memcpy(op->key.b, m->key, sizeof(op->key.b));
 	memcpy(op->parent_key.b, m->parent, sizeof(op->parent_key.b));
 	op->saved = true;
+	op->depth = m->depth;	/* counts if it lay behind another namespace's */
 	op->offset = req->offset;
 	op->sink_offset = m->sink ? req->offset + ALIGN_UP(m->payload, CQP_SAVE_BLOCK) :
 			  UINT64_MAX;

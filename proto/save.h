@@ -99,7 +99,8 @@ struct cqp_save_rec {
 /**
  * struct cqp_save_page - meta of CQP_SAVE_PAGE
  * @key:        of the page
- * @parent:     key of the page before, for page 0 the root key
+ * @parent:     key of the page before; the root key for page 0, and for a page
+ *              behind another namespace's, which the depth tells apart
  * @model_hash: of the model file
  * @tenant:     name of the namespace
  * @model:      name of the model, for messages only

@@ -474,6 +474,101 @@ TEST(other_salt)
 	close(fd);
 }
 
+/* The chain's end in a namespace that reads the other: two pages of its own. */
+static void seal_behind(struct rig *r, struct cqp_key keys[4])
+{
+	static const struct cqd_ns_opts wide = { .quota_bytes = 1 << 30 };
+	struct cqd_shard *own = r->sh;
+	struct cqp_page pages[2];
+	struct cqd_client *cl;
+	struct cqd_ns *ns;
+	uint32_t arena, i;
+	struct rig_wait w;
+
+	ASSERT_EQ(cqd_ns_get(r->st, "reader", &wide, &ns, &r->err), 0);
+	rig_chain(r, 1, 2, keys, pages);
+	cqd_readers_begin(r->st);
+	ASSERT_EQ(cqd_readers_add(r->ns, ns, &r->err), 0);
+	cqd_readers_end(r->st);
+	ASSERT_EQ(cqd_client_new(r->st, ns, 101, 7, 0, "reader", &cl, &r->err), 0);
+	ASSERT_EQ(cqd_shard_get(cl, "m", &own->range, &r->sh, &r->info, &r->err), 0);
+	ASSERT_EQ(cqd_arena_offer(cl, r->sh, r->arena_fd, RIG_ARENA, &arena, &r->err), 0);
+	for (i = 2; i < 4; i++) {
+		w = rig_seal(r, cl, arena, &keys[i - 1], i + 1);
+		ASSERT_EQ(w.ret, 0);
+		keys[i] = w.res.key;
+	}
+	r->sh = own;
+}
+
+/* A page behind another namespace's comes back as that: it is no page 0. */
+TEST(behind_another_namespace)
+{
+	static const struct cqd_ns_opts wide = { .quota_bytes = 1 << 30 };
+	const struct cqp_rec_page *rec;
+	struct cqp_key keys[4];
+	struct cqd_ns *ns;
+	struct outcome o;
+	struct rig r;
+	uint32_t p, i;
+	int fd = file();
+
+	rig_defaults(&r);
+	rig_start(&r);
+	seal_behind(&r, keys);
+	ASSERT_EQ(save(&r, fd).pages, 4);
+	stop(&r);
+	rig_defaults(&r);
+	rig_start(&r);
+	ASSERT_EQ(cqd_ns_get(r.st, "reader", &wide, &ns, &r.err), 0);
+	o = restore(&r, fd);
+	ASSERT_EQ(o.res.bad, 0);
+	ASSERT_EQ(o.res.restored, 4);
+	for (i = 2; i < 4; i++) {
+		p = cqd_page_find_ns(r.st, ns, &keys[i]);
+		ASSERT(p != CQP_NONE);
+		rec = &r.st->ix.pages[p];
+		ASSERT_EQ(rec->depth, i);
+		ASSERT_EQ(rec->behind, i == 2);
+		ASSERT_EQ(rec->parent == CQP_NONE, i == 2);
+	}
+	rig_stop(&r);
+	close(fd);
+}
+
+/*
+ * A namespace that is no longer in cqd.conf has pages and, as far as anybody knows,
+ * no salt: neither is a root key made for it nor does anything come back into it.
+ */
+TEST(namespace_without_a_salt_yet)
+{
+	static const struct cqd_ns_opts salty = { .salt = "pepper" };
+	struct cqp_key keys[PAGES], root;
+	int fd = saved_chain(keys), out = file();
+	struct cqp_page pages[2];
+	struct rig r;
+
+	mgr_start();
+	rig_defaults(&r);
+	r.o.push_fds = true;
+	rig_start(&r);
+	rig_chain(&r, 100, 2, keys, pages);
+	root = r.root;
+	rig_close(&r);
+	mgr_sync();
+	ASSERT_EQ(rig_open(&r), 0);
+	ASSERT_EQ(r.st->n_state[CQP_SEALED], 2);
+	ASSERT_EQ(save(&r, out).pages, 0);
+	ASSERT_EQ(restore(&r, fd).res.no_namespace, PAGES);
+	ASSERT_EQ(cqd_ns_get(r.st, "tenant", &salty, &r.ns, &r.err), 0);
+	r.cl = rig_client(&r, 100, &r.arena_id);
+	ASSERT(memcmp(&r.root, &root, sizeof(root)));
+	rig_stop(&r);
+	mgr_stop();
+	close(out);
+	close(fd);
+}
+
 /* Quota and pool hold, and nothing resident goes for what comes back. */
 TEST(no_room)
 {
