@@ -476,25 +476,32 @@ static void refuse(int fd, int code, char *text)
 	cqd_sock_close(fd);
 }
 
-/* Limits do not hold for the administrator, who must get in when all is full. */
-static int admit(struct cqd_listener *l, uid_t uid, struct cqd_uid **out,
-		 struct cq_err *err)
+/*
+ * Limits do not hold for the administrator, who must get in when all is full.
+ * NULL: not now, and *@ret says why.
+ */
+static struct cqd_uid *admit(struct cqd_listener *l, uid_t uid, int *ret, struct cq_err *err)
 {
 	struct cqd_server *srv = l->srv;
 	struct cqd_uid *u;
 
-	if (!l->admin && srv->n_conns >= srv->config->max_connections)
-		return cq_err_set(err, -EUSERS, "cqd has %u connections, its max_connections",
+	if (!l->admin && srv->n_conns >= srv->config->max_connections) {
+		*ret = cq_err_set(err, -EUSERS, "cqd has %u connections, its max_connections",
 				  srv->n_conns);
+		return NULL;
+	}
 	u = cqd_uid_get(srv, uid);
-	if (!u)
-		return cq_err_set(err, -ENOMEM, "cqd is out of memory");
-	if (!l->admin && u->conns >= srv->config->uid_connections)
-		return cq_err_set(err, -EUSERS, "uid %u has %u connections, its uid_connections",
+	if (!u) {
+		*ret = cq_err_set(err, -ENOMEM, "cqd is out of memory");
+		return NULL;
+	}
+	if (!l->admin && u->conns >= srv->config->uid_connections) {
+		*ret = cq_err_set(err, -EUSERS, "uid %u has %u connections, its uid_connections",
 				  (unsigned int)uid, u->conns);
+		return NULL;
+	}
 	u->conns++;
-	*out = u;
-	return 0;
+	return u;
 }
 
 static struct cqd_conn *conn_alloc(struct cqd_listener *l, int fd)
@@ -534,14 +541,14 @@ struct cqd_conn *cqd_conn_new(struct cqd_listener *l, int fd)
 	struct cqd_conn *conn;
 	struct cqd_uid *u;
 	struct cq_err err = { "" };
-	int ret;
+	int ret = 0;
 
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0) {
 		cqd_sock_close(fd);
 		return NULL;
 	}
-	ret = admit(l, cred.uid, &u, &err);
-	if (ret) {
+	u = admit(l, cred.uid, &ret, &err);
+	if (!u) {
 		refuse(fd, ret, err.text);
 		return NULL;
 	}
@@ -549,6 +556,7 @@ struct cqd_conn *cqd_conn_new(struct cqd_listener *l, int fd)
 	if (!conn) {
 		u->conns--;
 		cqd_uid_put(u);
+		cq_err_set(&err, -ENOMEM, "cqd is out of memory");
 		refuse(fd, -ENOMEM, err.text);
 		return NULL;
 	}
