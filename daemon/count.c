@@ -32,10 +32,13 @@ static void describe(const struct cqd_store *st, uint32_t p, struct cqd_notice *
 	const struct cqp_rec_page *r = &st->ix.pages[p];
 
 	memcpy(out->key.b, r->key, sizeof(out->key.b));
-	if (pg->parent == CQP_NONE)
-		out->parent = pg->shard->root;
-	else
+	/* Unknown: a root key that was not asked for since a restart, and whose page
+	 * lies before one behind another namespace's. */
+	out->has_parent = pg->parent != CQP_NONE || (pg->shard->has_root && !r->behind);
+	if (pg->parent != CQP_NONE)
 		memcpy(out->parent.b, st->ix.pages[pg->parent].key, sizeof(out->parent.b));
+	else if (out->has_parent)
+		out->parent = pg->shard->root;
 	out->depth = r->depth;
 	out->bytes = cqd_page_bytes(pg->shard, pg->flags & CQD_PG_SINK);
 	out->range = pg->shard->range;

@@ -107,6 +107,7 @@ enum cqd_notice_kind {
  */
 struct cqd_notice {
 	uint8_t kind, reason;
+	bool has_parent;
 	uint32_t depth, pid, uid;
 	uint64_t bytes;
 	struct cqp_key key, parent;

@@ -166,7 +166,7 @@ static void fill_page(Cqp__Event *to, struct cqd_notice *n)
 
 	to->has_key = true;
 	to->key = (ProtobufCBinaryData){ sizeof(n->key.b), n->key.b };
-	to->has_parent = true;
+	to->has_parent = n->has_parent;
 	to->parent = (ProtobufCBinaryData){ sizeof(n->parent.b), n->parent.b };
 	to->has_depth = true;
 	to->depth = n->depth;

@@ -18,12 +18,13 @@ static const struct synth model = { .layers = 1, .heads = 1, .kv_heads = 1, .dim
  * @n:    events by kind
  * @seq:  of the last event
  * @lost: events that were said to be lost
+ * @no_parent: events of pages that name none
  */
 struct index {
 	int fd;
 	struct cqp_key key[MAX_KEYS];
 	size_t n_keys;
-	unsigned int n[16];
+	unsigned int n[16], no_parent;
 	uint64_t seq, lost;
 	char tenant[64], reason[16];
 };
@@ -47,6 +48,7 @@ static void hear(struct index *ix, const Cqp__Event *e)
 {
 	ASSERT_LT(e->kind, 16);
 	ix->n[e->kind]++;
+	ix->no_parent += e->has_key && !e->has_parent;
 	if (e->kind == CQP__EVENT_KIND__LOST) {
 		ASSERT(e->has_lost && e->lost);
 		ix->lost += e->lost;
@@ -195,6 +197,7 @@ TEST_LIMIT(an_index_from_snapshot_and_stream, 60)
 	TAKE_UNTIL(&all, all.n[CQP__EVENT_KIND__CLIENT_LEFT] == 12);
 	TAKE_UNTIL(&late, late.n[CQP__EVENT_KIND__CLIENT_LEFT] == 5);
 	ASSERT_EQ(all.n[CQP__EVENT_KIND__PAGE_SEALED], 12 * 150);
+	ASSERT_EQ(all.no_parent, 0);
 	ASSERT_EQ(all.n[CQP__EVENT_KIND__CLIENT_JOINED], 12);
 	ASSERT_GT(all.n[CQP__EVENT_KIND__PAGE_EVICTED], 0);
 	ASSERT_EQ(all.lost + late.lost, 0);
@@ -234,6 +237,33 @@ static void blue_worker(int fd, void *arg)
 	sys_hear(fd, 'q');
 	sealer_close(&p);
 	close(own.fd);
+}
+
+/* The root key of a shard that nobody has opened since a restart: none is told. */
+TEST_LIMIT(no_parent_that_is_not_known, 30)
+{
+	static const struct sys_opts opts = { .model = &model };
+	static struct index before, after;
+	struct sealer p;
+
+	sys_start(&s, &opts);
+	sealer_open(&p, 0);
+	seal(&p, 3);
+	sealer_close(&p);
+	sys_restart(&s);
+	ASSERT_OK(subscribe(admin_open(), &before, true, NULL));
+	TAKE_UNTIL(&before, before.n[CQP__EVENT_KIND__SNAPSHOT_END]);
+	ASSERT_EQ(before.n[CQP__EVENT_KIND__PAGE_RESIDENT], 3);
+	ASSERT_EQ(before.no_parent, 1);
+	sealer_open(&p, 0);
+	ASSERT_OK(subscribe(admin_open(), &after, true, NULL));
+	TAKE_UNTIL(&after, after.n[CQP__EVENT_KIND__SNAPSHOT_END]);
+	ASSERT_EQ(after.n[CQP__EVENT_KIND__PAGE_RESIDENT], 3);
+	ASSERT_EQ(after.no_parent, 0);
+	sealer_close(&p);
+	close(before.fd);
+	close(after.fd);
+	sys_stop(&s);
 }
 
 TEST_LIMIT(a_tenant_hears_of_its_own, 30)

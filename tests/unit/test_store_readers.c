@@ -148,7 +148,9 @@ TEST(own_pages_behind_foreign_ones)
 {
 	struct cqp_page pages[LONG + MORE];
 	struct cqd_found found;
+	struct cqd_notice n;
 	struct rig_wait w;
+	uint32_t cursor = 0;
 	unsigned int i;
 
 	two_start();
@@ -162,6 +164,9 @@ TEST(own_pages_behind_foreign_ones)
 	}
 	ASSERT_EQ(t.ns->pages, MORE);
 	ASSERT_EQ(t.r.ns->pages, LONG);
+	/* whose page the first of them is behind is nobody's business */
+	while (cqd_store_resident(t.r.st, t.ns, &cursor, 4096, &n))
+		ASSERT_EQ(n.has_parent, n.depth > LONG);
 	ASSERT_EQ(reader_looks(LONG + MORE, true, pages, &found), LONG + MORE);
 	ASSERT_EQ(found.split, LONG);
 	ASSERT_EQ(t.ns->pins, 2);

@@ -130,6 +130,20 @@ static struct cqp_rec_page *page_rec(struct cqp_index_hdr *h, uint32_t depth)
 	FAIL("no page of depth %u", depth);
 }
 
+/* The parents that a watcher is told of: the root key once it was asked for. */
+static void resident(struct rig *r, bool root)
+{
+	struct cqd_notice n;
+	uint32_t cursor = 0;
+	unsigned int seen = 0;
+
+	while (cqd_store_resident(r->st, NULL, &cursor, 4096, &n)) {
+		ASSERT_EQ(n.has_parent, n.depth || root);
+		seen++;
+	}
+	ASSERT_EQ(seen, PAGES);
+}
+
 TEST(everything_is_there_again)
 {
 	struct cqp_page got[PAGES], sink;
@@ -151,7 +165,9 @@ TEST(everything_is_there_again)
 	ASSERT_EQ(s.verify_pending, PAGES);
 	/* Pinned by an orphan: nothing may go. */
 	ASSERT(!cqd_evict_one(r->st, NULL, NULL));
+	resident(r, false);
 	resume(&b);
+	resident(r, true);
 	ASSERT_EQ(cqd_lookup(r->cl, r->sh, b.keys, PAGES, false, got, &sink, &filling,
 			     &r->err), PAGES);
 	ASSERT_MEMEQ(got, b.pages, sizeof(got));
