@@ -299,7 +299,9 @@ static void swap_run(struct cqd_job *job)
 		unlinkat(p->dirfd, name, 0);
 	}
 	if (p->ret) {
+		/* Renamed or not: the others stay, so it must not. */
 		unlinkat(p->dirfd, tmp, 0);
+		unlinkat(p->dirfd, name, 0);
 		close(p->save.fd);
 	}
 }
@@ -356,7 +358,7 @@ static void write_failed(struct cqd_persist *p, int ret, const char *text)
 		return;
 	}
 	/* What was written before may not have reached the disk either. */
-	if (ret != -ENOSPC && ret != -EDQUOT && ret != -EFBIG)
+	if (p->save.doubt || (ret != -ENOSPC && ret != -EDQUOT && ret != -EFBIG))
 		p->distrust = true;
 	failed(p, text);
 	if (p->flushing)

@@ -144,7 +144,10 @@ static int sync_file(struct cqd_save *s)
 	if (!s->unsynced && s->log)
 		return 0;
 	s->unsynced = 0;
-	return fdatasync(s->fd) < 0 ? -errno : 0;
+	if (fdatasync(s->fd) == 0)
+		return 0;
+	s->doubt = true;
+	return -errno;
 }
 
 static void batch_run(struct cqd_job *job)
@@ -325,6 +328,7 @@ void cqd_save_run(struct cqd_store *st, struct cqd_save *s)
 	s->st = st;
 	s->next = 0;
 	s->ret = 0;
+	s->doubt = false;
 	s->pages = 0;
 	s->bytes = 0;
 	advance(s);

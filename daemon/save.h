@@ -43,7 +43,7 @@ struct cqd_save_item {
  *            are written; NULL: no pauses
  * @file_id, @pos, @seq: where to go on in the file; @pos 0: with its head
  * @pages, @bytes: written by this run
- * @ret, @err: how it ended
+ * @ret, @err: how it ended; @doubt: batches written before may be lost as well
  * @batch:    called after each batch, may be NULL
  * @done:     called on the loop, once
  */
@@ -51,7 +51,7 @@ struct cqd_save {
 	struct cqd_job job;
 	struct cqd_store *st;
 	int fd;
-	bool log, mark, unsaved, rewrite, cancel, last, paused;
+	bool log, mark, unsaved, rewrite, cancel, last, paused, doubt;
 	uv_timer_t *timer;
 	uint64_t rate;
 	uint64_t file_id, pos, seq, good_pos, good_seq, unsynced;

@@ -17,8 +17,16 @@ static long countdown, live;
 static int lines;
 static bool armed;
 
+/* What fdatasync() fails with; all of them, if @sync_fails. */
+static int sync_error = EIO;
+static bool sync_fails;
+
 static bool fault(int err)
 {
+	if (err == sync_error && sync_fails) {
+		errno = err;
+		return true;
+	}
 	if (!__atomic_load_n(&armed, __ATOMIC_RELAXED) ||
 	    __atomic_sub_fetch(&countdown, 1, __ATOMIC_RELAXED))
 		return false;
@@ -56,7 +64,7 @@ ALLOC(json_dumps, (const void *json, size_t flags), (json, flags))
 ALLOC(strdup, (const char *s), (s))
 CALL(ssize_t, pread, (int fd, void *p, size_t n, off_t at), (fd, p, n, at), EIO, -1)
 CALL(ssize_t, pwrite, (int fd, const void *p, size_t n, off_t at), (fd, p, n, at), ENOSPC, -1)
-CALL(int, fdatasync, (int fd), (fd), EIO, -1)
+CALL(int, fdatasync, (int fd), (fd), sync_error, -1)
 CALL(int, fsync, (int fd), (fd), EIO, -1)
 CALL(int, renameat, (int a, const char *from, int b, const char *to), (a, from, b, to), EIO, -1)
 CALL(int, memfd_create, (const char *name, unsigned int flags), (name, flags), EMFILE, -1)
@@ -329,6 +337,19 @@ static void empty_folder(void)
 	closedir(d);
 }
 
+static unsigned int logs(void)
+{
+	DIR *d = opendir(test_dir());
+	unsigned int n = 0;
+	struct dirent *e;
+
+	ASSERT(d);
+	while ((e = readdir(d)))
+		n += !strncmp(e->d_name, "pages-", 6);
+	closedir(d);
+	return n;
+}
+
 /* A folder with pages of a daemon before. */
 static void before(struct cqp_key *keys)
 {
@@ -391,6 +412,9 @@ TEST_LIMIT(following, 100)
 		    rig_resident(&r, old, PAGES / 2) == PAGES / 2)
 			write_anew(&r);
 		hit = disarm() || !n;
+		/* No file in the folder that nobody knows of: it would stay. */
+		if (r.st->persist && rig_resident(&r, old, PAGES / 2) == PAGES / 2)
+			ASSERT_EQ(logs(), r.st->persist->n_files + (r.st->persist->save.fd >= 0));
 		ASSERT_EQ(rig_resident(&r, keys, PAGES), PAGES);
 		if (lines > 1)
 			FAIL("call %ld failed: %d lines in the log", n, lines);
@@ -402,5 +426,27 @@ TEST_LIMIT(following, 100)
 	}
 	printf("# %ld calls\n", n - 2);
 	ASSERT_GT(n, PAGES);
+	uv_library_shutdown();
+}
+
+/* Room that is found missing when the disk is asked: what was written is in doubt. */
+TEST(full_at_the_sync)
+{
+	struct cqp_key keys[PAGES];
+	struct cqp_page pages[PAGES];
+	struct rig r;
+
+	empty_folder();
+	start(&r);
+	ASSERT_EQ(cqd_persist_start(r.st, test_dir(), 0, &r.err), 0);
+	follow(&r);
+	sync_error = EDQUOT;
+	sync_fails = true;
+	rig_chain(&r, 1, PAGES, keys, pages);
+	follow(&r);
+	ASSERT(r.st->persist->failing);
+	ASSERT(r.st->persist->distrust);
+	sync_fails = false;
+	persist_stop(&r);
 	uv_library_shutdown();
 }
