@@ -47,6 +47,7 @@ struct load {
 /*
  * struct cqd_restore - the operation
  * @file:    shapes of arenas around the files, what seals copy from
+ * @opened:  heads of the files were checked
  * @entries: sorted by depth once all files have been looked through
  * @next:    entry to be read next
  * @found, @at: batch that was read, and where the loop is in it
@@ -66,7 +67,7 @@ struct cqd_restore {
 	unsigned int n_found, at, flying;
 	struct load load[AT_ONCE];
 	struct cqd_client *client[CQD_MAX_NS];
-	bool busy, stepping, full;
+	bool busy, stepping, full, opened;
 	int ret;
 	struct cq_err err;
 	struct cqd_restore_result res;
@@ -110,6 +111,20 @@ static int by_depth(const void *a, const void *b)
 	return x->offset < y->offset ? -1 : x->offset > y->offset;
 }
 
+/* Here and not on the loop: the file may be on a disk that sleeps. */
+static int open_files(struct cqd_restore *r)
+{
+	unsigned int i;
+	int ret = 0;
+
+	for (i = 0; i < r->o.n && !ret; i++) {
+		ret = cqd_savefile_open(&r->reader[i], r->file[i]->fd, &r->err);
+		r->file[i]->bytes = r->reader[i].bytes;
+	}
+	r->opened = true;
+	return ret;
+}
+
 static void scan_run(struct cqd_job *job)
 {
 	struct cqd_restore *r = container_of(job, struct cqd_restore, job);
@@ -119,6 +134,10 @@ static void scan_run(struct cqd_job *job)
 	unsigned int i;
 	int ret;
 
+	if (!r->opened)
+		r->ret = open_files(r);
+	if (r->ret)
+		return;
 	for (i = 0; i < SCAN_RECORDS && r->scanning < r->o.n; i++) {
 		ret = cqd_savefile_next(f, &page, &offset);
 		if (ret == 1)
@@ -486,7 +505,9 @@ static struct cqd_arena *shape(struct cqd_store *st, int fd)
  * @out:  set on success; gone when @done was called
  * @err:  text of the failure
  *
- * Return: 0; -EINVAL a file that is none of saved pages; -ENOMEM.
+ * A file that is none of saved pages is -EINVAL to @done.
+ *
+ * Return: 0; -ENOMEM.
  */
 int cqd_restore_start(struct cqd_store *st, const struct cqd_restore_opts *o,
 		      cqd_restore_cb done, void *arg, struct cqd_restore **out,
@@ -494,7 +515,6 @@ int cqd_restore_start(struct cqd_store *st, const struct cqd_restore_opts *o,
 {
 	struct cqd_restore *r = calloc(1, sizeof(*r));
 	unsigned int i;
-	int ret = -ENOMEM;
 
 	if (!r)
 		return cq_err_set(err, -ENOMEM, "no memory to restore pages");
@@ -512,10 +532,6 @@ int cqd_restore_start(struct cqd_store *st, const struct cqd_restore_opts *o,
 		r->file[i] = shape(st, o->fds[i]);
 		if (!r->file[i])
 			goto err_free;
-		ret = cqd_savefile_open(&r->reader[i], r->file[i]->fd, err);
-		if (ret)
-			goto err_free;
-		r->file[i]->bytes = r->reader[i].bytes;
 	}
 	r->transfer.arg = arg;
 	if (o->admin)
@@ -527,7 +543,7 @@ int cqd_restore_start(struct cqd_store *st, const struct cqd_restore_opts *o,
 
 err_free:
 	restore_free(r);
-	return ret == -ENOMEM ? cq_err_set(err, ret, "no memory to restore pages") : ret;
+	return cq_err_set(err, -ENOMEM, "no memory to restore pages");
 }
 
 /**
@@ -547,7 +563,9 @@ void cqd_restore_look(struct cqd_restore *r)
  * @arg:  passed to @done
  * @err:  text of the failure
  *
- * Return: 0; -EBUSY a save or restore runs; -EINVAL; -ENOMEM.
+ * A file that is none of saved pages is -EINVAL to @done.
+ *
+ * Return: 0; -EBUSY a save or restore runs; -ENOMEM.
  */
 int cqd_restore(struct cqd_store *st, int fd, cqd_restore_cb done, void *arg,
 		struct cq_err *err)

@@ -21,12 +21,18 @@ static bool armed;
 static int sync_error = EIO;
 static bool sync_fails;
 
+/* Files are read and synced by worker threads: disks are slow. */
+static pthread_t loop_thread;
+static int waits_on_loop;
+
 static bool fault(int err)
 {
 	if (err == sync_error && sync_fails) {
 		errno = err;
 		return true;
 	}
+	if (__atomic_load_n(&armed, __ATOMIC_RELAXED) && err == EIO)
+		waits_on_loop += pthread_equal(pthread_self(), loop_thread) != 0;
 	if (!__atomic_load_n(&armed, __ATOMIC_RELAXED) ||
 	    __atomic_sub_fetch(&countdown, 1, __ATOMIC_RELAXED))
 		return false;
@@ -266,6 +272,7 @@ TEST_LIMIT(restoring, 60)
 	int fd = file();
 	long n;
 
+	loop_thread = pthread_self();
 	start(&r);
 	rig_chain(&r, 1, PAGES, keys, pages);
 	ASSERT_EQ(save(&r, fd).ret, 0);
@@ -279,6 +286,7 @@ TEST_LIMIT(restoring, 60)
 		if (!o.ret && o.res.restored < PAGES)
 			ASSERT_GT(o.res.lost + o.res.bad + o.res.no_parent + o.res.no_room, 0);
 		ASSERT(!r.st->transfer);
+		ASSERT_EQ(waits_on_loop, 0);
 		ASSERT_EQ(r.st->pages_pinned, 0);
 		ASSERT_EQ(restore(&r, fd).ret, 0);
 		ASSERT_EQ(rig_resident(&r, keys, PAGES), PAGES);

@@ -318,7 +318,9 @@ TEST(damaged_anywhere)
 	/* Both heads: nothing can be trusted. */
 	memset(image, 0, CQP_SAVE_FIRST);
 	ASSERT_EQ(pwrite(fd, image, CQP_SAVE_FIRST, 0), CQP_SAVE_FIRST);
-	ASSERT_EQ(cqd_restore(r.st, fd, on_restore, &o, &r.err), -EINVAL);
+	o = restore(&r, fd);
+	ASSERT_EQ(o.ret, -EINVAL);
+	ASSERT(strstr(o.err.text, "magic"));
 	rig_stop(&r);
 	free(image);
 	close(fd);
