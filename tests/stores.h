@@ -9,7 +9,8 @@
  * is killed leaves behind is the memory at one of these moments.
  *
  * Only the loop's thread stores there; the kernel never does. x86-64 has the
- * flag; elsewhere STORES_WORK is 0. TSan holds signals back: 0 as well.
+ * flag; elsewhere STORES_WORK is 0. Sanitizers hold signals back or never
+ * come to an end with them: 0 as well.
  */
 #ifndef TESTS_STORES_H
 #define TESTS_STORES_H
@@ -25,13 +26,13 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
 #define STORES_WORK 1
 #else
 #define STORES_WORK 0
 #endif
 #if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
+#if __has_feature(thread_sanitizer) || __has_feature(address_sanitizer)
 #undef STORES_WORK
 #define STORES_WORK 0
 #endif

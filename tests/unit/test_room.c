@@ -81,15 +81,15 @@ TEST(the_administrator_makes_room)
 	ASSERT_EQ(number(ctl(0, "evict --model toy --older 1ms --all"), "pages", NULL), 7);
 	ASSERT_EQ(number(ctl(0, "quota a"), "bytes", "used"), 0);
 	ASSERT_GT(bytes, 8 * 4096);
-	ctl(1, "evict --all --namespace nobody");
-	ctl(1, "evict --all --model nothing");
-	ctl(1, "quota nobody");
-	ctl(2, "evict");
-	ctl(2, "evict --all --bytes 5");
-	ctl(2, "evict --bytes 5x");
-	ctl(2, "evict --older soon");
-	ctl(2, "quota");
-	ctl(2, "quota a --pages many");
+	json_decref(ctl(1, "evict --all --namespace nobody"));
+	json_decref(ctl(1, "evict --all --model nothing"));
+	json_decref(ctl(1, "quota nobody"));
+	json_decref(ctl(2, "evict"));
+	json_decref(ctl(2, "evict --all --bytes 5"));
+	json_decref(ctl(2, "evict --bytes 5x"));
+	json_decref(ctl(2, "evict --older soon"));
+	json_decref(ctl(2, "quota"));
+	json_decref(ctl(2, "quota a --pages many"));
 	rig_stop(&r);
 }
 
