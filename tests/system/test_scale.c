@@ -124,6 +124,7 @@ TEST_LIMIT(ten_thousand_clients, 120)
 		.daemon = "max_connections = 12000\nuid_connections = 12000\n"
 			  "max_clients = 12000\n",
 	};
+	const char *sanitizer = getenv("SANITIZE");
 	unsigned int before;
 	long first, second;
 
@@ -143,6 +144,8 @@ TEST_LIMIT(ten_thousand_clients, 120)
 	leave_all();
 	second = rss_kib(s.cqd);
 	ASSERT_LE(open_fds(s.cqd), before);
-	ASSERT_LE(second, first + SLACK);
+	/* A sanitizer keeps for a while what was freed. */
+	if (!sanitizer || !sanitizer[0])
+		ASSERT_LE(second, first + SLACK);
 	sys_stop(&s);
 }
