@@ -39,12 +39,14 @@ struct cqd_back {
  * @oldest: what a thread took out of it, oldest first; under @lock
  * @lock:   of the threads among each other
  * @ready:  counts jobs in both
+ * @pid:    whose threads they are: a forked child has none of them
  */
 static struct {
 	struct cqd_job *inbox, *oldest;
 	pthread_mutex_t lock;
 	sem_t ready;
 	unsigned int threads;
+	pid_t pid;
 } pool;
 
 static void push(struct cqd_job **list, struct cqd_job *job)
@@ -116,6 +118,12 @@ static int pool_start(void)
 	pthread_t thread;
 	int ret = 0;
 
+	if (pool.pid != getpid()) {
+		pool.inbox = NULL;
+		pool.oldest = NULL;
+		pool.threads = 0;
+		pool.pid = getpid();
+	}
 	if (!pool.threads) {
 		pthread_mutex_init(&pool.lock, NULL);
 		if (sem_init(&pool.ready, 0, 0))
