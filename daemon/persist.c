@@ -19,14 +19,11 @@
  * Records are never changed: a page that was evicted stays in its file until that
  * is rewritten. A failure is said once, and nothing in memory depends on it.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/stat.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 #include "cq/log.h"
@@ -37,14 +34,8 @@
 #define MAX_FILES	16		/* of daemons before, until they are rewritten */
 #define SLACK		(64ull << 20)
 #define EXTEND_US	"30000000"
-#define NAME_BYTES	32
 
 static void next(struct cqd_persist *p);
-
-static void log_name(uint32_t n, const char *suffix, char buf[NAME_BYTES])
-{
-	snprintf(buf, NAME_BYTES, "pages-%08u.%s", n, suffix);
-}
 
 static void queue(struct cqd_persist *p, void (*run)(struct cqd_job *job),
 		  void (*done)(struct cqd_job *job))
@@ -72,104 +63,6 @@ static void worked(struct cqd_persist *p)
 	if (p->failing)
 		cq_info("persist: %s can be written again", p->dir);
 	p->failing = false;
-}
-
-/* --- LIST --- */
-
-static int by_number(const void *a, const void *b)
-{
-	const struct cqd_persist_file *x = a, *y = b;
-
-	return x->number < y->number ? -1 : x->number > y->number;
-}
-
-/* Number of a log's name, or 0. */
-static uint32_t number_of(const char *name)
-{
-	char again[NAME_BYTES];
-	unsigned int n;
-
-	if (sscanf(name, "pages-%8u.cq", &n) != 1)
-		return 0;
-	log_name(n, "cq", again);
-	return strcmp(name, again) ? 0 : n;
-}
-
-static int add_file(struct cqd_persist *p, uint32_t number, const char *name)
-{
-	struct cqd_persist_file *f = realloc(p->file, (p->n_files + 1) * sizeof(*f));
-	struct cqd_savefile *check;
-	struct cq_err err = { "" };
-	char bad[NAME_BYTES];
-	struct stat sb;
-	int ret;
-
-	if (!f)
-		return -ENOMEM;
-	p->file = f;
-	f += p->n_files;
-	*f = (struct cqd_persist_file){ .number = number };
-	f->fd = openat(p->dirfd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-	if (f->fd < 0)
-		return -errno;
-	check = malloc(sizeof(*check));
-	if (!check) {
-		close(f->fd);
-		return -ENOMEM;
-	}
-	ret = cqd_savefile_open(check, f->fd, &err);
-	if (ret && ret != -EINVAL) {
-		close(f->fd);
-		free(check);
-		return ret;
-	}
-	if (fstat(f->fd, &sb) == 0 && sb.st_size < CQP_SAVE_FIRST) {
-		/* Its daemon ended before it wrote anything. */
-		unlinkat(p->dirfd, name, 0);
-		close(f->fd);
-	} else if (ret) {
-		/* Out of the way, for who wants to look at it. */
-		log_name(number, "bad", bad);
-		(void)renameat(p->dirfd, name, p->dirfd, bad);
-		snprintf(p->said, sizeof(p->said), "%s: %.160s; renamed to %s", name, err.text,
-			 bad);
-		close(f->fd);
-	} else {
-		f->bytes = check->bytes;
-		p->old_bytes += f->bytes;
-		p->n_files++;
-	}
-	free(check);
-	return 0;
-}
-
-static void list_run(struct cqd_job *job)
-{
-	struct cqd_persist *p = container_of(job, struct cqd_persist, job);
-	int fd = openat(p->dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *d = fd < 0 ? NULL : fdopendir(fd);
-	struct dirent *e;
-	uint32_t n;
-	size_t len;
-
-	p->ret = d ? 0 : -errno;
-	if (!d && fd >= 0)
-		close(fd);
-	/* cppcheck-suppress readdirCalled ; each has its own stream */
-	while (d && !p->ret && (e = readdir(d))) {
-		len = strlen(e->d_name);
-		n = number_of(e->d_name);
-		if (n)
-			p->ret = add_file(p, n, e->d_name);
-		else if (!strncmp(e->d_name, "pages-", 6) && len > 4 &&
-			 !strcmp(e->d_name + len - 4, ".tmp"))
-			unlinkat(p->dirfd, e->d_name, 0);
-		p->number = MAX(p->number, n);
-	}
-	if (d)
-		closedir(d);
-	if (p->n_files)
-		qsort(p->file, p->n_files, sizeof(*p->file), by_number);
 }
 
 /* --- RESTORE --- */
@@ -251,59 +144,12 @@ static void list_done(struct cqd_job *job)
 
 /* --- WRITE and REWRITE --- */
 
-static void open_run(struct cqd_job *job)
-{
-	struct cqd_persist *p = container_of(job, struct cqd_persist, job);
-	char name[NAME_BYTES];
-
-	log_name(p->number + 1, p->state == CQD_PERSIST_WRITE ? "cq" : "tmp", name);
-	p->save.fd = openat(p->dirfd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW,
-			    0600);
-	p->ret = p->save.fd < 0 ? -errno : 0;
-}
-
-/* Nothing was written: no file. */
-static void drop_run(struct cqd_job *job)
-{
-	struct cqd_persist *p = container_of(job, struct cqd_persist, job);
-	char name[NAME_BYTES];
-
-	log_name(p->number, p->state == CQD_PERSIST_WRITE ? "cq" : "tmp", name);
-	unlinkat(p->dirfd, name, 0);
-	close(p->save.fd);
-}
-
 static void drop_done(struct cqd_job *job)
 {
 	struct cqd_persist *p = container_of(job, struct cqd_persist, job);
 
 	p->save.fd = -1;
 	next(p);
-}
-
-/* The new file takes the place of all others. */
-static void swap_run(struct cqd_job *job)
-{
-	struct cqd_persist *p = container_of(job, struct cqd_persist, job);
-	char tmp[NAME_BYTES], name[NAME_BYTES];
-	unsigned int i;
-
-	log_name(p->number, "tmp", tmp);
-	log_name(p->number, "cq", name);
-	p->ret = 0;
-	if (fdatasync(p->save.fd) < 0 || renameat(p->dirfd, tmp, p->dirfd, name) < 0 ||
-	    fsync(p->dirfd) < 0)
-		p->ret = -errno;
-	for (i = 0; i < p->n_files && !p->ret; i++) {
-		log_name(p->file[i].number, "cq", name);
-		unlinkat(p->dirfd, name, 0);
-	}
-	if (p->ret) {
-		/* Renamed or not: the others stay, so it must not. */
-		unlinkat(p->dirfd, tmp, 0);
-		unlinkat(p->dirfd, name, 0);
-		close(p->save.fd);
-	}
 }
 
 static void swap_done(struct cqd_job *job)
@@ -385,7 +231,7 @@ static void on_written(struct cqd_save *s)
 	if (p->st->closing)
 		return;
 	if (s->ret && rewrite) {
-		queue(p, drop_run, rewrite_dropped);
+		queue(p, cqd_persist_drop, rewrite_dropped);
 		return;
 	}
 	if (s->ret) {
@@ -393,13 +239,13 @@ static void on_written(struct cqd_save *s)
 		return;
 	}
 	if (rewrite) {
-		queue(p, swap_run, swap_done);
+		queue(p, cqd_persist_swap, swap_done);
 		return;
 	}
 	worked(p);
 	p->rest_ms = s->rate ? s->batch_bytes * 1000 / s->rate : 0;
 	if (!s->pos)
-		queue(p, drop_run, drop_done);
+		queue(p, cqd_persist_drop, drop_done);
 	else
 		next(p);
 }
@@ -428,7 +274,7 @@ static void open_done(struct cqd_job *job)
 	/* A folder that could not be read has files nobody knows of. */
 	p->number += !p->ret || p->ret == -EEXIST;
 	if (p->ret == -EEXIST) {
-		queue(p, open_run, open_done);
+		queue(p, cqd_persist_open, open_done);
 		return;
 	}
 	if (p->ret) {
@@ -462,7 +308,7 @@ static void begin(struct cqd_persist *p)
 		}
 	}
 	if (p->save.fd < 0)
-		queue(p, open_run, open_done);
+		queue(p, cqd_persist_open, open_done);
 	else
 		run_save(p);
 }
@@ -547,7 +393,7 @@ int cqd_persist_start(struct cqd_store *st, const char *dir, uint64_t rate,
 	p->state = CQD_PERSIST_LIST;
 	uv_timer_init(st->loop, &p->timer);
 	st->persist = p;
-	queue(p, list_run, list_done);
+	queue(p, cqd_persist_list, list_done);
 	return 0;
 
 err_free:

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Files of persist=: inside of daemon/persist.c, and for its tests. */
+/* persist=: what daemon/persist.c and daemon/persist_dir.c share, and for tests. */
 #ifndef CQD_PERSIST_H
 #define CQD_PERSIST_H
 
@@ -55,5 +55,11 @@ struct cqd_persist {
 	void (*flushed)(void *arg);
 	void *flushed_arg;
 };
+
+/* Of the folder, on a worker thread; the outcome is in the struct's @ret. */
+void cqd_persist_list(struct cqd_job *job);
+void cqd_persist_open(struct cqd_job *job);
+void cqd_persist_drop(struct cqd_job *job);
+void cqd_persist_swap(struct cqd_job *job);
 
 #endif /* CQD_PERSIST_H */

@@ -608,7 +608,7 @@ int cqd_name_make(struct cqd_shard *sh, const struct cqd_publish_req *req,
 		  struct cq_err *err);
 void cqd_publish_cancel_client(struct cqd_client *cl);
 
-/* --- seals (seal.c) --- */
+/* --- seals (seal.c, seal_req.c) --- */
 
 /* Tries the seals again that wait for a slot of @sh. */
 void cqd_seal_kick(struct cqd_shard *sh);
