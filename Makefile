@@ -6,6 +6,8 @@
 #	cqd-y			+= server.o	always part of cqd
 #	cqk-$(CONFIG_X86_64)	+= x86/foo.o	only on x86-64
 #	CFLAGS_foo_avx512.o	:= -mavx512f	extra flags for one object
+#	cuda-y			+= foo.cu	kernels for GPUs
+#	emu-y			+= cuemu.o	part of their emulation (C++)
 #	tests-y			+= test_foo	test program from test_foo.c
 #	bench-y			+= bench_foo	bench program from bench_foo.c
 #	chaos-y			+= worker.o	part of the driver of the chaos run
@@ -35,6 +37,9 @@ CC	:= gcc
 endif
 ifneq ($(filter default undefined,$(origin AR)),)
 AR	:= ar
+endif
+ifneq ($(filter default undefined,$(origin CXX)),)
+CXX	:= $(if $(findstring clang,$(CC)),clang++,g++)
 endif
 PKG_CONFIG ?= pkg-config
 PROTOC_C ?= protoc-c

@@ -54,8 +54,8 @@ check_arrows() { scripts/check-arrows.sh; }
 check_size() {
 	local bad=0
 
-	awk -f scripts/check-size.awk $(files '*.[ch]') >&2 || bad=1
-	files '*.[ch]' '*.sh' '*.awk' '*/Build' Makefile 'scripts/*' |
+	awk -f scripts/check-size.awk $(files '*.[ch]' '*.[ch]pp' '*.cu' '*.cuh') >&2 || bad=1
+	files '*.[ch]' '*.[ch]pp' '*.cu' '*.cuh' '*.sh' '*.awk' '*/Build' Makefile 'scripts/*' |
 		xargs wc -L |
 		awk '$1 > 100 && $2 != "total" { print $2 ": " $1 " columns"; bad = 1 }
 		     END { exit bad }' >&2 || bad=1
@@ -66,7 +66,8 @@ check_banned() {
 	local all='strcpy|strcat|sprintf|vsprintf|strncpy|gets|strtok|atoi|atol|atoll|atof'
 
 	all="$all|alloca|tmpnam|tempnam|mktemp|asctime|ctime|gmtime|localtime|rand|srand"
-	{ sources; files 'tests/*.[ch]'; } | xargs -r grep -nE "(^|[^a-zA-Z0-9_>.\"])($all) ?\(" |
+	{ sources; files 'tests/*.[ch]' '*.[ch]pp' '*.cu' '*.cuh'; } |
+		xargs -r grep -nE "(^|[^a-zA-Z0-9_>.\"])($all) ?\(" |
 		grep -vE ':[0-9]+:[[:space:]]*(\*|/\*|//)' >&2 && return 1
 	sources | xargs -r grep -nE '(^|[^a-zA-Z0-9_>.])(system|popen|perror) ?\(' >&2 && return 1
 	return 0
@@ -75,8 +76,8 @@ check_banned() {
 check_spdx() {
 	local f bad=0
 
-	for f in $(files '*.[ch]' '*.sh' '*.py' '*.proto' '*.awk' '*.bats' Makefile \
-		'scripts/Makefile.*' 'systemd/*' '*.[1-8]' '.ci/run'); do
+	for f in $(files '*.[ch]' '*.[ch]pp' '*.cu' '*.cuh' '*.sh' '*.py' '*.proto' \
+		'*.awk' '*.bats' Makefile 'scripts/Makefile.*' 'systemd/*' '*.[1-8]' '.ci/run'); do
 		head -n 3 "$f" | grep -q 'SPDX-License-Identifier: MIT' && continue
 		echo "$f: no SPDX line" >&2
 		bad=1
@@ -132,7 +133,7 @@ check_sparse() {
 
 check_codespell() {
 	need codespell || return 77
-	files '*.[ch]' '*.md' '*.sh' '*.[1-8]' '*.proto' 'systemd/*' |
+	files '*.[ch]' '*.[ch]pp' '*.cu' '*.cuh' '*.md' '*.sh' '*.[1-8]' '*.proto' 'systemd/*' |
 		grep -v '^client/worker/lm/' |
 		xargs codespell --ignore-words=scripts/codespell.ignore >&2
 }

@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * How a block runs: its threads are fibers on one thread of the OS. A fiber
+ * runs until it has to wait for others, in a barrier or a collective of its
+ * warp; then the engine picks another one that may run, in the order asked
+ * for. What a device leaves undefined stops the launch with a message.
+ *
+ * Each fiber has a slot of FIBER_SLOT bytes, aligned to that: its own state in
+ * the first page, a guard page, then its stack. So the address of any local
+ * variable leads to the running fiber, without a thread-local variable: those
+ * are shared memory here, and filled with NaN when a block starts.
+ */
+#ifndef CUEMU_ENGINE_HPP
+#define CUEMU_ENGINE_HPP
+
+#include <vector>
+
+#include "tests/emu/cuemu_api.h"
+#include "tests/emu/types.hpp"
+
+namespace cuemu {
+
+#if defined(__SANITIZE_ADDRESS__)
+#define CUEMU_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define CUEMU_ASAN 1
+#endif
+#endif
+
+#ifdef CUEMU_ASAN
+static constexpr size_t FIBER_SLOT = 256 << 10;
+#else
+static constexpr size_t FIBER_SLOT = 64 << 10;
+#endif
+
+struct engine;
+
+/* A place in a kernel's source, for messages and to tell barriers apart. */
+struct place {
+	const char *file;
+	unsigned int line;
+};
+
+/* A copy of cp.async that is under way: it lands when its thread waits for it. */
+struct copy {
+	void *dst;
+	const void *src;
+	unsigned int bytes, zero;	/* bytes to copy, then zeros to write */
+	unsigned int group;
+};
+
+enum state {
+	RUNS,
+	IN_WARP,	/* waits for lanes of its warp */
+	IN_BLOCK,	/* waits for all threads of the block */
+	LEFT,		/* has left the kernel */
+};
+
+struct fiber {
+	void *sp;
+	struct engine *eng;
+	uint3 tid;
+	uint32_t index, lane, warp;
+	enum state state;
+	uint32_t mask;			/* of the lanes it waits for */
+	const char *op;			/* what it waits in */
+	struct place at;
+	void *fake_stack;		/* the sanitizer's */
+	unsigned int group;		/* groups of copies closed so far */
+};
+
+/* What a lane brings to a collective and takes from it. */
+union operand {
+	uint64_t u;
+	const void *row;
+	uint32_t r[4];
+	struct {
+		uint32_t a[4], b[2];
+		float d[4];
+	} mma;
+};
+
+struct warp {
+	uint32_t live, ready, arrived;
+	union operand lanes[32];
+};
+
+struct engine {
+	struct fiber *cur;
+	char *slots;
+	void *main_sp;
+	void *main_stack, *main_fake;	/* the sanitizer's, of the thread below */
+	size_t main_size;
+	uint32_t threads, warps, live, at_barrier;
+	struct fiber *first;		/* at the barrier */
+	int votes, result;		/* of __syncthreads_or() and its like */
+	uint3 block_idx;
+	dim3 block_dim, grid_dim;
+	char *dyn;
+	uint32_t dyn_bytes;
+	char *dyn_map;
+	char *tls;			/* static shared memory of all kernels */
+	size_t tls_bytes;
+	uint64_t random;
+	struct job *job;
+	bool failed;
+	uint32_t prepared;		/* slots with a guard page */
+	struct engine *next;
+	struct warp warp[CUEMU_MAX_THREADS / 32];
+	std::vector<struct copy> copies[CUEMU_MAX_THREADS];	/* of each thread */
+};
+
+static inline struct fiber *fiber_at(const struct engine *eng, uint32_t i)
+{
+	return reinterpret_cast<struct fiber *>(eng->slots + i * FIBER_SLOT);
+}
+
+/* The running fiber. */
+static inline struct fiber *self()
+{
+	uintptr_t frame = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
+
+	return reinterpret_cast<struct fiber *>(frame & ~(FIBER_SLOT - 1));
+}
+
+static inline struct warp *warp_of(const struct fiber *f)
+{
+	return &f->eng->warp[f->warp];
+}
+
+static inline union operand *operand_of(const struct fiber *f)
+{
+	return &warp_of(f)->lanes[f->lane];
+}
+
+/* Stop the launch; the text says what the running thread did, and where. */
+[[noreturn]] void fault(const struct place *at, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
+
+/* A number from the sequence of this block. */
+uint32_t draw(struct engine *eng, uint32_t below);
+
+/*
+ * The three steps of a collective: join() says that the running lane is here
+ * and checks that the others agree; gather() waits until the lane's result is
+ * there (0) or until it is this lane's task to run the operation for all of a
+ * group (the group's lanes); after that scatter() lets the others go on.
+ */
+void join(struct fiber *f, const char *op, uint32_t mask, struct place at);
+uint32_t gather(struct fiber *f);
+void scatter(struct fiber *f, uint32_t group);
+
+/*
+ * Run a collective: the operand of the lane is set, @run gets the warp and the
+ * lanes that take part, and is called once, by the lane that came last.
+ */
+template <typename Run>
+static inline void collective(const char *op, uint32_t mask, struct place at, Run run)
+{
+	struct fiber *f = self();
+	uint32_t group;
+
+	join(f, op, mask, at);
+	group = gather(f);
+	if (group) {
+		run(warp_of(f), group);
+		scatter(f, group);
+	}
+}
+
+enum vote { VOTE_NONE, VOTE_OR, VOTE_AND, VOTE_COUNT };
+
+/* A barrier of all threads of the block; the result of the vote, if there is one. */
+int block_barrier(const char *op, enum vote vote, int value, struct place at);
+
+/* Let another thread run, if one can. */
+void give_way();
+
+/* Shared memory of the running block: all of @bytes from @p on? */
+bool is_shared(const struct engine *eng, const void *p, size_t bytes);
+
+} /* namespace cuemu */
+
+#define threadIdx (cuemu::self()->tid)
+#define blockIdx (cuemu::self()->eng->block_idx)
+#define blockDim (cuemu::self()->eng->block_dim)
+#define gridDim (cuemu::self()->eng->grid_dim)
+
+/* The caller's place, as the last parameter of what waits. */
+#define CUEMU_AT const char *file = __builtin_FILE(), unsigned int line = __builtin_LINE()
+#define CUEMU_HERE (cuemu::place{ file, line })
+
+CUEMU_FN void __syncthreads(CUEMU_AT)
+{
+	cuemu::block_barrier("__syncthreads", cuemu::VOTE_NONE, 0, CUEMU_HERE);
+}
+
+CUEMU_FN int __syncthreads_or(int v, CUEMU_AT)
+{
+	return cuemu::block_barrier("__syncthreads_or", cuemu::VOTE_OR, v, CUEMU_HERE);
+}
+
+CUEMU_FN int __syncthreads_and(int v, CUEMU_AT)
+{
+	return cuemu::block_barrier("__syncthreads_and", cuemu::VOTE_AND, v, CUEMU_HERE);
+}
+
+CUEMU_FN int __syncthreads_count(int v, CUEMU_AT)
+{
+	return cuemu::block_barrier("__syncthreads_count", cuemu::VOTE_COUNT, v, CUEMU_HERE);
+}
+
+CUEMU_FN void __syncwarp(unsigned int mask = ~0u, CUEMU_AT)
+{
+	cuemu::collective("__syncwarp", mask, CUEMU_HERE, [](struct cuemu::warp *, uint32_t) {});
+}
+
+#endif /* CUEMU_ENGINE_HPP */

@@ -1,0 +1,415 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Fibers: the switch, who runs next, barriers and collectives, and faults.
+ */
+#include <cstdarg>
+
+#include "tests/emu/job.hpp"
+
+#ifdef CUEMU_ASAN
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#ifndef __x86_64__
+#include <ucontext.h>
+#endif
+
+namespace cuemu {
+
+#ifdef __x86_64__
+/*
+ * Callee-saved registers on the old stack, its pointer into *from; then the
+ * same backwards from the new one. Nothing else survives a call.
+ */
+extern "C" void cuemu_switch(void **from, void *to);
+asm(R"(
+	.text
+	.hidden	cuemu_switch
+	.globl	cuemu_switch
+	.type	cuemu_switch, @function
+cuemu_switch:
+	push	%rbp
+	push	%rbx
+	push	%r12
+	push	%r13
+	push	%r14
+	push	%r15
+	mov	%rsp, (%rdi)
+	mov	%rsi, %rsp
+	pop	%r15
+	pop	%r14
+	pop	%r13
+	pop	%r12
+	pop	%rbx
+	pop	%rbp
+	ret
+	.size	cuemu_switch, . - cuemu_switch
+)");
+
+/* A stack on which cuemu_switch() returns into @entry. */
+static void *new_stack(char *, char *top, void (*entry)())
+{
+	uintptr_t *sp = reinterpret_cast<uintptr_t *>(top);
+
+	*--sp = 0;
+	*--sp = reinterpret_cast<uintptr_t>(entry);
+	for (int i = 0; i < 6; i++)
+		*--sp = 0;
+	return sp;
+}
+#else
+/* Elsewhere a context at the upper end of the stack; slow, but portable. */
+static void *new_stack(char *low, char *top, void (*entry)())
+{
+	ucontext_t *uc = reinterpret_cast<ucontext_t *>(
+		(reinterpret_cast<uintptr_t>(top) - sizeof(*uc)) & ~(uintptr_t)63);
+
+	getcontext(uc);
+	uc->uc_stack.ss_sp = low;
+	uc->uc_stack.ss_size = (size_t)(reinterpret_cast<char *>(uc) - low);
+	uc->uc_link = nullptr;
+	makecontext(uc, entry, 0);
+	return uc;
+}
+
+static void cuemu_switch(void **from, void *to)
+{
+	ucontext_t here;
+
+	*from = &here;
+	swapcontext(&here, static_cast<ucontext_t *>(to));
+}
+#endif
+
+static char *stack_low(struct fiber *f)
+{
+	return reinterpret_cast<char *>(f) + 2 * PAGE;
+}
+
+static char *stack_top(struct fiber *f)
+{
+	return reinterpret_cast<char *>(f) + FIBER_SLOT;
+}
+
+/* Tell the sanitizer of the switch, before it (@keep: where the old one's frames go). */
+static void before_switch(void **keep, const void *low, size_t size)
+{
+#ifdef CUEMU_ASAN
+	__sanitizer_start_switch_fiber(keep, low, size);
+#else
+	(void)keep, (void)low, (void)size;
+#endif
+}
+
+static void after_switch(void *kept, struct engine *from_main)
+{
+#ifdef CUEMU_ASAN
+	const void *low;
+	size_t size;
+
+	__sanitizer_finish_switch_fiber(kept, &low, &size);
+	if (from_main && !from_main->main_stack) {
+		from_main->main_stack = const_cast<void *>(low);
+		from_main->main_size = size;
+	}
+#else
+	(void)kept, (void)from_main;
+#endif
+}
+
+static void run_fiber(struct engine *eng, struct fiber *next)
+{
+	struct fiber *f = eng->cur;
+
+	if (next == f)
+		return;
+	eng->cur = next;
+	before_switch(&f->fake_stack, stack_low(next),
+		      (size_t)(stack_top(next) - stack_low(next)));
+	cuemu_switch(&f->sp, next->sp);
+	after_switch(f->fake_stack, nullptr);
+}
+
+/* Back to run_block(), for good. */
+[[noreturn]] static void leave_block(struct engine *eng)
+{
+	void *sp;
+
+	before_switch(nullptr, eng->main_stack, eng->main_size);
+	cuemu_switch(&sp, eng->main_sp);
+	__builtin_unreachable();
+}
+
+void fault(const struct place *at, const char *fmt, ...)
+{
+	struct fiber *f = self();
+	struct engine *eng = f->eng;
+	char text[512];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	report_fault(f, at, text);
+	eng->failed = true;
+	leave_block(eng);
+}
+
+uint32_t draw(struct engine *eng, uint32_t below)
+{
+	uint64_t x = eng->random += 0x9e3779b97f4a7c15u;
+
+	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+	x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+	return (uint32_t)(((x ^ x >> 31) >> 32) * below >> 32);
+}
+
+static uint32_t nth_bit(uint32_t bits, uint32_t n)
+{
+	while (n--)
+		bits &= bits - 1;
+	return (uint32_t)__builtin_ctz(bits);
+}
+
+/* Who runs next: a lane of the same warp if one can, or of the next warp that has one. */
+static struct fiber *pick(struct engine *eng)
+{
+	uint32_t start = eng->cur->warp, ready = 0, w = start, lane;
+
+	if (eng->job->order == CUEMU_RANDOM)
+		w = start = draw(eng, eng->warps);
+	for (uint32_t i = 0; i < eng->warps; i++) {
+		w = eng->job->order == CUEMU_REVERSE ? (start + eng->warps - i) % eng->warps :
+						       (start + i) % eng->warps;
+		ready = eng->warp[w].ready;
+		if (ready)
+			break;
+	}
+	if (!ready)
+		return nullptr;
+	if (eng->job->order == CUEMU_FORWARD)
+		lane = (uint32_t)__builtin_ctz(ready);
+	else if (eng->job->order == CUEMU_REVERSE)
+		lane = 31 - (uint32_t)__builtin_clz(ready);
+	else
+		lane = nth_bit(ready, draw(eng, (uint32_t)__builtin_popcount(ready)));
+	return fiber_at(eng, w * 32 + lane);
+}
+
+/* The running thread cannot go on; somebody else has to make it ready again. */
+static void wait_for_others(struct fiber *f)
+{
+	struct fiber *next;
+
+	warp_of(f)->ready &= ~(1u << f->lane);
+	next = pick(f->eng);
+	if (!next)
+		fault(&f->at, "deadlock: no thread of the block can go on");
+	run_fiber(f->eng, next);
+}
+
+void give_way()
+{
+	struct fiber *f = self(), *next;
+	struct warp *w = warp_of(f);
+
+	w->ready &= ~(1u << f->lane);
+	next = pick(f->eng);
+	w->ready |= 1u << f->lane;
+	if (next)
+		run_fiber(f->eng, next);
+}
+
+void join(struct fiber *f, const char *op, uint32_t mask, struct place at)
+{
+	struct warp *w = warp_of(f);
+	uint32_t bit = 1u << f->lane, others = w->arrived & mask & ~bit;
+
+	if (!(mask & bit))
+		fault(&at, "%s with mask %08x, which is without the lane itself", op, mask);
+	f->op = op;
+	f->at = at;
+	f->mask = mask;
+	f->state = IN_WARP;
+	while (others) {
+		struct fiber *o = fiber_at(f->eng, f->warp * 32 + nth_bit(others, 0));
+
+		if (o->mask != mask || strcmp(o->op, op))
+			fault(&at, "%s with mask %08x, but lane %u waits in %s (%s:%u) with %08x",
+			      op, mask, o->lane, o->op, o->at.file, o->at.line, o->mask);
+		others &= others - 1;
+	}
+	w->arrived |= bit;
+}
+
+/* The lanes of this lane's group if all that have not left are there, or 0. */
+static uint32_t complete(const struct fiber *f)
+{
+	const struct warp *w = warp_of(f);
+	uint32_t group = f->mask & w->live;
+
+	return (w->arrived & group) == group ? group : 0;
+}
+
+uint32_t gather(struct fiber *f)
+{
+	uint32_t group;
+
+	for (;;) {
+		group = complete(f);
+		if (group)
+			return group;
+		wait_for_others(f);
+		if (f->state == RUNS)
+			return 0;
+	}
+}
+
+void scatter(struct fiber *f, uint32_t group)
+{
+	struct warp *w = warp_of(f);
+
+	w->arrived &= ~group;
+	w->ready |= group;
+	for (uint32_t left = group; left; left &= left - 1)
+		fiber_at(f->eng, f->warp * 32 + nth_bit(left, 0))->state = RUNS;
+}
+
+static void check_barrier(struct fiber *f, const char *op, struct place at)
+{
+	struct engine *eng = f->eng;
+	struct fiber *o = nullptr;
+
+	if (eng->live < eng->threads) {
+		for (uint32_t i = 0; i < eng->threads; i++)
+			if (fiber_at(eng, i)->state == LEFT)
+				o = fiber_at(eng, i);
+		fault(&at, "%s, but thread (%u,%u,%u) has left the kernel", op,
+		      o->tid.x, o->tid.y, o->tid.z);
+	}
+	o = eng->first;
+	if (eng->at_barrier && (o->at.line != at.line || strcmp(o->op, op) ||
+				strcmp(o->at.file, at.file)))
+		fault(&at, "%s, but thread (%u,%u,%u) waits in another barrier, %s at %s:%u",
+		      op, o->tid.x, o->tid.y, o->tid.z, o->op, o->at.file, o->at.line);
+}
+
+int block_barrier(const char *op, enum vote vote, int value, struct place at)
+{
+	struct fiber *f = self();
+	struct engine *eng = f->eng;
+
+	check_barrier(f, op, at);
+	if (!eng->at_barrier) {
+		eng->first = f;
+		eng->votes = 0;
+	}
+	eng->votes += !!value;
+	f->op = op;
+	f->at = at;
+	f->state = IN_BLOCK;
+	if (++eng->at_barrier < eng->live) {
+		wait_for_others(f);
+		return eng->result;
+	}
+	eng->at_barrier = 0;
+	eng->result = vote == VOTE_OR ? eng->votes > 0 :
+		      vote == VOTE_AND ? eng->votes == (int)eng->live : eng->votes;
+	for (uint32_t i = 0; i < eng->warps; i++)
+		eng->warp[i].ready = eng->warp[i].live;
+	for (uint32_t i = 0; i < eng->threads; i++)
+		fiber_at(eng, i)->state = RUNS;
+	return eng->result;
+}
+
+/* A thread leaves: whom it kept waiting may go on, or never will. */
+[[noreturn]] static void leave_kernel(struct fiber *f)
+{
+	struct engine *eng = f->eng;
+	struct warp *w = warp_of(f);
+	struct fiber *next;
+
+	w->live &= ~(1u << f->lane);
+	w->ready &= ~(1u << f->lane);
+	f->state = LEFT;
+	eng->live--;
+	if (!eng->live)
+		leave_block(eng);
+	if (eng->at_barrier)
+		fault(nullptr, "left the kernel, but thread (%u,%u,%u) waits in %s at %s:%u",
+		      eng->first->tid.x, eng->first->tid.y, eng->first->tid.z,
+		      eng->first->op, eng->first->at.file, eng->first->at.line);
+	/* one lane of each group that waited for this one last runs the operation */
+	for (uint32_t left = w->arrived & ~w->ready; left; left &= left - 1) {
+		struct fiber *o = fiber_at(eng, f->warp * 32 + nth_bit(left, 0));
+		uint32_t group = complete(o);
+
+		if (group && !(group & w->ready))
+			w->ready |= 1u << o->lane;
+	}
+	next = pick(eng);
+	if (!next)
+		fault(nullptr, "left the kernel, and no other thread of the block can go on");
+	eng->cur = next;
+	before_switch(nullptr, stack_low(next), (size_t)(stack_top(next) - stack_low(next)));
+	cuemu_switch(&f->sp, next->sp);
+	__builtin_unreachable();
+}
+
+/* Where a fiber begins. */
+static void fiber_main()
+{
+	struct fiber *f = self();
+
+	after_switch(nullptr, f->eng);
+	f->eng->job->kernel->call(f->eng->job->params);
+	leave_kernel(self());
+}
+
+static void start_fiber(struct engine *eng, uint32_t i)
+{
+	struct fiber *f = fiber_at(eng, i);
+	/* not all tops alike: they would share few lines of the cache */
+	char *top = stack_top(f) - 256 - (i & 15) * 128;
+
+	f->eng = eng;
+	f->index = i;
+	f->lane = i % 32;
+	f->warp = i / 32;
+	f->tid.x = i % eng->block_dim.x;
+	f->tid.y = i / eng->block_dim.x % eng->block_dim.y;
+	f->tid.z = i / (eng->block_dim.x * eng->block_dim.y);
+	f->state = RUNS;
+	eng->copies[i].clear();
+	f->group = 0;
+#ifdef CUEMU_ASAN
+	__asan_unpoison_memory_region(stack_low(f), (size_t)(stack_top(f) - stack_low(f)));
+#endif
+	f->sp = new_stack(stack_low(f), top, fiber_main);
+}
+
+void run_block(struct engine *eng)
+{
+	eng->live = eng->threads;
+	eng->at_barrier = 0;
+	eng->failed = false;
+	eng->main_stack = nullptr;
+	for (uint32_t i = 0; i < eng->threads; i++)
+		start_fiber(eng, i);
+	for (uint32_t i = 0; i < eng->warps; i++) {
+		uint32_t n = min(eng->threads - i * 32, 32u);
+
+		eng->warp[i].live = n == 32 ? ~0u : (1u << n) - 1;
+		eng->warp[i].ready = eng->warp[i].live;
+		eng->warp[i].arrived = 0;
+	}
+	eng->cur = fiber_at(eng, 0);
+	eng->cur = pick(eng);
+	before_switch(&eng->main_fake, stack_low(eng->cur),
+		      (size_t)(stack_top(eng->cur) - stack_low(eng->cur)));
+	cuemu_switch(&eng->main_sp, eng->cur->sp);
+	after_switch(eng->main_fake, nullptr);
+}
+
+} /* namespace cuemu */

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the sources of the emulation share and kernels don't see: a launch
+ * that is under way.
+ */
+#ifndef CUEMU_JOB_HPP
+#define CUEMU_JOB_HPP
+
+#include <atomic>
+
+#include "tests/emu/engine.hpp"
+
+namespace cuemu {
+
+static constexpr size_t PAGE = 4096;
+
+struct job {
+	const struct cuemu_kernel *kernel;
+	dim3 grid, block;
+	uint32_t shared_bytes;
+	enum cuemu_order order;
+	uint64_t seed;
+	void *const *params;
+	std::atomic<uint64_t> next_block;
+	std::atomic<bool> failed;
+	char error[1024];		/* of who set @failed first */
+};
+
+static_assert(sizeof(struct fiber) <= PAGE, "lies below the guard of its stack");
+
+/* Run the block that @eng is set to. */
+void run_block(struct engine *eng);
+
+/* Keep the text of a fault of thread @f, unless there is an earlier one. */
+void report_fault(const struct fiber *f, const struct place *at, const char *text);
+
+/* An engine for blocks of so many threads, NULL without memory; and give it back. */
+struct engine *engine_get(uint32_t threads);
+void engine_put(struct engine *eng);
+
+/* Fill the shared memory with NaN; see whether something was written beside it. */
+void shared_start(struct engine *eng, uint32_t dyn_bytes);
+bool shared_intact(const struct engine *eng);
+
+} /* namespace cuemu */
+
+#endif /* CUEMU_JOB_HPP */
