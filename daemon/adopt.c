@@ -265,36 +265,49 @@ struct table {
 	bool (*adopt)(struct cqd_adopt *ad, uint32_t i);
 };
 
-static uint64_t *word_at(const struct table *t, uint32_t i)
-{
-	return (uint64_t *)(void *)(t->base + i * t->stride);
-}
-
-static bool live(void *arg, uint32_t i)
-{
-	return CQP_WORD_STATE(*word_at(arg, i)) == CQP_SEALED;
-}
-
 /*
- * Each record of a table in turn, then its free list. Only SEALED counts:
+ * Each record of a table in turn, and its free list. Only SEALED counts:
  * what was being made or unmade when the daemon died is free.
  */
-static void scan(struct cqd_adopt *ad, struct table *t)
+static void scan_one(struct cqd_adopt *ad, const struct table *t, uint32_t i)
 {
-	unsigned int state;
-	uint64_t *word;
+	uint64_t *word = (uint64_t *)(void *)(t->base + i * t->stride);
+	/* Pairs with the release in cqd_word_born(): word, then fields. */
+	unsigned int state = CQP_WORD_STATE(smp_load_acquire(word));
+
+	if (state == CQP_SEALED && !t->adopt(ad, i))
+		cqd_adopt_kill(ad, word);
+	else if (state != CQP_SEALED && state != CQP_FREE)
+		cqd_word_state(word, CQP_FREE);
+	if (CQP_WORD_STATE(*word) != CQP_SEALED)
+		cqd_tab_append(t->tab, i);
+}
+
+static void scan(struct cqd_adopt *ad, const struct table *t)
+{
 	uint32_t i;
 
-	for (i = 0; i < t->tab->high; i++) {
-		word = word_at(t, i);
-		/* Pairs with the release in cqd_word_born(): word, then fields. */
-		state = CQP_WORD_STATE(smp_load_acquire(word));
-		if (state == CQP_SEALED && !t->adopt(ad, i))
-			cqd_adopt_kill(ad, word);
-		else if (state != CQP_SEALED && state != CQP_FREE)
-			cqd_word_state(word, CQP_FREE);
+	cqd_tab_rebuild(t->tab);
+	for (i = 0; i < t->tab->high; i++)
+		scan_one(ad, t, i);
+}
+
+/* There are very many of them. */
+static void scan_pages(struct cqd_adopt *ad)
+{
+	struct cqd_index *ix = &ad->st->ix;
+	const struct table t = { &ix->t_pages, (void *)ix->pages, sizeof(*ix->pages),
+				 cqd_adopt_page };
+	uint32_t i;
+
+	ad->later = CQP_NONE;
+	cqd_tab_rebuild(t.tab);
+	for (i = 0; i < CQD_ADOPT_AHEAD; i++)
+		cqd_adopt_page_soon(ad, i);
+	for (i = 0; i < t.tab->high; i++) {
+		scan_one(ad, &t, i);
+		cqd_adopt_page_soon(ad, i + CQD_ADOPT_AHEAD);
 	}
-	cqd_tab_rebuild(t->tab, live, t);
 }
 
 static int scan_all(struct cqd_adopt *ad)
@@ -304,7 +317,6 @@ static int scan_all(struct cqd_adopt *ad)
 		{ &ix->t_ns, (void *)ix->ns, sizeof(*ix->ns), adopt_ns },
 		{ &ix->t_models, (void *)ix->models, sizeof(*ix->models), adopt_model },
 		{ &ix->t_segs, (void *)ix->segs, sizeof(*ix->segs), cqd_adopt_segment },
-		{ &ix->t_pages, (void *)ix->pages, sizeof(*ix->pages), cqd_adopt_page },
 	};
 	struct table then[] = {
 		{ &ix->t_clients, (void *)ix->clients, sizeof(*ix->clients), adopt_client },
@@ -315,6 +327,7 @@ static int scan_all(struct cqd_adopt *ad)
 
 	for (i = 0; i < ARRAY_SIZE(first); i++)
 		scan(ad, &first[i]);
+	scan_pages(ad);
 	cqd_adopt_tree(ad);
 	for (i = 0; i < ARRAY_SIZE(then); i++)
 		scan(ad, &then[i]);

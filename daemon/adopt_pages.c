@@ -170,7 +170,6 @@ static bool page_holds(struct cqd_store *st, const struct cqp_rec_page *r)
 {
 	bool first = !r->depth, sink = r->sink_segment != CQP_NONE;
 	const struct cqd_shard *sh;
-	struct cqp_key key;
 
 	if (!place_holds(st, CQD_CODES, r->segment, r->slot, r->slot_gen))
 		return false;
@@ -179,12 +178,9 @@ static bool page_holds(struct cqd_store *st, const struct cqp_rec_page *r)
 	if ((r->parent == CQP_NONE ? !first && !r->behind : first) || r->depth == UINT32_MAX ||
 	    sink != (first && sh->kind[CQD_SINKS].slot_bytes))
 		return false;
-	if (sink && (!place_holds(st, CQD_SINKS, r->sink_segment, r->sink_slot,
-				  r->sink_gen) ||
-		     st->segs[r->sink_segment]->shard != sh))
-		return false;
-	memcpy(key.b, r->key, sizeof(key.b));
-	return cqd_page_find(st, sh, &key) == CQP_NONE;
+	return !sink || (place_holds(st, CQD_SINKS, r->sink_segment, r->sink_slot,
+				     r->sink_gen) &&
+			 st->segs[r->sink_segment]->shard == sh);
 }
 
 /* Most words are right already; what is not written stays clean memory. */
@@ -205,11 +201,52 @@ static void claim(struct cqd_store *st, uint32_t p, unsigned int kind)
 }
 
 /**
+ * cqd_adopt_page_soon() - the turn of a page record comes
+ * @ad: restart
+ * @i:  record CQD_ADOPT_AHEAD places on, possibly beyond the last
+ */
+void cqd_adopt_page_soon(struct cqd_adopt *ad, uint32_t i)
+{
+	struct cqd_store *st = ad->st;
+	uint64_t *hash = &ad->hash[i % CQD_ADOPT_AHEAD];
+
+	if (i < st->ix.t_pages.high)
+		*hash = cqd_page_hash_soon(st, i);
+	/* Its bucket was asked for half of the way ago. */
+	if (i >= CQD_ADOPT_AHEAD / 2)
+		cqd_page_find_soon(st, ad->hash[(i - CQD_ADOPT_AHEAD / 2) % CQD_ADOPT_AHEAD]);
+}
+
+static bool parent_holds(const struct cqd_store *st, uint32_t p)
+{
+	const struct cqp_rec_page *r = &st->ix.pages[p];
+
+	if (r->parent == CQP_NONE)
+		return true;
+	return r->parent < st->ix.t_pages.high && st->pages[r->parent].shard &&
+	       st->pages[r->parent].shard == st->pages[p].shard &&
+	       st->ix.pages[r->parent].depth + 1 == r->depth;
+}
+
+/* Below its parent, which was most often made before it, and is near. */
+static void hang(struct cqd_adopt *ad, uint32_t p)
+{
+	struct cqd_store *st = ad->st;
+
+	if (parent_holds(st, p)) {
+		cqd_page_link(st, p, st->ix.pages[p].parent);
+	} else {
+		st->pages[p].lru_next = ad->later;
+		ad->later = p;
+	}
+}
+
+/**
  * cqd_adopt_page() - a page record by itself
  * @ad: restart
  * @i:  record, SEALED
  *
- * Return: true if it holds; its parent is looked at by cqd_adopt_tree().
+ * Return: true if it holds; if its parent does not, it goes by cqd_adopt_tree().
  */
 bool cqd_adopt_page(struct cqd_adopt *ad, uint32_t i)
 {
@@ -225,6 +262,10 @@ bool cqd_adopt_page(struct cqd_adopt *ad, uint32_t i)
 		.shard = sh, .child = CQP_NONE, .parent = CQP_NONE, .state = CQP_SEALED,
 		.flags = CQD_PG_UNVERIFIED | (sink ? CQD_PG_SINK : 0),
 	};
+	if (!cqd_page_hash_new(st, i, sh, ad->hash[i % CQD_ADOPT_AHEAD])) {
+		st->pages[i] = (struct cqd_page){ 0 };
+		return false;
+	}
 	st->n_state[CQP_FREE]--;
 	st->n_state[CQP_SEALED]++;
 	sh->ns->counts.state[CQP_SEALED]++;
@@ -239,19 +280,8 @@ bool cqd_adopt_page(struct cqd_adopt *ad, uint32_t i)
 	claim(st, i, CQD_CODES);
 	claim(st, i, CQD_SINKS);
 	cqd_lru_note(st, i);
-	cqd_page_hash(st, i);
+	hang(ad, i);
 	return true;
-}
-
-static bool parent_holds(const struct cqd_store *st, uint32_t p)
-{
-	const struct cqp_rec_page *r = &st->ix.pages[p];
-
-	if (r->parent == CQP_NONE)
-		return true;
-	return r->parent < st->ix.t_pages.high && st->pages[r->parent].shard &&
-	       st->pages[r->parent].shard == st->pages[p].shard &&
-	       st->ix.pages[r->parent].depth + 1 == r->depth;
 }
 
 /* Words of slots that nobody owns any more. */
@@ -270,32 +300,27 @@ static void sweep(struct cqd_store *st)
 }
 
 /**
- * cqd_adopt_tree() - hang every page below its parent
+ * cqd_adopt_tree() - hang pages below parents whose records came after theirs
  * @ad: restart
  *
- * In the order of the records, where parents are near: by depth it would be a
- * cache miss per page. Those without a parent are chained by their LRU links,
- * which nobody uses yet, and go with what hangs on them.
+ * Those without a parent go, with what hangs on them. They are chained by their
+ * LRU links, which nobody uses yet.
  */
 void cqd_adopt_tree(struct cqd_adopt *ad)
 {
 	struct cqd_store *st = ad->st;
-	uint32_t lost = CQP_NONE, p;
+	uint32_t p, again = ad->later;
 	uint64_t before = st->n_state[CQP_SEALED];
 
-	for (p = 0; p < st->ix.t_pages.high; p++) {
-		if (!st->pages[p].shard)
-			continue;
-		if (parent_holds(st, p)) {
-			cqd_page_link(st, p, st->ix.pages[p].parent);
-		} else {
-			st->pages[p].lru_next = lost;
-			lost = p;
-		}
+	ad->later = CQP_NONE;
+	while (again != CQP_NONE) {
+		p = again;
+		again = st->pages[p].lru_next;
+		hang(ad, p);
 	}
-	while (lost != CQP_NONE) {
-		p = lost;
-		lost = st->pages[p].lru_next;
+	while (ad->later != CQP_NONE) {
+		p = ad->later;
+		ad->later = st->pages[p].lru_next;
 		cqd_page_drop(st, p);
 	}
 	ad->lost_records += (unsigned int)(before - st->n_state[CQP_SEALED]);

@@ -287,21 +287,30 @@ void cqd_tab_put(struct cqd_tab *t, uint32_t i)
 }
 
 /**
- * cqd_tab_rebuild() - free list from a scan
- * @t:    table
- * @live: true for a record in use
- * @arg:  passed to @live
+ * cqd_tab_rebuild() - begin a new free list: every record is in use
+ * @t: table
  */
-void cqd_tab_rebuild(struct cqd_tab *t, bool (*live)(void *arg, uint32_t i),
-		     void *arg)
+void cqd_tab_rebuild(struct cqd_tab *t)
 {
-	uint32_t i;
-
 	t->head = CQP_NONE;
+	t->last = CQP_NONE;
 	t->used = t->high;
-	for (i = t->high; i-- > 0;)
-		if (!live(arg, i))
-			cqd_tab_put(t, i);
+}
+
+/**
+ * cqd_tab_append() - a record behind all others of a new free list
+ * @t: table, of which no record was given back since cqd_tab_rebuild()
+ * @i: its number; its word says free already
+ */
+void cqd_tab_append(struct cqd_tab *t, uint32_t i)
+{
+	t->next[i] = CQP_NONE;
+	if (t->last == CQP_NONE)
+		t->head = i;
+	else
+		t->next[t->last] = i;
+	t->last = i;
+	t->used--;
 }
 
 /**

@@ -24,11 +24,27 @@ uint64_t cqd_now_us(void)
 
 /* --- hash --- */
 
-static uint32_t *bucket(struct cqd_store *st, const void *key)
+static uint64_t hash_of(const struct cqd_store *st, const void *key)
 {
 	/* Seeded: who chooses tokens must not choose chains. */
-	return &st->page_hash[XXH3_64bits_withSeed(key, CQ_KEY_BYTES, st->hash_seed) &
-			      st->page_mask];
+	return XXH3_64bits_withSeed(key, CQ_KEY_BYTES, st->hash_seed);
+}
+
+static uint32_t *bucket(const struct cqd_store *st, uint64_t hash)
+{
+	return &st->page_hash[hash & st->page_mask];
+}
+
+/* Not of the bits that choose the bucket, unless there are very many. */
+static uint16_t tag_of(uint64_t hash)
+{
+	return (uint16_t)(hash >> 48);
+}
+
+static bool has_key(const struct cqd_store *st, uint32_t p, const void *key, uint64_t hash)
+{
+	return st->pages[p].tag == tag_of(hash) &&
+	       !memcmp(st->ix.pages[p].key, key, CQ_KEY_BYTES);
 }
 
 /**
@@ -40,7 +56,17 @@ static uint32_t *bucket(struct cqd_store *st, const void *key)
  */
 uint32_t cqd_page_chain(struct cqd_store *st, const struct cqp_key *key)
 {
-	return *bucket(st, key->b);
+	return *bucket(st, hash_of(st, key->b));
+}
+
+static uint32_t find(const struct cqd_store *st, const struct cqd_shard *sh, const void *key,
+		     uint64_t hash)
+{
+	uint32_t p = *bucket(st, hash);
+
+	while (p != CQP_NONE && (st->pages[p].shard != sh || !has_key(st, p, key, hash)))
+		p = st->pages[p].hash_next;
+	return p;
 }
 
 /**
@@ -54,12 +80,7 @@ uint32_t cqd_page_chain(struct cqd_store *st, const struct cqp_key *key)
 uint32_t cqd_page_find(struct cqd_store *st, const struct cqd_shard *sh,
 		       const struct cqp_key *key)
 {
-	uint32_t p = *bucket(st, key->b);
-
-	while (p != CQP_NONE && (st->pages[p].shard != sh ||
-				 memcmp(st->ix.pages[p].key, key->b, CQ_KEY_BYTES)))
-		p = st->pages[p].hash_next;
-	return p;
+	return find(st, sh, key->b, hash_of(st, key->b));
 }
 
 /**
@@ -73,12 +94,23 @@ uint32_t cqd_page_find(struct cqd_store *st, const struct cqd_shard *sh,
 uint32_t cqd_page_find_ns(struct cqd_store *st, const struct cqd_ns *ns,
 			  const struct cqp_key *key)
 {
-	uint32_t p = *bucket(st, key->b);
+	uint64_t hash = hash_of(st, key->b);
+	uint32_t p = *bucket(st, hash);
 
 	while (p != CQP_NONE && (st->pages[p].shard->ns != ns ||
-				 memcmp(st->ix.pages[p].key, key->b, CQ_KEY_BYTES)))
+				 !has_key(st, p, key->b, hash)))
 		p = st->pages[p].hash_next;
 	return p;
+}
+
+static void insert(struct cqd_store *st, uint32_t p, uint64_t hash)
+{
+	uint32_t *b = bucket(st, hash);
+
+	st->pages[p].hash_next = *b;
+	st->pages[p].tag = tag_of(hash);
+	st->pages[p].flags |= CQD_PG_HASHED;
+	*b = p;
 }
 
 /**
@@ -88,19 +120,64 @@ uint32_t cqd_page_find_ns(struct cqd_store *st, const struct cqd_ns *ns,
  */
 void cqd_page_hash(struct cqd_store *st, uint32_t p)
 {
-	uint32_t *b = bucket(st, st->ix.pages[p].key);
+	insert(st, p, hash_of(st, st->ix.pages[p].key));
+}
 
-	st->pages[p].hash_next = *b;
-	st->pages[p].flags |= CQD_PG_HASHED;
-	*b = p;
+/**
+ * cqd_page_hash_soon() - a page will be looked for by its own key
+ * @st: store
+ * @p:  any page record
+ *
+ * Keys lead anywhere, and a scan would wait for memory at each of them.
+ *
+ * Return: hash of the key in its record.
+ */
+uint64_t cqd_page_hash_soon(struct cqd_store *st, uint32_t p)
+{
+	uint64_t hash = hash_of(st, st->ix.pages[p].key);
+
+	__builtin_prefetch(bucket(st, hash), 1);
+	return hash;
+}
+
+/**
+ * cqd_page_find_soon() - the same, sooner: the first page of the chain
+ * @st:   store
+ * @hash: from cqd_page_hash_soon(), some time ago
+ */
+void cqd_page_find_soon(const struct cqd_store *st, uint64_t hash)
+{
+	uint32_t p = *bucket(st, hash);
+
+	if (p != CQP_NONE)
+		__builtin_prefetch(&st->pages[p]);
+}
+
+/**
+ * cqd_page_hash_new() - make a page findable if no other has its key
+ * @st:   store
+ * @p:    page; its record's key is set
+ * @sh:   shard it belongs to
+ * @hash: from cqd_page_hash_soon()
+ *
+ * Return: false if the shard has a page of that key.
+ */
+bool cqd_page_hash_new(struct cqd_store *st, uint32_t p, const struct cqd_shard *sh,
+		       uint64_t hash)
+{
+	if (find(st, sh, st->ix.pages[p].key, hash) != CQP_NONE)
+		return false;
+	insert(st, p, hash);
+	return true;
 }
 
 static void unhash(struct cqd_store *st, uint32_t p)
 {
-	uint32_t *b = bucket(st, st->ix.pages[p].key);
+	uint32_t *b;
 
 	if (!(st->pages[p].flags & CQD_PG_HASHED))
 		return;
+	b = bucket(st, hash_of(st, st->ix.pages[p].key));
 	if (st->pages[p].state != CQP_FILLING)
 		cqd_page_gone(st, p);
 	while (*b != p)

@@ -65,6 +65,7 @@ void cqd_job_queue(struct cqd_store *st, struct cqd_job *job, bool slow);
  */
 struct cqd_tab {
 	uint32_t n, used, head, high;
+	uint32_t last;		/* of the free list, while it is made anew */
 	uint32_t *next;
 	uint32_t *stored;	/* @high in the index's head, NULL for small tables */
 };
@@ -96,9 +97,9 @@ int cqd_index_migrate(const struct cqd_index *from, const struct cqd_store_opts 
 /* CQP_NONE when the table is full. */
 uint32_t cqd_tab_get(struct cqd_tab *t);
 void cqd_tab_put(struct cqd_tab *t, uint32_t i);
-/* Rebuilds the free list: every record for which @live(arg, i) is false. */
-void cqd_tab_rebuild(struct cqd_tab *t, bool (*live)(void *arg, uint32_t i),
-		     void *arg);
+/* The free list anew: every record is in use, then those that are not, in order. */
+void cqd_tab_rebuild(struct cqd_tab *t);
+void cqd_tab_append(struct cqd_tab *t, uint32_t i);
 /* The word of a record: born (new generation), or changed in state. */
 void cqd_word_born(uint64_t *word, unsigned int state);
 void cqd_word_state(uint64_t *word, unsigned int state);
@@ -247,6 +248,7 @@ struct cqd_page {
 	uint8_t state;
 	uint8_t flags;
 	uint8_t priority, level;	/* of the queue that it is listed in */
+	uint16_t tag;			/* of its key's hash: few others need to be compared */
 };
 
 /* With 128 of the record, state word, slot arrays and hash: below 256. */
@@ -488,6 +490,13 @@ uint32_t cqd_page_chain(struct cqd_store *st, const struct cqp_key *key);
 uint32_t cqd_page_find_ns(struct cqd_store *st, const struct cqd_ns *ns,
 			  const struct cqp_key *key);
 void cqd_page_hash(struct cqd_store *st, uint32_t p);
+/* Hash of a page record's key; what it leads to is on its way into the cache. */
+uint64_t cqd_page_hash_soon(struct cqd_store *st, uint32_t p);
+void cqd_page_find_soon(const struct cqd_store *st, uint64_t hash);
+/* cqd_page_find() and cqd_page_hash() for page @p, whose hash is known: false, and
+ * nothing done, if the shard has a page of its key. */
+bool cqd_page_hash_new(struct cqd_store *st, uint32_t p, const struct cqd_shard *sh,
+		       uint64_t hash);
 void cqd_page_link(struct cqd_store *st, uint32_t p, uint32_t parent);
 /* New page in state FILLING, findable by key. CQP_NONE: no record left. */
 uint32_t cqd_page_begin(struct cqd_shard *sh, const struct cqp_key *key,
