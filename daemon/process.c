@@ -73,13 +73,12 @@ static void put(struct cqd_process *p)
 		uv_close((uv_handle_t *)&p->poll, on_closed);
 }
 
-/* The process is gone. True: that was every session. */
-static bool end_some(struct cqd_process *p)
+/* The process is gone; @again: where to wait for another turn if there is more to end. */
+static void end_some(struct cqd_process *p, struct list_head *again)
 {
 	struct cqd_session *s;
 	struct cqd_conn *conn;
 	unsigned int i;
-	bool all;
 
 	p->users++;
 	for (i = 0; i < END_PER_TURN && !list_empty(&p->sessions); i++) {
@@ -90,14 +89,14 @@ static bool end_some(struct cqd_process *p)
 		if (conn)
 			cqd_conn_close(conn);
 	}
-	all = list_empty(&p->sessions);
+	if (again && !list_empty(&p->sessions))
+		list_add_tail(&p->todo, again);
 	put(p);
-	return all;
 }
 
 static void on_exit_of(uv_poll_t *poll, int status, int events)
 {
-	end_some(poll->data);
+	end_some(poll->data, NULL);
 }
 
 /* Takes @pidfd over on success. */
@@ -191,8 +190,7 @@ static void find_again(struct cqd_process *p)
 	int pidfd, ret = cqd_process_open(p->pid, p->start_time, &pidfd);
 
 	if (ret == -ESRCH) {
-		if (!end_some(p))
-			list_add_tail(&p->todo, &p->srv->unwatched);
+		end_some(p, &p->srv->unwatched);
 		return;
 	}
 	if (!ret && !watch(p, pidfd))
