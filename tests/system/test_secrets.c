@@ -167,15 +167,15 @@ static unsigned int keep_segment(int sock, uint32_t segment)
 	return n;
 }
 
-/* Keys of a chain on @text, and what a lookup finds of it; segments are kept. */
-static unsigned int keep_chain(int sock, const struct wire_shard *w, uint32_t text)
+/* Keys of a chain on @text, and what a lookup finds of it. Free with cqp_free(). */
+static Cqp__Msg *look_chain(int sock, const struct wire_shard *w, uint32_t text)
 {
 	Cqp__Lookup body = CQP__LOOKUP__INIT;
 	DECLARE_MSG(msg, LOOKUP, lookup, body);
 	struct cqp_key keys[PAGES], parent = w->root;
 	uint32_t ids[CQ_PAGE_TOKENS];
 	struct cqp_page page;
-	unsigned int i, n;
+	unsigned int i;
 	Cqp__Msg *r;
 
 	for (i = 0; i < PAGES; i++) {
@@ -187,7 +187,21 @@ static unsigned int keep_chain(int sock, const struct wire_shard *w, uint32_t te
 	body.keys = (ProtobufCBinaryData){ sizeof(keys), keys[0].b };
 	r = wire_call(sock, &msg, NULL, 0, NULL);
 	ASSERT(r && r->body_case == CQP__MSG__BODY_LOOKUP_OK);
-	n = r->lookup_ok->matched;
+	if (r->lookup_ok->matched) {
+		memcpy(&page, r->lookup_ok->pages.data +
+		       (r->lookup_ok->matched - 1) * sizeof(page), sizeof(page));
+		ASSERT_OK(release(sock, &page));
+	}
+	return r;
+}
+
+/* How many pages of the chain are found; their segments are kept. */
+static unsigned int keep_chain(int sock, const struct wire_shard *w, uint32_t text)
+{
+	Cqp__Msg *r = look_chain(sock, w, text);
+	unsigned int i, n = r->lookup_ok->matched;
+	struct cqp_page page;
+
 	for (i = 0; i < n; i++) {
 		memcpy(&page, r->lookup_ok->pages.data + i * sizeof(page), sizeof(page));
 		ASSERT_GT(keep_segment(sock, page.segment), 0);
@@ -196,10 +210,16 @@ static unsigned int keep_chain(int sock, const struct wire_shard *w, uint32_t te
 		memcpy(&page, r->lookup_ok->sink.data, sizeof(page));
 		ASSERT_GT(keep_segment(sock, page.segment), 0);
 	}
-	if (n) {
-		memcpy(&page, r->lookup_ok->pages.data + (n - 1) * sizeof(page), sizeof(page));
-		ASSERT_OK(release(sock, &page));
-	}
+	cqp_free(r);
+	return n;
+}
+
+/* The same, nothing kept: what is found may be withdrawn at any moment. */
+static unsigned int see_chain(int sock, const struct wire_shard *w, uint32_t text)
+{
+	Cqp__Msg *r = look_chain(sock, w, text);
+	unsigned int n = r->lookup_ok->matched;
+
 	cqp_free(r);
 	return n;
 }
@@ -346,7 +366,7 @@ static void blue(int fd, void *arg)
 		}
 		if (c == 'w')
 			try_to_write();
-		while (c == 'n' && keep_chain(p[0].sock, &p[0].w, TEXT))
+		while (c == 'n' && see_chain(p[0].sock, &p[0].w, TEXT))
 			usleep(1000);		/* until the reload is through */
 		sys_say(fd, 'd');
 	}
