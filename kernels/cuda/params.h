@@ -1,0 +1,363 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the host hands to kernels: structs of one layout for C and for device
+ * code. Addresses are 64-bit numbers and mean device memory, unless said
+ * otherwise. Nothing here is stored or sent: layouts may change with the build.
+ */
+#ifndef CQK_CUDA_PARAMS_H
+#define CQK_CUDA_PARAMS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+#define CQKD_FROZEN(cond) static_assert(cond, "host and device disagree")
+#else
+#define CQKD_FROZEN(cond) _Static_assert(cond, "host and device disagree")
+#endif
+
+#define CQKD_TOKENS	64	/* of a page or an fp16 block */
+#define CQKD_CENTROIDS	256	/* of a group */
+#define CQKD_THREADS	128	/* of a block of any kernel here */
+#define CQKD_CHUNK	4096	/* bytes under one XXH3-64 */
+#define CQKD_CHECKS	16	/* of them per block of threads, eight lanes each */
+
+/* Element types of a view, the numbers of enum cq_dtype. */
+#define CQKD_F32	0
+#define CQKD_F16	1
+#define CQKD_BF16	2
+
+/**
+ * struct cqkd_view - [token][head][channel], as struct cq_view
+ * @data:         first element, aligned to its type
+ * @stride_token: elements between tokens
+ * @stride_head:  elements between heads
+ * @dtype:        CQKD_F32, CQKD_F16 or CQKD_BF16
+ * @pad:          0
+ */
+struct cqkd_view {
+	uint64_t data;
+	int64_t stride_token;
+	int64_t stride_head;
+	uint32_t dtype;
+	uint32_t pad;
+};
+
+/**
+ * struct cqkd_book - codebook of K or V of one layer, all kv heads
+ * @f16:      [kv_head][group][256][channels] halves
+ * @i8:       the same shape, as stored; 0 where halves are what is stored
+ * @scale:    [kv_head][d] f32 for @i8
+ * @norm:     [kv_head][group][256] f32, half the squared length
+ * @channels: of a group: 2, 4 or 8; 0: not coded, blocks are halves
+ * @groups:   d / channels
+ */
+struct cqkd_book {
+	uint64_t f16;
+	uint64_t i8;
+	uint64_t scale;
+	uint64_t norm;
+	uint32_t channels;
+	uint32_t groups;
+};
+
+/**
+ * struct cqkd_layer - a layer of a model in device memory
+ * @k:       codebook of keys
+ * @v:       codebook of values
+ * @offset:  of the layer in a page's payload
+ * @k_bytes: of a kv head's K block
+ * @v_bytes: of its V block, which follows
+ */
+struct cqkd_layer {
+	struct cqkd_book k, v;
+	uint64_t offset;
+	uint64_t k_bytes, v_bytes;
+};
+
+/**
+ * struct cqkd_rope - cos and sin, as struct cqk_rope
+ * @base:    [n_base][2][half] f32
+ * @in_page: [64][2][half] f32
+ * @half:    pairs; 0: nothing is rotated
+ * @n_base:  positions covered, by 64
+ */
+struct cqkd_rope {
+	uint64_t base;
+	uint64_t in_page;
+	uint32_t half;
+	uint32_t n_base;
+};
+
+/**
+ * struct cqkd_dest - where up to 64 appended tokens go
+ * @f16:    fp16 block, [layer][kv_head][K|V][tokens][d]; 0: none
+ * @codes:  payload of a page; 0: none
+ * @tokens: rows of the fp16 block: 64, or the number of sinks
+ * @first:  index of the first token in the block and in the page
+ * @count:  tokens
+ * @row:    row of the views that is the first token
+ * @pos:    position of the first token
+ * @pad:    0
+ */
+struct cqkd_dest {
+	uint64_t f16;
+	uint64_t codes;
+	uint32_t tokens;
+	uint32_t first;
+	uint32_t count;
+	uint32_t row;
+	uint32_t pos;
+	uint32_t pad;
+};
+
+/**
+ * struct cqkd_append - encode and append
+ * @k:       keys of the new tokens
+ * @v:       values
+ * @at:      the layer
+ * @rope:    tables, if @turn
+ * @dests:   [*n_dests] struct cqkd_dest
+ * @n_dests: address of their number, u32
+ * @status:  address of a u64, see cqkd_bad_key(): raised, never lowered
+ * @layer:   index of the layer
+ * @n_kv_heads: kv heads
+ * @d:       channels of a head
+ * @turn:    keys: 1 rotate, -1 undo the rotation, 0 as they are
+ */
+struct cqkd_append {
+	struct cqkd_view k, v;
+	struct cqkd_layer at;
+	struct cqkd_rope rope;
+	uint64_t dests;
+	uint64_t n_dests;
+	uint64_t status;
+	uint32_t layer;
+	uint32_t n_kv_heads;
+	uint32_t d;
+	int32_t turn;
+};
+
+/*
+ * Status word of appends: 0, or the complement of the least of these over all
+ * values that no fp16 can hold: layer, row of the view, head, K or V, channel.
+ */
+#define CQKD_BAD_LAYER(key)	((uint32_t)((key) >> 48 & 0xff))
+#define CQKD_BAD_ROW(key)	((uint32_t)((key) >> 16))
+#define CQKD_BAD_HEAD(key)	((uint32_t)((key) >> 9 & 0x7f))
+#define CQKD_BAD_V(key)		((uint32_t)((key) >> 8 & 1))
+#define CQKD_BAD_CHANNEL(key)	((uint32_t)((key) & 0xff))
+
+/**
+ * struct cqkd_block - one block of tokens, as struct cqk_block
+ * @base:       first byte, a multiple of 16
+ * @kind:       enum cqk_block_kind
+ * @tokens:     64 for codes; 1..64 for fp16
+ * @span_first: first of its spans
+ * @n_spans:    number of spans
+ */
+struct cqkd_block {
+	uint64_t base;
+	uint32_t kind;
+	uint32_t tokens;
+	uint32_t span_first;
+	uint32_t n_spans;
+};
+
+/**
+ * struct cqkd_span - one sequence's use of a block, as struct cqk_span
+ * @mask:      tokens of the block that count
+ * @row_first: first query row
+ * @n_rows:    query rows
+ * @pos:       position of token 0 of the block in this sequence
+ * @pad:       0
+ */
+struct cqkd_span {
+	uint64_t mask;
+	uint32_t row_first;
+	uint32_t n_rows;
+	uint32_t pos;
+	uint32_t pad;
+};
+
+/**
+ * struct cqkd_entry - one query row of a group of blocks
+ * @row:  query row
+ * @span: which of the spans of each block of the group is its
+ */
+struct cqkd_entry {
+	uint32_t row;
+	uint32_t span;
+};
+
+/**
+ * struct cqkd_item - what one block of threads does for one kv head
+ * @block:    first block of tokens
+ * @n_blocks: how many
+ * @entry:    first entry of the group; its vectors are entry by entry, the
+ *            query heads of the kv head in order
+ * @vec:      first vector of the group that this item computes
+ * @n_vecs:   how many
+ * @slot:     where the partial result of vector @vec goes; the rest follows
+ */
+struct cqkd_item {
+	uint32_t block;
+	uint32_t n_blocks;
+	uint32_t entry;
+	uint32_t vec;
+	uint32_t n_vecs;
+	uint32_t slot;
+};
+
+/**
+ * struct cqkd_plan - head of a plan; offsets are in bytes from here
+ * @n_items:  items in use
+ * @n_rows:   query rows in use
+ * @items:    [n_items] struct cqkd_item
+ * @entries:  struct cqkd_entry
+ * @blocks:   struct cqkd_block
+ * @spans:    struct cqkd_span
+ * @row_pos:  [n_rows] u32, position of each row
+ * @row_refs: [n_rows + 1] u32, where a row's part of @refs begins
+ * @refs:     u32: slot of the row's first query head in a partial result
+ * @bytes:    of the whole plan
+ * @pad:      0
+ */
+struct cqkd_plan {
+	uint32_t n_items;
+	uint32_t n_rows;
+	uint32_t items;
+	uint32_t entries;
+	uint32_t blocks;
+	uint32_t spans;
+	uint32_t row_pos;
+	uint32_t row_refs;
+	uint32_t refs;
+	uint32_t bytes;
+	uint32_t pad[6];
+};
+
+/**
+ * struct cqkd_attn - attention of one layer
+ * @q:         [n_rows][n_heads][d]
+ * @o:         the same shape
+ * @at:        the layer
+ * @rope:      tables; half 0: nothing is rotated
+ * @plan:      struct cqkd_plan and what it names
+ * @part_ml:   [kv head of the call][max_slots][2] f32: maximum and sum
+ * @part_o:    [kv head of the call][max_slots][d] f32
+ * @lse:       [n_rows] of @lse_stride f32, or 0
+ * @lse_stride: floats between rows
+ * @layer:     index of the layer
+ * @n_kv_heads: kv heads of the model
+ * @head_begin: first kv head of the call
+ * @n_heads:   kv heads of the call
+ * @gqa:       query heads of a kv head
+ * @d:         channels of a head
+ * @max_items: items that there are blocks of threads for
+ * @max_rows:  rows that there are warps for
+ * @max_slots: of a kv head in @part_ml and @part_o
+ * @turn_q:    queries are to be rotated to their row's position
+ * @turn_k:    keys are stored before RoPE
+ * @scale:     factor on q.k
+ * @soft_cap:  > 0: s -> cap * tanh(s / cap)
+ * @window:    sliding window, 0: none
+ * @base2:     the lse is a logarithm to base 2
+ * @pad:       0
+ */
+struct cqkd_attn {
+	struct cqkd_view q, o;
+	struct cqkd_layer at;
+	struct cqkd_rope rope;
+	uint64_t plan;
+	uint64_t part_ml;
+	uint64_t part_o;
+	uint64_t lse;
+	uint64_t lse_stride;
+	uint32_t layer;
+	uint32_t n_kv_heads;
+	uint32_t head_begin;
+	uint32_t n_heads;
+	uint32_t gqa;
+	uint32_t d;
+	uint32_t max_items;
+	uint32_t max_rows;
+	uint32_t max_slots;
+	uint32_t turn_q;
+	uint32_t turn_k;
+	float scale;
+	float soft_cap;
+	uint32_t window;
+	uint32_t base2;
+	uint32_t pad;
+};
+
+/* Query vectors that a block of threads computes at once, and its pitches. */
+#define CQKD_VECS(d)		((d) > 128 ? 32 : 64)
+#define CQKD_PITCH(d)		((d) + 8)	/* halves between rows of d channels */
+#define CQKD_Q_PITCH(d)		((d) + 4)	/* floats between queries */
+#define CQKD_S_PITCH		(CQKD_TOKENS + 4)
+#define CQKD_P_PITCH		(CQKD_TOKENS + 8)
+
+/* Shared memory of cqk_attn_d*, in the order in which attn.cu lays it out. */
+#define CQKD_ATTN_SHARED(d, vecs) \
+	((vecs) * CQKD_Q_PITCH(d) * 4 +		/* q, f32 */ \
+	 (vecs) * CQKD_PITCH(d) * 2 +		/* q, halves */ \
+	 CQKD_TOKENS * CQKD_PITCH(d) * 2 +	/* K or V */ \
+	 (vecs) * CQKD_S_PITCH * 4 +		/* scores */ \
+	 (vecs) * CQKD_P_PITCH * 2 +		/* probabilities */ \
+	 (vecs) * 40 + 64)			/* vectors, live tokens */
+
+/**
+ * struct cqkd_check - one payload to be hashed
+ * @data:  first byte, a multiple of 8
+ * @bytes: of the payload
+ * @out:   [ceil(bytes / 4096)] u64, the XXH3-64 of each 4 KiB
+ */
+struct cqkd_check {
+	uint64_t data;
+	uint64_t bytes;
+	uint64_t out;
+};
+
+/**
+ * struct cqkd_checks - hash payloads
+ * @jobs:   [*n_jobs] struct cqkd_check
+ * @n_jobs: address of their number, u32
+ */
+struct cqkd_checks {
+	uint64_t jobs;
+	uint64_t n_jobs;
+};
+
+CQKD_FROZEN(sizeof(struct cqkd_view) == 32);
+CQKD_FROZEN(offsetof(struct cqkd_view, dtype) == 24);
+CQKD_FROZEN(sizeof(struct cqkd_book) == 40);
+CQKD_FROZEN(offsetof(struct cqkd_book, channels) == 32);
+CQKD_FROZEN(sizeof(struct cqkd_layer) == 104);
+CQKD_FROZEN(offsetof(struct cqkd_layer, offset) == 80);
+CQKD_FROZEN(sizeof(struct cqkd_rope) == 24);
+CQKD_FROZEN(sizeof(struct cqkd_dest) == 40);
+CQKD_FROZEN(offsetof(struct cqkd_dest, tokens) == 16);
+CQKD_FROZEN(sizeof(struct cqkd_append) == 232);
+CQKD_FROZEN(offsetof(struct cqkd_append, dests) == 192);
+CQKD_FROZEN(offsetof(struct cqkd_append, turn) == 228);
+CQKD_FROZEN(sizeof(struct cqkd_block) == 24);
+CQKD_FROZEN(offsetof(struct cqkd_block, n_spans) == 20);
+CQKD_FROZEN(sizeof(struct cqkd_span) == 24);
+CQKD_FROZEN(offsetof(struct cqkd_span, pos) == 16);
+CQKD_FROZEN(sizeof(struct cqkd_entry) == 8);
+CQKD_FROZEN(sizeof(struct cqkd_item) == 24);
+CQKD_FROZEN(sizeof(struct cqkd_plan) == 64);
+CQKD_FROZEN(sizeof(struct cqkd_attn) == 296);
+CQKD_FROZEN(offsetof(struct cqkd_attn, plan) == 192);
+CQKD_FROZEN(offsetof(struct cqkd_attn, layer) == 232);
+CQKD_FROZEN(offsetof(struct cqkd_attn, base2) == 288);
+/* What a block of threads can have on sm_86, 89 and 120: 99 KiB. */
+CQKD_FROZEN(CQKD_ATTN_SHARED(64, CQKD_VECS(64)) <= 101376);
+CQKD_FROZEN(CQKD_ATTN_SHARED(128, CQKD_VECS(128)) <= 101376);
+CQKD_FROZEN(CQKD_ATTN_SHARED(256, CQKD_VECS(256)) <= 101376);
+CQKD_FROZEN(sizeof(struct cqkd_check) == 24);
+CQKD_FROZEN(sizeof(struct cqkd_checks) == 16);
+
+#endif /* CQK_CUDA_PARAMS_H */

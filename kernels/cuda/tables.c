@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: MIT
+/* Codebooks and RoPE tables for the GPU: what is supported, layout, contents. */
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "cq/util.h"
+#include "kernels/cuda/tables.h"
+#include "kernels/f16.h"
+
+#define TABLE_ALIGN 256
+
+_Static_assert(CQKD_F32 == CQ_F32 && CQKD_F16 == CQ_F16 && CQKD_BF16 == CQ_BF16,
+	       "element types of views");
+
+static int check_coding(const struct cqk_codebook *cb, uint32_t layer, char what,
+			struct cq_err *err)
+{
+	uint32_t c = cb->code.channels;
+	char name[16];
+
+	if (cb->code.type == CQ_CODE_F16)
+		return 0;
+	if (cb->code.bits == 8 && (c == 2 || c == 4 || c == 8))
+		return 0;
+	return cq_err_set(err, -EOPNOTSUPP, "layer %u: %c is coded %s; GPU kernels have 2c8b, "
+					    "4c8b, 8c8b and fp16",
+			  layer, what, cqk_code_name(cb->code, name));
+}
+
+/* Codes become halves on the GPU, whatever the centroids are stored as. */
+static int check_centroids(const struct cqk_codebook *cb, uint32_t layer, char what,
+			   struct cq_err *err)
+{
+	size_t n = (size_t)cb->n_kv_heads * cb->head_dim * CQKD_CENTROIDS, i;
+
+	if (cb->code.type == CQ_CODE_F16 || cb->centroids == CQK_CENTROIDS_F16)
+		return 0;
+	for (i = 0; i < n; i++)
+		if (!cqk_f16_finite(cqk_f32_to_f16(cb->f32[i])))
+			return cq_err_set(err, -EOPNOTSUPP, "layer %u: a centroid of %c is beyond "
+							    "fp16, which GPU kernels compute with",
+					  layer, what);
+	return 0;
+}
+
+static int check_layer(const struct cqk_layer *y, uint32_t layer, struct cq_err *err)
+{
+	int ret = check_coding(&y->k, layer, 'K', err);
+
+	if (!ret)
+		ret = check_coding(&y->v, layer, 'V', err);
+	if (!ret)
+		ret = check_centroids(&y->k, layer, 'K', err);
+	if (!ret)
+		ret = check_centroids(&y->v, layer, 'V', err);
+	return ret;
+}
+
+static int check_model(const struct cqk_model *m, struct cq_err *err)
+{
+	uint32_t d = m->geom.head_dim, l;
+	int ret = 0;
+
+	if (d != 64 && d != 128 && d != 256)
+		return cq_err_set(err, -EOPNOTSUPP, "head_dim %u; GPU kernels have 64, 128 and 256",
+				  d);
+	for (l = 0; l < m->geom.n_layers && !ret; l++)
+		ret = check_layer(&m->layers[l], l, err);
+	return ret;
+}
+
+/* @n bytes of the image. Addresses are relative to 1 at first: 0 means none. */
+static uint64_t take(struct cqk_cuda_tables *t, uint64_t n)
+{
+	uint64_t at = t->base + t->bytes;
+
+	t->bytes = ALIGN_UP(t->bytes + n, TABLE_ALIGN);
+	return at;
+}
+
+static void lay_out_book(struct cqk_cuda_tables *t, const struct cqk_codebook *cb,
+			 struct cqkd_book *b)
+{
+	uint64_t n = (uint64_t)cb->n_kv_heads * cb->head_dim * CQKD_CENTROIDS;
+
+	memset(b, 0, sizeof(*b));
+	if (cb->code.type == CQ_CODE_F16)
+		return;
+	b->channels = cb->code.channels;
+	b->groups = cb->n_groups;
+	b->f16 = take(t, n * 2);
+	b->norm = take(t, n / b->channels * sizeof(float));
+	if (cb->centroids == CQK_CENTROIDS_F16)
+		return;
+	b->i8 = take(t, n);
+	b->scale = take(t, (uint64_t)cb->n_kv_heads * cb->head_dim * sizeof(float));
+}
+
+static void lay_out(struct cqk_cuda_tables *t)
+{
+	uint64_t row = (uint64_t)2 * t->rope->half * sizeof(float);
+	uint32_t l;
+
+	for (l = 0; l < t->model->geom.n_layers; l++) {
+		const struct cqk_layer *y = &t->model->layers[l];
+		struct cqkd_layer *to = &t->layers[l];
+
+		lay_out_book(t, &y->k, &to->k);
+		lay_out_book(t, &y->v, &to->v);
+		to->offset = y->offset;
+		to->k_bytes = y->k_bytes;
+		to->v_bytes = y->v_bytes;
+	}
+	t->turn.half = t->rope->half;
+	t->turn.n_base = t->rope->n_base;
+	if (!row)
+		return;
+	t->turn.base = take(t, row * t->rope->n_base);
+	t->turn.in_page = take(t, row * CQ_PAGE_TOKENS);
+}
+
+int cqk_cuda_tables_new(const struct cqk_model *model, const struct cqk_rope *rope,
+			struct cqk_cuda_tables **out, struct cq_err *err)
+{
+	struct cqk_cuda_tables *t;
+	int ret = check_model(model, err);
+
+	if (ret)
+		return ret;
+	t = calloc(1, sizeof(*t));
+	if (!t)
+		goto err_memory;
+	t->layers = calloc(model->geom.n_layers, sizeof(*t->layers));
+	if (!t->layers)
+		goto err_free;
+	t->model = model;
+	t->rope = rope;
+	t->base = 1;
+	lay_out(t);
+	*out = t;
+	return 0;
+
+err_free:
+	free(t);
+err_memory:
+	return cq_err_set(err, -ENOMEM, "out of memory for the GPU tables of a model");
+}
+
+void cqk_cuda_tables_free(struct cqk_cuda_tables *t)
+{
+	if (!t)
+		return;
+	free(t->layers);
+	free(t);
+}
+
+/* [kv_head][d][256] floats to [kv_head][group][256][c] halves */
+static void fill_halves(const struct cqk_codebook *cb, uint16_t *out)
+{
+	uint32_t c = cb->code.channels, groups = cb->n_kv_heads * cb->n_groups, g, k, j;
+
+	for (g = 0; g < groups; g++)
+		for (k = 0; k < CQKD_CENTROIDS; k++)
+			for (j = 0; j < c; j++)
+				*out++ = cqk_f32_to_f16(cb->f32[((size_t)g * c + j) *
+								CQKD_CENTROIDS + k]);
+}
+
+static void fill_book(const struct cqk_codebook *cb, const struct cqkd_book *b,
+		      uint64_t base, uint8_t *image)
+{
+	size_t n = (size_t)cb->n_kv_heads * cb->head_dim * CQKD_CENTROIDS;
+
+	if (!b->channels)
+		return;
+	if (!b->i8)
+		memcpy(image + (b->f16 - base), cb->stored, n * 2);
+	else
+		fill_halves(cb, (uint16_t *)(void *)(image + (b->f16 - base)));
+	memcpy(image + (b->norm - base), cb->half_norm, n / b->channels * sizeof(float));
+	if (!b->i8)
+		return;
+	memcpy(image + (b->i8 - base), cb->stored, n);
+	memcpy(image + (b->scale - base), cb->scale,
+	       (size_t)cb->n_kv_heads * cb->head_dim * sizeof(float));
+}
+
+void cqk_cuda_tables_fill(const struct cqk_cuda_tables *t, void *image)
+{
+	size_t row = (size_t)2 * t->rope->half * sizeof(float);
+	uint8_t *out = image;
+	uint32_t l;
+
+	memset(out, 0, t->bytes);
+	for (l = 0; l < t->model->geom.n_layers; l++) {
+		fill_book(&t->model->layers[l].k, &t->layers[l].k, t->base, out);
+		fill_book(&t->model->layers[l].v, &t->layers[l].v, t->base, out);
+	}
+	if (!row)
+		return;
+	memcpy(out + (t->turn.base - t->base), t->rope->base, row * t->rope->n_base);
+	memcpy(out + (t->turn.in_page - t->base), t->rope->in_page, row * CQ_PAGE_TOKENS);
+}
+
+static void move(uint64_t *address, uint64_t by)
+{
+	if (*address)
+		*address += by;
+}
+
+static void move_book(struct cqkd_book *b, uint64_t by)
+{
+	move(&b->f16, by);
+	move(&b->i8, by);
+	move(&b->scale, by);
+	move(&b->norm, by);
+}
+
+void cqk_cuda_tables_place(struct cqk_cuda_tables *t, uint64_t base)
+{
+	uint64_t by = base - t->base;
+	uint32_t l;
+
+	for (l = 0; l < t->model->geom.n_layers; l++) {
+		move_book(&t->layers[l].k, by);
+		move_book(&t->layers[l].v, by);
+	}
+	move(&t->turn.base, by);
+	move(&t->turn.in_page, by);
+	t->base = base;
+}

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: MIT
+/* Plans of attention steps: all work is there, once, and the sums find it. */
+#include <sys/param.h>
+#include "tests/harness.h"
+#include "tests/kernels/toy.h"
+#include "kernels/cuda/params.h"
+#include "kernels/cuda/plan.h"
+
+#define BLOCKS 40
+#define SPANS 120
+#define ROWS 12
+#define SIZE 65536
+
+struct rig {
+	struct cqk_block blocks[BLOCKS];
+	struct cqk_span spans[SPANS];
+	uint32_t row_pos[ROWS];
+	struct cqk_cuda_step step;
+	struct cqk_cuda_limits limits;
+	uint8_t *mem;		/* of the plan, aligned */
+	size_t used;
+	struct cq_err err;
+};
+
+static const void *part(const struct rig *r, uint32_t offset)
+{
+	return r->mem + offset;
+}
+
+/* Random runs of blocks with the same rows. */
+static void rig_make(struct rig *r)
+{
+	uint32_t i, j, n = 0;
+
+	memset(r, 0, sizeof(*r));
+	r->mem = toy_alloc(SIZE);
+	r->step = (struct cqk_cuda_step){
+		.blocks = r->blocks, .spans = r->spans, .row_pos = r->row_pos,
+		.n_rows = 1 + toy_u32() % ROWS, .n_blocks = toy_u32() % (BLOCKS + 1),
+		.gqa = 1 + toy_u32() % 9, .head_dim = toy_u32() % 2 ? 128 : 256,
+		.want = toy_u32() % 20,
+	};
+	for (i = 0; i < ROWS; i++)
+		r->row_pos[i] = toy_u32();
+	for (i = 0; i < r->step.n_blocks; i++) {
+		struct cqk_block *b = &r->blocks[i];
+
+		*b = (struct cqk_block){ .base = (uint8_t *)(uintptr_t)(16 * (i + 1)),
+					 .tokens = 64, .span_first = n };
+		b->n_spans = i && toy_u32() % 3 ? b[-1].n_spans : toy_u32() % 4;
+		for (j = 0; j < b->n_spans; j++, n++) {
+			struct cqk_span *s = &r->spans[n];
+
+			s->row_first = toy_u32() % r->step.n_rows;
+			s->n_rows = toy_u32() % (r->step.n_rows - s->row_first + 1);
+			if (i && b[-1].n_spans == b->n_spans && toy_u32() % 3)
+				*s = r->spans[b[-1].span_first + j];
+			s->mask = toy_u32();
+		}
+	}
+	r->step.n_spans = n;
+	r->limits = (struct cqk_cuda_limits){ ROWS, 100000, 100000 };
+}
+
+static int rig_plan(struct rig *r)
+{
+	return cqk_cuda_plan(&r->step, &r->limits, r->mem, SIZE, &r->used, &r->err);
+}
+
+/* The item that has @slot, or NULL. */
+static const struct cqkd_item *item_of(const struct rig *r, uint32_t slot)
+{
+	const struct cqkd_plan *p = part(r, 0);
+	const struct cqkd_item *items = part(r, p->items);
+	uint32_t i;
+
+	for (i = 0; i < p->n_items; i++)
+		if (slot >= items[i].slot && slot < items[i].slot + items[i].n_vecs)
+			return &items[i];
+	return NULL;
+}
+
+/* Adds what the item with @slot computes for @row and head @h to @seen. */
+static void see(const struct rig *r, uint32_t slot, uint32_t row, uint32_t h, uint8_t *seen)
+{
+	const struct cqkd_plan *p = part(r, 0);
+	const struct cqkd_entry *entries = part(r, p->entries);
+	const struct cqkd_item *it = item_of(r, slot);
+	const struct cqkd_entry *e;
+	uint32_t vec, i;
+
+	ASSERT(it);
+	vec = it->vec + slot - it->slot;
+	e = &entries[it->entry + vec / r->step.gqa];
+	ASSERT_EQ(vec % r->step.gqa, h);
+	ASSERT_EQ(e->row, row);
+	for (i = it->block; i < it->block + it->n_blocks; i++) {
+		const struct cqk_span *s = &r->spans[r->blocks[i].span_first + e->span];
+
+		ASSERT_LT(e->span, r->blocks[i].n_spans);
+		ASSERT(row >= s->row_first && row < s->row_first + s->n_rows);
+		seen[s - r->spans]++;
+	}
+}
+
+static void check_plan(const struct rig *r)
+{
+	const struct cqkd_plan *p = part(r, 0);
+	const uint32_t *row_refs = part(r, p->row_refs), *refs = part(r, p->refs);
+	uint32_t row, h, i;
+
+	ASSERT_EQ(p->bytes, r->used);
+	ASSERT_EQ(p->n_rows, r->step.n_rows);
+	ASSERT(!memcmp(part(r, p->blocks), r->blocks, r->step.n_blocks * sizeof(r->blocks[0])));
+	ASSERT(!memcmp(part(r, p->spans), r->spans, r->step.n_spans * sizeof(r->spans[0])));
+	ASSERT(!memcmp(part(r, p->row_pos), r->row_pos, r->step.n_rows * 4));
+	for (row = 0; row < r->step.n_rows; row++)
+		for (h = 0; h < r->step.gqa; h++) {
+			uint8_t seen[SPANS] = { 0 };
+
+			for (i = row_refs[row]; i < row_refs[row + 1]; i++)
+				see(r, refs[i] + h, row, h, seen);
+			for (i = 0; i < r->step.n_spans; i++)
+				ASSERT_EQ(seen[i], row >= r->spans[i].row_first &&
+					  row < r->spans[i].row_first + r->spans[i].n_rows);
+		}
+}
+
+TEST(every_row_finds_each_block_once)
+{
+	struct rig r;
+	uint32_t i;
+
+	for (i = 0; i < 300; i++) {
+		rig_make(&r);
+		ASSERT_EQ(rig_plan(&r), 0);
+		check_plan(&r);
+		free(r.mem);
+	}
+}
+
+/* Fewer items than wanted, down to the least that will do, and none below. */
+TEST(limits_hold)
+{
+	uint32_t i, least;
+	struct rig r;
+
+	for (i = 0; i < 100; i++) {
+		rig_make(&r);
+		r.step.want = 100;
+		for (least = 0; least < 1000; least++) {
+			r.limits.items = least;
+			if (!rig_plan(&r))
+				break;
+			ASSERT(strstr(r.err.text, "items"));
+		}
+		check_plan(&r);
+		ASSERT_LE(((const struct cqkd_plan *)part(&r, 0))->n_items, least);
+		r.limits.items = 1000;
+		for (least = 0; least < 10000; least++) {
+			r.limits.slots = least;
+			if (!rig_plan(&r))
+				break;
+		}
+		check_plan(&r);
+		free(r.mem);
+	}
+}
+
+TEST(no_room_for_the_plan)
+{
+	struct rig r;
+	size_t used, n;
+
+	do {
+		rig_make(&r);
+	} while (!r.step.n_spans);
+	ASSERT_EQ(rig_plan(&r), 0);
+	used = r.used;
+	for (n = 0; n < used; n++) {
+		uint8_t *mem = malloc(n + 1);
+
+		ASSERT_EQ(cqk_cuda_plan(&r.step, &r.limits, mem, n, &r.used, &r.err), -ENOBUFS);
+		free(mem);
+	}
+	ASSERT_EQ(cqk_cuda_plan(&r.step, &r.limits, r.mem, used, &r.used, &r.err), 0);
+	free(r.mem);
+}
+
+TEST(bad_steps)
+{
+	struct rig r;
+
+	do {
+		rig_make(&r);
+	} while (!r.step.n_spans || !r.blocks[0].n_spans);
+#define REFUSED(code, field, value) do { \
+	struct rig keep = r; \
+	r.field = value; \
+	ASSERT_EQ(rig_plan(&r), code); \
+	ASSERT(r.err.text[0]); \
+	r = keep; \
+	ASSERT_EQ(rig_plan(&r), 0); \
+} while (0)
+	REFUSED(-EINVAL, blocks[0].kind, 2);
+	REFUSED(-EINVAL, blocks[0].tokens, 63);
+	REFUSED(-EINVAL, blocks[0].tokens, 0);
+	REFUSED(-EINVAL, blocks[0].base, NULL);
+	REFUSED(-EINVAL, blocks[0].base, (void *)8);
+	REFUSED(-EINVAL, blocks[0].span_first, UINT32_MAX);
+	REFUSED(-EINVAL, blocks[0].n_spans, r.step.n_spans + 1);
+	REFUSED(-EINVAL, spans[0].row_first, r.step.n_rows + 1);
+	REFUSED(-EINVAL, spans[0].n_rows, UINT32_MAX);
+	REFUSED(-EINVAL, step.gqa, 0);
+	REFUSED(-EINVAL, step.head_dim, 512);
+	REFUSED(-ENOBUFS, limits.rows, r.step.n_rows - 1);
+#undef REFUSED
+	free(r.mem);
+}
