@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * Kernels that show, and test, what the emulation can do: each is right, or
- * wrong in one way that test_cuemu expects to be told of.
+ * Kernels as one writes them: a reduction, a product of matrices on the tensor
+ * cores, and parameters of all kinds.
  */
 #include "kernels/cuda/dev.h"
 
@@ -108,13 +108,4 @@ CQ_KERNEL(32, demo_params, (char first, struct demo_args args, short third))
 		args.out[2] = (float)args.b;
 		args.out[3] = third;
 	}
-}
-
-/* Wrong: not all threads reach the first barrier. */
-CQ_KERNEL(64, demo_bad_divergent, (float *out))
-{
-	if (threadIdx.x < 16)
-		__syncthreads();
-	out[threadIdx.x] = 1;
-	__syncthreads();
 }

@@ -13,6 +13,7 @@
 #ifndef CUEMU_ENGINE_HPP
 #define CUEMU_ENGINE_HPP
 
+#include <signal.h>
 #include <vector>
 
 #include "tests/emu/cuemu_api.h"
@@ -28,11 +29,11 @@ namespace cuemu {
 #endif
 #endif
 
-#ifdef CUEMU_ASAN
-static constexpr size_t FIBER_SLOT = 256 << 10;
-#else
-static constexpr size_t FIBER_SLOT = 64 << 10;
+/* The same in all objects of a library: a sanitizer wants larger ones. */
+#ifndef CUEMU_FIBER_KIB
+#define CUEMU_FIBER_KIB 64
 #endif
+static constexpr size_t FIBER_SLOT = CUEMU_FIBER_KIB << 10;
 
 struct engine;
 
@@ -63,7 +64,6 @@ struct fiber {
 	uint3 tid;
 	uint32_t index, lane, warp;
 	enum state state;
-	uint32_t mask;			/* of the lanes it waits for */
 	const char *op;			/* what it waits in */
 	struct place at;
 	void *fake_stack;		/* the sanitizer's */
@@ -83,6 +83,8 @@ union operand {
 
 struct warp {
 	uint32_t live, ready, arrived;
+	uint32_t mask[32];		/* the lanes that an arrived one waits for */
+	const char *op[32];
 	union operand lanes[32];
 };
 
@@ -105,8 +107,11 @@ struct engine {
 	uint64_t random;
 	struct job *job;
 	bool failed;
+	char *trap_stack;
+	stack_t old_stack;
 	uint32_t prepared;		/* slots with a guard page */
 	struct engine *next;
+	struct race *race;		/* NULL: accesses are not watched */
 	struct warp warp[CUEMU_MAX_THREADS / 32];
 	std::vector<struct copy> copies[CUEMU_MAX_THREADS];	/* of each thread */
 };
@@ -142,8 +147,8 @@ static inline union operand *operand_of(const struct fiber *f)
 uint32_t draw(struct engine *eng, uint32_t below);
 
 /*
- * The three steps of a collective: join() says that the running lane is here
- * and checks that the others agree; gather() waits until the lane's result is
+ * The three steps of a collective: join() says that the running lane is here;
+ * gather() waits until the lane's result is
  * there (0) or until it is this lane's task to run the operation for all of a
  * group (the group's lanes); after that scatter() lets the others go on.
  */

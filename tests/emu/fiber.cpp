@@ -132,7 +132,7 @@ static void run_fiber(struct engine *eng, struct fiber *next)
 }
 
 /* Back to run_block(), for good. */
-[[noreturn]] static void leave_block(struct engine *eng)
+void leave_block(struct engine *eng)
 {
 	void *sp;
 
@@ -224,46 +224,52 @@ void give_way()
 void join(struct fiber *f, const char *op, uint32_t mask, struct place at)
 {
 	struct warp *w = warp_of(f);
-	uint32_t bit = 1u << f->lane, others = w->arrived & mask & ~bit;
 
-	if (!(mask & bit))
+	if (!(mask >> f->lane & 1))
 		fault(&at, "%s with mask %08x, which is without the lane itself", op, mask);
 	f->op = op;
 	f->at = at;
-	f->mask = mask;
 	f->state = IN_WARP;
-	while (others) {
-		struct fiber *o = fiber_at(f->eng, f->warp * 32 + nth_bit(others, 0));
-
-		if (o->mask != mask || strcmp(o->op, op))
-			fault(&at, "%s with mask %08x, but lane %u waits in %s (%s:%u) with %08x",
-			      op, mask, o->lane, o->op, o->at.file, o->at.line, o->mask);
-		others &= others - 1;
-	}
-	w->arrived |= bit;
+	w->op[f->lane] = op;
+	w->mask[f->lane] = mask;
+	w->arrived |= 1u << f->lane;
 }
 
-/* The lanes of this lane's group if all that have not left are there, or 0. */
+/*
+ * The lanes of this lane's group if all that have not left are there, or 0.
+ * Lanes that wait with another mask are of another group: they may come yet.
+ */
 static uint32_t complete(const struct fiber *f)
 {
 	const struct warp *w = warp_of(f);
-	uint32_t group = f->mask & w->live;
+	uint32_t group = w->mask[f->lane] & w->live, o;
 
-	return (w->arrived & group) == group ? group : 0;
+	if ((w->arrived & group) != group)
+		return 0;
+	for (uint32_t left = group; left; left &= left - 1) {
+		o = nth_bit(left, 0);
+		if (w->mask[o] != w->mask[f->lane])
+			return 0;
+		if (w->op[o] != w->op[f->lane] && strcmp(w->op[o], w->op[f->lane]))
+			fault(&f->at, "%s with mask %08x, but lane %u waits in %s with that mask",
+			      f->op, w->mask[o], o, w->op[o]);
+	}
+	return group;
 }
 
 uint32_t gather(struct fiber *f)
 {
+	struct warp *w = warp_of(f);
 	uint32_t group;
 
-	for (;;) {
+	while (w->arrived >> f->lane & 1) {
 		group = complete(f);
 		if (group)
 			return group;
 		wait_for_others(f);
-		if (f->state == RUNS)
-			return 0;
 	}
+	f->state = RUNS;
+	return 0;
 }
 
 void scatter(struct fiber *f, uint32_t group)
@@ -272,8 +278,9 @@ void scatter(struct fiber *f, uint32_t group)
 
 	w->arrived &= ~group;
 	w->ready |= group;
-	for (uint32_t left = group; left; left &= left - 1)
-		fiber_at(f->eng, f->warp * 32 + nth_bit(left, 0))->state = RUNS;
+	f->state = RUNS;
+	if (!strcmp(f->op, "__syncwarp"))
+		race_warp(f->eng, f->warp, group);
 }
 
 static void check_barrier(struct fiber *f, const char *op, struct place at)
@@ -311,15 +318,16 @@ int block_barrier(const char *op, enum vote vote, int value, struct place at)
 	f->state = IN_BLOCK;
 	if (++eng->at_barrier < eng->live) {
 		wait_for_others(f);
+		f->state = RUNS;
 		return eng->result;
 	}
 	eng->at_barrier = 0;
+	race_barrier(eng);
 	eng->result = vote == VOTE_OR ? eng->votes > 0 :
 		      vote == VOTE_AND ? eng->votes == (int)eng->live : eng->votes;
 	for (uint32_t i = 0; i < eng->warps; i++)
 		eng->warp[i].ready = eng->warp[i].live;
-	for (uint32_t i = 0; i < eng->threads; i++)
-		fiber_at(eng, i)->state = RUNS;
+	f->state = RUNS;
 	return eng->result;
 }
 
@@ -395,6 +403,7 @@ void run_block(struct engine *eng)
 	eng->at_barrier = 0;
 	eng->failed = false;
 	eng->main_stack = nullptr;
+	race_block(eng);
 	for (uint32_t i = 0; i < eng->threads; i++)
 		start_fiber(eng, i);
 	for (uint32_t i = 0; i < eng->warps; i++) {
@@ -410,6 +419,7 @@ void run_block(struct engine *eng)
 		      (size_t)(stack_top(eng->cur) - stack_low(eng->cur)));
 	cuemu_switch(&eng->main_sp, eng->cur->sp);
 	after_switch(eng->main_fake, nullptr);
+	eng->cur = nullptr;
 }
 
 } /* namespace cuemu */

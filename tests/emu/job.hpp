@@ -13,6 +13,8 @@
 namespace cuemu {
 
 static constexpr size_t PAGE = 4096;
+/* Room for dynamic shared memory, whose end is the end of the room. */
+static constexpr size_t DYN_MAP = (CUEMU_MAX_SHARED + PAGE - 1) / PAGE * PAGE;
 
 struct job {
 	const struct cuemu_kernel *kernel;
@@ -30,6 +32,29 @@ static_assert(sizeof(struct fiber) <= PAGE, "lies below the guard of its stack")
 
 /* Run the block that @eng is set to. */
 void run_block(struct engine *eng);
+
+/* Leave the running block for good, from one of its fibers. */
+[[noreturn]] void leave_block(struct engine *eng);
+
+/* Traps of the CPU on this thread are the kernel's, until the end. */
+void trap_begin(struct engine *eng);
+void trap_end(struct engine *eng);
+
+/* Zeroed memory; NULL without any. */
+char *map(size_t size);
+
+/* The engine that has the fiber whose stack has that address, or NULL. */
+struct engine *engine_of(uintptr_t address);
+
+/* Watch accesses to shared memory, if the kernels were compiled for that. */
+void race_new(struct engine *eng);
+void race_block(struct engine *eng);
+void race_barrier(struct engine *eng);
+void race_warp(struct engine *eng, uint32_t warp, uint32_t group);
+void race_access(struct fiber *f, const void *at, size_t size, bool write, bool atomic,
+		 const void *pc);
+/* A copy to there is on its way: nobody may look, until it is not. */
+void race_pending(struct fiber *f, const void *at, size_t size, bool pending);
 
 /* Keep the text of a fault of thread @f, unless there is an earlier one. */
 void report_fault(const struct fiber *f, const struct place *at, const char *text);

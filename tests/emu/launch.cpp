@@ -57,54 +57,6 @@ static int fail(int err, const char *fmt, ...)
 	return err;
 }
 
-/* "warp 3: 20 lanes wait in __shfl_sync (a.cu:12), 12 left", for each that waits. */
-static size_t describe(const struct engine *eng, char *text, size_t size)
-{
-	size_t n = 0;
-
-	for (uint32_t w = 0; w < eng->warps && n < size; w++) {
-		const struct fiber *one = nullptr;
-		uint32_t waits = 0, barrier = 0, left = 0;
-
-		for (uint32_t i = w * 32; i < eng->threads && i < w * 32 + 32; i++) {
-			const struct fiber *f = fiber_at(eng, i);
-
-			waits += f->state == IN_WARP;
-			barrier += f->state == IN_BLOCK;
-			left += f->state == LEFT;
-			if (f->state == IN_WARP || (f->state == IN_BLOCK && !one))
-				one = f;
-		}
-		if (one)
-			n += (size_t)snprintf(text + n, size - n,
-					      "\n  warp %u: %u wait for lanes, %u in a barrier, "
-					      "%u left; lane %u in %s at %s:%u with mask %08x",
-					      w, waits, barrier, left, one->lane, one->op,
-					      one->at.file, one->at.line, one->mask);
-	}
-	return n;
-}
-
-void report_fault(const struct fiber *f, const struct place *at, const char *text)
-{
-	const struct engine *eng = f->eng;
-	struct job *j = eng->job;
-	size_t n;
-
-	if (j->failed.exchange(true))
-		return;
-	n = (size_t)snprintf(j->error, sizeof(j->error),
-			     "kernel %s, block (%u,%u,%u), thread (%u,%u,%u)",
-			     j->kernel->name, eng->block_idx.x, eng->block_idx.y,
-			     eng->block_idx.z, f->tid.x, f->tid.y, f->tid.z);
-	if (at)
-		n += (size_t)snprintf(j->error + n, sizeof(j->error) - n, ", %s:%u",
-				      at->file, at->line);
-	n += (size_t)snprintf(j->error + n, sizeof(j->error) - n, ": %s", text);
-	if (n < sizeof(j->error))
-		describe(eng, j->error + n, sizeof(j->error) - n);
-}
-
 static void set_block(struct engine *eng, uint64_t i)
 {
 	const struct job *j = eng->job;
@@ -125,14 +77,16 @@ static void work(struct job *j, struct engine *eng)
 	eng->grid_dim = j->grid;
 	eng->threads = j->block.x * j->block.y * j->block.z;
 	eng->warps = (eng->threads + 31) / 32;
+	trap_begin(eng);
 	while (!j->failed && (i = j->next_block++) < blocks) {
 		set_block(eng, i);
 		shared_start(eng, j->shared_bytes);
 		run_block(eng);
 		if (!eng->failed && !shared_intact(eng))
 			report_fault(fiber_at(eng, 0), nullptr,
-				     "the block wrote below its dynamic shared memory");
+				     "the block wrote beside its dynamic shared memory");
 	}
+	trap_end(eng);
 }
 
 static void *work_thread(void *arg)
@@ -159,6 +113,8 @@ static int run_job(struct job *j, uint32_t threads)
 		return fail(-ENOMEM, "kernel %s: no memory for the stacks", j->kernel->name);
 	/* the signals of the process are for its own threads */
 	sigfillset(&all);
+	sigdelset(&all, SIGSEGV);
+	sigdelset(&all, SIGBUS);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	for (uint32_t i = 1; i < threads; i++)
 		if (!pthread_create(&id, nullptr, work_thread, j))

@@ -15,10 +15,18 @@ namespace cuemu {
 static const unsigned char NAN_BYTE = 0xff;	/* NaN in every format, -1 as an integer */
 static const unsigned char CANARY = 0xa5;
 
-static const size_t DYN_MAP = (CUEMU_MAX_SHARED + PAGE - 1) / PAGE * PAGE;
-
 static std::mutex free_lock;
 static struct engine *free_engines;
+
+/*
+ * The stacks of all engines lie side by side, so that an address says whether
+ * it is on one of them, and on whose. Only what is used is backed by memory.
+ */
+static const uint32_t MAX_ENGINES = 64;
+static const size_t ENGINE_SPAN = CUEMU_MAX_THREADS * FIBER_SLOT;
+static struct engine *engines[MAX_ENGINES];
+static uint32_t num_engines;
+static std::atomic<uintptr_t> arena;
 
 /* The guards below the stacks of as many threads. */
 static bool prepare(struct engine *eng, uint32_t threads)
@@ -32,7 +40,7 @@ static bool prepare(struct engine *eng, uint32_t threads)
 	return true;
 }
 
-static char *map(size_t size)
+char *map(size_t size)
 {
 	void *p = mmap(nullptr, size, PROT_READ | PROT_WRITE,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -43,17 +51,33 @@ static char *map(size_t size)
 static struct engine *engine_new()
 {
 	struct engine *eng = new (std::nothrow) engine();
-	char *slots = map((CUEMU_MAX_THREADS + 1) * FIBER_SLOT);
 	char *dyn = map(DYN_MAP + 2 * PAGE);
+	char *stacks;
 
-	if (!eng || !slots || !dyn)
+	if (!eng || !dyn || num_engines == MAX_ENGINES)
 		return nullptr;
-	eng->slots = reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(slots) +
-					       FIBER_SLOT - 1) & ~(FIBER_SLOT - 1));
+	if (!arena) {
+		stacks = map(MAX_ENGINES * ENGINE_SPAN + FIBER_SLOT);
+		if (!stacks)
+			return nullptr;
+		arena = (reinterpret_cast<uintptr_t>(stacks) + FIBER_SLOT - 1) & ~(FIBER_SLOT - 1);
+	}
+	eng->slots = reinterpret_cast<char *>(arena + num_engines * ENGINE_SPAN);
 	mprotect(dyn, PAGE, PROT_NONE);
 	mprotect(dyn + PAGE + DYN_MAP, PAGE, PROT_NONE);
 	eng->dyn_map = dyn + PAGE;
+	race_new(eng);
+	engines[num_engines++] = eng;
 	return eng;
+}
+
+struct engine *engine_of(uintptr_t address)
+{
+	uintptr_t low = arena;
+
+	if (!low || address - low >= MAX_ENGINES * ENGINE_SPAN)
+		return nullptr;
+	return engines[(address - low) / ENGINE_SPAN];
 }
 
 /* They are kept for later launches: guards are many calls of the system. */
@@ -67,9 +91,9 @@ struct engine *engine_get(uint32_t threads)
 		eng = free_engines;
 		if (eng)
 			free_engines = eng->next;
+		else
+			eng = engine_new();
 	}
-	if (!eng)
-		eng = engine_new();
 	if (eng && !prepare(eng, threads)) {
 		engine_put(eng);
 		return nullptr;

@@ -22,6 +22,8 @@ void copy_async(void *s, const void *g, unsigned int bytes, unsigned int size, s
 		fault(&at, "cp.async to %p, which is not shared memory of the block", s);
 	if (!aligned(s, size) || !aligned(g, size))
 		fault(&at, "cp.async of %u bytes from %p to %p: not aligned to that", size, g, s);
+	race_access(f, s, size, true, false, __builtin_return_address(0));
+	race_pending(f, s, size, true);
 	memset(s, 0xff, size);
 	f->eng->copies[f->index].push_back({ s, g, bytes, size - bytes, f->group });
 }
@@ -44,6 +46,8 @@ void copy_wait(unsigned int groups)
 		size_t i = draw(f->eng, (uint32_t)left);
 		struct copy c = copies[i];
 
+		race_pending(f, c.dst, c.bytes + c.zero, false);
+		race_access(f, c.dst, c.bytes + c.zero, true, false, __builtin_return_address(0));
 		memcpy(c.dst, c.src, c.bytes);
 		memset(static_cast<char *>(c.dst) + c.bytes, 0, c.zero);
 		copies[i] = copies[left - 1];
@@ -62,6 +66,8 @@ void load_matrices(const char *op, uint32_t *r, const void *s, unsigned int n, b
 		fault(&at, "%s of row %p, which is not shared memory of the block", op, s);
 	if (f->lane < 8 * n && !aligned(s, 16))
 		fault(&at, "%s of row %p: not aligned to 16 bytes", op, s);
+	if (f->lane < 8 * n)
+		race_access(f, s, 16, false, false, __builtin_return_address(0));
 	mine->row = s;
 	collective(op, ~0u, at, [&](struct warp *w, uint32_t group) {
 		uint16_t m[4][8][8];

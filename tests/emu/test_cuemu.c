@@ -1,66 +1,15 @@
 // SPDX-License-Identifier: MIT
 /*
- * The emulation of CUDA: kernels of demo.cu that are right, in every order of
- * their threads, and some that are wrong and must be caught.
+ * The emulation of CUDA: kernels that are right give the right results in
+ * every order of their threads, also where each access is watched.
  */
 #include "tests/harness.h"
 
-#include <dlfcn.h>
-
 #include "kernels/f16.h"
-#include "tests/emu/cuemu_api.h"
+#include "tests/emu/cuemu_rig.h"
 
-static const struct cuemu_kernel *(*find)(const char *name);
-static int (*launch)(const struct cuemu_kernel *kernel, const struct cuemu_launch_args *launch);
-static const char *(*error)(void);
-
-/* The library lies beside this program. */
-static void load(void)
-{
-	char path[4096];
-	ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 32);
-	void *lib;
-
-	ASSERT_GT(n, 0);
-	path[n] = '\0';
-	snprintf(strrchr(path, '/') + 1, 32, "libcuemu_demo.so");
-	lib = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-	if (!lib)
-		FAIL("%s", dlerror());
-	*(void **)&find = dlsym(lib, "cuemu_find");
-	*(void **)&launch = dlsym(lib, "cuemu_launch");
-	*(void **)&error = dlsym(lib, "cuemu_error");
-	ASSERT(find && launch && error);
-}
-
-/* How each kernel is launched: all orders, several seeds, one thread and some. */
-static const struct {
-	uint32_t order, threads;
-	uint64_t seed;
-} ways[] = {
-	{ CUEMU_FORWARD, 1, 0 }, { CUEMU_REVERSE, 1, 0 }, { CUEMU_RANDOM, 1, 1 },
-	{ CUEMU_RANDOM, 1, 2 },	 { CUEMU_RANDOM, 3, 3 },
-};
-#define NUM_WAYS (sizeof(ways) / sizeof(ways[0]))
-
-static int run(const char *name, size_t way, uint32_t gx, uint32_t gy, uint32_t threads,
-	       uint32_t shared, void **params)
-{
-	const struct cuemu_launch_args l = {
-		.grid = { gx, gy, 1 },
-		.block = { threads, 1, 1 },
-		.shared_bytes = shared,
-		.threads = ways[way].threads,
-		.order = ways[way].order,
-		.seed = ways[way].seed,
-		.params = params,
-	};
-	const struct cuemu_kernel *k = find(name);
-
-	if (!k)
-		FAIL("no kernel %s", name);
-	return launch(k, &l);
-}
+#define EMU "libcuemu_demo.so"
+#define RACE "libcuemu_demo_race.so"
 
 static float noise(uint32_t *state)
 {
@@ -76,7 +25,7 @@ static void fill(uint16_t *to, size_t n, uint32_t seed)
 		to[i] = cqk_f32_to_f16(noise(&seed));
 }
 
-TEST(rmsnorm)
+static void rmsnorm(const char *lib)
 {
 	enum { ROWS = 5, N = 200 };
 	static uint16_t x[ROWS * N], gain[N], y[ROWS * N];
@@ -86,12 +35,12 @@ TEST(rmsnorm)
 	void *params[] = { &py, &px, &pg, &n, &eps };
 	size_t way;
 
-	load();
+	emu_load(lib);
 	fill(x, ROWS * N, 1);
 	fill(gain, N, 2);
-	for (way = 0; way < NUM_WAYS; way++) {
+	for (way = 0; way < EMU_WAYS; way++) {
 		memset(y, 0xff, sizeof(y));
-		ASSERT_OK(run("demo_rmsnorm", way, ROWS, 1, 128, 0, params));
+		ASSERT_OK(emu_run("demo_rmsnorm", way, ROWS, 1, 128, 0, params));
 		for (row = 0; row < ROWS; row++) {
 			double sum = 0;
 
@@ -105,7 +54,7 @@ TEST(rmsnorm)
 	}
 }
 
-TEST(gemm)
+static void gemm(const char *lib)
 {
 	enum { M = 128, N = 64, K = 96 };
 	static uint16_t a[M * K], b[K * N];
@@ -117,12 +66,12 @@ TEST(gemm)
 	uint32_t shared = 2 * 2 * (64 * 40 + 32 * 72);
 	size_t way;
 
-	load();
+	emu_load(lib);
 	fill(a, M * K, 3);
 	fill(b, K * N, 4);
-	for (way = 0; way < NUM_WAYS; way++) {
+	for (way = 0; way < EMU_WAYS; way++) {
 		memset(c, 0xff, sizeof(c));
-		ASSERT_OK(run("demo_gemm", way, N / 64, M / 64, 128, shared, params));
+		ASSERT_OK(emu_run("demo_gemm", way, N / 64, M / 64, 128, shared, params));
 		for (row = 0; row < M; row++)
 			for (col = 0; col < N; col++) {
 				double sum = 0;
@@ -134,6 +83,11 @@ TEST(gemm)
 			}
 	}
 }
+
+TEST(rmsnorm_emulated) { rmsnorm(EMU); }
+TEST(rmsnorm_watched) { rmsnorm(RACE); }
+TEST(gemm_emulated) { gemm(EMU); }
+TEST(gemm_watched) { gemm(RACE); }
 
 TEST(params_and_their_sizes)
 {
@@ -148,8 +102,8 @@ TEST(params_and_their_sizes)
 	void *params[] = { &first, &args, &third };
 	const struct cuemu_kernel *k;
 
-	load();
-	k = find("demo_params");
+	emu_load(EMU);
+	k = emu_find("demo_params");
 	ASSERT(k);
 	ASSERT_EQ(k->max_threads, 32);
 	ASSERT_EQ(k->num_params, 3);
@@ -163,40 +117,291 @@ TEST(params_and_their_sizes)
 	args.out = out;
 	args.a = 60000;
 	args.b = 0.5;
-	ASSERT_OK(run("demo_params", 0, 1, 1, 32, 0, params));
+	ASSERT_OK(emu_run("demo_params", 0, 1, 1, 32, 0, params));
 	ASSERT_EQ(out[0], 3);
 	ASSERT_EQ(out[1], 60000);
 	ASSERT_NEAR(out[2], 0.5, 0);
 	ASSERT_EQ(out[3], -7);
-	ASSERT(!find("demo_none"));
-}
-
-TEST(divergent_barrier)
-{
-	float out[64];
-	float *p = out;
-	void *params[] = { &p };
-	size_t way;
-
-	load();
-	for (way = 0; way < NUM_WAYS; way++) {
-		ASSERT_EQ(run("demo_bad_divergent", way, 1, 1, 64, 0, params), -EFAULT);
-		ASSERT_STRHAS(error(), "kernel demo_bad_divergent, block (0,0,0), thread (");
-		ASSERT_STRHAS(error(), "another barrier");
-	}
+	ASSERT(!emu_find("demo_none"));
 }
 
 TEST(launches_that_no_device_takes)
 {
 	float out[64], *p = out;
-	void *params[] = { &p };
+	uint32_t one = 1;
+	void *params[] = { &p, &one };
 
-	load();
-	ASSERT_EQ(run("demo_bad_divergent", 0, 1, 1, 65, 0, params), -EINVAL);
-	ASSERT_STRHAS(error(), "launch bounds");
-	ASSERT_EQ(run("demo_bad_divergent", 0, 0, 1, 64, 0, params), -EINVAL);
-	ASSERT_EQ(run("demo_bad_divergent", 0, 1, 1, 0, 0, params), -EINVAL);
-	ASSERT_EQ(run("demo_bad_divergent", 0, 1, 1, 64, CUEMU_MAX_SHARED + 1, params), -EINVAL);
-	ASSERT_EQ(run("demo_bad_divergent", 0, 1, 1, 64, 0, NULL), -EINVAL);
-	ASSERT_STRHAS(error(), "parameter 0");
+	emu_load(EMU);
+	ASSERT_EQ(emu_run("wrong_divergent", 0, 1, 1, 65, 0, params), -EINVAL);
+	ASSERT_STRHAS(emu_error(), "launch bounds");
+	ASSERT_EQ(emu_run("wrong_divergent", 0, 0, 1, 64, 0, params), -EINVAL);
+	ASSERT_EQ(emu_run("wrong_divergent", 0, 1, 1, 0, 0, params), -EINVAL);
+	ASSERT_EQ(emu_run("wrong_divergent", 0, 1, 1, 64, CUEMU_MAX_SHARED + 1, params), -EINVAL);
+	ASSERT_EQ(emu_run("wrong_divergent", 0, 1, 1, 64, 0, NULL), -EINVAL);
+	ASSERT_STRHAS(emu_error(), "parameter 0");
+}
+
+static uint32_t bits(uint32_t (*op)(uint32_t, uint32_t), const uint32_t *v)
+{
+	uint32_t all = v[0], i;
+
+	for (i = 1; i < 32; i++)
+		all = op(all, v[i]);
+	return all;
+}
+
+static uint32_t add(uint32_t a, uint32_t b) { return a + b; }
+static uint32_t least(uint32_t a, uint32_t b) { return (int32_t)a < (int32_t)b ? a : b; }
+static uint32_t most(uint32_t a, uint32_t b) { return a > b ? a : b; }
+static uint32_t flip(uint32_t a, uint32_t b) { return a ^ b; }
+
+static uint32_t ballot(const uint32_t *v, uint32_t mask, uint32_t value, uint32_t from,
+		       uint32_t to)
+{
+	uint32_t r = 0, i;
+
+	for (i = from; i < to; i++)
+		r |= (uint32_t)((v[i] & mask) == value) << i;
+	return r;
+}
+
+/* What right_lanes must give lane @i as result @op. */
+static uint32_t lanes_want(const uint32_t *v, uint32_t op, uint32_t i)
+{
+	switch (op) {
+	case 0: return v[(i + 3) % 32];
+	case 1: return v[i ^ 5];
+	case 2: return v[i + 3 < 32 ? i + 3 : i];
+	case 3: return v[i >= 3 ? i - 3 : i];
+	case 4: return v[i / 8 * 8 + 1];
+	case 5: return v[i % 8 + 3 < 8 ? i + 3 : i];
+	case 6: return v[i % 8 >= 3 ? i - 3 : i];
+	case 7: return ballot(v, 1, 1, 0, 32);
+	case 8: return 1;
+	case 9: return ballot(v, 3, v[i] & 3, 0, 32);
+	case 10: return ~0u + 1;
+	case 11: return bits(add, v);
+	case 12: return bits(least, v);
+	case 13: return bits(most, v);
+	case 14: return bits(flip, v);
+	case 15: return i < 16 ? v[i ^ 1] : ballot(v, 1, 1, 16, 32);
+	default: return v[i ^ 1];
+	}
+}
+
+TEST(lanes)
+{
+	enum { OPS = 17 };
+	uint32_t in[32], out[OPS * 32], i, seed = 7;
+	uint32_t *pi = in, *po = out;
+	void *params[] = { &po, &pi };
+	size_t way;
+
+	emu_load(EMU);
+	for (i = 0; i < 32; i++)
+		in[i] = seed = seed * 1664525 + 1013904223, in[i] ^= in[i] >> 15;
+	for (way = 0; way < EMU_WAYS; way++) {
+		memset(out, 0xff, sizeof(out));
+		ASSERT_OK(emu_run("right_lanes", way, 1, 1, 32, 0, params));
+		for (i = 0; i < OPS * 32; i++)
+			if (out[i] != lanes_want(in, i / 32, i % 32))
+				FAIL("operation %u, lane %u: %#x, want %#x", i / 32, i % 32,
+				     out[i], lanes_want(in, i / 32, i % 32));
+	}
+}
+
+static void atomics(const char *lib)
+{
+	enum { BLOCKS = 9, N = BLOCKS * 128 };
+	size_t way;
+
+	emu_load(lib);
+	for (way = 0; way < EMU_WAYS; way++) {
+		uint32_t words[8] = { [2] = UINT32_MAX }, *pw = words;
+		float sum = 0, *ps = &sum;
+		unsigned long long wide = 0, *pl = &wide;
+		void *params[] = { &pw, &ps, &pl };
+
+		ASSERT_OK(emu_run("right_atomics", way, BLOCKS, 1, 128, 0, params));
+		ASSERT_EQ(words[0], N * (N - 1) / 2);
+		ASSERT_EQ(words[1], N - 1);
+		ASSERT_EQ(words[2], 0);
+		ASSERT_EQ(words[3], 0);
+		ASSERT_EQ(words[4], 2047);
+		ASSERT_EQ(words[5], N % 100);
+		ASSERT_EQ(words[6], BLOCKS);
+		ASSERT_EQ(words[7], 128);
+		ASSERT_NEAR(sum, N / 2, 0);
+		ASSERT_EQ(wide, (unsigned long long)N << 33);
+	}
+}
+
+TEST(atomics_emulated) { atomics(EMU); }
+TEST(atomics_watched) { atomics(RACE); }
+
+/* Nearest value with @mant bits of fraction, exponents from @low on, ties to even. */
+static double nearest(double x, int mant, int low)
+{
+	int e;
+
+	if (!(fabs(x) < INFINITY) || x == 0)
+		return x;
+	frexp(x, &e);
+	e = e - 1 < low ? low : e - 1;
+	return ldexp(nearbyint(ldexp(x, mant - e)), e - mant);
+}
+
+static double nearest_half(double x)
+{
+	x = nearest(x, 10, -14);
+	return fabs(x) > 65504 ? copysign(INFINITY, x) : x;
+}
+
+static double nearest_bf16(double x)
+{
+	x = nearest(x, 7, -126);
+	return fabs(x) > 0x1.fep127 ? copysign(INFINITY, x) : x;
+}
+
+static void same(const char *what, int i, double got, double want)
+{
+	if (isnan(want) ? !isnan(got) : got != want || signbit(got) != signbit(want))
+		FAIL("%s of %d: %a, want %a", what, i, got, want);
+}
+
+static double half_of(uint16_t h)
+{
+	return (double)cqk_f16_to_f32(h);
+}
+
+static double bf16_of(uint16_t h)
+{
+	return (double)cqk_bf16_to_f32(h);
+}
+
+/* Every half, each with partners that make ties, overflows and subnormals. */
+TEST_LIMIT(halves, 60)
+{
+	enum { N = 65536 };
+	uint16_t *in = malloc(3 * N * 2), *out = malloc(10 * N * 2);
+	float *x = malloc(N * 4), *wide = malloc(2 * N * 4);
+	uint32_t seed = 11;
+	int n = N, i;
+	void *params[] = { &out, &wide, &in, &x, &n };
+
+	emu_load(EMU);
+	for (i = 0; i < N; i++) {
+		in[i] = (uint16_t)i;
+		in[N + i] = (uint16_t)((seed = seed * 1664525 + 1013904223) >> 16);
+		in[2 * N + i] = (uint16_t)((seed = seed * 1664525 + 1013904223) >> 16);
+		/* half way between two halves or two bf16, or a bit beside that */
+		x[i] = cqk_bits_f32(cqk_f32_bits(i & 1 ? cqk_bf16_to_f32((uint16_t)i) :
+						 cqk_f16_to_f32((uint16_t)i)) +
+				    (i & 1 ? 0x8000 : 0x1000) + (uint32_t)(i >> 3) % 3 - 1);
+	}
+	ASSERT_OK(emu_run("right_halves", 0, N / 64, 1, 64, 0, params));
+	for (i = 0; i < N; i++) {
+		double a = half_of(in[i]), b = half_of(in[N + i]), c = half_of(in[2 * N + i]);
+		const uint16_t *o = out + 10 * i;
+
+		same("value of half", i, wide[2 * i], a);
+		same("value of bf16", i, wide[2 * i + 1], bf16_of(in[i]));
+		same("half", i, half_of(o[0]), nearest_half(x[i]));
+		same("hadd", i, half_of(o[1]), nearest_half(a + b));
+		same("hmul", i, half_of(o[2]), nearest_half(a * b));
+		same("hfma", i, half_of(o[3]), nearest_half(a * b + c));
+		same("hfma2, low", i, half_of(o[4]), nearest_half(a * b + c));
+		same("hfma2, high", i, half_of(o[5]), nearest_half(a * b + c));
+		same("hmax", i, half_of(o[6]), fmax(a, b));
+		same("bf16", i, bf16_of(o[7]), nearest_bf16(x[i]));
+		same("bf16 sum", i, bf16_of(o[8]),
+		     nearest_bf16(bf16_of(in[i]) + bf16_of(in[N + i])));
+		same("half of float2", i, half_of(o[9]), half_of(o[4]));
+		if (isnan(a + b))
+			ASSERT_EQ(o[1], 0x7fff);	/* the only NaN a device makes */
+	}
+	free(in);
+	free(out);
+	free(x);
+	free(wide);
+}
+
+static void mma_case(int k, int bf16)
+{
+	uint16_t a[16 * 16], b[16 * 8], *pa = a, *pb = b;
+	double (*of)(uint16_t) = bf16 ? bf16_of : half_of;
+	float d[16 * 8], want[16 * 8], *pd = d;
+	void *params[] = { &pd, &pa, &pb, &k, &bf16 };
+	int i, row, col;
+	size_t way;
+
+	fill(a, (size_t)(16 * k), 21);
+	fill(b, (size_t)(k * 8), 22);
+	for (i = 0; bf16 && i < 16 * k; i++)
+		a[i] = cqk_f32_to_bf16(cqk_f16_to_f32(a[i]));
+	for (i = 0; bf16 && i < k * 8; i++)
+		b[i] = cqk_f32_to_bf16(cqk_f16_to_f32(b[i]));
+	for (row = 0; row < 16; row++)
+		for (col = 0; col < 8; col++) {
+			double sum = row - col;
+
+			for (i = 0; i < k; i++)
+				sum += of(a[row * k + i]) * of(b[i * 8 + col]);
+			want[row * 8 + col] = (float)sum;
+		}
+	for (way = 0; way < EMU_WAYS; way++) {
+		for (i = 0; i < 16 * 8; i++)
+			d[i] = (float)(i / 8 - i % 8);
+		ASSERT_OK(emu_run("right_mma", way, 1, 1, 32, 0, params));
+		for (i = 0; i < 16 * 8; i++)
+			ASSERT_NEAR(d[i], want[i], 1e-5);
+	}
+}
+
+TEST(mma)
+{
+	emu_load(EMU);
+	mma_case(16, 0);
+	mma_case(16, 1);
+	mma_case(8, 0);
+	emu_load(RACE);
+	mma_case(16, 0);
+}
+
+TEST(copies_and_barriers_of_a_warp)
+{
+	uint32_t in[64][4], out[192][4], i;
+	void *pi = in, *po = out, *params[] = { &po, &pi };
+	size_t way;
+
+	for (i = 0; i < 64; i++)
+		in[i][0] = in[i][1] = in[i][2] = in[i][3] = i + 1;
+	for (way = 0; way < 2 * EMU_WAYS; way++) {
+		emu_load(way % 2 ? RACE : EMU);
+		memset(out, 0xff, sizeof(out));
+		ASSERT_OK(emu_run("right_copies", way / 2, 1, 1, 64, 2048, params));
+		for (i = 0; i < 64; i++) {
+			ASSERT_EQ(out[i][3], 64 - i);
+			ASSERT_EQ(out[64 + i][0], (63 - i) % 2 ? 0 : 64 - i);
+		}
+		ASSERT_OK(emu_run("right_syncwarp", way / 2, 1, 1, 64, 0, params));
+		for (i = 0; i < 192; i++)
+			ASSERT_EQ(out[i / 4][i % 4], (i % 64 ^ 7) + i / 64);
+	}
+}
+
+/* Launches from several threads of the process, and from a child of fork(). */
+TEST(a_child_launches_too)
+{
+	int status;
+	pid_t pid;
+
+	atomics(EMU);
+	pid = fork();
+	if (!pid) {
+		atomics(EMU);
+		_exit(0);
+	}
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	ASSERT_EQ(status, 0);
 }
