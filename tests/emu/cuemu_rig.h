@@ -14,23 +14,32 @@ static const struct cuemu_kernel *(*emu_find)(const char *name);
 static int (*emu_launch)(const struct cuemu_kernel *kernel, const struct cuemu_launch_args *args);
 static const char *(*emu_error)(void);
 
+static void *emu_lib;
+
+static void *emu_symbol(const char *name)
+{
+	void *p = dlsym(emu_lib, name);
+
+	if (!p)
+		FAIL("no %s in the library", name);
+	return p;
+}
+
 /* A library that lies beside the test program. */
 static void emu_load(const char *name)
 {
 	char path[4096];
 	ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 64);
-	void *lib;
 
 	ASSERT_GT(n, 0);
 	path[n] = '\0';
 	snprintf(strrchr(path, '/') + 1, 64, "%s", name);
-	lib = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-	if (!lib)
+	emu_lib = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+	if (!emu_lib)
 		FAIL("%s", dlerror());
-	*(void **)&emu_find = dlsym(lib, "cuemu_find");
-	*(void **)&emu_launch = dlsym(lib, "cuemu_launch");
-	*(void **)&emu_error = dlsym(lib, "cuemu_error");
-	ASSERT(emu_find && emu_launch && emu_error);
+	*(void **)&emu_find = emu_symbol("cuemu_find");
+	*(void **)&emu_launch = emu_symbol("cuemu_launch");
+	*(void **)&emu_error = emu_symbol("cuemu_error");
 }
 
 /* How each kernel is launched: all orders, several seeds, one thread and some. */

@@ -103,17 +103,27 @@ static uintptr_t stack_pointer(const ucontext_t *uc)
 #endif
 }
 
-/*
- * On a stack of its own. A trap of a kernel leaves the block from here; any
- * other is for whoever was there before, who meets it on return.
- */
+/* Not a kernel's: for whoever was there before, now or when it happens again. */
+static void pass_on(int sig, siginfo_t *info, void *context)
+{
+	const struct sigaction *old = sig == SIGSEGV ? &old_segv : &old_bus;
+
+	if (old->sa_flags & SA_SIGINFO)
+		old->sa_sigaction(sig, info, context);
+	else if (old->sa_handler != SIG_DFL && old->sa_handler != SIG_IGN)
+		old->sa_handler(sig);
+	else
+		sigaction(sig, old, nullptr);
+}
+
+/* On a stack of its own. A trap of a kernel leaves the block from here. */
 static void trap(int sig, siginfo_t *info, void *context)
 {
 	struct engine *eng = engine_of(stack_pointer(static_cast<ucontext_t *>(context)));
 	char text[128];
 
 	if (!eng || !eng->cur) {
-		sigaction(sig, sig == SIGSEGV ? &old_segv : &old_bus, nullptr);
+		pass_on(sig, info, context);
 		return;
 	}
 	explain(eng, reinterpret_cast<uintptr_t>(info->si_addr), text, sizeof(text));

@@ -37,6 +37,9 @@ struct race {
 	uint32_t clock[CUEMU_MAX_THREADS][32];	/* what a thread knows of its warp */
 };
 
+static const char WRITTEN[] = "written without a barrier in between";
+static const char READ[] = "read without a barrier in between";
+
 /* Set when a library is loaded that has such kernels. */
 static bool watched;
 
@@ -153,7 +156,7 @@ static void check_write(struct fiber *f, const char *p, struct cell *c, bool ato
 {
 	if (c->write_epoch == f->eng->race->epoch && !(atomic && c->write_atomic) &&
 	    !knows(f, c->writer, c->write_clock))
-		found(f, p, what, pc, "written without a barrier in between", c->writer, c->write_pc);
+		found(f, p, what, pc, WRITTEN, c->writer, c->write_pc);
 }
 
 static void check_reads(struct fiber *f, const char *p, struct cell *c, bool atomic,
@@ -164,14 +167,14 @@ static void check_reads(struct fiber *f, const char *p, struct cell *c, bool ato
 	if (c->read_epoch != f->eng->race->epoch || (atomic && c->read_atomic))
 		return;
 	if (c->reader / 32 != f->warp)
-		found(f, p, "write", pc, "read without a barrier in between", c->reader, c->read_pc);
+		found(f, p, "write", pc, READ, c->reader, c->read_pc);
 	if (c->read_warps & ~(1u << f->warp))
-		found(f, p, "write", pc, "read without a barrier in between", c->other, c->other_pc);
+		found(f, p, "write", pc, READ, c->other, c->other_pc);
 	for (; lanes; lanes &= lanes - 1) {
 		uint32_t o = f->warp * 32 + (uint32_t)__builtin_ctz(lanes);
 
 		if (!knows(f, o, c->read_clock))
-			found(f, p, "write", pc, "read without a barrier in between", o, c->read_pc);
+			found(f, p, "write", pc, READ, o, c->read_pc);
 	}
 }
 

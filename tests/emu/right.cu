@@ -19,7 +19,8 @@ CQ_KERNEL(32, right_lanes, (uint32_t *out, const uint32_t *in))
 	o[5 * 32] = __shfl_down_sync(~0u, v, 3, 8);
 	o[6 * 32] = __shfl_up_sync(~0u, v, 3, 8);
 	o[7 * 32] = __ballot_sync(~0u, v & 1);
-	o[8 * 32] = (uint32_t)__any_sync(~0u, lane == 7) | (uint32_t)__all_sync(~0u, lane < 31) << 1;
+	o[8 * 32] = (uint32_t)__any_sync(~0u, lane == 7);
+	o[8 * 32] |= (uint32_t)__all_sync(~0u, lane < 31) << 1;
 	o[9 * 32] = __match_any_sync(~0u, v & 3);
 	o[10 * 32] = __match_all_sync(~0u, v & 0, &all) + (uint32_t)all;
 	o[11 * 32] = __reduce_add_sync(~0u, v);
@@ -32,6 +33,10 @@ CQ_KERNEL(32, right_lanes, (uint32_t *out, const uint32_t *in))
 	else
 		o[15 * 32] = __ballot_sync(0xffff0000u, v & 1);
 	o[16 * 32] = (uint32_t)(__shfl_xor_sync(~0u, (unsigned long long)v << 32, 1) >> 32);
+	/* lane 1 is in two groups, one after the other */
+	if (lane == 1 || lane == 2)
+		__syncwarp(6);
+	o[17 * 32] = lane < 2 ? __shfl_xor_sync(3, v, 1) : v;
 }
 
 /* Blocks and threads meet at one word; the last block says so. */
@@ -147,4 +152,29 @@ CQ_KERNEL(64, right_syncwarp, (uint32_t *out))
 		out[i * 64 + threadIdx.x] = box[threadIdx.x ^ 7];
 		__syncwarp();
 	}
+}
+
+/* Our conversions, to be compared with NVIDIA's. */
+CQ_KERNEL(64, right_conversions, (uint16_t *halves, uint16_t *bf16, uint16_t *doubles,
+				  float *values, const float *x, int n))
+{
+	int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+
+	if (i >= n)
+		return;
+	halves[i] = __half_as_ushort(__float2half_rn(x[i]));
+	bf16[i] = __bfloat16_as_ushort(__float2bfloat16_rn(x[i]));
+	doubles[i] = __half_as_ushort(__double2half((double)x[i] * (1 + 0x1p-40)));
+	values[i] = __half2float(__ushort_as_half((uint16_t)i));
+}
+
+/* Who comes when: each thread of a block takes the next place of its row. */
+CQ_KERNEL(64, right_order, (uint32_t *out))
+{
+	__shared__ uint32_t place;
+
+	if (threadIdx.x == 0)
+		place = 0;
+	__syncthreads();
+	out[blockIdx.x * 64 + atomicAdd(&place, 1)] = threadIdx.x;
 }

@@ -185,24 +185,29 @@ static uint32_t lanes_want(const uint32_t *v, uint32_t op, uint32_t i)
 	case 13: return bits(most, v);
 	case 14: return bits(flip, v);
 	case 15: return i < 16 ? v[i ^ 1] : ballot(v, 1, 1, 16, 32);
-	default: return v[i ^ 1];
+	case 16: return v[i ^ 1];
+	default: return v[i < 2 ? i ^ 1 : i];
 	}
 }
 
 TEST(lanes)
 {
-	enum { OPS = 17 };
-	uint32_t in[32], out[OPS * 32], i, seed = 7;
-	uint32_t *pi = in, *po = out;
+	enum { OPS = 18 };
+	uint32_t in[32], out[OPS * 32], *pi = in, *po = out, i, seed = 7;
 	void *params[] = { &po, &pi };
-	size_t way;
+	struct cuemu_launch_args args = { .grid = { 1, 1, 1 }, .block = { 32, 1, 1 } };
 
 	emu_load(EMU);
-	for (i = 0; i < 32; i++)
-		in[i] = seed = seed * 1664525 + 1013904223, in[i] ^= in[i] >> 15;
-	for (way = 0; way < EMU_WAYS; way++) {
+	for (i = 0; i < 32; i++) {
+		seed = seed * 1664525 + 1013904223;
+		in[i] = seed ^ seed >> 15;
+	}
+	args.params = params;
+	/* who comes first decides which groups of lanes wait side by side */
+	for (args.seed = 0; args.seed < 40; args.seed++) {
+		args.order = args.seed < 2 ? (uint32_t)args.seed : CUEMU_RANDOM;
 		memset(out, 0xff, sizeof(out));
-		ASSERT_OK(emu_run("right_lanes", way, 1, 1, 32, 0, params));
+		ASSERT_OK(emu_launch(emu_find("right_lanes"), &args));
 		for (i = 0; i < OPS * 32; i++)
 			if (out[i] != lanes_want(in, i / 32, i % 32))
 				FAIL("operation %u, lane %u: %#x, want %#x", i / 32, i % 32,
@@ -326,6 +331,48 @@ TEST_LIMIT(halves, 60)
 	free(wide);
 }
 
+/* The same bits as NVIDIA's headers, NaN included; nothing to do without those. */
+TEST_LIMIT(halves_as_nvidia_has_them, 60)
+{
+	enum { N = 65536 };
+	uint16_t *halves = malloc(N * 2), *bf16 = malloc(N * 2), *doubles = malloc(N * 2);
+	float *values = malloc(N * 4), *x = malloc(N * 4), v;
+	uint16_t (*half)(float x), (*nv_bf16)(float x);
+	uint16_t (*of_double)(double x);
+	float (*value)(uint16_t bits);
+	int n = N, i, round;
+	void *params[] = { &halves, &bf16, &doubles, &values, &x, &n };
+	uint32_t seed = 31;
+
+	emu_load(EMU);
+	if (!dlsym(emu_lib, "nvidia_half"))
+		return;
+	*(void **)&half = emu_symbol("nvidia_half");
+	*(void **)&nv_bf16 = emu_symbol("nvidia_bf16");
+	*(void **)&of_double = emu_symbol("nvidia_half_of_double");
+	*(void **)&value = emu_symbol("nvidia_half_value");
+	for (round = 0; round < 8; round++) {
+		/* each half but the last bits, which decide; then anything at all */
+		for (i = 0; i < N; i++)
+			x[i] = cqk_bits_f32(round > 5 ? seed = seed * 1664525 + 1013904223 :
+					    cqk_f32_bits(cqk_f16_to_f32((uint16_t)i)) +
+					    (uint32_t)(round - 2) + (round & 1 ? 0x1000 : 0));
+		ASSERT_OK(emu_run("right_conversions", 0, N / 64, 1, 64, 0, params));
+		for (i = 0; i < N; i++) {
+			ASSERT_EQ(halves[i], half(x[i]));
+			ASSERT_EQ(bf16[i], nv_bf16(x[i]));
+			ASSERT_EQ(doubles[i], of_double((double)x[i] * (1 + 0x1p-40)));
+			v = value((uint16_t)i);
+			ASSERT_EQ(cqk_f32_bits(values[i]), cqk_f32_bits(v));
+		}
+	}
+	free(halves);
+	free(bf16);
+	free(doubles);
+	free(values);
+	free(x);
+}
+
 static void mma_case(int k, int bf16)
 {
 	uint16_t a[16 * 16], b[16 * 8], *pa = a, *pb = b;
@@ -404,4 +451,42 @@ TEST(a_child_launches_too)
 	}
 	ASSERT_EQ(waitpid(pid, &status, 0), pid);
 	ASSERT_EQ(status, 0);
+}
+
+static void order(uint32_t out[4][64], uint32_t how, uint32_t threads, uint64_t seed)
+{
+	uint32_t *po = out[0];
+	void *params[] = { &po };
+	const struct cuemu_launch_args args = {
+		.grid = { 4, 1, 1 },
+		.block = { 64, 1, 1 },
+		.threads = threads,
+		.order = how,
+		.seed = seed,
+		.params = params,
+	};
+
+	ASSERT_OK(emu_launch(emu_find("right_order"), &args));
+}
+
+TEST(orders_of_threads)
+{
+	uint32_t a[4][64], b[4][64], i;
+
+	emu_load(EMU);
+	order(a, CUEMU_FORWARD, 1, 0);
+	order(b, CUEMU_REVERSE, 1, 0);
+	/* who came last to the barrier is the first behind it, then its warp, then the other */
+	ASSERT_EQ(a[3][0], 63);
+	ASSERT_EQ(b[3][0], 32);
+	for (i = 1; i < 64; i++) {
+		ASSERT_EQ(a[3][i], i < 32 ? 31 + i : i - 32);
+		ASSERT_EQ(b[3][i], i < 32 ? 64 - i : 63 - i);
+	}
+	order(a, CUEMU_RANDOM, 1, 5);
+	order(b, CUEMU_RANDOM, 3, 5);
+	ASSERT_MEMEQ(a, b, sizeof(a));
+	ASSERT(memcmp(a[0], a[1], sizeof(a[0])));
+	order(b, CUEMU_RANDOM, 1, 6);
+	ASSERT(memcmp(a, b, sizeof(a)));
 }

@@ -39,7 +39,7 @@ TEST(name) { expect(EMU, "wrong_" #name, n, shared, words); }
 
 WRONG(divergent, 1, 0, "waits in another barrier, __syncthreads at tests/emu/wrong.cu:")
 WRONG(deadlock, 1, 0, "deadlock: no thread of the block can go on")
-WRONG(left, 1, 0, "left the kernel")
+WRONG(left, 0, 0, "left the kernel")
 WRONG(lane, 1, 0, "__shfl_xor_sync: lane 0 reads lane 8, which takes no part")
 WRONG(mask, 1, 0, "without the lane itself")
 WRONG(mixed, 1, 0, "with mask ffffffff, but lane ")
@@ -63,6 +63,7 @@ TEST(race_##name) { expect(RACE, "wrong_" #name, n, 1024, words); }
 RACES(no_barrier, 1, "race: ")
 RACES(no_syncwarp, 1, "race: ")
 RACES(no_second_barrier, 2, "without a barrier in between")
+RACES(one_syncwarp, 1, "without a barrier in between")
 RACES(early, 1, "which cp.async has not brought yet")
 RACES(divergent, 1, "another barrier")
 

@@ -30,7 +30,7 @@ WRONG(deadlock)
 /* One thread leaves, the others wait for it. */
 WRONG(left)
 {
-	if (threadIdx.x == 40)
+	if (threadIdx.x == n)
 		return;
 	__syncthreads();
 	out[threadIdx.x] = n;
@@ -154,4 +154,15 @@ WRONG(stack)
 
 	big[n] = n;
 	out[threadIdx.x] = big[n];
+}
+
+/* One barrier of the warp, but none behind the reads. */
+WRONG(one_syncwarp)
+{
+	__shared__ uint32_t box[64];
+
+	box[threadIdx.x] = n;
+	__syncwarp();
+	out[threadIdx.x] = box[threadIdx.x ^ 1];
+	box[threadIdx.x] = n + 1;
 }
