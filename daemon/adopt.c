@@ -345,7 +345,7 @@ static int fresh(struct cqd_adopt *ad, const struct cqd_store_opts *opts,
 	if (!ret)
 		ret = cqd_store_arrays(st);
 	if (!ret)
-		ret = cqd_fdstore_push(st, INDEX_NAME, st->ix.fd, false, err);
+		ret = cqd_fdstore_push(st, INDEX_NAME, st->ix.fd, CQD_FD_NOW, err);
 	return ret;
 }
 
@@ -417,7 +417,7 @@ static int modernise(struct cqd_adopt *ad, const struct cqd_store_opts *opts,
 		return ret;
 	index_name(ad->index, old);
 	index_name(next, name);
-	ret = cqd_fdstore_push(st, name, ix.fd, true, err);
+	ret = cqd_fdstore_push(st, name, ix.fd, CQD_FD_SURE, err);
 	if (ret) {
 		/* It may have arrived, and must never win over the old one. */
 		ix.hdr->magic = 0;

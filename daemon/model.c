@@ -198,7 +198,7 @@ static void push_run(struct cqd_job *job)
 	char name[32];
 
 	snprintf(name, sizeof(name), "cq-model-%u", l->m->rec);
-	l->ret = cqd_fdstore_push(job->st, name, l->m->fd, true, &l->err);
+	l->ret = cqd_fdstore_push(job->st, name, l->m->fd, CQD_FD_SURE, &l->err);
 }
 
 static void push_done(struct cqd_job *job)

@@ -3,23 +3,19 @@
  * What the service manager is told: readiness, a status line, the watchdog.
  * Without one (NOTIFY_SOCKET unset) every call here does nothing.
  *
- * sd_notify(3) waits while the manager's socket is full, and all clients would
- * wait with it. So the loop sends on a socket of its own that does not wait: what
- * finds no room is what there is to say, brought up to date, a little later. The
- * order is kept, and only a loop that turns feeds the watchdog.
+ * Nobody waits for room in its socket (manager.c): what finds none is what there
+ * is to say, brought up to date, a little later. The order is kept, and only a
+ * loop that turns feeds the watchdog.
  */
 #include <errno.h>
 #include <inttypes.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <systemd/sd-daemon.h>
 #include <time.h>
-#include <unistd.h>
 #include "cq/log.h"
+#include "daemon/manager.h"
 #include "daemon/server.h"
 
 #define STATUS_MS	5000
@@ -27,8 +23,7 @@
 
 /*
  * struct cqd_notify - the service manager's view
- * @fd:        socket, or -1: nobody to tell
- * @to, @len:  its address
+ * @to:        its socket
  * @ms:        between two status lines
  * @watchdog:  it wants to hear from the loop
  * @ready, @reload_us: to be said: started or reloaded; a reload began then, or 0
@@ -36,9 +31,7 @@
 struct cqd_notify {
 	struct cqd_server *srv;
 	uv_timer_t timer;
-	struct sockaddr_un to;
-	socklen_t len;
-	int fd;
+	struct cqd_manager to;
 	uint64_t ms, reload_us;
 	bool watchdog, ready;
 };
@@ -57,13 +50,7 @@ uint64_t cqd_clock_us(void)
 /* False: no room now. A manager that is not there cannot be told that. */
 static bool tell(const struct cqd_notify *n, const char *text)
 {
-	ssize_t ret;
-
-	do {
-		ret = sendto(n->fd, text, strlen(text), MSG_DONTWAIT | MSG_NOSIGNAL,
-			     (const struct sockaddr *)&n->to, n->len);
-	} while (ret < 0 && errno == EINTR);
-	return ret >= 0 || (errno != EAGAIN && errno != ENOBUFS && errno != ENOMEM);
+	return cqd_manager_send(&n->to, text, -1) != -EAGAIN;
 }
 
 static bool tell_reload(struct cqd_notify *n)
@@ -102,7 +89,7 @@ static void say(struct cqd_notify *n)
 {
 	bool all;
 
-	if (n->fd < 0)
+	if (n->to.fd < 0)
 		return;
 	all = tell_reload(n) && tell_status(n);
 	uv_timer_start(&n->timer, on_timer, all ? n->ms : MIN(n->ms, RETRY_MS), 0);
@@ -114,32 +101,16 @@ static void on_timer(uv_timer_t *timer)
 	say(timer->data);
 }
 
-/* As sd_notify(3) reads it: a path, or a name that starts with "@". */
-static int open_socket(struct cqd_notify *n)
+static void open_manager(struct cqd_notify *n)
 {
-	const char *path = getenv("NOTIFY_SOCKET");
-	size_t len = path ? strlen(path) : 0;
+	int ret = cqd_manager_open(&n->to);
 
-	int fd;
-
-	if (!path)
-		return -1;
-	if (len < 2 || len >= sizeof(n->to.sun_path) || (path[0] != '/' && path[0] != '@')) {
-		cq_warn("NOTIFY_SOCKET=%s: not an address that cqd can send to", path);
-		return -1;
-	}
-	n->to.sun_family = AF_UNIX;
-	memcpy(n->to.sun_path, path, len);
-	n->len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len);
-	if (path[0] == '@')
-		n->to.sun_path[0] = '\0';
-	else
-		n->len++;
-	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	if (fd < 0)
+	if (ret == -EINVAL)
+		cq_warn("NOTIFY_SOCKET=%s: not an address that cqd can send to",
+			getenv("NOTIFY_SOCKET"));
+	else if (ret && ret != -ENOTCONN)
 		cq_warn("the service manager will hear nothing of cqd: socket: %s",
-			strerror(errno));
-	return fd;
+			strerror(-ret));
 }
 
 /**
@@ -157,13 +128,13 @@ struct cqd_notify *cqd_notify_new(struct cqd_server *srv)
 		return NULL;
 	n->srv = srv;
 	n->ms = STATUS_MS;
-	n->fd = open_socket(n);
+	open_manager(n);
 	n->watchdog = sd_watchdog_enabled(0, &usec) > 0;
 	if (n->watchdog)
 		n->ms = MAX(1, MIN(n->ms, usec / 2000));
 	uv_timer_init(srv->loop, &n->timer);
 	n->timer.data = n;
-	if (n->fd >= 0)
+	if (n->to.fd >= 0)
 		uv_timer_start(&n->timer, on_timer, n->ms, 0);
 	return n;
 }
@@ -181,9 +152,7 @@ void cqd_notify_close(struct cqd_notify *n)
 {
 	if (!n)
 		return;
-	if (n->fd >= 0)
-		close(n->fd);
-	n->fd = -1;
+	cqd_manager_close(&n->to);
 	uv_close((uv_handle_t *)&n->timer, on_closed);
 }
 
@@ -207,7 +176,7 @@ void cqd_notify_reloading(struct cqd_notify *n)
 {
 	n->ready = false;	/* of the reload before: this one's follows */
 	n->reload_us = cqd_clock_us();
-	if (n->fd >= 0)
+	if (n->to.fd >= 0)
 		tell_reload(n);	/* or with what is said next */
 }
 
@@ -219,6 +188,6 @@ void cqd_notify_reloading(struct cqd_notify *n)
  */
 void cqd_notify_stopping(struct cqd_notify *n)
 {
-	if (n && n->fd >= 0)
+	if (n && n->to.fd >= 0)
 		tell(n, "STOPPING=1\nSTATUS=stopping");
 }

@@ -130,7 +130,7 @@ static int ns_make(struct cqd_store *st, const char *name, struct cqd_ns **out,
 		goto err_rec;
 	snprintf(fdname, sizeof(fdname), "cq-state-%u", rec);
 	/* No barrier: the one of the first segment comes later and covers it. */
-	ret = cqd_fdstore_push(st, fdname, ns->mem.fd, false, err);
+	ret = cqd_fdstore_push(st, fdname, ns->mem.fd, CQD_FD_LATER, err);
 	if (ret)
 		goto err_ns;
 	cqd_word_born(&r->word, CQP_SEALED);

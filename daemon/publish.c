@@ -268,7 +268,7 @@ static void copy_run(struct cqd_job *job)
 	if (op->ret)
 		return;
 	cqd_tail_name(op->id, name);
-	op->ret = cqd_fdstore_push(job->st, name, op->fd, true, &op->err);
+	op->ret = cqd_fdstore_push(job->st, name, op->fd, CQD_FD_SURE, &op->err);
 	if (op->ret)	/* it may have arrived all the same */
 		cqd_fdstore_remove(job->st, name);
 }

@@ -240,7 +240,7 @@ static void create_run(struct cqd_job *job)
 		return;
 	}
 	seg_name(seg, name);
-	seg->ret = cqd_fdstore_push(seg->st, name, seg->mem.fd, true, &seg->err);
+	seg->ret = cqd_fdstore_push(seg->st, name, seg->mem.fd, CQD_FD_SURE, &seg->err);
 }
 
 /* Its words may have belonged to a segment that was lost in a restart. */

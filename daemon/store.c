@@ -115,6 +115,7 @@ static void store_free(struct cqd_store *st)
 	free(st->session_hash);
 	if (st->ix.hdr)
 		cqd_index_close(&st->ix);
+	cqd_fdstore_close(st);
 	free(st);
 }
 
@@ -125,6 +126,7 @@ static void tick(uv_timer_t *timer)
 	cqd_segment_tick(timer->data);
 	cqd_evict_tick(timer->data);
 	cqd_names_tick(timer->data);
+	cqd_fdstore_kick(timer->data);
 }
 
 static int check_opts(const struct cqd_store_opts *o, struct cq_err *err)
@@ -202,6 +204,8 @@ int cqd_store_new(uv_loop_t *loop, const struct cqd_store_opts *opts,
 	ret = check_opts(opts, err);
 	if (!ret)
 		ret = find_backend(st, err);
+	if (!ret && cqd_fdstore_open(st))
+		ret = cq_err_set(err, -ENOMEM, "no memory for the store");
 	if (!ret)
 		ret = cqd_adopt(st, opts, err);
 	if (!ret) {

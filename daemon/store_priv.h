@@ -379,6 +379,7 @@ struct cqd_store {
 	uint64_t pool_reserved, pool_used, pages_pinned;
 	uint64_t hits, misses, seals, evictions, checksum_failures, verify_pending;
 	uint64_t fdstore;
+	struct cqd_fdstore *fdq;	/* NULL: nothing is pushed */
 	uint32_t leaving;		/* page named by cqd_evicted() */
 	enum cqd_evict_reason leaving_why;
 	cqd_watch_fn watch;
@@ -409,8 +410,17 @@ struct cqd_store {
 
 /* --- fd store (fdstore.c) --- */
 
-/* Pushes @fd under @name; with @barrier waits until the manager has it. */
-int cqd_fdstore_push(struct cqd_store *st, const char *name, int fd, bool barrier,
+enum cqd_fd_push {
+	CQD_FD_LATER,		/* when there is room: does not wait */
+	CQD_FD_NOW,		/* wait for room */
+	CQD_FD_SURE,		/* and until the manager has it */
+};
+
+int cqd_fdstore_open(struct cqd_store *st);
+void cqd_fdstore_close(struct cqd_store *st);
+/* What waits for room in the manager's socket. */
+void cqd_fdstore_kick(struct cqd_store *st);
+int cqd_fdstore_push(struct cqd_store *st, const char *name, int fd, enum cqd_fd_push how,
 		     struct cq_err *err);
 void cqd_fdstore_remove(struct cqd_store *st, const char *name);
 

@@ -45,6 +45,18 @@ int __wrap_sd_notify(int unset, const char *state)
 	return ret;
 }
 
+ssize_t __real_sendmsg(int fd, const struct msghdr *mh, int flags);
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *mh, int flags);
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *mh, int flags)
+{
+	ssize_t ret;
+
+	fault_point();
+	ret = __real_sendmsg(fd, mh, flags);
+	fault_point();
+	return ret;
+}
+
 int __real_sd_notify_barrier(int unset, uint64_t timeout);
 int __wrap_sd_notify_barrier(int unset, uint64_t timeout);
 int __wrap_sd_notify_barrier(int unset, uint64_t timeout)
