@@ -8,17 +8,22 @@
  * takes mutexes that threads hold, so a loop with real-time priority would wait
  * for threads that have none. Here the loop takes no lock. Jobs go to the
  * threads and come back on lists that one atomic operation pushes to or empties.
+ *
+ * Where the kernel gives no threads (RLIMIT_NPROC, pids.max) fewer do, and without
+ * any the loop does the work itself, which clients feel: said once, and tried again.
  */
 #include <errno.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
+#include "cq/log.h"
 #include "daemon/store_priv.h"
 
-#define THREADS		4
+#define THREADS		4u
 #define SLOW_AT_ONCE	2
 
 /*
@@ -40,6 +45,7 @@ struct cqd_back {
  * @lock:   of the threads among each other
  * @ready:  counts jobs in both
  * @pid:    whose threads they are: a forked child has none of them
+ * @few:    it was said that there are too few
  */
 static struct {
 	struct cqd_job *inbox, *oldest;
@@ -47,6 +53,7 @@ static struct {
 	sem_t ready;
 	unsigned int threads;
 	pid_t pid;
+	bool few;
 } pool;
 
 static void push(struct cqd_job **list, struct cqd_job *job)
@@ -90,45 +97,43 @@ static struct cqd_job *take(void)
 	return job;
 }
 
+static void work(struct cqd_job *job)
+{
+	struct cqd_back *b = job->st->back;
+	uint64_t one = 1;
+
+	job->run(job);
+	push(&b->list, job);
+	/* After this the store may be gone. */
+	while (write(b->fd, &one, sizeof(one)) < 0 && (errno == EINTR || errno == EAGAIN))
+		;
+}
+
 static void *thread_main(void *arg)
 {
-	uint64_t one = 1;
-	struct cqd_job *job;
-	struct cqd_back *b;
-
 	for (;;) {
 		while (sem_wait(&pool.ready))
 			;
-		job = take();
-		b = job->st->back;
-		job->run(job);
-		push(&b->list, job);
-		/* After this the store may be gone. */
-		while (write(b->fd, &one, sizeof(one)) < 0 &&
-		       (errno == EINTR || errno == EAGAIN))
-			;
+		work(take());
 	}
 	return NULL;
 }
 
-/* By the loop. They are never joined: a store waits for its jobs itself. */
-static int pool_start(void)
+static void say_few(int ret)
+{
+	if (!pool.few)
+		cq_warn("%u of %u worker threads: %s; cqd serves on, slowly: raise LimitNPROC= "
+			"or TasksMax= of cqd.service", pool.threads, THREADS, strerror(ret));
+	pool.few = true;
+}
+
+/* As many as there may be. */
+static void pool_grow(void)
 {
 	sigset_t all, old;
 	pthread_t thread;
 	int ret = 0;
 
-	if (pool.pid != getpid()) {
-		pool.inbox = NULL;
-		pool.oldest = NULL;
-		pool.threads = 0;
-		pool.pid = getpid();
-	}
-	if (!pool.threads) {
-		pthread_mutex_init(&pool.lock, NULL);
-		if (sem_init(&pool.ready, 0, 0))
-			return -errno;
-	}
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	while (!ret && pool.threads < THREADS) {
@@ -139,7 +144,27 @@ static int pool_start(void)
 		pool.threads++;
 	}
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	return pool.threads ? 0 : -ret;
+	if (ret)
+		say_few(ret);
+}
+
+/* By the loop. They are never joined: a store waits for its jobs itself. */
+static int pool_start(void)
+{
+	if (pool.pid != getpid()) {
+		pool.inbox = NULL;
+		pool.oldest = NULL;
+		pool.threads = 0;
+		pool.few = false;
+		pool.pid = getpid();
+	}
+	if (!pool.threads) {
+		pthread_mutex_init(&pool.lock, NULL);
+		if (sem_init(&pool.ready, 0, 0))
+			return -errno;
+	}
+	pool_grow();
+	return 0;
 }
 
 /* --- the loop's side --- */
@@ -149,6 +174,12 @@ static void start(struct cqd_job *job)
 	if (job->slow)
 		job->st->slow_running++;
 	job->st->back->away++;
+	if (!pool.threads)
+		pool_grow();
+	if (!pool.threads) {
+		work(job);
+		return;
+	}
 	push(&pool.inbox, job);
 	sem_post(&pool.ready);
 }
@@ -190,7 +221,7 @@ static void on_back(uv_poll_t *poll, int status, int events)
  * cqd_jobs_open() - threads, and the way back from them
  * @st: store with its loop
  *
- * Return: 0; -ENOMEM; -EAGAIN; -EMFILE.
+ * Return: 0, with whatever number of threads; -ENOMEM; -EMFILE.
  */
 int cqd_jobs_open(struct cqd_store *st)
 {

@@ -211,7 +211,7 @@ int cqd_store_new(uv_loop_t *loop, const struct cqd_store_opts *opts,
 	if (!ret) {
 		ret = cqd_jobs_open(st);
 		if (ret)
-			cq_err_set(err, ret, "no threads: %s", strerror(-ret));
+			cq_err_set(err, ret, "worker threads: %s", strerror(-ret));
 	}
 	if (ret) {
 		store_free(st);
