@@ -52,6 +52,8 @@ int cqd_admin_status(struct cqd_req *req)
 	ok.hits = st.hits;
 	ok.misses = st.misses;
 	ok.seals = st.seals;
+	ok.has_restored = true;
+	ok.restored = st.restored;
 	ok.evictions = st.evictions;
 	ok.checksum_failures = st.checksum_failures;
 	ok.verify_pending = st.verify_pending;
@@ -145,6 +147,7 @@ static void fill_item(struct listing *l, Cqp__Item *it, const struct cqd_item *s
 	FILL(hits);
 	FILL(misses);
 	FILL(seals);
+	FILL(restored);
 	FILL(evictions);
 	it->uid = src->uid;
 	it->has_uid = src->pid != 0;

@@ -157,15 +157,24 @@ void cqd_looked_up(struct cqd_client *cl, struct cqd_shard *sh, unsigned int hit
 
 /**
  * cqd_page_sealed() - a page was published
- * @st: store
- * @p:  page
- * @cl: by this session
+ * @st:    store
+ * @p:     page
+ * @cl:    by this session
+ * @saved: it came from a file: nobody sealed it
  */
-void cqd_page_sealed(struct cqd_store *st, uint32_t p, struct cqd_client *cl)
+void cqd_page_sealed(struct cqd_store *st, uint32_t p, struct cqd_client *cl, bool saved)
 {
-	cl->sealed++;
-	st->seals++;
-	st->pages[p].shard->ns->counts.seals++;
+	struct cqd_ns_counts *c = &st->pages[p].shard->ns->counts;
+
+	st->published++;
+	if (saved) {
+		st->restored++;
+		c->restored++;
+	} else {
+		cl->sealed++;
+		st->seals++;
+		c->seals++;
+	}
 	tell_page(st, p, CQD_NOTICE_SEALED, 0);
 }
 

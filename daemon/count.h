@@ -57,6 +57,7 @@ extern const uint64_t cqd_age_bounds_us[CQD_AGE_BOUNDS];
  * @lookups:   requests
  * @seals:     pages sealed, @seals_existing of them were there already
  * @seals_failed: seals answered with an error
+ * @restored:  pages published from files; they are no seals
  * @gone:      sealed pages that went, by enum cqd_evict_reason
  * @age:       microseconds since the last use of evicted pages
  * @checksum_failures: pages dropped for a wrong checksum
@@ -67,7 +68,7 @@ extern const uint64_t cqd_age_bounds_us[CQD_AGE_BOUNDS];
  */
 struct cqd_ns_counts {
 	uint64_t hits, misses, lookups;
-	uint64_t seals, seals_existing, seals_failed;
+	uint64_t seals, seals_existing, seals_failed, restored;
 	uint64_t gone[CQD_N_EVICT];
 	struct cqd_hist age;
 	uint64_t checksum_failures, resumed;
@@ -137,7 +138,7 @@ void cqd_evicted(struct cqd_store *st, uint32_t p, enum cqd_evict_reason reason)
 void cqd_page_gone(struct cqd_store *st, uint32_t p);
 void cqd_looked_up(struct cqd_client *cl, struct cqd_shard *sh, unsigned int hits,
 		   unsigned int misses);
-void cqd_page_sealed(struct cqd_store *st, uint32_t p, struct cqd_client *cl);
+void cqd_page_sealed(struct cqd_store *st, uint32_t p, struct cqd_client *cl, bool saved);
 void cqd_checksum_failed(struct cqd_store *st, uint32_t p);
 void cqd_model_changed(struct cqd_model *m, bool loaded);
 void cqd_client_changed(struct cqd_client *cl, bool joined);

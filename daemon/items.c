@@ -72,6 +72,7 @@ static bool ns_item(struct cqd_store *st, uint32_t i, struct cqd_item *out)
 	out->hits = c->hits;
 	out->misses = c->misses;
 	out->seals = c->seals;
+	out->restored = c->restored;
 	for (k = 0; k < CQD_EVICT_DROPPED; k++)
 		out->evictions += c->gone[k];
 	return true;

@@ -455,6 +455,8 @@ static const struct family families[] = {
 	{ "cq_namespace_connections", "gauge", "Connected sessions.", row_inside, 0 },
 	{ "cq_seal_queue", "gauge", "Seals under way.", row_counts, C(sealing) },
 	{ "cq_seals_total", "counter", "Seals by result.", row_seals, 0 },
+	{ "cq_restored_pages_total", "counter", "Pages brought back from files.", row_counts,
+	  C(restored) },
 	{ "cq_lookups_total", "counter", "Lookups.", row_counts, C(lookups) },
 	{ "cq_hit_tokens_total", "counter", "Tokens of pages that lookups found.", row_tokens,
 	  C(hits) },

@@ -296,7 +296,7 @@ static bool too_large(const struct cqd_persist *p)
 
 static void begin(struct cqd_persist *p)
 {
-	p->seen = p->st->seals;
+	p->seen = p->st->published;
 	p->dirty = false;
 	p->state = CQD_PERSIST_WRITE;
 	if (!p->flushing && too_large(p)) {
@@ -333,7 +333,7 @@ static void wait_ms(struct cqd_persist *p, uint64_t ms)
 static void next(struct cqd_persist *p)
 {
 	void (*flushed)(void *arg) = p->flushed;
-	bool due = p->dirty || p->seen != p->st->seals;
+	bool due = p->dirty || p->seen != p->st->published;
 
 	p->state = CQD_PERSIST_IDLE;
 	if (p->st->closing)

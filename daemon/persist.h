@@ -25,7 +25,7 @@ struct cqd_persist_file {
  * @file:     files of daemons before, oldest first; @old_bytes of them
  * @number:   of the newest file
  * @save:     this daemon's log: fd -1 while there is none
- * @seen:     seals when the last round began; @dirty: another is wanted anyway
+ * @seen:     pages published when the last round began; @dirty: another is wanted anyway
  * @slack:    bytes that files may be larger than twice what is resident
  * @failing:  said already
  * @distrust: the disk failed: marks mean nothing, everything is written anew

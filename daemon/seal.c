@@ -81,6 +81,8 @@ static void count_end(const struct cqd_seal_op *op, int ret, bool existing)
 	struct cqd_ns_counts *c = &op->shard->ns->counts;
 
 	c->sealing--;
+	if (op->saved)
+		return;
 	c->seals_failed += ret != 0;
 	c->seals_existing += !ret && existing;
 }
@@ -265,7 +267,7 @@ static void publish(struct cqd_seal_op *op)
 	cqd_lru_note(st, op->page);
 	cqd_page_event(st, op->page, CQD_EV_PUBLISH);
 	cqd_page_settle(st, op->page);
-	cqd_page_sealed(st, op->page, op->client);
+	cqd_page_sealed(st, op->page, op->client, op->saved);
 }
 
 static bool parent_filling(const struct cqd_seal_op *op)

@@ -136,7 +136,8 @@ int cqd_seal_saved(struct cqd_client *client, struct cqd_shard *shard,
 	op->want[CQD_SINKS][0] = m->sink_lo;
 	op->want[CQD_SINKS][1] = m->sink_hi;
 	op->ttl_s = m->ttl_s;
-	op->priority = m->priority;
+	/* As of a worker: its namespace may allow less by now, or be another one's. */
+	op->priority = MIN(m->priority, shard->ns->priority_max);
 	start(op, client, shard, req->file, done, arg);
 	return 0;
 }

@@ -336,6 +336,7 @@ void cqd_store_stats(const struct cqd_store *st, struct cqd_stats *out)
 		.hits = st->hits,
 		.misses = st->misses,
 		.seals = st->seals,
+		.restored = st->restored,
 		.evictions = st->evictions,
 		.checksum_failures = st->checksum_failures,
 		.verify_pending = st->verify_pending,

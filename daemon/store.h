@@ -437,7 +437,7 @@ struct cqd_stats {
 	uint64_t index_used, codebook_bytes, arena_bytes;
 	uint64_t pages_sealed, pages_filling, pages_pinned;
 	uint64_t clients, orphans;
-	uint64_t hits, misses, seals, evictions;
+	uint64_t hits, misses, seals, restored, evictions;
 	uint64_t checksum_failures, verify_pending;
 	uint64_t fdstore, segments;
 	uint64_t transfer_done, transfer_total;	/* of a save or restore, else 0 */
@@ -474,7 +474,7 @@ struct cqd_item {
 	char k[16], v[16];
 	const uint8_t *hash;
 	uint64_t id, bytes, limit, pages, pins, slots, age_us, slot_bytes, tokens, left_us;
-	uint64_t lookups, hits, misses, seals, evictions;
+	uint64_t lookups, hits, misses, seals, restored, evictions;
 	uint32_t pid, uid, layers, heads, kv_heads, head_dim, depth, sinks, window;
 };
 

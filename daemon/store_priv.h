@@ -378,6 +378,7 @@ struct cqd_store {
 	uint64_t n_state[5];
 	uint64_t pool_reserved, pool_used, pages_pinned;
 	uint64_t hits, misses, seals, evictions, checksum_failures, verify_pending;
+	uint64_t restored, published;	/* from files; by whatever way */
 	uint64_t fdstore;
 	struct cqd_fdstore *fdq;	/* NULL: nothing is pushed */
 	uint32_t leaving;		/* page named by cqd_evicted() */

@@ -110,6 +110,7 @@ static int status_json(const Cqp__StatusOk *s, const char *boot)
 		json_object_set_new(o, counters[i].name, ctl_json_u64(x));
 	}
 	set_number(o, "fdstore", s->has_fdstore, s->fdstore);
+	set_number(o, "restored", s->has_restored, s->restored);
 	set_number(o, "persist_bytes", s->has_persist_bytes, s->persist_bytes);
 	set_number(o, "transfer_done", s->has_transfer_done, s->transfer_done);
 	set_number(o, "transfer_total", s->has_transfer_total, s->transfer_total);
@@ -136,7 +137,10 @@ static void status_text(const Cqp__StatusOk *s, const char *boot)
 	printf("clients    %" PRIu64 ", %" PRIu64 " orphaned\n", s->clients, s->orphans);
 	printf("lookups    %" PRIu64 " pages found, %" PRIu64 " missed\n", s->hits,
 	       s->misses);
-	printf("seals      %" PRIu64 ", evictions %" PRIu64 "\n", s->seals, s->evictions);
+	printf("seals      %" PRIu64 ", ", s->seals);
+	if (s->has_restored && s->restored)
+		printf("pages from files %" PRIu64 ", ", s->restored);
+	printf("evictions %" PRIu64 "\n", s->evictions);
 	printf("checksums  %" PRIu64 " wrong, %" PRIu64 " pages still to verify\n",
 	       s->checksum_failures, s->verify_pending);
 	if (s->has_fdstore)

@@ -290,7 +290,7 @@ static const struct {
 	{ "tokens", F(tokens), true }, { "left_us", F(left_us), true },
 	{ "lookups", F(lookups), true }, { "hits", F(hits), true },
 	{ "misses", F(misses), true }, { "seals", F(seals), true },
-	{ "evictions", F(evictions), true },
+	{ "restored", F(restored), true }, { "evictions", F(evictions), true },
 };
 
 static bool has_column(const struct listing *l, size_t at)

@@ -264,6 +264,8 @@ TEST(status_is_all_there)
 	s.has_transfer_total = true;
 	s.has_draining = true;
 	s.has_persist_bytes = true;
+	s.has_restored = true;
+	s.restored = 3;
 	msg.body_case = CQP__MSG__BODY_STATUS_OK;
 	msg.status_ok = &s;
 	start(&fake);
@@ -271,6 +273,7 @@ TEST(status_is_all_there)
 	ASSERT_STRHAS(out, "28.0 KiB in use");
 	ASSERT_STRHAS(out, "abacus");
 	ASSERT_STRHAS(out, "1234 pages still");
+	ASSERT_STRHAS(out, "pages from files 3,");
 	ctl_disconnect(&c);
 	c.json = true;
 	start(&fake);
@@ -281,6 +284,7 @@ TEST(status_is_all_there)
 	ASSERT_EQ(json_object_size(o), cqp__status_ok__descriptor.n_fields);
 	ASSERT_EQ(json_integer_value(json_object_get(o, "pool_used")), 28672);
 	ASSERT_EQ(json_integer_value(json_object_get(o, "fdstore")), 17);
+	ASSERT_EQ(json_integer_value(json_object_get(o, "restored")), 3);
 	json_decref(o);
 	ctl_disconnect(&c);
 }

@@ -310,7 +310,8 @@ static bool settled(const struct cqd_store *st)
 {
 	const struct cqd_persist *p = st->persist;
 
-	return p->state == CQD_PERSIST_IDLE && (p->failing || (!p->dirty && p->seen == st->seals));
+	return p->state == CQD_PERSIST_IDLE &&
+	       (p->failing || (!p->dirty && p->seen == st->published));
 }
 
 static void follow(struct rig *r)

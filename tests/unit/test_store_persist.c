@@ -34,7 +34,7 @@ static bool clean(const struct rig *r)
 {
 	const struct cqd_persist *p = r->st->persist;
 
-	return p->state == CQD_PERSIST_IDLE && !p->dirty && p->seen == r->st->seals;
+	return p->state == CQD_PERSIST_IDLE && !p->dirty && p->seen == r->st->published;
 }
 
 static void on_flushed(void *arg)

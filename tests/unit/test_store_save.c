@@ -197,8 +197,9 @@ TEST(abandoned)
 	close(other);
 }
 
-/* What the index knew beside the key comes back as well. */
-TEST(attributes)
+/* What the index knew beside the key comes back as well, the priority as far as the
+ * namespace allows it. */
+static void attributes(uint8_t priority_max, uint8_t priority)
 {
 	struct cqp_key keys[PAGES];
 	struct cqp_page pages[PAGES];
@@ -219,14 +220,53 @@ TEST(attributes)
 	stop(&r);
 	rig_defaults(&r);
 	rig_start(&r);
+	r.ns->priority_max = priority_max;
 	ASSERT_EQ(restore(&r, fd).res.restored, 2);
 	rec = &r.st->ix.pages[cqd_page_find(r.st, r.sh, &keys[1])];
 	age = cqd_now_us() - rec->last_use_us;
 	ASSERT_EQ(rec->uses, 7);
 	ASSERT_EQ(rec->ttl_s, 3600);
-	ASSERT_EQ(rec->priority, 200);
+	ASSERT_EQ(rec->priority, priority);
 	ASSERT_EQ(rec->depth, 1);
 	ASSERT(age >= 1000000 && age < 60000000);
+	stop(&r);
+	close(fd);
+}
+
+TEST(attributes_come_back)
+{
+	attributes(255, 200);
+	attributes(200, 200);
+	attributes(100, 100);
+	uv_library_shutdown();
+}
+
+/* Nobody sealed them: neither the store nor a session says so. */
+TEST(restored_is_not_sealed)
+{
+	struct cqp_key keys[PAGES];
+	int fd = saved_chain(keys);
+	struct cqd_ns_figures fig;
+	struct cqd_stats s;
+	struct rig r;
+
+	rig_defaults(&r);
+	rig_start(&r);
+	ASSERT_EQ(restore(&r, fd).res.restored, PAGES);
+	ASSERT_EQ(restore(&r, fd).res.existing, PAGES);
+	cqd_store_stats(r.st, &s);
+	ASSERT(cqd_ns_figures(r.st, 0, &fig));
+	ASSERT_EQ(s.restored, PAGES);
+	ASSERT_EQ(s.seals, 0);
+	ASSERT_EQ(fig.counts->restored, PAGES);
+	ASSERT_EQ(fig.counts->seals + fig.counts->seals_existing, 0);
+	ASSERT_EQ(fig.counts->sealing, 0);
+	ASSERT_EQ(r.st->published, PAGES);	/* for persist= they are new */
+	ASSERT_EQ(rig_seal(&r, r.cl, r.arena_id, &r.root, 77).ret, 0);
+	cqd_store_stats(r.st, &s);
+	ASSERT_EQ(s.restored, PAGES);
+	ASSERT_EQ(s.seals, 1);
+	ASSERT_EQ(r.st->published, PAGES + 1);
 	rig_stop(&r);
 	close(fd);
 }
