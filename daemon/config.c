@@ -64,7 +64,22 @@ static void resolve(struct cqd_size *size, uint64_t whole)
 {
 	if (size->percent)
 		size->bytes = whole / 100 * size->percent;
-	size->percent = 0;
+}
+
+/**
+ * cqd_config_pool() - the pool is not as large as the file says
+ * @cfg:   configuration
+ * @bytes: of the pool, which stays as it is until cqd is restarted
+ *
+ * Shares of it are shares of what it is.
+ */
+void cqd_config_pool(struct cqd_config *cfg, uint64_t bytes)
+{
+	unsigned int i;
+
+	cfg->pool_bytes = (struct cqd_size){ .bytes = bytes };
+	for (i = 0; i < cfg->n_ns; i++)
+		resolve(&cfg->ns[i].quota_bytes, bytes);
 }
 
 /* A machine without any section: one namespace for everybody. */
@@ -202,14 +217,12 @@ static int check_sections(const struct cqd_config *cfg, const char *path,
 
 static int finish(struct cqd_config *cfg, const char *path, struct cq_err *err)
 {
-	unsigned int i;
 	int ret;
 
 	resolve(&cfg->pool_bytes, machine_bytes());
 	if (!cfg->n_ns && add_default_ns(cfg) < 0)
 		return cq_err_set(err, -ENOMEM, "out of memory");
-	for (i = 0; i < cfg->n_ns; i++)
-		resolve(&cfg->ns[i].quota_bytes, cfg->pool_bytes.bytes);
+	cqd_config_pool(cfg, cfg->pool_bytes.bytes);
 	ret = check_daemon(cfg, path, err);
 	if (!ret)
 		ret = check_sections(cfg, path, err);

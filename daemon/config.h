@@ -37,7 +37,7 @@ struct cqd_uids {
 
 /*
  * struct cqd_size - bytes, or a share of something that is known later
- * @bytes:   when @percent is 0
+ * @bytes:   resolved, if @percent is not 0
  * @percent: 1 to 100
  */
 struct cqd_size {
@@ -106,6 +106,8 @@ struct cqd_config {
 int cqd_config_load(const char *path, struct cqd_config **out, struct cq_err *err);
 void cqd_config_free(struct cqd_config *cfg);	/* accepts NULL */
 
+/* The pool in force, of which quotas may be shares. */
+void cqd_config_pool(struct cqd_config *cfg, uint64_t bytes);
 /* First key that differs and that a reload cannot take, or NULL. */
 const char *cqd_config_fixed(const struct cqd_config *old,
 			     const struct cqd_config *new);

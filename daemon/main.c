@@ -478,6 +478,7 @@ static void reload(struct daemon *d)
 	if (fixed)
 		cq_warn("%s: %s changed; that takes effect when cqd is restarted",
 			srv->config_path, fixed);
+	cqd_config_pool(new, old->pool_bytes.bytes);
 	if (cqd_tenants_apply(srv, new, &err))
 		cq_err("%s: %s", srv->config_path, err.text);
 	srv->config = new;

@@ -39,6 +39,8 @@ static bool logged(const char *what)
 
 TEST_LIMIT(full_socket, 60)
 {
+	/* a new namespace, whose state words go to the manager as well */
+	static const struct sys_opts more = { .blue = "[namespace green]\nuid = 64104\n" };
 	long long end, t, slowest = 0;
 	Cqp__StatusOk st;
 	int i, n, fd;
@@ -46,6 +48,7 @@ TEST_LIMIT(full_socket, 60)
 	sys_start(&s, NULL);
 	ASSERT_SYS(kill(s.manager, SIGSTOP));
 	n = fill(s.notify);
+	sys_write_conf(&s, &more);
 	ASSERT_SYS(kill(s.cqd, SIGHUP));
 	end = test_now_ms() + SYS_DEADLINE;
 	while (!logged("configuration reloaded") && test_now_ms() < end)
@@ -66,6 +69,7 @@ TEST_LIMIT(full_socket, 60)
 	ASSERT_SYS(kill(s.manager, SIGCONT));
 	sys_expect(&s, "reloading ");
 	sys_expect(&s, "ready ");
+	sys_restart(&s);
 	sys_stop(&s);
 }
 

@@ -284,6 +284,23 @@ TEST(nul_byte)
 	ASSERT(strstr(err.text, ":2: "));
 }
 
+/* What is a share of the pool stays one when the file's pool is not yet in force. */
+TEST(pool_in_force)
+{
+	struct cqd_config *cfg = load("[daemon]\npool_bytes=1G\nsegment_min=1M\n"
+				      "[namespace a]\nuid=*\nquota_bytes=50%\n"
+				      "[namespace b]\nuid=*\nquota_bytes=5M\n"
+				      "[namespace c]\nuid=*\n");
+
+	ASSERT_EQ(cfg->ns[0].quota_bytes.bytes, (1ull << 30) / 100 * 50);
+	cqd_config_pool(cfg, 100 << 20);
+	ASSERT_EQ(cfg->pool_bytes.bytes, 100 << 20);
+	ASSERT_EQ(cfg->ns[0].quota_bytes.bytes, 50 << 20);
+	ASSERT_EQ(cfg->ns[1].quota_bytes.bytes, 5 << 20);
+	ASSERT_EQ(cfg->ns[2].quota_bytes.bytes, 0);
+	cqd_config_free(cfg);
+}
+
 TEST(reload)
 {
 	struct cqd_config *a = load("[daemon]\npool_bytes=1G\n[namespace a]\nuid=*\nsalt=x\n");
