@@ -290,9 +290,14 @@ void cqd_ns_limit(struct cqd_ns *ns, uint64_t bytes, uint64_t pages, uint64_t pi
 {
 }
 
+/* Of the last seal, -1: it named none. */
+static int64_t seal_priority, seal_ttl_s;
+
 void cqd_ns_terms(const struct cqd_ns *ns, const uint32_t *priority, const uint32_t *ttl_s,
 		  struct cqd_seal_req *req)
 {
+	seal_priority = priority ? (int64_t)*priority : -1;
+	seal_ttl_s = ttl_s ? (int64_t)*ttl_s : -1;
 }
 
 int cqd_evict(struct cqd_store *st, const struct cqd_evict_opts *opts, cqd_evict_cb done,

@@ -126,7 +126,8 @@ static int hello(uint64_t session)
 	return fd;
 }
 
-static int send_seal(int fd, uint64_t id)
+/* @priority, @ttl_s: NULL: it names none. */
+static int send_seal_with(int fd, uint64_t id, const uint32_t *priority, const uint32_t *ttl_s)
 {
 	static uint8_t bytes[256];
 	Cqp__Seal body = CQP__SEAL__INIT;
@@ -134,7 +135,16 @@ static int send_seal(int fd, uint64_t id)
 
 	body.parent = (ProtobufCBinaryData){ 32, bytes };
 	body.tokens = (ProtobufCBinaryData){ 256, bytes };
+	body.has_priority = priority != NULL;
+	body.has_ttl_s = ttl_s != NULL;
+	body.priority = priority ? *priority : 0;
+	body.ttl_s = ttl_s ? *ttl_s : 0;
 	return send_msg(fd, &msg, id);
+}
+
+static int send_seal(int fd, uint64_t id)
+{
+	return send_seal_with(fd, id, NULL, NULL);
 }
 
 static void model_open(int fd, char *name, uint64_t id, int want)
@@ -498,6 +508,36 @@ TEST(a_starved_subscriber_rests)
 	model_open(fd, over, 1, 0);
 	step();
 	cqp_free(next(fd));
+	close(fd);
+	server_stop();
+}
+
+static void terms(int fd, const uint32_t *priority, const uint32_t *ttl_s)
+{
+	unsigned int before = n_seals;
+
+	ASSERT_OK(send_seal_with(fd, before + 1, priority, ttl_s));
+	step();
+	ASSERT_EQ(n_seals, before + 1);
+	ASSERT_EQ(seal_priority, priority ? (int64_t)*priority : -1);
+	ASSERT_EQ(seal_ttl_s, ttl_s ? (int64_t)*ttl_s : -1);
+	answer(before, 0);
+	step();
+	ASSERT_EQ(collect(fd, 0), 1);
+}
+
+/* As it was sent: none is not zero. */
+TEST(priority_and_time_to_live_of_a_seal)
+{
+	static const uint32_t zero, high = 200, hour = 3600;
+	int fd;
+
+	server_start();
+	fd = hello(0);
+	terms(fd, &high, &hour);
+	terms(fd, NULL, NULL);
+	terms(fd, &zero, &zero);
+	terms(fd, NULL, &hour);
 	close(fd);
 	server_stop();
 }

@@ -4,6 +4,7 @@
  * whole life of a worker goes through: an error or a success each time, never
  * a crash, nothing left open, and what was committed is right.
  */
+#include <poll.h>
 #include <sys/socket.h>
 #include "tests/unit/test_libcq.h"
 
@@ -103,6 +104,35 @@ ssize_t __wrap_sendmsg(int fd, const struct msghdr *m, int flags);
 ssize_t __wrap_sendmsg(int fd, const struct msghdr *m, int flags)
 {
 	return fail_now() ? -1 : __real_sendmsg(fd, m, flags);
+}
+
+int __real_connect(int fd, const struct sockaddr *a, socklen_t n);
+int __wrap_connect(int fd, const struct sockaddr *a, socklen_t n);
+int __wrap_connect(int fd, const struct sockaddr *a, socklen_t n)
+{
+	return fail_now() ? -1 : __real_connect(fd, a, n);
+}
+
+int __real_poll(struct pollfd *p, nfds_t n, int ms);
+int __wrap_poll(struct pollfd *p, nfds_t n, int ms);
+int __wrap_poll(struct pollfd *p, nfds_t n, int ms)
+{
+	return fail_now() ? -1 : __real_poll(p, n, ms);
+}
+
+/* Of an event: the other side is not woken. */
+ssize_t __real_write(int fd, const void *p, size_t n);
+ssize_t __wrap_write(int fd, const void *p, size_t n);
+ssize_t __wrap_write(int fd, const void *p, size_t n)
+{
+	return fail_now() ? -1 : __real_write(fd, p, n);
+}
+
+ssize_t __real_recvmsg(int fd, struct msghdr *m, int flags);
+ssize_t __wrap_recvmsg(int fd, struct msghdr *m, int flags);
+ssize_t __wrap_recvmsg(int fd, struct msghdr *m, int flags)
+{
+	return fail_now() ? -1 : __real_recvmsg(fd, m, flags);
 }
 
 /* --- the life of a worker --- */

@@ -253,6 +253,94 @@ TEST(pins_are_released_where_they_are)
 	stop();
 }
 
+/* Bytes mapped of what has @name, at a multiple of 2 MiB; of reservations, @name "". */
+static uint64_t mapped(const char *name)
+{
+	unsigned long long from, to;
+	FILE *f = fopen("/proc/self/maps", "re");
+	char line[512], prot[8];
+	uint64_t sum = 0;
+
+	ASSERT(f);
+	while (fgets(line, sizeof(line), f)) {
+		ASSERT_EQ(sscanf(line, "%llx-%llx %7s", &from, &to, prot), 3);
+		if (!*name && !strcmp(prot, "---p") && !strchr(line, '/'))
+			sum += to - from;
+		if (!*name || !strstr(line, name))
+			continue;
+		ASSERT_STREQ(prot, "r--s");
+		ASSERT_EQ(from % (2 << 20), 0);
+		sum += to - from;
+	}
+	fclose(f);
+	return sum;
+}
+
+/* Where the kernel can map huge pages; of the room for that nothing is left over. */
+TEST(segments_are_aligned)
+{
+	uint64_t before, bytes;
+	struct worker w;
+	struct cq_seq *x;
+	struct rig r;
+
+	shape.dim = 64;
+	shape.layers = 8;
+	start(HONEST);
+	bytes = SLOTS * s->slot_bytes;
+	ASSERT_GE(bytes, 2 << 20);
+	/* the server's own, inherited by the fork */
+	munmap(s->seg, bytes);
+	munmap(s->sinks, SLOTS * s->sink_slot_bytes);
+	r.shape = shape;
+	snprintf(r.sock, sizeof(r.sock), "%s", s->path);
+	rig_ids(ids, 200, 1);
+	rig_publish(&r, ids, 200);
+	worker_open(&w, &shape, s->path, 0, 0);
+	before = mapped("");
+	x = worker_seq(&w, ids, 200);
+	ASSERT_EQ(cq_seq_length(x), 192);
+	ASSERT_EQ(mapped("memfd:seg"), bytes);
+	ASSERT_EQ(mapped(""), before);
+	cq_close(w.ctx);
+	ASSERT_EQ(mapped("memfd:seg"), 0);
+	stop();
+}
+
+static void seal_with(const struct worker *w, uint32_t priority, uint32_t ttl_s)
+{
+	struct cq_seq_opts o = { .sz = sizeof(o), .priority = priority, .ttl_s = ttl_s };
+	static uint32_t text = 7;
+	struct cq_seq *x;
+
+	rig_ids(ids, 64, text++);
+	CQ_OK(cq_seq_open(w->model, NULL, 0, &o, &x));
+	worker_grow(w, x, ids, 64);
+	CQ_OK(cq_seal(x, 5000));
+	cq_seq_close(x);
+}
+
+TEST(priority_and_time_to_live)
+{
+	struct worker w;
+
+	start(HONEST);
+	worker_open(&w, &shape, s->path, 0, 0);
+	seal_with(&w, 200, 3600);
+	ASSERT_EQ(s->priority, 200);
+	ASSERT_EQ(s->ttl_s, 3600);
+	seal_with(&w, 255, UINT32_MAX);
+	ASSERT_EQ(s->priority, 255);
+	ASSERT_EQ(s->ttl_s, UINT32_MAX);
+	/* none: its namespace says what they are */
+	seal_with(&w, 0, 0);
+	ASSERT_EQ(s->priority, -1);
+	ASSERT_EQ(s->ttl_s, -1);
+	ASSERT_EQ(s->seals, 3);
+	cq_close(w.ctx);
+	stop();
+}
+
 /* Pages published after their sequence was closed, or truncated, are not held by
  * a worker that has nothing to do. */
 TEST(pins_of_closed_sequences)

@@ -37,11 +37,13 @@ enum lie {
  * @lie:   enum lie, in force now
  * @after: honest answers to seals before a lie about them
  * @boot:  first byte of the boot id
+ * @priority, @ttl_s: of the last seal, -1: it named none
  * @held:  hold answers to lookups and seals back until it is 0 again
  */
 struct server {
 	int lie, after, boot, held, resumed;
 	int releases, seals, hellos, byes, lookups;
+	int64_t priority, ttl_s;
 	uint32_t n_pages;
 	struct cqp_key keys[SLOTS];
 	uint64_t payload, sink_payload, slot_bytes, sink_slot_bytes;
@@ -325,6 +327,8 @@ static inline void on_seal(int sock, const Cqp__Msg *in, int arena)
 	struct cqp_key key;
 	char text[] = "pool full";
 
+	s->priority = in->seal->has_priority ? (int64_t)in->seal->priority : -1;
+	s->ttl_s = in->seal->has_ttl_s ? (int64_t)in->seal->ttl_s : -1;
 	s->seals++;
 	if (lies(SEAL_ERROR)) {
 		reply_error(sock, in->id, -ENOSPC, text);
