@@ -836,30 +836,6 @@ TEST(verify_all)
 	run_end(&b);
 }
 
-/* Microseconds that the background takes for 69,632 bytes at @rate. */
-static uint64_t verification_us(uint64_t rate)
-{
-	uint64_t start, us;
-	struct before b;
-
-	run_before(&b);
-	b.r.o.verify_rate = rate;
-	run_after(&b);
-	start = uv_hrtime();
-	while (stats(&b.r).verify_pending)
-		uv_run(&b.r.loop, UV_RUN_ONCE);
-	us = (uv_hrtime() - start) / 1000;
-	run_end(&b);
-	return us;
-}
-
-TEST(verification_is_paced)
-{
-	ASSERT_GE(verification_us(400000), 100000);	/* 174 ms less one pause */
-	/* pauses of less than a millisecond add up: 4.6 ms less one, of whole ones */
-	ASSERT_GE(verification_us(15000000), 2000);
-}
-
 /* A model whose descriptor was not confirmed is not left behind under its name. */
 TEST(a_late_answer_leaves_no_model_behind)
 {
