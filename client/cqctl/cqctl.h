@@ -160,6 +160,10 @@ struct ctl_items {
 /* All of a kind, however many messages it takes. 0, or -errno with c->err set. */
 int ctl_items_get(struct ctl *c, Cqp__Kind kind, struct ctl_items *it);
 void ctl_items_free(struct ctl_items *it);
+/* Sorts them by id and name, as ctl_items_find() needs them. */
+void ctl_items_order(struct ctl_items *it);
+/* The one with id and name of @like, NULL. (top.c) */
+const Cqp__Item *ctl_items_find(const struct ctl_items *it, const Cqp__Item *like);
 
 int ctl_cmd_ping(struct ctl *c, int argc, char **argv);
 int ctl_cmd_status(struct ctl *c, int argc, char **argv);

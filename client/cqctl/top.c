@@ -14,6 +14,32 @@
 #define CLEAR "\033[H\033[J"
 #define NAME_WIDTH 20
 
+/* --- one listing after the other --- */
+
+static int by_id(const void *a, const void *b)
+{
+	const Cqp__Item *x = *(Cqp__Item *const *)a, *y = *(Cqp__Item *const *)b;
+
+	if (x->id != y->id)
+		return x->id < y->id ? -1 : 1;
+	return strcmp(x->name, y->name);
+}
+
+void ctl_items_order(struct ctl_items *it)
+{
+	if (it->n)
+		qsort(it->item, it->n, sizeof(*it->item), by_id);
+}
+
+const Cqp__Item *ctl_items_find(const struct ctl_items *it, const Cqp__Item *like)
+{
+	Cqp__Item *const *at = NULL;
+
+	if (it->n)
+		at = bsearch(&like, it->item, it->n, sizeof(*it->item), by_id);
+	return at ? *at : NULL;
+}
+
 enum sort { BY_NAME, BY_BYTES, BY_PAGES, BY_PINS, BY_LOOKUPS, BY_SEALS, BY_EVICTIONS };
 static const char *const sorts[] = {
 	"name", "bytes", "pages", "pins", "lookups", "seals", "evictions",
@@ -27,7 +53,8 @@ struct row {
 
 /*
  * struct view - one listing
- * @row:  [n], into @items
+ * @items: by their ids
+ * @row:  [n], into @items, as they are shown
  * @at:   seconds, when it was taken
  */
 struct view {
@@ -53,16 +80,6 @@ struct top {
 static const Cqp__Kind kinds[] = { CQP__KIND__NAMESPACES, CQP__KIND__CLIENTS };
 
 /* --- rates --- */
-
-static const Cqp__Item *find(const struct view *v, const Cqp__Item *like)
-{
-	size_t i;
-
-	for (i = 0; i < v->n; i++)
-		if (v->row[i].it->id == like->id && !strcmp(v->row[i].it->name, like->name))
-			return v->row[i].it;
-	return NULL;
-}
 
 static double rate(uint64_t new, uint64_t old, double seconds)
 {
@@ -137,10 +154,11 @@ static int view_take(struct top *t, size_t which)
 		view_free(&v);
 		return cq_err_set(&t->c->err, -ENOMEM, "no memory for the listing");
 	}
+	ctl_items_order(&v.items);
 	v.n = v.items.n;
 	for (i = 0; i < v.n; i++) {
 		v.row[i].it = v.items.item[i];
-		set_rates(&v.row[i], old->row ? find(old, v.row[i].it) : NULL,
+		set_rates(&v.row[i], ctl_items_find(&old->items, v.row[i].it),
 			  v.at - old->at);
 	}
 	qsort_r(v.row, v.n, sizeof(*v.row), compare, &t->sort);

@@ -289,6 +289,51 @@ TEST(status_is_all_there)
 	ctl_disconnect(&c);
 }
 
+#define MANY 65536
+
+/* Nanoseconds for each of @n items being found among all of them. */
+static double find_ns(size_t n)
+{
+	static Cqp__Item items[MANY], like = CQP__ITEM__INIT;
+	static Cqp__Item *at[MANY];
+	char a[] = "a", b[] = "b", none[] = "c";
+	struct ctl_items it = { .item = at, .n = n };
+	struct timespec from, to;
+	size_t i;
+
+	for (i = 0; i < n; i++) {	/* two of each id, in no order */
+		items[i].id = i * 2654435761u % MANY / 2;
+		items[i].name = i * 2654435761u % 2 ? a : b;
+		at[i] = &items[i];
+	}
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &from);
+	ctl_items_order(&it);
+	for (i = 0; i < n; i++)
+		ASSERT(ctl_items_find(&it, &items[i]) == &items[i]);
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &to);
+	like.name = none;
+	ASSERT(!ctl_items_find(&it, &like));
+	like.id = UINT64_MAX;
+	like.name = a;
+	ASSERT(!ctl_items_find(&it, &like));
+	it.n = 0;
+	ASSERT(!ctl_items_find(&it, &like));
+	return ((double)(to.tv_sec - from.tv_sec) * 1e9 +
+		(double)(to.tv_nsec - from.tv_nsec)) / (double)n;
+}
+
+/* Each of so many clients is looked for once a second by cqctl top. */
+TEST(items_are_found_in_no_time)
+{
+	double few, many;
+
+	find_ns(MANY / 64);	/* memory is there */
+	few = find_ns(MANY / 64);
+	many = find_ns(MANY);
+	printf("# %.0f ns each among %d, %.0f among %d\n", few, MANY / 64, many, MANY);
+	ASSERT(many < 16 * few);
+}
+
 TEST(options)
 {
 	struct ctl c = client();
