@@ -39,12 +39,14 @@ struct out {
  * struct family - a metric
  * @type: "gauge", "counter" or "histogram"
  * @row:  writes row number @i; false: there is none, the family is at its end
- * @at:   offset of the figure in what @row looks at
+ * @at:   offset of the figure in what @row or @ns looks at
+ * @ns:   with row_of_ns(): writes the row of one namespace
  */
 struct family {
 	const char *name, *type, *help;
 	bool (*row)(struct out *o, uint32_t i);
 	size_t at;
+	void (*ns)(struct out *o, const struct cqd_ns_figures *fig, const char *labels);
 };
 
 __attribute__((format(printf, 2, 3)))
@@ -269,55 +271,29 @@ static bool row_durations(struct out *o, uint32_t i)
 
 /* --- namespaces --- */
 
-static bool ns_at(struct out *o, uint32_t i, struct cqd_ns_figures *fig,
-		  char labels[LABEL_BYTES])
+static void ns_figure(struct out *o, const struct cqd_ns_figures *fig, const char *labels)
 {
-	char name[LABEL_BYTES];
-
-	if (!cqd_ns_figures(o->srv->store, i, fig))
-		return false;
-	snprintf(labels, LABEL_BYTES, "namespace=\"%.140s\"", escape(fig->name, name));
-	return true;
-}
-
-static bool row_ns(struct out *o, uint32_t i)
-{
-	struct cqd_ns_figures fig;
-	char labels[LABEL_BYTES];
 	uint64_t v;
 
-	if (!ns_at(o, i, &fig, labels))
-		return false;
-	memcpy(&v, (const char *)&fig + o->f->at, sizeof(v));
+	memcpy(&v, (const char *)fig + o->f->at, sizeof(v));
 	if (v != UINT64_MAX)	/* a limit that is none */
 		sample(o, labels, v);
-	return true;
 }
 
-static bool row_counts(struct out *o, uint32_t i)
+static void ns_count(struct out *o, const struct cqd_ns_figures *fig, const char *labels)
 {
-	struct cqd_ns_figures fig;
-	char labels[LABEL_BYTES];
 	uint64_t v;
 
-	if (!ns_at(o, i, &fig, labels))
-		return false;
-	memcpy(&v, (const char *)fig.counts + o->f->at, sizeof(v));
+	memcpy(&v, (const char *)fig->counts + o->f->at, sizeof(v));
 	sample(o, labels, v);
-	return true;
 }
 
-static bool row_tokens(struct out *o, uint32_t i)
+static void ns_tokens(struct out *o, const struct cqd_ns_figures *fig, const char *labels)
 {
-	struct cqd_ns_figures fig;
-	char labels[LABEL_BYTES];
 	uint64_t v;
 
-	if (!ns_at(o, i, &fig, labels))
-		return false;
-	memcpy(&v, (const char *)fig.counts + o->f->at, sizeof(v));
+	memcpy(&v, (const char *)fig->counts + o->f->at, sizeof(v));
 	sample(o, labels, v * CQ_PAGE_TOKENS);
-	return true;
 }
 
 static void sample_of(struct out *o, const char *labels, const char *key, const char *value,
@@ -326,53 +302,44 @@ static void sample_of(struct out *o, const char *labels, const char *key, const 
 	put(o, "%s{%s,%s=\"%s\"} %" PRIu64 "\n", o->f->name, labels, key, value, n);
 }
 
-static bool row_states(struct out *o, uint32_t i)
+static void ns_states(struct out *o, const struct cqd_ns_figures *fig, const char *labels)
 {
-	struct cqd_ns_figures fig;
-	char labels[LABEL_BYTES];
 	unsigned int k;
 
-	if (!ns_at(o, i, &fig, labels))
-		return false;
 	for (k = CQP_FILLING; k <= CQP_QUARANTINED; k++)
-		sample_of(o, labels, "state", cqd_state_name(k), fig.counts->state[k]);
-	return true;
+		sample_of(o, labels, "state", cqd_state_name(k), fig->counts->state[k]);
 }
 
-static bool row_seals(struct out *o, uint32_t i)
+static void ns_seals(struct out *o, const struct cqd_ns_figures *fig, const char *labels)
 {
-	struct cqd_ns_figures fig;
-	char labels[LABEL_BYTES];
-
-	if (!ns_at(o, i, &fig, labels))
-		return false;
-	sample_of(o, labels, "result", "new", fig.counts->seals);
-	sample_of(o, labels, "result", "existing", fig.counts->seals_existing);
-	sample_of(o, labels, "result", "failed", fig.counts->seals_failed);
-	return true;
+	sample_of(o, labels, "result", "new", fig->counts->seals);
+	sample_of(o, labels, "result", "existing", fig->counts->seals_existing);
+	sample_of(o, labels, "result", "failed", fig->counts->seals_failed);
 }
 
-static bool row_gone(struct out *o, uint32_t i)
+static void ns_gone(struct out *o, const struct cqd_ns_figures *fig, const char *labels)
 {
-	struct cqd_ns_figures fig;
-	char labels[LABEL_BYTES];
 	unsigned int k;
 
-	if (!ns_at(o, i, &fig, labels))
-		return false;
 	for (k = 0; k < CQD_N_EVICT; k++)
-		sample_of(o, labels, "reason", cqd_evict_reason_name(k), fig.counts->gone[k]);
-	return true;
+		sample_of(o, labels, "reason", cqd_evict_reason_name(k), fig->counts->gone[k]);
 }
 
-static bool row_ages(struct out *o, uint32_t i)
+static void ns_ages(struct out *o, const struct cqd_ns_figures *fig, const char *labels)
 {
-	struct cqd_ns_figures fig;
-	char labels[LABEL_BYTES];
+	histogram(o, labels, &fig->counts->age, cqd_age_bounds_us, CQD_AGE_BOUNDS, US);
+}
 
-	if (!ns_at(o, i, &fig, labels))
+/* One row of a family that has one for each namespace. */
+static bool row_of_ns(struct out *o, uint32_t i)
+{
+	char name[LABEL_BYTES], labels[LABEL_BYTES];
+	struct cqd_ns_figures fig;
+
+	if (!cqd_ns_figures(o->srv->store, i, &fig))
 		return false;
-	histogram(o, labels, &fig.counts->age, cqd_age_bounds_us, CQD_AGE_BOUNDS, US);
+	snprintf(labels, sizeof(labels), "namespace=\"%.140s\"", escape(fig.name, name));
+	o->f->ns(o, &fig, labels);
 	return true;
 }
 
@@ -400,77 +367,79 @@ static bool row_inside(struct out *o, uint32_t i)
 #define C(field) offsetof(struct cqd_ns_counts, field)
 
 static const struct family families[] = {
-	{ "cq_build_info", "gauge", "Version and kernels in use.", row_build, 0 },
+	{ "cq_build_info", "gauge", "Version and kernels in use.", row_build, 0, NULL },
 	{ "cq_ready", "gauge", "1 when cqd serves, 0 while it loads models or stops.",
-	  row_ready, 0 },
+	  row_ready, 0, NULL },
 	{ "process_start_time_seconds", "gauge", "Start of the process, seconds since 1970.",
-	  row_start_time, 0 },
-	{ "process_cpu_seconds_total", "counter", "User and system CPU time.", row_cpu, 0 },
-	{ "process_resident_memory_bytes", "gauge", "Resident memory.", row_rss, 0 },
-	{ "process_open_fds", "gauge", "Open file descriptors.", row_fds, 0 },
-	{ "process_max_fds", "gauge", "Limit of open file descriptors.", row_max_fds, 0 },
+	  row_start_time, 0, NULL },
+	{ "process_cpu_seconds_total", "counter", "User and system CPU time.", row_cpu, 0, NULL },
+	{ "process_resident_memory_bytes", "gauge", "Resident memory.", row_rss, 0, NULL },
+	{ "process_open_fds", "gauge", "Open file descriptors.", row_fds, 0, NULL },
+	{ "process_max_fds", "gauge", "Limit of open file descriptors.", row_max_fds, 0, NULL },
 	{ "cq_loop_busy_seconds", "histogram",
 	  "Time that turns of the event loop were busy: the wait of everybody else.",
-	  row_turns, 0 },
-	{ "cq_requests_total", "counter", "Requests answered.", row_requests, 0 },
+	  row_turns, 0, NULL },
+	{ "cq_requests_total", "counter", "Requests answered.", row_requests, 0, NULL },
 	{ "cq_request_duration_seconds", "histogram",
-	  "Time from reading a request to its answer.", row_durations, 0 },
-	{ "cq_connections", "gauge", "Open connections.", row_conns, 0 },
-	{ "cq_connections_limit", "gauge", "max_connections.", row_max_conns, 0 },
+	  "Time from reading a request to its answer.", row_durations, 0, NULL },
+	{ "cq_connections", "gauge", "Open connections.", row_conns, 0, NULL },
+	{ "cq_connections_limit", "gauge", "max_connections.", row_max_conns, 0, NULL },
 	{ "cq_event_subscribers", "gauge", "Connections that subscribed to events.",
-	  row_subscribers, 0 },
+	  row_subscribers, 0, NULL },
 	{ "cq_events_lost_total", "counter", "Events that subscribers were too slow for.",
-	  row_lost, 0 },
-	{ "cq_pool_limit_bytes", "gauge", "pool_bytes.", row_stat, S(pool_limit) },
+	  row_lost, 0, NULL },
+	{ "cq_pool_limit_bytes", "gauge", "pool_bytes.", row_stat, S(pool_limit), NULL },
 	{ "cq_pool_reserved_bytes", "gauge", "Bytes of segments.", row_stat,
-	  S(pool_reserved) },
-	{ "cq_pool_used_bytes", "gauge", "Bytes of slots in use.", row_stat, S(pool_used) },
-	{ "cq_segments", "gauge", "Segments.", row_stat, S(segments) },
+	  S(pool_reserved), NULL },
+	{ "cq_pool_used_bytes", "gauge", "Bytes of slots in use.", row_stat, S(pool_used), NULL },
+	{ "cq_segments", "gauge", "Segments.", row_stat, S(segments), NULL },
 	{ "cq_index_bytes", "gauge", "Bytes of live index records.", row_stat,
-	  S(index_used) },
+	  S(index_used), NULL },
 	{ "cq_codebook_bytes", "gauge", "Bytes of model files.", row_stat,
-	  S(codebook_bytes) },
+	  S(codebook_bytes), NULL },
 	{ "cq_fdstore_fds", "gauge", "Descriptors held by the service manager.", row_stat,
-	  S(fdstore) },
-	{ "cq_pages_pinned", "gauge", "Pages with a pin.", row_stat, S(pages_pinned) },
+	  S(fdstore), NULL },
+	{ "cq_pages_pinned", "gauge", "Pages with a pin.", row_stat, S(pages_pinned), NULL },
 	{ "cq_verify_pending_pages", "gauge",
 	  "Pages taken over at the start whose checksum was not looked at yet.", row_stat,
-	  S(verify_pending) },
-	{ "cq_namespace_used_bytes", "gauge", "Bytes of slots in use.", row_ns, N(bytes) },
-	{ "cq_namespace_arena_bytes", "gauge", "Bytes of workers' arenas.", row_ns,
-	  N(arena_bytes) },
-	{ "cq_namespace_quota_bytes", "gauge", "Limit of slots and arenas together.", row_ns,
-	  N(quota_bytes) },
-	{ "cq_namespace_quota_pages", "gauge", "Limit of pages, where there is one.", row_ns,
-	  N(quota_pages) },
-	{ "cq_namespace_quota_pins", "gauge", "Limit of pins, where there is one.", row_ns,
-	  N(quota_pins) },
-	{ "cq_namespace_pages", "gauge", "Pages by state.", row_states, 0 },
-	{ "cq_namespace_pins", "gauge", "Pins (leases) of its clients.", row_ns, N(pins) },
-	{ "cq_namespace_clients", "gauge", "Sessions, orphaned ones included.", row_counts,
-	  C(clients) },
+	  S(verify_pending), NULL },
+	{ "cq_namespace_used_bytes", "gauge", "Bytes of slots in use.", row_of_ns,
+	  N(bytes), ns_figure },
+	{ "cq_namespace_arena_bytes", "gauge", "Bytes of workers' arenas.", row_of_ns,
+	  N(arena_bytes), ns_figure },
+	{ "cq_namespace_quota_bytes", "gauge", "Limit of slots and arenas together.", row_of_ns,
+	  N(quota_bytes), ns_figure },
+	{ "cq_namespace_quota_pages", "gauge", "Limit of pages, where there is one.", row_of_ns,
+	  N(quota_pages), ns_figure },
+	{ "cq_namespace_quota_pins", "gauge", "Limit of pins, where there is one.", row_of_ns,
+	  N(quota_pins), ns_figure },
+	{ "cq_namespace_pages", "gauge", "Pages by state.", row_of_ns, 0, ns_states },
+	{ "cq_namespace_pins", "gauge", "Pins (leases) of its clients.", row_of_ns,
+	  N(pins), ns_figure },
+	{ "cq_namespace_clients", "gauge", "Sessions, orphaned ones included.", row_of_ns,
+	  C(clients), ns_count },
 	{ "cq_namespace_orphaned_clients", "gauge",
-	  "Sessions that lost their connection and whose process lives.", row_counts,
-	  C(orphans) },
-	{ "cq_namespace_connections", "gauge", "Connected sessions.", row_inside, 0 },
-	{ "cq_seal_queue", "gauge", "Seals under way.", row_counts, C(sealing) },
-	{ "cq_seals_total", "counter", "Seals by result.", row_seals, 0 },
-	{ "cq_restored_pages_total", "counter", "Pages brought back from files.", row_counts,
-	  C(restored) },
-	{ "cq_lookups_total", "counter", "Lookups.", row_counts, C(lookups) },
-	{ "cq_hit_tokens_total", "counter", "Tokens of pages that lookups found.", row_tokens,
-	  C(hits) },
+	  "Sessions that lost their connection and whose process lives.", row_of_ns,
+	  C(orphans), ns_count },
+	{ "cq_namespace_connections", "gauge", "Connected sessions.", row_inside, 0, NULL },
+	{ "cq_seal_queue", "gauge", "Seals under way.", row_of_ns, C(sealing), ns_count },
+	{ "cq_seals_total", "counter", "Seals by result.", row_of_ns, 0, ns_seals },
+	{ "cq_restored_pages_total", "counter", "Pages brought back from files.", row_of_ns,
+	  C(restored), ns_count },
+	{ "cq_lookups_total", "counter", "Lookups.", row_of_ns, C(lookups), ns_count },
+	{ "cq_hit_tokens_total", "counter", "Tokens of pages that lookups found.", row_of_ns,
+	  C(hits), ns_tokens },
 	{ "cq_missed_tokens_total", "counter", "Tokens of pages that lookups did not find.",
-	  row_tokens, C(misses) },
+	  row_of_ns, C(misses), ns_tokens },
 	{ "cq_evictions_total", "counter",
-	  "Sealed pages that went; dropped: for a checksum, a parent or a model.", row_gone,
-	  0 },
+	  "Sealed pages that went; dropped: for a checksum, a parent or a model.", row_of_ns,
+	  0, ns_gone },
 	{ "cq_evicted_idle_seconds", "histogram", "Time since the last use of evicted pages.",
-	  row_ages, 0 },
-	{ "cq_checksum_failures_total", "counter", "Pages with a wrong checksum.", row_counts,
-	  C(checksum_failures) },
+	  row_of_ns, 0, ns_ages },
+	{ "cq_checksum_failures_total", "counter", "Pages with a wrong checksum.", row_of_ns,
+	  C(checksum_failures), ns_count },
 	{ "cq_reconnects_total", "counter", "Sessions taken up again by their process.",
-	  row_counts, C(resumed) },
+	  row_of_ns, C(resumed), ns_count },
 };
 
 /**
