@@ -15,7 +15,7 @@ jobs=$(nproc)
 
 checks='werror-gcc werror-clang headers abi arrows size banned spdx
 	kernel-doc checkpatch cppcheck clang-tidy sparse codespell shellcheck
-	man docs alone'
+	man docs alone cuda-abi'
 
 files() {	# patterns
 	scripts/files.sh "$@"
@@ -151,6 +151,23 @@ check_man() {
 		mandoc -T lint -W warning "$f" >&2 || bad=1
 	done
 	return $bad
+}
+
+# Our declarations of the CUDA driver against NVIDIA's, where those are. And
+# driver.c is the one place that knows a driver or a header of CUDA.
+check_cuda_abi() {
+	local cuda=${CUDA_HOME:-/usr/local/cuda}/include
+
+	sources | grep -v '^kernels/cuda/driver\.c$' |
+		xargs -r grep -nE '"libcuda|include <cuda' >&2 && return 1
+	[ -e "$cuda/cudaTypedefs.h" ] || cuda=/usr/include
+	if [ ! -e "$cuda/cudaTypedefs.h" ]; then
+		why='no cuda.h: install the CUDA toolkit or set CUDA_HOME='
+		return 77
+	fi
+	need g++ || return 77
+	g++ -std=c++17 -I. -I"$cuda" -Wall -Wextra -Werror -fsyntax-only \
+		tests/emu/abi_check.cpp >&2
 }
 
 # The repository speaks of the project alone: no path of somebody's machine.
