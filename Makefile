@@ -8,6 +8,7 @@
 #	CFLAGS_foo_avx512.o	:= -mavx512f	extra flags for one object
 #	cuda-y			+= foo.cu	kernels for GPUs
 #	emu-y			+= cuemu.o	part of their emulation (C++)
+#	fake-y			+= fake.o	part of the fake CUDA driver (C++)
 #	tests-y			+= test_foo	test program from test_foo.c
 #	bench-y			+= bench_foo	bench program from bench_foo.c
 #	chaos-y			+= worker.o	part of the driver of the chaos run

@@ -72,12 +72,23 @@ CUEMU_API const struct cuemu_kernel *cuemu_first(void);
 /*
  * Run all blocks of a launch. 0; -EINVAL for a launch that no device would
  * take; -EFAULT when the kernel did what a device would not survive, or what
- * no device defines (a barrier that not all threads reach, ...): the launch
+ * no device defines (a barrier that not all threads reach, ...), -EACCES when
+ * it was a trap of the CPU, mostly an address that it has no access to: the launch
  * stops there. The text is in cuemu_error(), of the calling thread, and has
  * been printed on stderr.
  */
 CUEMU_API int cuemu_launch(const struct cuemu_kernel *kernel, const struct cuemu_launch_args *args);
 CUEMU_API const char *cuemu_error(void);
+
+/*
+ * Launches install a handler of SIGSEGV and SIGBUS, unless their user says with
+ * cuemu_no_handler() that it has one. That one may ask whether it is a kernel
+ * that was interrupted, with its ucontext_t; cuemu_trap() then ends the launch
+ * and does not return. It returns if it is not.
+ */
+CUEMU_API void cuemu_no_handler(void);
+CUEMU_API int cuemu_is_kernel(const void *ucontext);
+CUEMU_API void cuemu_trap(const void *ucontext, const void *address);
 
 #ifdef __cplusplus
 }

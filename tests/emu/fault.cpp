@@ -103,33 +103,33 @@ static uintptr_t stack_pointer(const ucontext_t *uc)
 #endif
 }
 
+/* A trap of a kernel leaves the block from here; on a stack of its own. */
+static void leave_if_kernel(const void *context, const void *address)
+{
+	struct engine *eng = engine_of(stack_pointer(static_cast<const ucontext_t *>(context)));
+	char text[128];
+
+	if (!eng || !eng->cur)
+		return;
+	explain(eng, reinterpret_cast<uintptr_t>(address), text, sizeof(text));
+	eng->job->trapped = true;
+	report_fault(eng->cur, nullptr, text);
+	eng->failed = true;
+	leave_block(eng);
+}
+
 /* Not a kernel's: for whoever was there before, now or when it happens again. */
-static void pass_on(int sig, siginfo_t *info, void *context)
+static void trap(int sig, siginfo_t *info, void *context)
 {
 	const struct sigaction *old = sig == SIGSEGV ? &old_segv : &old_bus;
 
+	leave_if_kernel(context, info->si_addr);
 	if (old->sa_flags & SA_SIGINFO)
 		old->sa_sigaction(sig, info, context);
 	else if (old->sa_handler != SIG_DFL && old->sa_handler != SIG_IGN)
 		old->sa_handler(sig);
 	else
 		sigaction(sig, old, nullptr);
-}
-
-/* On a stack of its own. A trap of a kernel leaves the block from here. */
-static void trap(int sig, siginfo_t *info, void *context)
-{
-	struct engine *eng = engine_of(stack_pointer(static_cast<ucontext_t *>(context)));
-	char text[128];
-
-	if (!eng || !eng->cur) {
-		pass_on(sig, info, context);
-		return;
-	}
-	explain(eng, reinterpret_cast<uintptr_t>(info->si_addr), text, sizeof(text));
-	report_fault(eng->cur, nullptr, text);
-	eng->failed = true;
-	leave_block(eng);
 }
 
 static void trap_install()
@@ -168,3 +168,21 @@ void trap_end(struct engine *eng)
 }
 
 } /* namespace cuemu */
+
+int cuemu_is_kernel(const void *context)
+{
+	using namespace cuemu;
+	struct engine *eng = engine_of(stack_pointer(static_cast<const ucontext_t *>(context)));
+
+	return eng && eng->cur;
+}
+
+void cuemu_trap(const void *context, const void *address)
+{
+	cuemu::leave_if_kernel(context, address);
+}
+
+void cuemu_no_handler(void)
+{
+	std::call_once(cuemu::trap_once, [] {});
+}

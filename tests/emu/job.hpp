@@ -25,6 +25,7 @@ struct job {
 	void *const *params;
 	std::atomic<uint64_t> next_block;
 	std::atomic<bool> failed;
+	std::atomic<bool> trapped;	/* the CPU said so */
 	char error[1024];		/* of who set @failed first */
 };
 

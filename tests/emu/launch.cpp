@@ -124,7 +124,9 @@ static int run_job(struct job *j, uint32_t threads)
 	for (pthread_t helper : helpers)
 		pthread_join(helper, nullptr);
 	engine_put(eng);
-	return j->failed ? fail(-EFAULT, "%s", j->error) : 0;
+	if (!j->failed)
+		return 0;
+	return fail(j->trapped ? -EACCES : -EFAULT, "%s", j->error);
 }
 
 static int check_launch(const struct cuemu_kernel *k, const struct cuemu_launch_args *l)
