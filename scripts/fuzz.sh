@@ -69,8 +69,24 @@ cover() {	# name=file,file
 	[ "${percent:-0}" -ge 80 ]
 }
 
+# As many at a time as there are processors; each says what it has to say whole.
+running=0
 for arg; do
-	if "$mode" "$arg"; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+	[ $running -lt "$(nproc)" ] || wait -n || :
+	running=$((running + 1))
+	(
+		"$mode" "$arg" >"$O/${arg%%=*}.out" 2>&1
+		echo $? >"$O/${arg%%=*}.rc"
+	) &
+done
+wait
+for arg; do
+	cat "$O/${arg%%=*}.out"
+	if [ "$(cat "$O/${arg%%=*}.rc")" = 0 ]; then
+		passed=$((passed + 1))
+	else
+		failed=$((failed + 1))
+	fi
 done
 echo "fuzz-$mode: $passed passed, $failed failed, 0 skipped"
 [ $failed -eq 0 ]
