@@ -106,7 +106,8 @@ static void tables_at(struct cqd_index *ix, struct cqd_mem *mem)
 	ix->clients = (void *)(b + h->off_clients);
 	ix->pages = (void *)(b + h->off_pages);
 	ix->pins = (void *)(b + h->off_pins);
-	ix->names = (void *)(b + h->off_names);
+	/* The head of the first version ended before this field. */
+	ix->names = h->version == CQP_INDEX_V1 ? NULL : (void *)(b + h->off_names);
 }
 
 /* A table that was never used has nothing to be looked at. */

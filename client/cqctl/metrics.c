@@ -17,7 +17,8 @@ static int append(struct ctl *c, struct text *t, const ProtobufCBinaryData *piec
 
 	if (!p)
 		return cq_err_set(&c->err, -ENOMEM, "no memory for the metrics");
-	memcpy(p + t->len, piece->data, piece->len);
+	if (piece->len)		/* else there may be no data at all */
+		memcpy(p + t->len, piece->data, piece->len);
 	t->buf = p;
 	t->len += piece->len;
 	p[t->len] = '\0';
