@@ -35,15 +35,15 @@ flags() {
 	make -s O="$O" print-cppflags
 }
 
-werror() {	# compiler folder
+werror() {	# compiler folder [setting]
 	need "$1" || return 77
-	make -s -j "$jobs" O="$2" CC="$1" WERROR=1 all tests benches
+	make -s -j "$jobs" O="$2" CC="$1" WERROR=1 ${3:-} all tests benches
 }
 # CI builds with WERROR=1 from the start: once is enough.
 check_werror_gcc() {
 	if [ -n "${WERROR:-}" ]; then werror gcc "$O"; else werror gcc "$O/werror-gcc"; fi
 }
-check_werror_clang() { werror clang "$O/werror-clang"; }
+check_werror_clang() { werror clang "$O/werror-clang" CONFIG_CUDA=; }
 
 check_headers() { make -s O="$O" check-headers; }
 
