@@ -127,7 +127,7 @@ static int load(struct cq_err *err)
 	if (ret)
 		return ret;
 	drv.calls = calls;
-	/* Pairs with the acquire in cqk_cuda_get(). */
+	/* Pairs with the acquire in make_ready(). */
 	atomic_store_explicit(&drv.ready, true, memory_order_release);
 	return 0;
 }
@@ -139,28 +139,34 @@ static bool is_owner(void)
 	return atomic_compare_exchange_strong(&drv.owner, &owner, self) || owner == self;
 }
 
-int cqk_cuda_get(const struct cqk_cuda **cu, struct cq_err *err)
+static int make_ready(struct cq_err *err)
 {
 	int ret = 0;
 
 	if (!is_owner())
 		return cq_err_set(err, -EOWNERDEAD, "process %d was forked from one that uses "
 				  "CUDA: exec first, or fork before CUDA is used", getpid());
-	if (!atomic_load_explicit(&drv.ready, memory_order_acquire)) {
-		pthread_mutex_lock(&drv.lock);
-		/* Another thread's failure may have taken it back. */
-		atomic_store(&drv.owner, getpid());
-		if (!atomic_load_explicit(&drv.ready, memory_order_relaxed))
-			ret = load(err);
-		/* With nothing loaded a child may try for itself. */
-		if (!drv.lib)
-			atomic_store(&drv.owner, 0);
-		pthread_mutex_unlock(&drv.lock);
-		if (ret)
-			return ret;
-	}
-	*cu = &drv.calls;
-	return 0;
+	if (atomic_load_explicit(&drv.ready, memory_order_acquire))
+		return 0;
+	pthread_mutex_lock(&drv.lock);
+	/* Another thread's failure may have taken it back. */
+	atomic_store(&drv.owner, getpid());
+	if (!atomic_load_explicit(&drv.ready, memory_order_relaxed))
+		ret = load(err);
+	/* With nothing loaded a child may try for itself. */
+	if (!drv.lib)
+		atomic_store(&drv.owner, 0);
+	pthread_mutex_unlock(&drv.lock);
+	return ret;
+}
+
+int cqk_cuda_get(const struct cqk_cuda **cu, struct cq_err *err)
+{
+	int ret = make_ready(err);
+
+	if (!ret)
+		*cu = &drv.calls;
+	return ret;
 }
 
 int cqk_cuda_errno(int result)
@@ -251,7 +257,7 @@ static const char *result_name(int result)
 		const char *name;
 	} names[] = {
 		{ CQCU_SUCCESS, "CUDA_SUCCESS" },
-#define NAME(name, value) { value, "CUDA_ERROR_" #name },
+#define NAME(name, value) { value, "CUDA_" #name },
 		CQCU_RESULTS(NAME)
 #undef NAME
 	};
@@ -301,14 +307,13 @@ static void uuid_text(const struct cqcu_uuid *u, char text[CQK_CUDA_UUID])
 
 int cqk_cuda_uuid(cqcu_device dev, char text[CQK_CUDA_UUID], struct cq_err *err)
 {
-	const struct cqk_cuda *cu;
 	struct cqcu_uuid uuid;
 	int ret, res;
 
-	ret = cqk_cuda_get(&cu, err);
+	ret = make_ready(err);
 	if (ret)
 		return ret;
-	res = cu->cuDeviceGetUuid(&uuid, dev);
+	res = drv.calls.cuDeviceGetUuid(&uuid, dev);
 	if (res)
 		return cqk_cuda_fail(err, res, "cuDeviceGetUuid");
 	uuid_text(&uuid, text);
@@ -330,18 +335,18 @@ static bool is_uuid(const char *text)
 	return true;
 }
 
-static int unknown_uuid(const struct cqk_cuda *cu, const char *uuid, int n, struct cq_err *err)
+static int unknown_uuid(const char *uuid, int n, struct cq_err *err)
 {
 	char there[CQ_ERR_TEXT] = "", name[CQK_CUDA_UUID];
 	cqcu_device dev;
 	size_t len = 0;
 
 	for (int i = 0; i < n; i++) {
-		if (cu->cuDeviceGet(&dev, i) || cqk_cuda_uuid(dev, name, NULL))
+		if (drv.calls.cuDeviceGet(&dev, i) || cqk_cuda_uuid(dev, name, NULL))
 			continue;
 		/* Of many GPUs the first are named, as far as the text has room. */
 		if (len > CQ_ERR_TEXT - 120) {
-			len += (size_t)snprintf(there + len, sizeof(there) - len, ", ...");
+			snprintf(there + len, sizeof(there) - len, ", ...");
 			break;
 		}
 		len += (size_t)snprintf(there + len, sizeof(there) - len, "%s%s",
@@ -352,7 +357,6 @@ static int unknown_uuid(const struct cqk_cuda *cu, const char *uuid, int n, stru
 
 int cqk_cuda_find(cqcu_device *dev, const char *uuid, struct cq_err *err)
 {
-	const struct cqk_cuda *cu;
 	char name[CQK_CUDA_UUID];
 	int n = 0, ret, res;
 	cqcu_device d;
@@ -361,19 +365,19 @@ int cqk_cuda_find(cqcu_device *dev, const char *uuid, struct cq_err *err)
 		return cq_err_set(err, -EINVAL, "\"%.60s\" is no UUID of a GPU such as "
 				  "GPU-01234567-89ab-cdef-0123-456789abcdef: see nvidia-smi -L",
 				  uuid ? uuid : "");
-	ret = cqk_cuda_get(&cu, err);
+	ret = make_ready(err);
 	if (ret)
 		return ret;
-	res = cu->cuDeviceGetCount(&n);
+	res = drv.calls.cuDeviceGetCount(&n);
 	if (res)
 		return cqk_cuda_fail(err, res, "cuDeviceGetCount");
 	for (int i = 0; i < n; i++) {
-		if (cu->cuDeviceGet(&d, i) || cqk_cuda_uuid(d, name, NULL))
+		if (drv.calls.cuDeviceGet(&d, i) || cqk_cuda_uuid(d, name, NULL))
 			continue;
 		if (!strcasecmp(name + 4, uuid + 4)) {
 			*dev = d;
 			return 0;
 		}
 	}
-	return unknown_uuid(cu, uuid, n, err);
+	return unknown_uuid(uuid, n, err);
 }

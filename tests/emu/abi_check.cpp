@@ -69,7 +69,7 @@ CQCU_CALLS(CALL)
 static_assert(same_call<cqcu_get_proc_fn, PFN_cuGetProcAddress_v12000>::value, "get_proc");
 
 #define RESULT(name, value) \
-	static_assert(CQCU_ERROR_##name == (int)CUDA_ERROR_##name, #name);
+	static_assert(CQCU_##name == (int)CUDA_##name, #name);
 CQCU_RESULTS(RESULT)
 static_assert(CQCU_SUCCESS == (int)CUDA_SUCCESS, "success");
 

@@ -203,7 +203,7 @@ const char *result_text(int result)
 {
 	switch (result) {
 	case CQCU_SUCCESS: return "CUDA_SUCCESS";
-#define NAME(name, value) case value: return "CUDA_ERROR_" #name;
+#define NAME(name, value) case value: return "CUDA_" #name;
 	CQCU_RESULTS(NAME)
 #undef NAME
 	default: return nullptr;
