@@ -113,6 +113,7 @@ CQ_DEVICE void softmax(const struct cqkd_attn &p, struct shared<d, vecs> *sh, ui
 	/* what is added up is what V is multiplied with */
 	sum = warp_sum(__half2float(plo) + __half2float(phi));
 	fade = m > -CQKD_INF ? exp2f((old - m) * LOG2E) : 1.0f;
+	__syncwarp();	/* all lanes have read what lane 0 now changes */
 	if (lane == 0) {
 		v->m = m;
 		v->l = l * fade + sum;

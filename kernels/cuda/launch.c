@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: MIT
+/* Kernels from the images in this library, and their launches. */
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "kernels/cuda/driver.h"
+#include "kernels/cuda/images.h"
+#include "kernels/cuda/launch.h"
+
+#define MAX_IMAGES 16
+#define MAX_GRID_Y 65535
+#define STRIDE_MAX ((int64_t)1 << 40)
+
+enum kernel {
+	K_APPEND, K_ATTN_64, K_ATTN_128, K_ATTN_256, K_MERGE, K_CHECK, N_KERNELS
+};
+
+static const struct {
+	const char *name;
+	unsigned int shared;	/* most dynamic shared memory */
+} kernels[N_KERNELS] = {
+	[K_APPEND] = { "cqk_append", CQKD_TOKENS * CQ_MAX_HEAD_DIM * 2 },
+	[K_ATTN_64] = { "cqk_attn_d64", CQKD_ATTN_SHARED(64, CQKD_VECS(64)) },
+	[K_ATTN_128] = { "cqk_attn_d128", CQKD_ATTN_SHARED(128, CQKD_VECS(128)) },
+	[K_ATTN_256] = { "cqk_attn_d256", CQKD_ATTN_SHARED(256, CQKD_VECS(256)) },
+	[K_MERGE] = { "cqk_merge", 0 },
+	[K_CHECK] = { "cqk_check", 0 },
+};
+
+struct cqk_cuda_kernels {
+	const struct cqk_cuda *cu;
+	struct cqcu_module *modules[MAX_IMAGES];
+	struct cqcu_func *fn[N_KERNELS];
+};
+
+struct grid {
+	unsigned int x, y;
+};
+
+static int load_images(struct cqk_cuda_kernels *k, struct cq_err *err)
+{
+	uint32_t i;
+	int r;
+
+	if (cqk_cuda_num_images > MAX_IMAGES)
+		return cq_err_set(err, -E2BIG, "%u images of kernels", cqk_cuda_num_images);
+	for (i = 0; i < cqk_cuda_num_images; i++) {
+		r = k->cu->cuModuleLoadData(&k->modules[i], cqk_cuda_images[i].data);
+		if (r == CQCU_ERROR_INVALID_IMAGE && !cqk_cuda_num_built)
+			return cq_err_set(err, -EOPNOTSUPP, "this library was built without nvcc: "
+							    "it has no kernels for GPUs");
+		if (r == CQCU_ERROR_NO_BINARY_FOR_GPU)
+			return cq_err_set(err, -EOPNOTSUPP, "no kernels for this GPU; they need "
+							    "compute capability 8.0 or later");
+		if (r)
+			return cqk_cuda_fail(err, r, "loading the GPU kernels");
+	}
+	return 0;
+}
+
+static int find_kernel(struct cqk_cuda_kernels *k, enum kernel i, struct cq_err *err)
+{
+	uint32_t m;
+	int r = CQCU_ERROR_NOT_FOUND;
+
+	for (m = 0; m < cqk_cuda_num_images && r == CQCU_ERROR_NOT_FOUND; m++)
+		r = k->cu->cuModuleGetFunction(&k->fn[i], k->modules[m], kernels[i].name);
+	if (!r && kernels[i].shared)
+		r = k->cu->cuFuncSetAttribute(k->fn[i],
+					      CQCU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+					      (int)kernels[i].shared);
+	return r ? cqk_cuda_fail(err, r, kernels[i].name) : 0;
+}
+
+int cqk_cuda_kernels_load(const struct cqk_cuda *cu, struct cqk_cuda_kernels **out,
+			  struct cq_err *err)
+{
+	struct cqk_cuda_kernels *k = calloc(1, sizeof(*k));
+	enum kernel i;
+	int ret;
+
+	if (!k)
+		return cq_err_set(err, -ENOMEM, "out of memory for the GPU kernels");
+	k->cu = cu;
+	ret = load_images(k, err);
+	for (i = 0; i < N_KERNELS && !ret; i++)
+		ret = find_kernel(k, i, err);
+	if (ret) {
+		cqk_cuda_kernels_free(k);
+		return ret;
+	}
+	*out = k;
+	return 0;
+}
+
+void cqk_cuda_kernels_free(struct cqk_cuda_kernels *k)
+{
+	uint32_t i;
+
+	if (!k)
+		return;
+	for (i = 0; i < MAX_IMAGES; i++)
+		if (k->modules[i])
+			k->cu->cuModuleUnload(k->modules[i]);
+	free(k);
+}
+
+static int launch(const struct cqk_cuda_kernels *k, enum kernel i, struct grid size,
+		  unsigned int shared, const void *params, struct cqcu_stream *stream,
+		  struct cq_err *err)
+{
+	void *list[] = { (void *)(uintptr_t)params };
+	int r;
+
+	r = k->cu->cuLaunchKernel(k->fn[i], size.x, size.y, 1, CQKD_THREADS, 1, 1, shared, stream,
+				  list, NULL);
+	return r ? cqk_cuda_fail(err, r, kernels[i].name) : 0;
+}
+
+/* Device memory, of any kind that kernels can reach, at a multiple of @align. */
+static int check_address(const struct cqk_cuda_kernels *k, uint64_t p, uint32_t align,
+			 const char *what, struct cq_err *err)
+{
+	unsigned int type = 0;
+
+	if (!p || p % align)
+		return cq_err_set(err, -EINVAL, "%s at 0x%llx: not aligned to %u", what,
+				  (unsigned long long)p, align);
+	if (k->cu->cuPointerGetAttribute(&type, CQCU_POINTER_ATTRIBUTE_MEMORY_TYPE, p) ||
+	    type != CQCU_MEMORYTYPE_DEVICE)
+		return cq_err_set(err, -EINVAL, "%s at 0x%llx is not device memory", what,
+				  (unsigned long long)p);
+	return 0;
+}
+
+static int view_in(const struct cqk_cuda_kernels *k, const struct cq_view *v, const char *what,
+		   struct cqkd_view *out, struct cq_err *err)
+{
+	if (v->dtype > CQ_BF16 || v->pad)
+		return cq_err_set(err, -EINVAL, "%s: dtype %u, pad %u; want CQ_F32, CQ_F16 or "
+						"CQ_BF16 and 0",
+				  what, v->dtype, v->pad);
+	if (v->stride_token > STRIDE_MAX || v->stride_token < -STRIDE_MAX ||
+	    v->stride_head > STRIDE_MAX || v->stride_head < -STRIDE_MAX)
+		return cq_err_set(err, -EINVAL, "%s: stride out of range", what);
+	*out = (struct cqkd_view){
+		.data = (uint64_t)(uintptr_t)v->data,
+		.stride_token = v->stride_token,
+		.stride_head = v->stride_head,
+		.dtype = v->dtype,
+	};
+	return check_address(k, out->data, v->dtype == CQ_F32 ? 4 : 2, what, err);
+}
+
+static int check_layer(const struct cqk_cuda_tables *t, uint32_t layer, struct cq_err *err)
+{
+	if (t->base == 1)
+		return cq_err_set(err, -EINVAL, "the model's tables are not on a device");
+	if (layer >= t->model->geom.n_layers)
+		return cq_err_set(err, -EINVAL, "layer %u of %u", layer, t->model->geom.n_layers);
+	return 0;
+}
+
+static int append_in(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tables *t,
+		     const struct cqk_cuda_append *a, struct cqkd_append *p, struct cq_err *err)
+{
+	const struct cqk_geom *g = &t->model->geom;
+	int ret = check_layer(t, a->layer, err);
+
+	if (ret)
+		return ret;
+	if (a->turn < -1 || a->turn > 1)
+		return cq_err_set(err, -EINVAL, "cqk_cuda_append: turn %d", a->turn);
+	*p = (struct cqkd_append){
+		.at = t->layers[a->layer], .rope = t->turn,
+		.dests = a->dests, .n_dests = a->n_dests, .status = a->status,
+		.layer = a->layer, .n_kv_heads = g->n_kv_heads, .d = g->head_dim,
+		.turn = t->turn.half ? a->turn : 0,
+	};
+	ret = view_in(k, &a->k, "k", &p->k, err);
+	if (!ret)
+		ret = view_in(k, &a->v, "v", &p->v, err);
+	if (!ret)
+		ret = check_address(k, a->dests, 8, "destinations", err);
+	if (!ret)
+		ret = check_address(k, a->n_dests, 4, "number of destinations", err);
+	if (!ret)
+		ret = check_address(k, a->status, 8, "status", err);
+	return ret;
+}
+
+int cqk_cuda_append(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tables *t,
+		    const struct cqk_cuda_append *a, struct cqcu_stream *stream,
+		    struct cq_err *err)
+{
+	struct cqkd_append p;
+	int ret = append_in(k, t, a, &p, err);
+
+	if (ret || !a->max_dests)
+		return ret;
+	return launch(k, K_APPEND, (struct grid){ a->max_dests, 2 * p.n_kv_heads },
+		      CQKD_TOKENS * p.d * 2, &p, stream, err);
+}
+
+bool cqk_cuda_bad(uint64_t status, struct cqk_cuda_bad *bad)
+{
+	uint64_t key = ~status;
+
+	if (!status)
+		return false;
+	*bad = (struct cqk_cuda_bad){
+		.layer = CQKD_BAD_LAYER(key), .row = CQKD_BAD_ROW(key),
+		.head = CQKD_BAD_HEAD(key), .v = CQKD_BAD_V(key),
+		.channel = CQKD_BAD_CHANNEL(key),
+	};
+	return true;
+}
+
+void cqk_cuda_limits_init(struct cqk_cuda_limits *l, const struct cqk_cuda_tables *t,
+			  uint32_t rows, uint32_t groups, uint32_t reads, uint32_t want)
+{
+	const struct cqk_geom *g = &t->model->geom;
+	uint64_t vecs = CQKD_VECS(g->head_dim), gqa = g->n_heads / g->n_kv_heads;
+	/* one item per tile of vectors and run at least, and as many as wanted */
+	uint64_t tiles = reads * gqa / vecs + groups;
+
+	l->rows = rows;
+	l->items = (uint32_t)(tiles + want);
+	l->slots = (uint32_t)(reads * gqa + want * vecs);
+}
+
+static uint64_t part_ml_bytes(const struct cqk_cuda_limits *l, uint32_t heads)
+{
+	return ALIGN_UP((uint64_t)heads * l->slots * 2 * sizeof(float), 256);
+}
+
+uint64_t cqk_cuda_workspace(const struct cqk_cuda_tables *t, const struct cqk_cuda_limits *l,
+			    uint32_t heads)
+{
+	return part_ml_bytes(l, heads) +
+	       ALIGN_UP((uint64_t)heads * l->slots * t->model->geom.head_dim * sizeof(float), 256);
+}
+
+static int check_heads(const struct cqk_cuda_tables *t, const struct cqk_cuda_attn *a,
+		       struct cq_err *err)
+{
+	uint32_t heads = t->model->geom.n_kv_heads;
+
+	if (a->head_begin > a->head_end || a->head_end > heads)
+		return cq_err_set(err, -EINVAL, "kv heads %u to %u of %u", a->head_begin,
+				  a->head_end, heads);
+	if (a->flags & ~(CQ_ATTN_Q_ROTATED | CQ_ATTN_LSE_BASE2))
+		return cq_err_set(err, -EINVAL, "cqk_cuda_attention: unknown flags 0x%x", a->flags);
+	if (!isfinite(a->scale) || !isfinite(a->soft_cap) || a->soft_cap < 0)
+		return cq_err_set(err, -EINVAL, "cqk_cuda_attention: scale %g, soft_cap %g",
+				  (double)a->scale, (double)a->soft_cap);
+	if (a->workspace_bytes < cqk_cuda_workspace(t, a->limits, a->head_end - a->head_begin))
+		return cq_err_set(err, -ENOBUFS, "workspace of %llu bytes, %llu are needed",
+				  (unsigned long long)a->workspace_bytes,
+				  (unsigned long long)cqk_cuda_workspace(t, a->limits,
+						a->head_end - a->head_begin));
+	return 0;
+}
+
+static int attn_addresses(const struct cqk_cuda_kernels *k, const struct cqk_cuda_attn *a,
+			  struct cqkd_attn *p, struct cq_err *err)
+{
+	int ret = view_in(k, &a->q, "q", &p->q, err);
+
+	if (!ret)
+		ret = view_in(k, &a->o, "o", &p->o, err);
+	if (!ret)
+		ret = check_address(k, a->plan, 16, "plan", err);
+	if (!ret)
+		ret = check_address(k, a->workspace, 256, "workspace", err);
+	if (!ret && a->lse)
+		ret = check_address(k, a->lse, 4, "lse", err);
+	return ret;
+}
+
+static void attn_in(const struct cqk_cuda_tables *t, const struct cqk_cuda_attn *a,
+		    struct cqkd_attn *p)
+{
+	const struct cqk_geom *g = &t->model->geom;
+	bool rope = t->turn.half && g->keys != CQK_KEYS_NONE;
+
+	*p = (struct cqkd_attn){
+		.at = t->layers[a->layer], .rope = t->turn, .plan = a->plan,
+		.part_ml = a->workspace,
+		.part_o = a->workspace + part_ml_bytes(a->limits, a->head_end - a->head_begin),
+		.lse = a->lse, .lse_stride = a->lse_stride,
+		.layer = a->layer, .n_kv_heads = g->n_kv_heads,
+		.head_begin = a->head_begin, .n_heads = a->head_end - a->head_begin,
+		.gqa = g->n_heads / g->n_kv_heads, .d = g->head_dim,
+		.max_items = a->limits->items, .max_rows = a->limits->rows,
+		.max_slots = a->limits->slots,
+		.turn_q = rope && !(a->flags & CQ_ATTN_Q_ROTATED),
+		.turn_k = rope && g->keys == CQK_KEYS_PRE_ROPE,
+		.scale = a->scale, .soft_cap = a->soft_cap, .window = a->sliding_window,
+		.base2 = !!(a->flags & CQ_ATTN_LSE_BASE2),
+	};
+}
+
+int cqk_cuda_attention(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tables *t,
+		       const struct cqk_cuda_attn *a, struct cqcu_stream *stream,
+		       struct cq_err *err)
+{
+	uint32_t d = t->model->geom.head_dim;
+	enum kernel which = d == 64 ? K_ATTN_64 : d == 128 ? K_ATTN_128 : K_ATTN_256;
+	struct cqkd_attn p;
+	int ret = check_layer(t, a->layer, err);
+
+	if (!ret)
+		ret = check_heads(t, a, err);
+	if (ret)
+		return ret;
+	attn_in(t, a, &p);
+	if (!p.n_heads || !p.max_rows)
+		return 0;
+	ret = attn_addresses(k, a, &p, err);
+	if (!ret && p.max_items)
+		ret = launch(k, which, (struct grid){ p.max_items, p.n_heads },
+			     kernels[which].shared, &p, stream, err);
+	if (!ret)
+		ret = launch(k, K_MERGE, (struct grid){ p.max_rows, (p.n_heads * p.gqa + 3) / 4 },
+			     0, &p, stream, err);
+	return ret;
+}
+
+int cqk_cuda_check(const struct cqk_cuda_kernels *k, uint64_t jobs, uint64_t n_jobs,
+		   uint32_t max_jobs, uint64_t max_bytes, struct cqcu_stream *stream,
+		   struct cq_err *err)
+{
+	struct cqkd_checks p = { .jobs = jobs, .n_jobs = n_jobs };
+	uint64_t chunks = max_bytes / CQKD_CHUNK + (max_bytes % CQKD_CHUNK != 0);
+	uint64_t blocks = chunks / CQKD_CHECKS + (chunks % CQKD_CHECKS != 0);
+	int ret = check_address(k, jobs, 8, "checks", err);
+
+	if (!ret)
+		ret = check_address(k, n_jobs, 4, "number of checks", err);
+	if (ret || !max_jobs || !blocks)
+		return ret;
+	if (max_jobs > MAX_GRID_Y || blocks > INT32_MAX)
+		return cq_err_set(err, -EINVAL, "checks of %u payloads of %llu bytes at once",
+				  max_jobs, (unsigned long long)max_bytes);
+	return launch(k, K_CHECK, (struct grid){ (unsigned int)blocks, max_jobs }, 0, &p, stream,
+		      err);
+}

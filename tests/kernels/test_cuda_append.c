@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Appending and encoding on the (emulated) GPU: rows as the host rounds and
+ * rotates them, codes as the portable encoder has them, bit by bit.
+ */
+#include "tests/harness.h"
+#include "tests/kernels/toy.h"
+#include "tests/kernels/gpu.h"
+
+#define SINKS 3
+
+/* What to append, and where it goes: see batch_dests(). */
+struct batch {
+	struct toy_opts toy;
+	uint32_t dtype, rows, pos, first;
+	uint32_t layer;
+	int turn;
+	bool hnd;		/* [head][token] rather than [token][head] */
+};
+
+/* Both sides of a test: fp16 blocks and pages, one more than is used. */
+struct sides {
+	struct toy toy;
+	struct cq_view k, v;
+	uint8_t *kv[2];
+	size_t kv_bytes, f16_bytes, page_bytes, sink_bytes;
+	struct cqkd_dest dests[8];
+	uint32_t n_dests;
+	uint8_t *want_f16, *want_page, *want_sink;
+	uint8_t *got;
+};
+
+static size_t elem(uint32_t dtype)
+{
+	return dtype == CQ_F32 ? 4 : 2;
+}
+
+static uint8_t *fill_view(const struct batch *b, struct cq_view *v, size_t *bytes)
+{
+	const struct toy_opts *o = &b->toy;
+	size_t n = (size_t)(b->rows + 1) * (o->n_kv_heads + 1) * (o->d + 2), i;
+	uint8_t *mem = toy_alloc(n * 4);
+
+	*v = (struct cq_view){ .data = mem, .dtype = b->dtype,
+			       .stride_head = o->d + 1,
+			       .stride_token = o->n_kv_heads * (o->d + 1) + 3 };
+	if (b->hnd) {
+		v->stride_token = o->d;
+		v->stride_head = (int64_t)b->rows * o->d + 5;
+	}
+	for (i = 0; i < n; i++) {
+		float x = toy_normal();
+		uint16_t h = b->dtype == CQ_F16 ? cqk_f32_to_f16(x) : cqk_f32_to_bf16(x);
+
+		memcpy(mem + i * elem(b->dtype), b->dtype == CQ_F32 ? (void *)&x : (void *)&h,
+		       elem(b->dtype));
+	}
+	*bytes = n * elem(b->dtype);
+	return mem;
+}
+
+/*
+ * Rows go to a run of blocks that begins at token @first of block 0; tokens
+ * below SINKS of block 0 also go to a sink object. The base addresses are
+ * added by the caller.
+ */
+static void batch_dests(const struct batch *b, struct sides *s)
+{
+	uint32_t at = b->first, row = 0, n;
+
+	if (b->first < SINKS)
+		s->dests[s->n_dests++] = (struct cqkd_dest){
+			.f16 = 2, .tokens = SINKS, .first = b->first,
+			.count = MIN(SINKS - b->first, b->rows), .pos = b->pos };
+	for (; row < b->rows; row += n, at += n) {
+		n = MIN(64 - at % 64, b->rows - row);
+		s->dests[s->n_dests++] = (struct cqkd_dest){
+			.f16 = 1, .codes = at / 64 + 1, .tokens = 64, .first = at % 64,
+			.count = n, .row = row, .pos = b->pos + row };
+	}
+	ASSERT(s->n_dests <= ARRAY_SIZE(s->dests));
+}
+
+/* One head's row as the host has it: rounded, K rotated in float. */
+static void host_row(const struct batch *b, const struct sides *s, bool v, uint32_t row,
+		     uint32_t head, uint32_t pos, uint16_t *out)
+{
+	float x[256];
+	uint32_t ch;
+
+	for (ch = 0; ch < b->toy.d; ch++)
+		x[ch] = (float)toy_load(v ? &s->v : &s->k, row, head, ch);
+	if (!v && b->turn)
+		cqk_rope_rotate(&s->toy.rope, x, 1, b->toy.d, pos, b->turn < 0);
+	for (ch = 0; ch < b->toy.d; ch++)
+		out[ch] = cqk_f32_to_f16(x[ch]);
+}
+
+static void host_dest(const struct batch *b, struct sides *s, const struct cqkd_dest *to,
+		      uint32_t head, bool v)
+{
+	const struct cqk_geom *g = &s->toy.m.geom;
+	const struct cqk_layer *y = &s->toy.m.layers[b->layer];
+	size_t index = ((size_t)b->layer * g->n_kv_heads + head) * 2 + v, at;
+	uint16_t rows[64 * 256];
+	uint8_t *f16;
+	uint32_t t;
+
+	for (t = 0; t < to->count; t++)
+		host_row(b, s, v, to->row + t, head, to->pos + t, rows + t * g->head_dim);
+	at = (index * to->tokens + to->first) * g->head_dim * 2;
+	f16 = to->f16 == 2 ? s->want_sink : s->want_f16 + (to->codes - 1) * s->f16_bytes;
+	memcpy(f16 + at, rows, (size_t)to->count * g->head_dim * 2);
+	if (!to->codes)
+		return;
+	at = y->offset + head * (y->k_bytes + y->v_bytes) + (v ? y->k_bytes : 0);
+	cqk_portable_encode(v ? &y->v : &y->k, head, rows, to->first, to->count,
+			    s->want_page + (to->codes - 1) * s->page_bytes + at);
+}
+
+static void sides_make(const struct batch *b, struct sides *s)
+{
+	const struct cqk_geom *g = &s->toy.m.geom;
+	uint32_t i, head, v, blocks = 4;
+
+	memset(s, 0, sizeof(*s));
+	toy_init(&s->toy, &b->toy, b->pos + b->rows + 64);
+	s->kv[0] = fill_view(b, &s->k, &s->kv_bytes);
+	s->kv[1] = fill_view(b, &s->v, &s->kv_bytes);
+	s->f16_bytes = cq_f16_block_bytes(g->n_layers, g->n_kv_heads, g->head_dim, 64);
+	s->sink_bytes = cq_f16_block_bytes(g->n_layers, g->n_kv_heads, g->head_dim, SINKS);
+	s->page_bytes = s->toy.m.payload;
+	s->want_f16 = malloc(blocks * s->f16_bytes);
+	s->want_page = malloc(blocks * s->page_bytes);
+	s->want_sink = malloc(s->sink_bytes);
+	s->got = malloc(blocks * s->f16_bytes);
+	memset(s->want_f16, 0xa5, blocks * s->f16_bytes);
+	memset(s->want_page, 0xa5, blocks * s->page_bytes);
+	memset(s->want_sink, 0xa5, s->sink_bytes);
+	batch_dests(b, s);
+	for (i = 0; i < s->n_dests; i++)
+		for (head = 0; head < g->n_kv_heads; head++)
+			for (v = 0; v < 2; v++)
+				host_dest(b, s, &s->dests[i], head, v);
+}
+
+static void sides_free(struct sides *s)
+{
+	toy_free(&s->toy);
+	free(s->kv[0]);
+	free(s->kv[1]);
+	free(s->want_f16);
+	free(s->want_page);
+	free(s->want_sink);
+	free(s->got);
+}
+
+static void same(struct gpu *g, struct sides *s, cqcu_ptr at, const uint8_t *want, size_t n,
+		 const char *what)
+{
+	size_t i;
+
+	gpu_get(g, s->got, at, n);
+	for (i = 0; i < n; i++)
+		if (s->got[i] != want[i])
+			FAIL("%s: byte %zu is %02x, want %02x", what, i, s->got[i], want[i]);
+}
+
+/* Runs the append on the device and compares every byte; returns the status. */
+static uint64_t append(struct gpu *g, const struct batch *b, struct sides *s, bool compare)
+{
+	struct cqk_cuda_tables *t = gpu_tables(g, &s->toy.m, &s->toy.rope);
+	cqcu_ptr f16 = gpu_alloc(g, 4 * s->f16_bytes, 0xa5);
+	cqcu_ptr page = gpu_alloc(g, 4 * s->page_bytes, 0xa5);
+	cqcu_ptr sink = gpu_alloc(g, s->sink_bytes, 0xa5);
+	struct cqk_cuda_append a = {
+		.layer = b->layer, .turn = b->turn, .max_dests = s->n_dests + 2,
+		.k = gpu_view(&s->k, s->kv[0], gpu_put(g, s->kv[0], s->kv_bytes)),
+		.v = gpu_view(&s->v, s->kv[1], gpu_put(g, s->kv[1], s->kv_bytes)),
+		.n_dests = gpu_put(g, &s->n_dests, 4), .status = gpu_alloc(g, 8, 0),
+	};
+	uint64_t status;
+	uint32_t i;
+
+	for (i = 0; i < s->n_dests; i++) {
+		struct cqkd_dest *to = &s->dests[i];
+
+		to->f16 = to->f16 == 2 ? sink : f16 + (to->codes - 1) * s->f16_bytes;
+		to->codes = to->codes ? page + (to->codes - 1) * s->page_bytes : 0;
+	}
+	a.dests = gpu_put(g, s->dests, s->n_dests * sizeof(s->dests[0]));
+	if (cqk_cuda_append(g->k, t, &a, g->stream, &g->err))
+		FAIL("%s", g->err.text);
+	if (compare) {
+		same(g, s, f16, s->want_f16, 4 * s->f16_bytes, "fp16 blocks");
+		same(g, s, page, s->want_page, 4 * s->page_bytes, "pages");
+		same(g, s, sink, s->want_sink, s->sink_bytes, "sink object");
+	}
+	gpu_get(g, &status, a.status, sizeof(status));
+	cqk_cuda_tables_free(t);
+	gpu_reset(g);
+	return status;
+}
+
+static void check(struct gpu *g, const struct batch *b)
+{
+	struct sides s;
+
+	sides_make(b, &s);
+	ASSERT_EQ(append(g, b, &s, true), 0);
+	sides_free(&s);
+}
+
+static struct batch plain(uint32_t d, uint32_t ck, uint32_t cv)
+{
+	return (struct batch){
+		.toy = { .n_layers = 2, .n_heads = 2, .n_kv_heads = 2, .d = d, .rope_dim = d,
+			 .ck = ck, .cv = cv },
+		.rows = 1, .layer = 1, .pos = 100, .first = 5,
+	};
+}
+
+TEST_LIMIT(every_pair_of_settings, 60)
+{
+	static const uint32_t dims[] = { 64, 128, 256 }, codes[] = { 2, 4, 8, 0 };
+	static const uint32_t rows[] = { 1, 2, 33, 70 }, firsts[] = { 0, 2, 31, 63 };
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	for (i = 0; i < 24; i++) {
+		struct batch b = plain(dims[i % 3], codes[i % 4], codes[(i / 4 + i) % 4]);
+
+		b.toy.i8 = i / 5 % 2;
+		b.toy.rope_dim = b.toy.d / (1 + i / 2 % 3) & ~1u;
+		b.dtype = (i + i / 6) % 3;
+		b.turn = (int)(i / 3 % 3) - 1;
+		b.rows = rows[(i + i / 8) % 4];
+		b.first = firsts[(i / 2 + i / 7) % 4];
+		b.hnd = i / 4 % 2;
+		if (b.toy.d == 256)
+			b.rows = MIN(b.rows, 33u);
+		check(&g, &b);
+	}
+	gpu_close(&g);
+}
+
+TEST(ties_take_the_lowest_code)
+{
+	struct batch b = plain(64, 4, 2);
+	struct cqk_codebook *cb;
+	struct sides s;
+	struct gpu g;
+	size_t i, j;
+
+	gpu_open(&g);
+	b.toy.i8 = true;
+	b.rows = 40;
+	sides_make(&b, &s);
+	cb = &s.toy.m.layers[1].k;
+	for (i = 0; i < (size_t)2 * 64 * 256; i++) {	/* every centroid four times */
+		j = i / 4 / 256 * 4 * 256 + i % 4 + i / 4 % 64 * 4;
+		((int8_t *)(uintptr_t)cb->stored)[i] = ((const int8_t *)cb->stored)[j];
+	}
+	for (i = 0; i < 2 * 64; i++)
+		for (j = 0; j < 256; j++)
+			cb->f32[i * 256 + j] = (float)((const int8_t *)cb->stored)
+				[(i / 4 * 256 + j) * 4 + i % 4] * cb->scale[i];
+	toy_half_norm(cb);
+	for (i = 0; i < s.n_dests; i++)
+		for (j = 0; j < 4; j++)
+			host_dest(&b, &s, &s.dests[i], j / 2, j % 2);
+	ASSERT_EQ(append(&g, &b, &s, true), 0);
+	sides_free(&s);
+	gpu_close(&g);
+}
+
+/* Zeros of both signs, the least and the largest halves. */
+TEST(extreme_inputs)
+{
+	struct batch b = plain(64, 8, 8);
+	struct sides s;
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	b.dtype = CQ_F16;
+	b.rows = 4;
+	b.toy.k_size = 3000;
+	sides_make(&b, &s);
+	for (i = 0; i < s.kv_bytes / 2; i++) {
+		uint16_t h = (uint16_t)((i % 2 ? 0x8000 : 0) | (i % 3 ? 0x7bff : i % 5));
+
+		memcpy(s.kv[0] + 2 * i, &h, 2);
+		memcpy(s.kv[1] + 2 * i, i % 7 ? (uint16_t[]){ 0 } : (uint16_t[]){ 0x8000 }, 2);
+	}
+	for (i = 0; i < s.n_dests * 4; i++)
+		host_dest(&b, &s, &s.dests[i / 4], i / 2 % 2, i % 2);
+	ASSERT_EQ(append(&g, &b, &s, true), 0);
+	sides_free(&s);
+	gpu_close(&g);
+}
+
+static void put_bad(struct sides *s, bool v, uint32_t row, uint32_t head, uint32_t ch, float x)
+{
+	const struct cq_view *view = v ? &s->v : &s->k;
+
+	((float *)view->data)[row * view->stride_token + head * view->stride_head + ch] = x;
+}
+
+static void expect_bad(uint64_t status, uint32_t row, uint32_t head, bool v, uint32_t ch)
+{
+	struct cqk_cuda_bad bad;
+
+	ASSERT(cqk_cuda_bad(status, &bad));
+	ASSERT_EQ(bad.layer, 1);
+	ASSERT_EQ(bad.row, row);
+	ASSERT_EQ(bad.head, head);
+	ASSERT_EQ(bad.v, v);
+	ASSERT_EQ(bad.channel, ch);
+}
+
+TEST(values_that_fp16_cannot_hold_are_named)
+{
+	static const float bad[] = { NAN, INFINITY, -65520.0f, 1e30f };
+	struct batch b = plain(64, 4, 4);
+	struct cqk_cuda_bad none;
+	struct sides s;
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	b.rows = 70;
+	for (i = 0; i < ARRAY_SIZE(bad); i++) {
+		b.turn = (int)i % 3 - 1;
+		sides_make(&b, &s);
+		put_bad(&s, true, 69, 1, 3, bad[i]);
+		put_bad(&s, true, 66, 1, 63, bad[i]);
+		put_bad(&s, false, 67, 0, 0, bad[i]);
+		expect_bad(append(&g, &b, &s, false), 66, 1, true, 63);
+		put_bad(&s, false, 66, 1, 63, bad[i]);	/* its partner is 31 */
+		s.n_dests = 0;
+		batch_dests(&b, &s);
+		expect_bad(append(&g, &b, &s, false), 66, 1, false, 63);
+		sides_free(&s);
+	}
+	ASSERT(!cqk_cuda_bad(0, &none));
+	gpu_close(&g);
+}
+
+/* Both channels are halves, but not what the rotation makes of them. */
+TEST(a_rotation_may_leave_fp16)
+{
+	struct batch b = plain(64, 4, 4);
+	struct sides s;
+	struct gpu g;
+	uint32_t ch;
+
+	gpu_open(&g);
+	b.turn = 1;
+	b.pos = 1;
+	b.first = 10;
+	sides_make(&b, &s);
+	for (ch = 0; ch < 64; ch++)
+		put_bad(&s, false, 0, 1, ch, ch % 32 == 0 ? 60000.0f : 0);
+	expect_bad(append(&g, &b, &s, false), 0, 1, false, 32);
+	sides_free(&s);
+	gpu_close(&g);
+}
+
+TEST(bad_arguments)
+{
+	struct batch b = plain(64, 4, 4);
+	struct cqk_cuda_tables *t;
+	struct cqk_cuda_append good, a;
+	struct sides s;
+	struct gpu g;
+
+	gpu_open(&g);
+	sides_make(&b, &s);
+	t = gpu_tables(&g, &s.toy.m, &s.toy.rope);
+	good = (struct cqk_cuda_append){
+		.k = gpu_view(&s.k, s.kv[0], gpu_put(&g, s.kv[0], s.kv_bytes)),
+		.v = gpu_view(&s.v, s.kv[1], gpu_put(&g, s.kv[1], s.kv_bytes)),
+		.dests = gpu_put(&g, s.dests, sizeof(s.dests)),
+		.n_dests = gpu_alloc(&g, 4, 0), .status = gpu_alloc(&g, 8, 0), .max_dests = 3,
+	};
+#define REFUSED(field, value) do { \
+	a = good; \
+	a.field = value; \
+	ASSERT_EQ(cqk_cuda_append(g.k, t, &a, g.stream, &g.err), -EINVAL); \
+	ASSERT(g.err.text[0]); \
+	ASSERT_EQ(cqk_cuda_append(g.k, t, &good, g.stream, &g.err), 0); \
+} while (0)
+	REFUSED(layer, 2);
+	REFUSED(turn, 2);
+	REFUSED(k.dtype, 7);
+	REFUSED(k.data, s.kv[0]);
+	REFUSED(v.data, (char *)good.v.data + 2);
+	REFUSED(v.stride_token, INT64_MIN);
+	REFUSED(dests, 0);
+	REFUSED(n_dests, good.n_dests + 2);
+	REFUSED(status, (uintptr_t)&s);
+#undef REFUSED
+	CU(g.cu->cuStreamSynchronize(g.stream));
+	cqk_cuda_tables_free(t);
+	sides_free(&s);
+	gpu_close(&g);
+}

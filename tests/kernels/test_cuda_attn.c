@@ -1,0 +1,518 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Attention on the (emulated) GPU, against double precision over the
+ * centroids as stored and against the portable kernels.
+ */
+#include "tests/harness.h"
+#include "tests/kernels/gpu_scene.h"
+
+static struct scene_opts plain(uint32_t d, uint32_t c)
+{
+	return (struct scene_opts){
+		.toy = { .n_layers = 2, .n_heads = 4, .n_kv_heads = 2, .d = d, .rope_dim = d,
+			 .ck = c, .cv = c },
+		.shared = 2, .tail = 21, .layer = 1,
+	};
+}
+
+/* Each pair of values of two settings in some scene. */
+TEST_LIMIT(every_pair_of_settings, 60)
+{
+	static const uint32_t dims[] = { 64, 128, 256 }, codes[] = { 2, 4, 8, 0 };
+	static const uint32_t gqa[] = { 1, 2, 4, 7 }, rope[] = { 0, 2, 4 };
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	for (i = 0; i < 24; i++) {
+		struct scene_opts o = plain(dims[i % 3], codes[i % 4]);
+
+		o.toy.cv = codes[(i / 4 + i) % 4];
+		o.toy.keys = i / 3 % 3;
+		o.toy.n_heads = 2 * gqa[(i / 2 + i / 8) % 4];
+		o.toy.rope_dim = rope[(i + i / 3) % 3] ? o.toy.d / rope[(i + i / 3) % 3] * 2 : 0;
+		o.toy.i8 = i / 5 % 2;
+		o.dtype = (i + i / 6) % 3;
+		o.flags = i / 7 % 2 ? CQ_ATTN_Q_ROTATED : 0;
+		o.holes = i % 5 == 4;
+		o.sinks = i % 6;
+		check(&g, &o);
+	}
+	gpu_close(&g);
+}
+
+TEST(no_tables_needed_when_keys_and_queries_come_rotated)
+{
+	struct scene_opts o = plain(64, 4);
+	struct scene *s;
+	struct gpu g;
+
+	gpu_open(&g);
+	o.toy.keys = CQK_KEYS_ROTATED;
+	o.flags = CQ_ATTN_Q_ROTATED;
+	s = scene_new(&o);
+	s->a.rope = NULL;
+	check_scene(&g, s);
+	scene_free(s);
+	gpu_close(&g);
+}
+
+TEST(many_rows_are_causal)
+{
+	static const uint32_t rows[] = { 5, 33, 80 };
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	for (i = 0; i < ARRAY_SIZE(rows); i++) {
+		struct scene_opts o = plain(64, 8);
+
+		o.rows = rows[i];
+		check(&g, &o);
+	}
+	gpu_close(&g);
+}
+
+/* More query heads than fit at once: 64 vectors, or 32. */
+TEST(many_heads_share_a_kv_head)
+{
+	struct gpu g;
+	uint32_t d;
+
+	gpu_open(&g);
+	for (d = 64; d <= 256; d *= 4) {
+		struct scene_opts o = plain(d, 8);
+
+		o.toy.n_kv_heads = 1;
+		o.toy.n_heads = 71;
+		o.rows = 2;
+		o.shared = 1;
+		check(&g, &o);
+	}
+	gpu_close(&g);
+}
+
+TEST(batches_share_pages_at_other_positions)
+{
+	struct gpu g;
+	uint32_t rows;
+
+	gpu_open(&g);
+	for (rows = 1; rows < 5; rows += 3) {
+		struct scene_opts o = plain(128, 8);
+
+		o.seqs = 5;
+		o.rows = rows;
+		o.own = 1;
+		o.shift = 77;
+		o.holes = true;
+		o.sinks = 4;
+		check(&g, &o);
+	}
+	gpu_close(&g);
+}
+
+TEST(sinks_tails_masks)
+{
+	uint32_t tail;
+	struct gpu g;
+
+	gpu_open(&g);
+	for (tail = 0; tail < 65; tail += 16) {
+		struct scene_opts o = plain(64, 4);
+
+		o.sinks = tail / 8;
+		o.tail = tail;
+		o.holes = true;
+		check(&g, &o);
+	}
+	gpu_close(&g);
+}
+
+TEST(soft_cap_window_base2)
+{
+	static const float caps[] = { 1e-3f, 1.5f, 50, 1e30f };
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	for (i = 0; i < 4; i++) {
+		struct scene_opts o = plain(64, 4);
+
+		o.soft_cap = caps[i];
+		o.window = 50 * i;
+		o.flags = CQ_ATTN_LSE_BASE2;
+		o.rows = i == 2 ? 20 : 1;
+		check(&g, &o);
+	}
+	gpu_close(&g);
+}
+
+TEST(rows_that_see_nothing_give_zero)
+{
+	struct scene_opts o = plain(64, 4);
+	struct scene *s;
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	o.rows = 4;
+	s = scene_new(&o);
+	for (i = 0; i < s->n_spans; i++)
+		s->spans[i].pos += 1;	/* row 0 loses its last token only */
+	s->row_pos[1] = 0;
+	check_scene(&g, s);
+	for (i = 0; i < s->n_spans; i++)
+		s->spans[i].mask = 0;
+	check_scene(&g, s);
+	s->a.n_blocks = 0;
+	check_scene(&g, s);
+	scene_free(s);
+	gpu_close(&g);
+}
+
+/* Heads of row 0 with the value give NaN, if they see anything; no other does. */
+static void check_spoiled(struct gpu *g, struct scene *s)
+{
+	bool sees = s->a.n_blocks;
+	uint32_t row, h, ch;
+
+	scene_gpu(g, s);
+	for (row = 0; row < s->a.n_rows; row++)
+		for (h = 0; h < 4; h++) {
+			bool bad = !row && h == 3;
+
+			for (ch = 0; ch < 64; ch++) {
+				double x = toy_load(&s->a.o, row, h, ch);
+
+				ASSERT(sees ? isnan(x) == bad : x == 0);
+			}
+			ASSERT_EQ(isnan(s->lse[row * s->a.lse_stride + h]), bad && sees);
+		}
+}
+
+TEST(queries_that_are_no_numbers_give_none)
+{
+	static const float bad[] = { NAN, -INFINITY, 1e30f, -1e17f };
+	struct gpu g;
+	uint32_t v, n;
+
+	gpu_open(&g);
+	for (v = 0; v < ARRAY_SIZE(bad); v++) {
+		struct scene_opts o = plain(64, 8);
+		struct scene *s;
+
+		o.rows = 1 + v % 2 * 2;
+		s = scene_new(&o);
+		n = s->a.n_blocks;
+		((float *)s->a.q.data)[3 * s->a.q.stride_head + 9] = bad[v];
+		check_spoiled(&g, s);
+		s->a.n_blocks = 0;
+		check_spoiled(&g, s);
+		s->a.n_blocks = n;
+		scene_free(s);
+	}
+	gpu_close(&g);
+}
+
+TEST(strides_may_be_negative)
+{
+	struct scene_opts o = plain(64, 8);
+	struct scene *s;
+	struct gpu g;
+
+	gpu_open(&g);
+	o.rows = 3;
+	s = scene_new(&o);
+	s->a.q.data = (float *)s->a.q.data + 3 * s->a.q.stride_head;
+	s->a.q.stride_head = -s->a.q.stride_head;
+	s->a.o.data = (float *)s->a.o.data + 2 * s->a.o.stride_token;
+	s->a.o.stride_token = -s->a.o.stride_token;
+	check_scene(&g, s);
+	scene_free(s);
+	gpu_close(&g);
+}
+
+TEST(a_sequence_may_use_a_page_twice)
+{
+	struct scene_opts o = plain(64, 4);
+	struct scene *s;
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	o.rows = 4;
+	o.seqs = 2;
+	o.tail = 0;
+	s = scene_new(&o);
+	for (i = 0; i < 2; i++) {	/* both spans to the first sequence */
+		s->spans[2 * i + 1].row_first = 0;
+		s->spans[2 * i + 1].pos += 64;
+		s->spans[2 * i + 1].mask = 0x00ff00ff12345678ull;
+	}
+	for (i = 0; i < 4; i++)
+		s->row_pos[i] = i < 2 ? 20 + 180 * i : 255;
+	check_scene(&g, s);
+	scene_free(s);
+	gpu_close(&g);
+}
+
+TEST(head_ranges_touch_only_their_heads)
+{
+	struct scene_opts o = plain(64, 4);
+	struct scene *s = scene_new(&o);
+	const uint8_t *out = s->a.o.data;
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	s->a.head_begin = 1;
+	scene_gpu(&g, s);
+	for (i = 0; i < 2 * 67 * 4; i++)
+		ASSERT(out[i] == 0xff);
+	ASSERT(out[2 * 67 * 4] != 0xff || out[2 * 67 * 4 + 1] != 0xff);
+	ASSERT(isnan(s->lse[1]) && !isnan(s->lse[2]));
+	s->a.head_begin = 0;
+	s->a.head_end = 1;
+	scene_gpu(&g, s);
+	for (i = 2 * 67 * 4; i < 4 * 67 * 4; i++)
+		ASSERT(out[i] == 0xff);
+	ASSERT(isnan(s->lse[2]) && !isnan(s->lse[1]));
+	scene_free(s);
+	gpu_close(&g);
+}
+
+TEST(large_and_tiny_sizes)
+{
+	static const float size[] = { 1e-4f, 1e-2f, 30.0f, 1000.0f, 10000.0f };
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	for (i = 0; i < ARRAY_SIZE(size); i++) {
+		struct scene_opts o = plain(64, 8);
+
+		o.tail = 0;
+		o.toy.k_size = size[i];
+		o.q_size = 1 / size[i];
+		o.toy.v_size = size[i];
+		check(&g, &o);
+	}
+	gpu_close(&g);
+}
+
+TEST(positions_far_out)
+{
+	struct scene_opts o = plain(128, 8);
+	struct gpu g;
+
+	gpu_open(&g);
+	o.seqs = 2;
+	o.shift = 100000;
+	check(&g, &o);
+	gpu_close(&g);
+}
+
+/* 4,159 tokens of one score, each lost beside the largest if p is rounded. */
+TEST(one_score_above_equal_ones)
+{
+	uint32_t above, i, ch;
+	struct gpu g;
+
+	gpu_open(&g);
+	for (above = 9; above <= 13; above += 2) {
+		struct scene_opts o = plain(64, 8);
+		struct scene *s;
+		struct cqk_src src;
+		double norm = 0;
+
+		o.toy.keys = CQK_KEYS_NONE;
+		o.toy.n_heads = o.toy.n_kv_heads = 1;
+		o.shared = 65;
+		o.tail = 0;
+		s = scene_new(&o);
+		for (i = 0; i < 65; i++)	/* K of layer 1: 8 groups */
+			memset((uint8_t *)s->mem[i] + s->toy.m.layers[1].offset, 7, 8 * 64);
+		for (ch = 0; ch < 8; ch++)
+			((uint8_t *)s->mem[40])[s->toy.m.layers[1].offset + ch * 64 + 33] = 200;
+		src = cqk_block_src(&s->a, &s->blocks[40], 0, false, ~0ull);
+		for (ch = 0; ch < 64; ch++)
+			norm += toy_value(&src, 33, ch) * toy_value(&src, 33, ch);
+		for (ch = 0; ch < 64; ch++)
+			((float *)s->a.q.data)[ch] = (float)(toy_value(&src, 33, ch) / norm *
+							     above / (double)s->a.scale);
+		check_scene(&g, s);
+		scene_free(s);
+	}
+	gpu_close(&g);
+}
+
+TEST(garbage_in_tokens_nobody_reads)
+{
+	struct scene_opts o = plain(64, 0);
+	struct scene *s;
+	struct gpu g;
+	uint32_t i, b;
+
+	gpu_open(&g);
+	o.tail = 64;
+	s = scene_new(&o);
+	for (b = 1; b < 3; b++) {	/* a page of halves, and an fp16 block */
+		s->spans[b].mask = low_bits(9);
+		for (i = 0; i < s->o.toy.n_layers * 2 * 2; i++)
+			memset((uint8_t *)s->mem[b] + (i * 64 + 9) * 64 * 2, 0xff, 55 * 64 * 2);
+	}
+	check_scene(&g, s);
+	scene_free(s);
+	gpu_close(&g);
+}
+
+/* Element of the scene's f32 results. */
+static size_t out_at(const struct scene *s, uint32_t row, uint32_t h, uint32_t ch)
+{
+	int64_t at = row * s->a.o.stride_token + h * s->a.o.stride_head + ch;
+
+	return (size_t)((uint8_t *)s->a.o.data - s->out) / sizeof(float) + (size_t)at;
+}
+
+TEST(agrees_with_the_portable_kernels)
+{
+	struct scene_opts o = plain(128, 8);
+	uint32_t row, h, ch;
+	float *want, *got;
+	struct scene *s;
+	struct gpu g;
+
+	gpu_open(&g);
+	o.rows = 3;
+	o.holes = true;
+	s = scene_new(&o);
+	scene_run(s, &cqk_portable);
+	want = malloc(s->out_bytes);
+	memcpy(want, s->out, s->out_bytes);
+	scene_gpu(&g, s);
+	got = (float *)(void *)s->out;
+	for (row = 0; row < s->a.n_rows; row++)
+		for (h = 0; h < 4; h++)
+			for (ch = 0; ch < 128; ch++) {
+				size_t at = out_at(s, row, h, ch);
+
+				ASSERT(fabsf(want[at] - got[at]) < 2e-3f);
+			}
+	free(want);
+	scene_free(s);
+	gpu_close(&g);
+}
+
+/* One capture serves steps of other blocks, masks, positions and rows. */
+TEST(a_graph_serves_other_steps)
+{
+	struct scene_opts o = plain(64, 4);
+	struct cqcu_graph *graph;
+	struct cqcu_exec *exec;
+	struct scene *s;
+	struct run r;
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	o.seqs = 3;
+	o.own = 1;
+	o.rows = 2;
+	s = scene_new(&o);
+	run_new(&g, s, &r);
+	CU(g.cu->cuStreamSynchronize(g.stream));
+	CU(g.cu->cuStreamBeginCapture(g.stream, CQCU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+	run_launch(&g, &r);
+	CU(g.cu->cuStreamEndCapture(g.stream, &graph));
+	CU(g.cu->cuGraphInstantiateWithFlags(&exec, graph, 0));
+	for (i = 0; i < 4; i++) {
+		CU(g.cu->cuGraphLaunch(exec, g.stream));
+		run_get(&g, s, &r);
+		check_error(s);
+		s->spans[i].mask &= 0x0123456789abcdefull;
+		s->row_pos[i] -= 30;
+		s->a.n_blocks -= i / 2;
+		put_plan(&g, s, &r);
+	}
+	CU(g.cu->cuGraphExecDestroy(exec));
+	CU(g.cu->cuGraphDestroy(graph));
+	run_free(&g, &r);
+	scene_free(s);
+	gpu_close(&g);
+}
+
+static int refused(struct gpu *g, const struct run *r, const struct cqk_cuda_attn *bad)
+{
+	int ret = cqk_cuda_attention(g->k, r->t, bad, g->stream, &g->err);
+
+	ASSERT(g->err.text[0]);
+	run_launch(g, r);
+	return ret;
+}
+
+TEST(bad_arguments)
+{
+	struct scene_opts o = plain(64, 4);
+	struct scene *s = scene_new(&o);
+	struct cqk_cuda_attn b;
+	struct run r;
+	struct gpu g;
+
+	gpu_open(&g);
+	run_new(&g, s, &r);
+#define REFUSED(code, field, value) do { \
+	b = r.a; \
+	b.field = value; \
+	ASSERT_EQ(refused(&g, &r, &b), code); \
+} while (0)
+	REFUSED(-EINVAL, layer, 2);
+	REFUSED(-EINVAL, head_end, 3);
+	REFUSED(-EINVAL, head_begin, 3);
+	REFUSED(-EINVAL, flags, 4);
+	REFUSED(-EINVAL, scale, NAN);
+	REFUSED(-EINVAL, soft_cap, -1);
+	REFUSED(-EINVAL, q.dtype, 3);
+	REFUSED(-EINVAL, q.data, s->q);
+	REFUSED(-EINVAL, o.data, (char *)r.a.o.data + 1);
+	REFUSED(-EINVAL, o.stride_head, INT64_MAX);
+	REFUSED(-EINVAL, plan, r.plan + 4);
+	REFUSED(-EINVAL, plan, (uintptr_t)s->q);
+	REFUSED(-EINVAL, lse, 3);
+	REFUSED(-EINVAL, workspace, r.a.workspace + 16);
+	REFUSED(-ENOBUFS, workspace_bytes, r.a.workspace_bytes - 1);
+#undef REFUSED
+	run_get(&g, s, &r);
+	check_error(s);
+	run_free(&g, &r);
+	scene_free(s);
+	gpu_close(&g);
+}
+
+TEST(what_gpus_lack_is_named)
+{
+	struct toy_opts o = plain(64, 4).toy;
+	struct cqk_cuda_tables *t;
+	struct cq_err err;
+	struct toy toy;
+
+	toy_init(&toy, &o, 64);
+	toy.m.layers[1].v.code = (struct cq_code){ CQ_CODE_CQ, 8, 10, 0 };
+	ASSERT_EQ(cqk_cuda_tables_new(&toy.m, &toy.rope, &t, &err), -EOPNOTSUPP);
+	ASSERT(strstr(err.text, "layer 1") && strstr(err.text, "8c10b"));
+	toy.m.layers[1].v.code = (struct cq_code){ CQ_CODE_CQ, 16, 8, 0 };
+	ASSERT_EQ(cqk_cuda_tables_new(&toy.m, &toy.rope, &t, &err), -EOPNOTSUPP);
+	ASSERT(strstr(err.text, "16c8b"));
+	toy.m.layers[1].v.code = toy.m.layers[1].k.code;
+	toy.m.geom.head_dim = 96;
+	ASSERT_EQ(cqk_cuda_tables_new(&toy.m, &toy.rope, &t, &err), -EOPNOTSUPP);
+	ASSERT(strstr(err.text, "96"));
+	toy.m.geom.head_dim = 64;
+	toy_free(&toy);
+	o.i8 = true;
+	o.k_size = 3e5f;
+	toy_init(&toy, &o, 64);
+	ASSERT_EQ(cqk_cuda_tables_new(&toy.m, &toy.rope, &t, &err), -EOPNOTSUPP);
+	ASSERT(strstr(err.text, "beyond fp16"));
+	toy_free(&toy);
+}
