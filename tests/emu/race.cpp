@@ -103,7 +103,10 @@ static struct cell *cell_of(const struct engine *eng, const char *p, size_t size
 	return nullptr;
 }
 
-/* "file:line" of an address, by the tool that reads the debug information. */
+/*
+ * "file:line" of an address, by the tool that reads the debug information: of
+ * the functions inlined there, the innermost that is not the emulation's.
+ */
 static void source_of(const void *pc, char *text, size_t size)
 {
 	char command[512], *end;
@@ -113,16 +116,18 @@ static void source_of(const void *pc, char *text, size_t size)
 	snprintf(text, size, "%p", pc);
 	if (!dladdr(pc, &info) || !info.dli_fname)
 		return;
-	snprintf(command, sizeof(command), "addr2line -s -e '%s' %#zx 2>/dev/null", info.dli_fname,
-		 (size_t)(static_cast<const char *>(pc) - 1 -
-			  static_cast<const char *>(info.dli_fbase)));
+	snprintf(command, sizeof(command), "addr2line -s -i -e '%s' %#zx 2>/dev/null",
+		 info.dli_fname, (size_t)(static_cast<const char *>(pc) - 1 -
+					  static_cast<const char *>(info.dli_fbase)));
 	pipe = popen(command, "re");
 	if (pipe) {
-		if (fgets(command, sizeof(command), pipe) && command[0] != '?') {
+		while (fgets(command, sizeof(command), pipe) && command[0] != '?') {
 			end = strpbrk(command, " \n");
 			if (end)
 				*end = '\0';
 			snprintf(text, size, "%.100s", command);
+			if (!strstr(command, ".hpp:"))
+				break;
 		}
 		pclose(pipe);
 	}

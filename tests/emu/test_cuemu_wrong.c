@@ -72,7 +72,7 @@ RACES(divergent, 1, "another barrier")
 
 TEST(race_names_both_lines)
 {
-	uint32_t out[64], *p = out, n = 1;
+	uint32_t out[128] = { 0 }, *p = out, n = 1;
 	void *params[] = { &p, &n };
 
 	emu_load(RACE);
@@ -80,6 +80,9 @@ TEST(race_names_both_lines)
 	ASSERT_STRHAS(emu_error(), "write at wrong.cu:");
 	ASSERT_STRHAS(emu_error(), "read without a barrier in between by thread (31,0,0) at ");
 	ASSERT_STRHAS(emu_error(), "of static shared memory");
+	/* in a wrapper: the line of the kernel that called it */
+	ASSERT_EQ(emu_run("wrong_early", 0, 1, 1, 64, 1024, params), -EFAULT);
+	ASSERT_STRHAS(emu_error(), "begun by thread (0,0,0) at wrong.cu:");
 }
 
 /* Without a look at each access: what is read too early is no number. */
