@@ -15,6 +15,35 @@
 #define METRICS_BYTES	32768			/* of one reply */
 #define ITEM_OVERHEAD	8			/* tag and length of an entry */
 
+/*
+ * struct pool_text - one entry of StatusOk.pools
+ */
+struct pool_text {
+	Cqp__Pool msg;
+	char name[CQP_MAX_NAME], backend[CQP_MAX_NAME];
+};
+
+/* Every pool into @ptr, at most @max. */
+static size_t fill_pools(const struct cqd_store *st, struct pool_text *at, Cqp__Pool **ptr,
+			 size_t max)
+{
+	struct cqd_pool_figures f;
+	size_t n;
+
+	for (n = 0; n < max && cqd_pool_figures(st, (uint32_t)n, &f); n++) {
+		cqp__pool__init(&at[n].msg);
+		snprintf(at[n].name, sizeof(at[n].name), "%s", f.name);
+		snprintf(at[n].backend, sizeof(at[n].backend), "%s", f.backend);
+		at[n].msg.name = at[n].name;
+		at[n].msg.backend = at[n].backend;
+		at[n].msg.limit = f.limit;
+		at[n].msg.reserved = f.reserved;
+		at[n].msg.used = f.used;
+		ptr[n] = &at[n].msg;
+	}
+	return n;
+}
+
 /**
  * cqd_admin_status() - Status
  * @req: request
@@ -28,6 +57,9 @@ int cqd_admin_status(struct cqd_req *req)
 	Cqp__StatusOk ok = CQP__STATUS_OK__INIT;
 	Cqp__Msg msg = CQP__MSG__INIT;
 	char version[] = CQ_VERSION, kernels[CQP_MAX_NAME];
+	/* Static, since the loop has one thread. */
+	static struct pool_text pools[CQD_MAX_POOLS];
+	static Cqp__Pool *pool_ptr[CQD_MAX_POOLS];
 	uint8_t boot_id[16];
 	struct cqd_stats st;
 
@@ -68,6 +100,8 @@ int cqd_admin_status(struct cqd_req *req)
 	ok.persist_bytes = st.persist_bytes;
 	ok.has_draining = true;
 	ok.draining = srv->draining;
+	ok.n_pools = fill_pools(srv->store, pools, pool_ptr, ARRAY_SIZE(pools));
+	ok.pools = pool_ptr;
 	msg.id = req->msg->id;
 	msg.body_case = CQP__MSG__BODY_STATUS_OK;
 	msg.status_ok = &ok;
@@ -86,7 +120,7 @@ struct listing {
 	struct cqd_item src[LIST_ITEMS];
 	Cqp__Item item[LIST_ITEMS];
 	Cqp__Item *ptr[LIST_ITEMS];
-	char text[LIST_ITEMS][5][80];
+	char text[LIST_ITEMS][6][80];
 	uint8_t hash[LIST_ITEMS][32];
 	size_t n;
 };
@@ -108,6 +142,7 @@ static void fill_text(struct listing *l, Cqp__Item *it, const struct cqd_item *s
 	it->model = copy_text(text[2], src->model);
 	it->state = copy_text(text[3], src->state);
 	it->backend = copy_text(text[4], src->backend);
+	it->pool = copy_text(text[5], src->pool);
 	it->k = l->src[l->n].k[0] ? l->src[l->n].k : NULL;
 	it->v = l->src[l->n].v[0] ? l->src[l->n].v : NULL;
 	if (!src->hash)

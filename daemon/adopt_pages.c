@@ -81,19 +81,19 @@ static struct cqd_segment *seg_object(struct cqd_shard *sh, unsigned int kind,
 	seg->empty_since = uv_now(sh->st->loop);
 	list_init(&seg->ns_node);
 	list_init(&seg->partial_node);
-	sh->st->pool_reserved += r->bytes;
+	sh->pool->reserved += r->bytes;
 	return seg;
 }
 
 /* The segment around @fd; false leaves @fd alone. */
 static bool segment_around(struct cqd_shard *sh, unsigned int kind, uint32_t rec, int fd)
 {
-	struct cqd_store *st = sh->st;
+	const struct cqd_mem_ops *mem = sh->pool->mem;
 	struct cqd_segment *seg = seg_object(sh, kind, rec, fd);
 
 	if (!seg)
 		return false;
-	if (!claim_words(seg) || st->mem->adopt(&seg->mem, NULL))
+	if (!claim_words(seg) || mem->adopt(&seg->mem, NULL))
 		goto err_seg;
 	if (cqd_segment_arrays(seg))
 		goto err_mem;
@@ -103,7 +103,7 @@ static bool segment_around(struct cqd_shard *sh, unsigned int kind, uint32_t rec
 
 err_mem:
 	seg->mem.fd = -1;	/* stays the caller's */
-	st->mem->destroy(&seg->mem);
+	mem->destroy(&seg->mem);
 err_seg:
 	cqd_segment_release(seg);
 	return false;
@@ -131,7 +131,7 @@ bool cqd_adopt_segment(struct cqd_adopt *ad, uint32_t i)
 
 	if (!ns || !m || (r->kind != CQ_PAGE_SINK && r->kind != CQ_PAGE_CODES) ||
 	    !r->id || r->id == CQP_NONE || cqd_segment_find(st, r->id) ||
-	    cqd_shard_make(ns, m, &range, &sh, NULL))
+	    cqd_shard_make(ns, m, st->pool, &range, &sh, NULL))
 		return false;
 	snprintf(name, sizeof(name), "cq-seg-%u", r->id);
 	fd = sizes_hold(r, sh, kind) ? cqd_adopt_take(ad, name) : -1;

@@ -35,7 +35,7 @@ static void victim_unlist(struct cqd_store *st, uint32_t p)
 	struct cqd_page *pg = &st->pages[p];
 
 	if (pg->lru_prev == CQP_NONE)
-		st->evicting = pg->lru_next;
+		pg->shard->pool->evicting = pg->lru_next;
 	else
 		st->pages[pg->lru_prev].lru_next = pg->lru_next;
 	if (pg->lru_next != CQP_NONE)
@@ -45,14 +45,15 @@ static void victim_unlist(struct cqd_store *st, uint32_t p)
 static void victim_list(struct cqd_store *st, uint32_t p)
 {
 	struct cqd_page *pg = &st->pages[p];
+	struct cqd_pool *pool = pg->shard->pool;
 
 	cqd_lru_del(st, p);
 	cqd_page_event(st, p, CQD_EV_EVICT);
 	pg->lru_prev = CQP_NONE;
-	pg->lru_next = st->evicting;
-	if (st->evicting != CQP_NONE)
-		st->pages[st->evicting].lru_prev = p;
-	st->evicting = p;
+	pg->lru_next = pool->evicting;
+	if (pool->evicting != CQP_NONE)
+		st->pages[pool->evicting].lru_prev = p;
+	pool->evicting = p;
 }
 
 static uint64_t bytes_of(const struct cqd_store *st, uint32_t p)
@@ -97,6 +98,18 @@ static uint32_t choose(struct cqd_store *st, const struct cqd_lru_of *of)
 	return cqd_lru_first(st, of);
 }
 
+/* The first of the victims that matches; CQP_NONE. */
+static uint32_t marked(const struct cqd_store *st, const struct cqd_lru_of *of)
+{
+	uint32_t p = CQP_NONE;
+	unsigned int i;
+
+	for (i = 0; i < st->n_pools && p == CQP_NONE; i++)
+		for (p = st->pool[i].evicting; p != CQP_NONE && !cqd_lru_matches(st, p, of);)
+			p = st->pages[p].lru_next;
+	return p;
+}
+
 /**
  * cqd_evict_one() - free one page now
  * @st: store
@@ -111,10 +124,8 @@ bool cqd_evict_one(struct cqd_store *st, const struct cqd_shard *sh,
 		   const struct cqd_ns *ns)
 {
 	const struct cqd_lru_of of = { .sh = sh, .ns = ns };
-	uint32_t p = st->evicting;
+	uint32_t p = marked(st, &of);
 
-	while (p != CQP_NONE && !cqd_lru_matches(st, p, &of))
-		p = st->pages[p].lru_next;
 	if (p == CQP_NONE) {
 		p = choose(st, &of);
 		if (p == CQP_NONE)
@@ -137,41 +148,50 @@ static bool step_expired(struct cqd_store *st)
 	return !work;
 }
 
-static bool above(const struct cqd_store *st, uint32_t percent, uint64_t less)
+static bool above(const struct cqd_pool *pool, uint32_t percent, uint64_t less)
 {
-	return st->pool_used > less &&
-	       st->pool_used - less > st->o.pool_bytes / 100 * percent;
+	return pool->used > less && pool->used - less > pool->limit / 100 * percent;
 }
 
 /* Marks victims; true if there are any. */
-static bool mark(struct cqd_store *st)
+static bool mark(struct cqd_store *st, const struct cqd_pool *pool)
 {
-	static const struct cqd_lru_of any;
-	uint64_t marked = 0;
+	const struct cqd_lru_of in_pool = { .pool = pool };
+	uint64_t bytes = 0;
 	unsigned int i;
 	uint32_t p;
 
-	for (i = 0; i < PER_TURN && above(st, st->o.low, marked); i++) {
-		p = choose(st, &any);
+	for (i = 0; i < PER_TURN && above(pool, st->o.low, bytes); i++) {
+		p = choose(st, &in_pool);
 		if (p == CQP_NONE)
 			break;
-		marked += bytes_of(st, p);
+		bytes += bytes_of(st, p);
 		victim_list(st, p);
 	}
 	return i > 0;
 }
 
-static bool step_watermark(struct cqd_store *st)
+static bool drain(struct cqd_store *st, struct cqd_pool *pool)
 {
 	unsigned int i;
 
-	if (!st->draining)
+	if (!pool->draining)
 		return false;
-	for (i = 0; i < PER_TURN && st->evicting != CQP_NONE; i++)
-		reclaim(st, st->evicting, CQD_EVICT_WATERMARK);
-	if (st->evicting == CQP_NONE)
-		st->draining = above(st, st->o.low, 0) && mark(st);
-	return st->draining;
+	for (i = 0; i < PER_TURN && pool->evicting != CQP_NONE; i++)
+		reclaim(st, pool->evicting, CQD_EVICT_WATERMARK);
+	if (pool->evicting == CQP_NONE)
+		pool->draining = above(pool, st->o.low, 0) && mark(st, pool);
+	return pool->draining;
+}
+
+static bool step_watermark(struct cqd_store *st)
+{
+	bool more = false;
+	unsigned int i;
+
+	for (i = 0; i < st->n_pools; i++)
+		more |= drain(st, &st->pool[i]);
+	return more;
 }
 
 /* A namespace whose limits were lowered: its own leaves, as far as they go. */
@@ -242,7 +262,7 @@ static bool step_requests(struct cqd_store *st)
 		return false;
 	req = list_first(&st->evict_reqs, struct evict_req, node);
 	if (!req_step(st, req)) {
-		cqd_segment_trim(st);
+		cqd_segment_trim(st, NULL);
 		req_end(req);
 	}
 	return !list_empty(&st->evict_reqs);
@@ -283,16 +303,23 @@ void cqd_evict_start(struct cqd_store *st)
 }
 
 /**
- * cqd_evict_kick() - begin to evict if the pool is above its high watermark
+ * cqd_evict_kick() - begin to evict in pools above their high watermark
  * @st: store; called after pages were added
  */
 void cqd_evict_kick(struct cqd_store *st)
 {
-	if (st->draining || st->closing || !st->o.high || st->o.high >= 100 ||
-	    !above(st, st->o.high, 0) || !mark(st))
+	struct cqd_pool *pool;
+	unsigned int i;
+
+	if (st->closing || !st->o.high || st->o.high >= 100)
 		return;
-	st->draining = true;
-	cqd_evict_start(st);
+	for (i = 0; i < st->n_pools; i++) {
+		pool = &st->pool[i];
+		if (pool->draining || !above(pool, st->o.high, 0) || !mark(st, pool))
+			continue;
+		pool->draining = true;
+		cqd_evict_start(st);
+	}
 }
 
 /**

@@ -146,7 +146,8 @@ static void step_emptying(struct cqd_store *st)
 
 /* --- for another shard --- */
 
-/* The segment of another shard that is the coldest, but none up to @than. */
+/* The segment of another shard in its pool that is the coldest, but none up to
+ * @than. */
 static struct cqd_segment *coldest(const struct cqd_store *st,
 				   const struct cqd_shard *not_of,
 				   const struct cqd_segment *than)
@@ -156,7 +157,7 @@ static struct cqd_segment *coldest(const struct cqd_store *st,
 
 	for (i = 0; i < CQD_MAX_SEGMENTS; i++) {
 		seg = st->segs[i];
-		if (!seg || seg->shard == not_of ||
+		if (!seg || seg->shard == not_of || cqd_pool_of(seg) != not_of->pool ||
 		    (than && seg->last_use <= than->last_use))
 			continue;
 		if (!best || seg->last_use < best->last_use)
@@ -185,9 +186,9 @@ bool cqd_evict_segment(struct cqd_store *st, const struct cqd_shard *sh)
 
 	if (st->emptying)
 		return true;
-	if (st->last_look && now - st->last_look < LOOK_US)
+	if (sh->pool->last_look && now - sh->pool->last_look < LOOK_US)
 		return false;
-	st->last_look = now;
+	sh->pool->last_look = now;
 	mine = cqd_lru_first(st, &own);
 	for (i = 0; i < CANDIDATES; i++) {
 		seg = coldest(st, sh, seg);
@@ -196,7 +197,7 @@ bool cqd_evict_segment(struct cqd_store *st, const struct cqd_shard *sh)
 		if (!cqd_lru_before(st, seg->top, seg->last_use, mine) ||
 		    !may_go(st, seg, mine))
 			continue;
-		st->last_look = 0;
+		sh->pool->last_look = 0;
 		begin(st, seg, CQD_EVICT_SEGMENT);
 		return true;
 	}
@@ -225,7 +226,8 @@ static struct cqd_segment *cheapest(const struct cqd_store *st,
 
 	for (i = 0; i < CQD_MAX_SEGMENTS; i++) {
 		seg = st->segs[i];
-		if (!seg || !seg->used || (than && !cheaper(than, seg)))
+		if (!seg || !seg->used || cqd_pool_of(seg) != st->pool ||
+		    (than && !cheaper(than, seg)))
 			continue;
 		if (!best || cheaper(seg, best))
 			best = seg;
@@ -269,15 +271,15 @@ bool cqd_evict_segment_step(struct cqd_store *st)
  * cqd_store_squeeze() - the machine is short of memory
  * @st: store
  *
- * Gives 1/SQUEEZE of the segments' bytes back, and again when it is called
+ * Gives 1/SQUEEZE of the host's segments back, and again when it is called
  * again. Empty segments go at once, others are emptied turn by turn: nearly empty ones
  * first, then those of the lowest priority and the oldest use. What is in use
  * stays, so it may be less.
  */
 void cqd_store_squeeze(struct cqd_store *st)
 {
-	uint64_t bytes = MAX(st->pool_reserved / SQUEEZE, 1);
-	uint64_t empty = cqd_segment_trim(st);
+	uint64_t bytes = MAX(st->pool[0].reserved / SQUEEZE, 1);
+	uint64_t empty = cqd_segment_trim(st, st->pool);
 
 	st->squeeze = bytes - MIN(bytes, empty);
 	if (st->squeeze)

@@ -90,7 +90,8 @@ static bool segment_item(struct cqd_store *st, uint32_t i, struct cqd_item *out)
 	out->tenant = seg->shard->ns->name;
 	out->model = seg->shard->model->name;
 	out->state = seg->kind == CQD_SINKS ? "sinks" : "codes";
-	out->backend = st->mem->name;
+	out->backend = cqd_pool_of(seg)->mem->name;
+	out->pool = cqd_pool_of(seg)->name;
 	out->bytes = seg->mem.bytes;
 	out->slots = seg->slots;
 	out->pages = seg->used;

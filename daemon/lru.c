@@ -344,6 +344,11 @@ bool cqd_lru_before(const struct cqd_store *st, uint8_t priority, uint64_t use,
 	return use < used_at(st, p);
 }
 
+static bool in_shard(const struct cqd_lru_of *of, const struct cqd_shard *sh)
+{
+	return (!of->model || sh->model == of->model) && (!of->pool || sh->pool == of->pool);
+}
+
 /**
  * cqd_lru_matches() - is a page among those asked for?
  * @st: store
@@ -355,7 +360,7 @@ bool cqd_lru_matches(const struct cqd_store *st, uint32_t p, const struct cqd_lr
 	const struct cqd_shard *sh = st->pages[p].shard;
 
 	return (!of->sh || sh == of->sh) && (!of->ns || sh->ns == of->ns) &&
-	       (!of->model || sh->model == of->model) &&
+	       in_shard(of, sh) &&
 	       (!of->before || used_at(st, p) < of->before);
 }
 
@@ -380,7 +385,7 @@ static uint32_t first_of_ns(struct cqd_store *st, const struct cqd_lru_of *of,
 	list_for_each(pos, &of->ns->leafy) {
 		struct cqd_shard *sh = list_entry(pos, struct cqd_shard, ns_leafy);
 
-		if (!of->model || sh->model == of->model)
+		if (in_shard(of, sh))
 			best = better(st, sh, best, of, now);
 	}
 	return best;
@@ -401,10 +406,11 @@ static uint32_t first_of_all(struct cqd_store *st, const struct cqd_lru_of *of,
 	list_for_each(pos, &st->leafy) {
 		struct cqd_shard *sh = list_entry(pos, struct cqd_shard, leafy);
 
+		if (!in_shard(of, sh))
+			continue;
 		if (!filter && i++ == LOOK)
 			break;
-		if (!of->model || sh->model == of->model)
-			best = better(st, sh, best, of, now);
+		best = better(st, sh, best, of, now);
 	}
 	if (pos != &st->leafy) {
 		list_del(&st->leafy);

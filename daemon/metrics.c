@@ -362,7 +362,20 @@ static bool row_inside(struct out *o, uint32_t i)
 	return false;
 }
 
+static bool row_pool(struct out *o, uint32_t i)
+{
+	char name[LABEL_BYTES], labels[LABEL_BYTES];
+	struct cqd_pool_figures f;
+
+	if (!cqd_pool_figures(o->srv->store, i, &f))
+		return false;
+	snprintf(labels, sizeof(labels), "pool=\"%.140s\"", escape(f.name, name));
+	sample(o, labels, *(const uint64_t *)(const void *)((const char *)&f + o->f->at));
+	return true;
+}
+
 #define S(field) offsetof(struct cqd_stats, field)
+#define P(field) offsetof(struct cqd_pool_figures, field)
 #define N(field) offsetof(struct cqd_ns_figures, field)
 #define C(field) offsetof(struct cqd_ns_counts, field)
 
@@ -388,10 +401,9 @@ static const struct family families[] = {
 	  row_subscribers, 0, NULL },
 	{ "cq_events_lost_total", "counter", "Events that subscribers were too slow for.",
 	  row_lost, 0, NULL },
-	{ "cq_pool_limit_bytes", "gauge", "pool_bytes.", row_stat, S(pool_limit), NULL },
-	{ "cq_pool_reserved_bytes", "gauge", "Bytes of segments.", row_stat,
-	  S(pool_reserved), NULL },
-	{ "cq_pool_used_bytes", "gauge", "Bytes of slots in use.", row_stat, S(pool_used), NULL },
+	{ "cq_pool_limit_bytes", "gauge", "pool_bytes of each pool.", row_pool, P(limit), NULL },
+	{ "cq_pool_reserved_bytes", "gauge", "Bytes of segments.", row_pool, P(reserved), NULL },
+	{ "cq_pool_used_bytes", "gauge", "Bytes of slots in use.", row_pool, P(used), NULL },
 	{ "cq_segments", "gauge", "Segments.", row_stat, S(segments), NULL },
 	{ "cq_index_bytes", "gauge", "Bytes of live index records.", row_stat,
 	  S(index_used), NULL },

@@ -324,6 +324,13 @@ static bool later(struct cqd_store *st, struct cqd_ns *ns, const struct cqp_rec_
 	return true;
 }
 
+/* Without a page it is the host's: its tail came from an arena. */
+static struct cqd_pool *pool_of(struct cqd_store *st, const struct cqp_rec_name *r)
+{
+	return r->page < st->ix.t_pages.high && st->pages[r->page].shard ?
+	       st->pages[r->page].shard->pool : st->pool;
+}
+
 /**
  * cqd_adopt_name() - a name's record, its page and its tail
  * @ad: restart; pages are in their tree
@@ -343,7 +350,8 @@ bool cqd_adopt_name(struct cqd_adopt *ad, uint32_t i)
 	int fd;
 
 	if (!cqd_name_good(r->name) || !ns || !m || r->flags & ~CQP_NAME_ONCE ||
-	    (r->page == CQP_NONE && !r->id) || cqd_shard_make(ns, m, &range, &sh, NULL))
+	    (r->page == CQP_NONE && !r->id) ||
+	    cqd_shard_make(ns, m, pool_of(st, r), &range, &sh, NULL))
 		return false;
 	sh->names++;	/* stays meanwhile */
 	fd = -2;

@@ -75,7 +75,7 @@ int cqd_ns_attach(struct cqd_store *st, uint32_t rec, int fd, struct cqd_ns **ou
 	ns->st = st;
 	ns->rec = rec;
 	snprintf(ns->name, sizeof(ns->name), "%s", r->name);
-	ns->quota_bytes = st->o.pool_bytes;
+	ns->quota_bytes = cqd_pools_limit(st);
 	ns->quota_pages = UINT64_MAX;
 	ns->quota_pins = UINT64_MAX;
 	ns->priority_max = UINT8_MAX;
@@ -196,7 +196,7 @@ int cqd_ns_get(struct cqd_store *st, const char *name,
 /**
  * cqd_ns_limit() - limits of a namespace from now on
  * @ns:    namespace
- * @bytes: of slots, sinks and arenas, 0: the pool's limit
+ * @bytes: of slots, sinks and arenas, 0: the limit of all pools
  * @pages: 0: no limit
  * @pins:  0: no limit
  *
@@ -205,7 +205,7 @@ int cqd_ns_get(struct cqd_store *st, const char *name,
  */
 void cqd_ns_limit(struct cqd_ns *ns, uint64_t bytes, uint64_t pages, uint64_t pins)
 {
-	ns->quota_bytes = bytes ? bytes : ns->st->o.pool_bytes;
+	ns->quota_bytes = bytes ? bytes : cqd_pools_limit(ns->st);
 	ns->quota_pages = pages ? pages : UINT64_MAX;
 	ns->quota_pins = pins ? pins : UINT64_MAX;
 	if (ns->used_bytes <= ns->quota_bytes && ns->pages <= ns->quota_pages)

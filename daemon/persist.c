@@ -291,7 +291,7 @@ static bool too_large(const struct cqd_persist *p)
 {
 	return p->distrust || p->damaged || p->n_files > MAX_FILES ||
 	       p->old_bytes + (p->save.fd < 0 ? 0 : p->save.pos) >
-	       2 * p->st->pool_used + p->slack;
+	       2 * p->st->pool[0].used + p->slack;
 }
 
 static void begin(struct cqd_persist *p)

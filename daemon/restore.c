@@ -235,7 +235,7 @@ static struct cqd_shard *shard_of(struct cqd_restore *r, const struct cqp_save_p
 		note_missing(r, "model", m->model);
 		return NULL;
 	}
-	if (cqd_shard_make(ns, model, &range, &sh, NULL)) {
+	if (cqd_shard_make(ns, model, ns->st->pool, &range, &sh, NULL)) {
 		r->res.bad++;
 		return NULL;
 	}

@@ -78,6 +78,7 @@ static int write_payload(struct cqd_save *s, const struct cqd_save_item *it,
 			 unsigned int kind, uint64_t len)
 {
 	const struct cqd_place *at = &it->at[kind];
+	const struct cqd_mem_ops *mem = cqd_pool_of(at->seg)->mem;
 	uint64_t off = at->slot * at->seg->slot_bytes + sizeof(struct cq_page_hdr), n;
 	size_t pad = (size_t)(ALIGN_UP(len, CQP_SAVE_BLOCK) - len);
 	int ret = 0;
@@ -86,7 +87,7 @@ static int write_payload(struct cqd_save *s, const struct cqd_save_item *it,
 		ret = make_room(s);
 		n = MIN(len, sizeof(s->buf) - s->fill);
 		if (!ret)
-			ret = s->st->mem->read(&at->seg->mem, off, s->buf + s->fill, n);
+			ret = mem->read(&at->seg->mem, off, s->buf + s->fill, n);
 		s->fill += (size_t)n;
 	}
 	if (ret)
@@ -101,8 +102,8 @@ static int sink_check(const struct cqd_save *s, struct cqd_save_item *it)
 {
 	const struct cqd_place *at = &it->at[CQD_SINKS];
 	struct cq_page_hdr h;
-	int ret = s->st->mem->read(&at->seg->mem, at->slot * at->seg->slot_bytes, &h,
-				   sizeof(h));
+	const struct cqd_mem_ops *mem = cqd_pool_of(at->seg)->mem;
+	int ret = mem->read(&at->seg->mem, at->slot * at->seg->slot_bytes, &h, sizeof(h));
 
 	it->meta.sink_lo = h.check_lo;
 	it->meta.sink_hi = h.check_hi;
@@ -375,7 +376,7 @@ static void admin_batch(struct cqd_save *s)
 	if (s->cancel)
 		return;
 	s->st->transfer_done = s->bytes;
-	s->st->transfer_total = MAX(s->bytes, s->st->pool_used);
+	s->st->transfer_total = MAX(s->bytes, s->st->pool[0].used);
 }
 
 /**
@@ -412,7 +413,7 @@ int cqd_save(struct cqd_store *st, int fd, cqd_save_cb done, void *arg, struct c
 	a->transfer.arg = arg;
 	st->transfer = &a->transfer;
 	st->transfer_done = 0;
-	st->transfer_total = st->pool_used;
+	st->transfer_total = st->pool[0].used;
 	cqd_save_run(st, &a->s);
 	return 0;
 }

@@ -202,7 +202,7 @@ static void found(struct cqd_seal_op *op, uint32_t p)
 
 static int copy_one(struct cqd_seal_op *op, unsigned int kind, uint64_t src)
 {
-	const struct cqd_mem_ops *mem = op->st->mem;
+	const struct cqd_mem_ops *mem = op->shard->pool->mem;
 	struct cqd_segment *seg = op->at[kind].seg;
 	uint64_t len = op->shard->kind[kind].payload;
 	uint64_t dst = op->at[kind].slot * seg->slot_bytes;
@@ -323,7 +323,7 @@ static int get_slot(struct cqd_seal_op *op, unsigned int kind)
 	/* Right after a failure it would fail again, and again. */
 	if (!sh->kind[kind].failed && !cqd_segment_grow(sh, kind, NULL))
 		return -EAGAIN;
-	if (st->destroying || (!op->saved && cqd_evict_segment(st, sh)))
+	if (sh->pool->destroying || (!op->saved && cqd_evict_segment(st, sh)))
 		return -EAGAIN;
 	while (!op->saved && cqd_evict_one(st, sh, NULL)) {
 		if (!cqd_slot_take(sh, kind, op->page, &op->at[kind]))
@@ -337,7 +337,7 @@ static int get_slot(struct cqd_seal_op *op, unsigned int kind)
 	}
 	return cq_err_set(&op->err, -ENOSPC,
 			  "no slot: pool_bytes = %llu are full of pages in use",
-			  (unsigned long long)st->o.pool_bytes);
+			  (unsigned long long)sh->pool->limit);
 }
 
 static int get_slots(struct cqd_seal_op *op)
@@ -439,12 +439,12 @@ again:
 /* Within the quota, and without making the pool evict if it is a saved page. */
 static bool has_room(const struct cqd_seal_op *op, uint64_t bytes)
 {
-	const struct cqd_store *st = op->st;
+	const struct cqd_pool *pool = op->shard->pool;
 
 	if (!op->saved)
 		return cqd_ns_room(op->shard->ns, bytes, 1);
 	return cqd_ns_fits(op->shard->ns, bytes, 1) &&
-	       st->pool_used + bytes <= st->o.pool_bytes / 100 * st->o.high;
+	       pool->used + bytes <= pool->limit / 100 * op->st->o.high;
 }
 
 /* Page record and pin, the parent kept from eviction. */

@@ -196,7 +196,7 @@ void cqd_slot_adopt(struct cqd_segment *seg, uint32_t slot, uint32_t owner)
 {
 	seg->owner[slot] = owner;
 	seg->used++;
-	seg->st->pool_used += seg->slot_bytes;
+	cqd_pool_of(seg)->used += seg->slot_bytes;
 }
 
 /**
@@ -214,7 +214,7 @@ void cqd_slot_free(struct cqd_place at)
 	seg->free_head = at.slot;
 	if (list_empty(&seg->partial_node) && !seg->leaving && !seg->closed)
 		list_add_tail(&seg->partial_node, &seg->shard->kind[seg->kind].partial);
-	seg->st->pool_used -= seg->slot_bytes;
+	cqd_pool_of(seg)->used -= seg->slot_bytes;
 	if (--seg->used)
 		return;
 	seg->empty_since = uv_now(seg->st->loop);
@@ -230,7 +230,7 @@ static void create_run(struct cqd_job *job)
 	struct cqd_ns *ns = seg->shard->ns;
 	char name[32];
 
-	seg->ret = seg->st->mem->create(&seg->mem, &seg->err);
+	seg->ret = cqd_pool_of(seg)->mem->create(&seg->mem, &seg->err);
 	if (seg->ret)
 		return;
 	seg->ret = cqd_fallocate(ns->mem.fd, seg->word_base * 8, (uint64_t)seg->slots * 8);
@@ -281,7 +281,7 @@ void cqd_segment_release(struct cqd_segment *seg)
 {
 	list_del(&seg->ns_node);
 	list_del(&seg->partial_node);
-	seg->st->pool_reserved -= seg->mem.bytes;
+	cqd_pool_of(seg)->reserved -= seg->mem.bytes;
 	free(seg->owner);
 	free(seg->next_free);
 	free(seg);
@@ -294,7 +294,7 @@ static void create_failed(struct cqd_segment *seg)
 
 	seg_name(seg, name);
 	cqd_fdstore_remove(seg->st, name);
-	seg->st->mem->destroy(&seg->mem);
+	cqd_pool_of(seg)->mem->destroy(&seg->mem);
 	cqd_tab_put(&seg->st->ix.t_segs, seg->rec);
 	k->failed = seg->ret;
 	k->err = seg->err;
@@ -333,15 +333,17 @@ static void create_done(struct cqd_job *job)
  * Doubling sizes, as far as the pool goes; sinks, few and small, take no more
  * than a quarter of what is left. 0: not one slot fits.
  */
-static uint32_t slots_for(const struct cqd_store *st, const struct cqd_shard_kind *k,
+static uint32_t slots_for(const struct cqd_shard *sh, const struct cqd_shard_kind *k,
 			  unsigned int kind)
 {
+	const struct cqd_store *st = sh->st;
+	const struct cqd_pool *pool = sh->pool;
 	uint64_t want = st->o.segment_min, left;
 	uint32_t i;
 
 	for (i = 0; i < k->segments && want < st->o.segment_max; i++)
 		want *= 2;
-	left = st->o.pool_bytes - MIN(st->o.pool_bytes, st->pool_reserved);
+	left = pool->limit - MIN(pool->limit, pool->reserved);
 	want = MIN(want, st->o.segment_max);
 	if (kind == CQD_SINKS)
 		want = MIN(want, left / 4);
@@ -350,12 +352,12 @@ static uint32_t slots_for(const struct cqd_store *st, const struct cqd_shard_kin
 }
 
 /* Whole huge pages, if the rest of one is not much, and fits into the pool. */
-static uint64_t bytes_for(const struct cqd_store *st, uint64_t bytes)
+static uint64_t bytes_for(const struct cqd_shard *sh, uint64_t bytes)
 {
 	uint64_t whole = ALIGN_UP(bytes, CQD_HUGE_BYTES);
 
-	if (st->o.policy.huge == CQD_HUGE_NEVER || bytes < 4ull * CQD_HUGE_BYTES ||
-	    st->pool_reserved + whole > st->o.pool_bytes)
+	if (sh->st->o.policy.huge == CQD_HUGE_NEVER || bytes < 4ull * CQD_HUGE_BYTES ||
+	    sh->pool->reserved + whole > sh->pool->limit)
 		return bytes;
 	return whole;
 }
@@ -378,7 +380,7 @@ static struct cqd_segment *seg_new(struct cqd_shard *sh, unsigned int kind,
 	while (slots && cqd_ns_words_get(sh->ns, seg, slots))
 		slots /= 2;
 	seg->slots = slots;
-	seg->mem.bytes = bytes_for(sh->st, slots * seg->slot_bytes);
+	seg->mem.bytes = bytes_for(sh, slots * seg->slot_bytes);
 	seg->mem.policy = &sh->st->o.policy;
 	if (!slots) {
 		free(seg);
@@ -399,14 +401,14 @@ int cqd_segment_grow(struct cqd_shard *sh, unsigned int kind, struct cq_err *err
 {
 	struct cqd_shard_kind *k = &sh->kind[kind];
 	struct cqd_store *st = sh->st;
-	uint32_t slots = slots_for(st, k, kind);
+	uint32_t slots = slots_for(sh, k, kind);
 	struct cqd_segment *seg;
 
 	if (k->creating)
 		return 0;
 	if (!slots || st->closing)
 		return cq_err_set(err, -ENOSPC, "pool_bytes = %llu are all in use",
-				  (unsigned long long)st->o.pool_bytes);
+				  (unsigned long long)sh->pool->limit);
 	seg = seg_new(sh, kind, slots);
 	if (!seg)
 		return cq_err_set(err, -ENOSPC, "no memory or state words for a segment");
@@ -418,7 +420,7 @@ int cqd_segment_grow(struct cqd_shard *sh, unsigned int kind, struct cq_err *err
 				  CQD_MAX_SEGMENTS);
 	}
 	seg->id = new_id(st);
-	st->pool_reserved += seg->mem.bytes;
+	sh->pool->reserved += seg->mem.bytes;
 	k->creating = true;
 	seg->job.run = create_run;
 	seg->job.done = create_done;
@@ -435,8 +437,8 @@ static void destroy_run(struct cqd_job *job)
 
 	seg_name(seg, name);
 	cqd_fdstore_remove(seg->st, name);
-	seg->st->mem->discard(&seg->mem);
-	seg->st->mem->destroy(&seg->mem);
+	cqd_pool_of(seg)->mem->discard(&seg->mem);
+	cqd_pool_of(seg)->mem->destroy(&seg->mem);
 }
 
 static void destroy_done(struct cqd_job *job)
@@ -445,7 +447,7 @@ static void destroy_done(struct cqd_job *job)
 	struct cqd_store *st = seg->st;
 	struct cqd_shard *sh = seg->shard;
 
-	st->destroying--;
+	sh->pool->destroying--;
 	sh->kind[seg->kind].segments--;
 	cqd_tab_put(&st->ix.t_segs, seg->rec);
 	cqd_segment_release(seg);
@@ -474,7 +476,7 @@ bool cqd_segment_retire(struct cqd_segment *seg)
 	list_del(&seg->partial_node);
 	seg->st->n_closed -= seg->closed;
 	seg->closed = false;
-	seg->st->destroying++;
+	cqd_pool_of(seg)->destroying++;
 	seg->job.run = destroy_run;
 	seg->job.done = destroy_done;
 	cqd_job_queue(seg->st, &seg->job, true);
@@ -501,20 +503,24 @@ void cqd_segment_tick(struct cqd_store *st)
 
 /**
  * cqd_segment_trim() - destroy every empty segment now
- * @st: store
+ * @st:   store
+ * @pool: of this pool, NULL: of all
  *
  * Return: bytes that are given back.
  */
-uint64_t cqd_segment_trim(struct cqd_store *st)
+uint64_t cqd_segment_trim(struct cqd_store *st, const struct cqd_pool *pool)
 {
+	struct cqd_segment *seg;
 	uint64_t bytes = 0;
 	uint32_t i;
 
-	for (i = 0; i < CQD_MAX_SEGMENTS; i++)
-		if (st->segs[i] && !st->segs[i]->used) {
-			bytes += st->segs[i]->mem.bytes;
-			cqd_segment_retire(st->segs[i]);
-		}
+	for (i = 0; i < CQD_MAX_SEGMENTS; i++) {
+		seg = st->segs[i];
+		if (!seg || seg->used || (pool && cqd_pool_of(seg) != pool))
+			continue;
+		bytes += seg->mem.bytes;
+		cqd_segment_retire(seg);
+	}
 	return bytes;
 }
 

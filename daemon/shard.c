@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * Shards: namespace x model x range of layers and kv heads. A shard owns the
- * segments of its pages and the LRU list of its leaves.
+ * Shards: namespace x model x range of layers and kv heads x pool. A shard owns
+ * the segments of its pages and the LRU list of its leaves.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -29,14 +29,14 @@ static void sizes(struct cqd_shard *sh)
 }
 
 static struct cqd_shard *find(struct cqd_ns *ns, const struct cqd_model *m,
-			      const struct cqp_shard *range)
+			      const struct cqd_pool *pool, const struct cqp_shard *range)
 {
 	struct list_head *pos;
 
 	list_for_each(pos, &ns->st->shards) {
 		struct cqd_shard *sh = list_entry(pos, struct cqd_shard, node);
 
-		if (sh->ns == ns && sh->model == m &&
+		if (sh->ns == ns && sh->model == m && sh->pool == pool &&
 		    !memcmp(&sh->range, range, sizeof(*range)))
 			return sh;
 	}
@@ -47,13 +47,14 @@ static struct cqd_shard *find(struct cqd_ns *ns, const struct cqd_model *m,
  * cqd_shard_make() - find or make a shard
  * @ns:    namespace
  * @m:     model
+ * @pool:  where its segments are
  * @range: resolved range
  * @out:   set on success
  * @err:   text of the failure
  *
  * Return: 0; -EINVAL range; -ENOMEM.
  */
-int cqd_shard_make(struct cqd_ns *ns, struct cqd_model *m,
+int cqd_shard_make(struct cqd_ns *ns, struct cqd_model *m, struct cqd_pool *pool,
 		   const struct cqp_shard *range, struct cqd_shard **out,
 		   struct cq_err *err)
 {
@@ -67,7 +68,7 @@ int cqd_shard_make(struct cqd_ns *ns, struct cqd_model *m,
 				  "layers %u-%u, kv heads %u-%u: '%s' has %u and %u",
 				  range->layer_begin, range->layer_end, range->head_begin,
 				  range->head_end, m->name, g->n_layers, g->n_kv_heads);
-	sh = find(ns, m, range);
+	sh = find(ns, m, pool, range);
 	if (sh) {
 		*out = sh;
 		return 0;
@@ -78,6 +79,7 @@ int cqd_shard_make(struct cqd_ns *ns, struct cqd_model *m,
 	sh->st = ns->st;
 	sh->ns = ns;
 	sh->model = m;
+	sh->pool = pool;
 	sh->range = *range;
 	list_init(&sh->leafy);
 	list_init(&sh->ns_leafy);
@@ -187,7 +189,7 @@ int cqd_shard_get(struct cqd_client *client, const char *model,
 		r.layer_end = m->head->geom.n_layers;
 	if (!r.head_end)
 		r.head_end = m->head->geom.n_kv_heads;
-	ret = cqd_shard_make(client->ns, m, &r, &sh, err);
+	ret = cqd_shard_make(client->ns, m, client->st->pool, &r, &sh, err);
 	if (ret)
 		return ret;
 	ret = cqd_shard_root(sh, err);

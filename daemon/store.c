@@ -63,7 +63,6 @@ int cqd_store_arrays(struct cqd_store *st)
 	uint32_t i;
 
 	st->hash_seed = cqd_random();
-	st->evicting = CQP_NONE;
 	for (i = 0; i < CQD_MAX_SEGMENTS; i++)
 		st->seg_hash[i] = CQP_NONE;
 	st->pages = large(calloc(st->ix.t_pages.n, sizeof(*st->pages)),
@@ -87,7 +86,7 @@ static void free_segments(struct cqd_store *st)
 	for (i = 0; i < CQD_MAX_SEGMENTS; i++) {
 		if (!st->segs[i])
 			continue;
-		st->mem->destroy(&st->segs[i]->mem);
+		cqd_pool_of(st->segs[i])->mem->destroy(&st->segs[i]->mem);
 		cqd_segment_release(st->segs[i]);
 		st->segs[i] = NULL;
 	}
@@ -153,16 +152,6 @@ static void handles(struct cqd_store *st)
 	uv_timer_start(&st->timer, tick, TICK_MS, TICK_MS);
 }
 
-static int find_backend(struct cqd_store *st, struct cq_err *err)
-{
-	const char *name = st->o.backend ? st->o.backend : "memfd";
-
-	st->mem = cqd_mem_find(name);
-	if (!st->mem)
-		return cq_err_set(err, -EINVAL, "there is no memory backend '%s'", name);
-	return st->mem->usable(err);
-}
-
 /**
  * cqd_store_new() - build the index, or re-adopt it from the fd store
  * @loop: runs timers and completions
@@ -203,7 +192,7 @@ int cqd_store_new(uv_loop_t *loop, const struct cqd_store_opts *opts,
 	cqd_names_init(st);
 	ret = check_opts(opts, err);
 	if (!ret)
-		ret = find_backend(st, err);
+		ret = cqd_pools_init(st, err);
 	if (!ret && cqd_fdstore_open(st))
 		ret = cq_err_set(err, -ENOMEM, "no memory for the store");
 	if (!ret)
@@ -326,9 +315,9 @@ void cqd_store_stats(const struct cqd_store *st, struct cqd_stats *out)
 	struct list_head *pos;
 
 	*out = (struct cqd_stats){
-		.pool_limit = st->o.pool_bytes,
-		.pool_reserved = st->pool_reserved,
-		.pool_used = st->pool_used,
+		.pool_limit = st->pool[0].limit,
+		.pool_reserved = st->pool[0].reserved,
+		.pool_used = st->pool[0].used,
 		.index_used = index_bytes(&st->ix),
 		.pages_sealed = st->n_state[CQP_SEALED],
 		.pages_filling = st->n_state[CQP_FILLING],

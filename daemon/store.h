@@ -23,6 +23,8 @@
 #include "proto/proto.h"
 #include "proto/tail.h"
 
+#define CQD_MAX_POOLS	17	/* the host and 16 GPUs */
+
 struct cqd_store;	/* one per daemon */
 struct cqd_ns;		/* namespace */
 struct cqd_model;	/* loaded model file */
@@ -33,12 +35,12 @@ struct cqd_ns_counts;	/* daemon/count.h */
 
 /**
  * struct cqd_store_opts - limits and what came back from the fd store
- * @pool_bytes:  limit on bytes of segments
+ * @pool_bytes:  limit on bytes of the host's segments
  * @max_pages:   page records in the index
  * @max_clients: client records
  * @max_pins:    pin records
  * @segment_min: bytes of a shard's first segment, @segment_max of its largest
- * @low, @high:  eviction watermarks in percent of @pool_bytes in use
+ * @low, @high:  eviction watermarks in percent of a pool in use
  * @half_life_s: after so many seconds a use counts half; 0: the default
  * @verify_rate: bytes per second of background verification after re-adoption
  * @backend:     memory backend by name, "memfd"
@@ -73,7 +75,7 @@ const uint8_t *cqd_store_boot_id(const struct cqd_store *st);
 
 /**
  * struct cqd_ns_opts - a namespace as configured
- * @quota_bytes: slots, sinks and arenas together; 0: the pool's limit
+ * @quota_bytes: slots, sinks and arenas together; 0: the limit of all pools
  * @quota_pages, @quota_pins: 0: no limit of its own
  * @salt: mixed into root keys
  * @priority, @ttl_s: of pages whose seal names none
@@ -433,7 +435,7 @@ int cqd_persist_start(struct cqd_store *st, const char *dir, uint64_t rate,
 void cqd_persist_flush(struct cqd_store *st, void (*done)(void *arg), void *arg);
 
 struct cqd_stats {
-	uint64_t pool_limit, pool_reserved, pool_used;
+	uint64_t pool_limit, pool_reserved, pool_used;	/* the host's */
 	uint64_t index_used, codebook_bytes, arena_bytes;
 	uint64_t pages_sealed, pages_filling, pages_pinned;
 	uint64_t clients, orphans;
@@ -461,6 +463,19 @@ struct cqd_ns_figures {
 /* Namespace number @i from 0 on. False: there are not so many. */
 bool cqd_ns_figures(const struct cqd_store *st, uint32_t i, struct cqd_ns_figures *out);
 
+/**
+ * struct cqd_pool_figures - a pool at this moment
+ * @name:    "host", or that of its section
+ * @backend: its kind of memory
+ */
+struct cqd_pool_figures {
+	const char *name, *backend;
+	uint64_t limit, reserved, used;
+};
+
+/* Pool number @i; 0 is the host's. False: there are not so many. */
+bool cqd_pool_figures(const struct cqd_store *st, uint32_t i, struct cqd_pool_figures *out);
+
 /* Name of an enum cqp_state. */
 const char *cqd_state_name(unsigned int state);
 
@@ -469,7 +484,7 @@ const char *cqd_state_name(unsigned int state);
  * Strings and @hash point into the store and hold until the loop runs on.
  */
 struct cqd_item {
-	const char *name, *tenant, *model, *state, *backend;
+	const char *name, *tenant, *model, *state, *backend, *pool;
 	char text[65];		/* storage for @name when it is computed */
 	char k[16], v[16];
 	const uint8_t *hash;

@@ -125,6 +125,28 @@ int cqd_state_next(unsigned int state, unsigned int event);
 
 /* --- objects --- */
 
+/**
+ * struct cqd_pool - memory of one kind in one place: owner of segments
+ * @mem:        its backend
+ * @name:       "host", or that of its section in cqd.conf
+ * @limit:      bytes of segments that it may have
+ * @reserved:   bytes of segments
+ * @used:       bytes of slots in use
+ * @evicting:   list of victims, by lru_next/prev
+ * @draining:   evicting down to the low watermark
+ * @destroying: segments on their way out
+ * @last_look:  us, of cqd_evict_segment() in vain
+ */
+struct cqd_pool {
+	const struct cqd_mem_ops *mem;
+	char name[CQP_MAX_NAME];
+	uint64_t limit, reserved, used;
+	uint32_t evicting;
+	bool draining;
+	uint32_t destroying;
+	uint64_t last_look;
+};
+
 struct cqd_ns {
 	struct cqd_store *st;
 	struct list_head node;
@@ -192,6 +214,7 @@ struct cqd_shard {
 	struct list_head leafy, ns_leafy; /* on the lists of the store and of @ns */
 	struct cqd_ns *ns;
 	struct cqd_model *model;
+	struct cqd_pool *pool;
 	struct cqp_shard range;
 	struct cqp_key root;
 	bool has_root;
@@ -350,7 +373,8 @@ struct cqd_seal_op {
 struct cqd_store {
 	uv_loop_t *loop;
 	struct cqd_store_opts o;
-	const struct cqd_mem_ops *mem;
+	struct cqd_pool pool[CQD_MAX_POOLS];	/* the first is the host's */
+	unsigned int n_pools;
 	struct cqd_index ix;
 	struct list_head namespaces, models, shards, clients;
 	struct cqd_segment *segs[CQD_MAX_SEGMENTS];
@@ -366,17 +390,14 @@ struct cqd_store {
 	struct list_head leafy;		/* shards with pages that may go */
 	uint64_t half_us;		/* after so long a use counts half */
 	struct cqd_wheel wheel;
-	uint32_t evicting;		/* list of victims, by lru_next/prev */
 	bool idling;			/* the idle handler runs */
-	bool draining;			/* evicting down to the low watermark */
 	struct list_head evict_reqs;	/* of the administrator */
 	struct cqd_segment *emptying;	/* one that is given back */
 	uint32_t emptying_at;		/* its next slot */
 	enum cqd_evict_reason emptying_why;
 	uint64_t squeeze;		/* bytes to give back to the machine */
-	uint64_t last_look;		/* us, of cqd_evict_segment() in vain */
 	uint64_t n_state[5];
-	uint64_t pool_reserved, pool_used, pages_pinned;
+	uint64_t pages_pinned;
 	uint64_t hits, misses, seals, evictions, checksum_failures, verify_pending;
 	uint64_t restored, published;	/* from files; by whatever way */
 	uint64_t fdstore;
@@ -390,7 +411,6 @@ struct cqd_store {
 	struct cqd_transfer *transfer;	/* cqctl save or restore under way, or NULL */
 	uint64_t transfer_done, transfer_total;
 	uint64_t empty_ms;
-	uint32_t destroying;
 	uint32_t n_closed;		/* segments that take no new page */
 	uint64_t kick;			/* round of cqd_seal_kick_all() */
 	struct list_head woken;		/* seals that may go on */
@@ -425,6 +445,18 @@ int cqd_fdstore_push(struct cqd_store *st, const char *name, int fd, enum cqd_fd
 		     struct cq_err *err);
 void cqd_fdstore_remove(struct cqd_store *st, const char *name);
 
+/* --- pools (pool.c) --- */
+
+/* The pools of @st->o. 0, or -errno: one cannot be had. */
+int cqd_pools_init(struct cqd_store *st, struct cq_err *err);
+/* Bytes that all of them may have. */
+uint64_t cqd_pools_limit(const struct cqd_store *st);
+
+static inline struct cqd_pool *cqd_pool_of(const struct cqd_segment *seg)
+{
+	return seg->shard->pool;
+}
+
 /* --- namespaces (ns.c) --- */
 
 struct cqd_ns *cqd_ns_by_rec(struct cqd_store *st, uint32_t rec);
@@ -458,7 +490,7 @@ int cqd_model_map(struct cqd_model *m, int fd, struct cq_err *err);
 void cqd_model_free(struct cqd_model *m);
 /* Frees a model that was unloaded once its last shard is gone. */
 void cqd_model_put(struct cqd_model *m);
-int cqd_shard_make(struct cqd_ns *ns, struct cqd_model *m,
+int cqd_shard_make(struct cqd_ns *ns, struct cqd_model *m, struct cqd_pool *pool,
 		   const struct cqp_shard *range, struct cqd_shard **out,
 		   struct cq_err *err);
 /* Derives sh->root unless that was done: 0 or -ENOMEM. */
@@ -485,8 +517,8 @@ int cqd_segment_grow(struct cqd_shard *sh, unsigned int kind, struct cq_err *err
 /* Destroys @seg if it is empty and nothing reads it. */
 bool cqd_segment_retire(struct cqd_segment *seg);
 void cqd_segment_tick(struct cqd_store *st);
-/* Destroys every empty segment now; their bytes. */
-uint64_t cqd_segment_trim(struct cqd_store *st);
+/* Destroys every empty segment of @pool, NULL: of all, now; their bytes. */
+uint64_t cqd_segment_trim(struct cqd_store *st, const struct cqd_pool *pool);
 void cqd_segment_release(struct cqd_segment *seg);
 uint64_t *cqd_segment_word(const struct cqd_segment *seg, uint32_t slot);
 struct cqp_page cqd_place_page(const struct cqd_segment *seg, uint32_t slot);
@@ -541,13 +573,14 @@ void cqd_lru_note(struct cqd_store *st, uint32_t p);
 
 /**
  * struct cqd_lru_of - which pages are asked for
- * @sh, @ns, @model: theirs, NULL: of any
+ * @sh, @ns, @model, @pool: theirs, NULL: of any
  * @before: last used before then, in us; 0: at any time
  */
 struct cqd_lru_of {
 	const struct cqd_shard *sh;
 	const struct cqd_ns *ns;
 	const struct cqd_model *model;
+	const struct cqd_pool *pool;
 	uint64_t before;
 };
 

@@ -39,11 +39,12 @@ static void advance(struct pass *ps);
 static bool slot_good(const struct pass *ps, unsigned int kind)
 {
 	struct cqd_segment *seg = ps->at[kind].seg;
+	const struct cqd_mem_ops *mem = cqd_pool_of(seg)->mem;
 	const struct cqd_shard_kind *k = &seg->shard->kind[kind];
 	uint64_t off = ps->at[kind].slot * seg->slot_bytes, lo, hi;
 	struct cq_page_hdr h;
 
-	if (seg->st->mem->read(&seg->mem, off, &h, sizeof(h)))
+	if (mem->read(&seg->mem, off, &h, sizeof(h)))
 		return false;
 	if (h.magic != CQ_PAGE_MAGIC || h.version != CQ_PAGE_VERSION || h.incompat ||
 	    h.kind != (kind == CQD_SINKS ? CQ_PAGE_SINK : CQ_PAGE_CODES) ||
@@ -53,7 +54,7 @@ static bool slot_good(const struct pass *ps, unsigned int kind)
 	if (kind == CQD_CODES && (h.check_lo != ps->rec.check_lo ||
 				  h.check_hi != ps->rec.check_hi))
 		return false;
-	return !seg->st->mem->check(&seg->mem, off + sizeof(h), k->payload, &lo, &hi) &&
+	return !mem->check(&seg->mem, off + sizeof(h), k->payload, &lo, &hi) &&
 	       lo == h.check_lo && hi == h.check_hi;
 }
 

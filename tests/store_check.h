@@ -154,10 +154,10 @@ static const char *check_segments(struct cqd_store *st, struct check_sums *sum)
 		if (bad)
 			return bad;
 	}
-	if (sum->used != st->pool_used)
-		return "sum->used == st->pool_used";
-	if (sum->reserved > st->pool_reserved)
-		return "sum->reserved <= st->pool_reserved";
+	if (sum->used != st->pool[0].used)
+		return "sum->used == st->pool[0].used";
+	if (sum->reserved > st->pool[0].reserved)
+		return "sum->reserved <= st->pool[0].reserved";
 	return NULL;
 }
 

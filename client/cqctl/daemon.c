@@ -98,6 +98,20 @@ static void set_number(json_t *o, const char *name, bool there, uint64_t n)
 		json_object_set_new(o, name, json_integer((json_int_t)n));
 }
 
+static json_t *pools_json(const Cqp__StatusOk *s)
+{
+	json_t *list = json_array();
+	size_t i;
+
+	for (i = 0; i < s->n_pools; i++)
+		json_array_append_new(list, json_pack("{s:s, s:s, s:o, s:o, s:o}", "name",
+				      s->pools[i]->name, "backend", s->pools[i]->backend,
+				      "limit", ctl_json_u64(s->pools[i]->limit), "reserved",
+				      ctl_json_u64(s->pools[i]->reserved), "used",
+				      ctl_json_u64(s->pools[i]->used)));
+	return list;
+}
+
 static int status_json(const Cqp__StatusOk *s, const char *boot)
 {
 	json_t *o = json_pack("{s:s, s:s, s:s}", "version", s->version, "boot_id", boot,
@@ -116,7 +130,25 @@ static int status_json(const Cqp__StatusOk *s, const char *boot)
 	set_number(o, "transfer_total", s->has_transfer_total, s->transfer_total);
 	if (s->has_draining)
 		json_object_set_new(o, "draining", json_boolean(s->draining));
+	json_object_set_new(o, "pools", pools_json(s));
 	return ctl_print_json(o);
+}
+
+/* Each pool but the host's. */
+static void pools_text(const Cqp__StatusOk *s)
+{
+	char a[24], b[24], d[24];
+	size_t i;
+
+	for (i = 1; i < s->n_pools; i++) {
+		printf("pool ");
+		ctl_put_text(stdout, s->pools[i]->name);
+		printf(" (");
+		ctl_put_text(stdout, s->pools[i]->backend);
+		printf(")  %s in use, %s reserved, limit %s\n",
+		       ctl_bytes(s->pools[i]->used, a), ctl_bytes(s->pools[i]->reserved, b),
+		       ctl_bytes(s->pools[i]->limit, d));
+	}
 }
 
 static void status_text(const Cqp__StatusOk *s, const char *boot)
@@ -130,6 +162,7 @@ static void status_text(const Cqp__StatusOk *s, const char *boot)
 	printf("\nindex      %s since boot id %.16s\n", ctl_bytes(s->index_used, a), boot);
 	printf("pool       %s in use, %s reserved, limit %s\n", ctl_bytes(s->pool_used, a),
 	       ctl_bytes(s->pool_reserved, b), ctl_bytes(s->pool_limit, d));
+	pools_text(s);
 	printf("codebooks  %s\narenas     %s\n", ctl_bytes(s->codebook_bytes, a),
 	       ctl_bytes(s->arena_bytes, b));
 	printf("pages      %" PRIu64 " sealed, %" PRIu64 " filling, %" PRIu64 " pinned\n",

@@ -11,7 +11,7 @@
 
 enum column {
 	NAME, HASH, K, V, LAYERS, HEADS, DIM, SINKS, WINDOW, SLOT, BYTES, LIMIT, PAGES,
-	SLOTS, PINS, ID, SESSION, PID, UID, TENANT, MODEL, STATE, BACKEND, AGE, DEPTH,
+	SLOTS, PINS, ID, SESSION, PID, UID, TENANT, MODEL, STATE, BACKEND, POOL, AGE, DEPTH,
 	TOKENS, LEFT, MADE,
 };
 
@@ -33,6 +33,7 @@ static const struct column_def {
 	[MODEL] = { "MODEL", TEXT, T(model) },
 	[STATE] = { "STATE", TEXT, T(state) },
 	[BACKEND] = { "BACKEND", TEXT, T(backend) },
+	[POOL] = { "POOL", TEXT, T(pool) },
 	[K] = { "KEYS", TEXT, T(k) },
 	[V] = { "VALUES", TEXT, T(v) },
 	[HASH] = { "HASH", HEX, F(hash) },
@@ -67,7 +68,7 @@ static const struct listing {
 	{ "models", { NAME, K, V, LAYERS, HEADS, DIM, SINKS, WINDOW, SLOT, BYTES, PAGES,
 		      HASH }, 12 },
 	{ "namespaces", { NAME, BYTES, LIMIT, PAGES, PINS }, 5 },
-	{ "segments", { ID, TENANT, MODEL, STATE, BACKEND, BYTES, SLOTS, PAGES }, 8 },
+	{ "segments", { ID, TENANT, MODEL, STATE, BACKEND, POOL, BYTES, SLOTS, PAGES }, 9 },
 	{ "clients", { NAME, PID, UID, TENANT, STATE, PINS, SESSION }, 7 },
 	{ "pages", { NAME, TENANT, MODEL, DEPTH, STATE, PINS, BYTES, AGE }, 8 },
 	{ "names", { NAME, TENANT, MODEL, STATE, TOKENS, PAGES, BYTES, MADE, LEFT }, 9 },
@@ -328,6 +329,7 @@ static json_t *item_json(const Cqp__Item *it, const struct listing *l)
 	put_json(o, "model", it->model);
 	put_json(o, "state", it->state);
 	put_json(o, "backend", it->backend);
+	put_json(o, "pool", it->pool);
 	put_json(o, "k", it->k);
 	put_json(o, "v", it->v);
 	if (it->has_hash)

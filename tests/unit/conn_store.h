@@ -241,6 +241,11 @@ int cqd_release(struct cqd_client *client, const struct cqp_page *pages, unsigne
 	return 0;
 }
 
+bool cqd_pool_figures(const struct cqd_store *st, uint32_t i, struct cqd_pool_figures *out)
+{
+	return false;
+}
+
 int cqd_model_load(struct cqd_store *st, const char *name, int fd, cqd_model_cb done, void *arg,
 		   struct cq_err *err)
 {

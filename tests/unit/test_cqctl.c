@@ -249,10 +249,19 @@ TEST(status_is_all_there)
 	Cqp__StatusOk s = CQP__STATUS_OK__INIT;
 	Cqp__Msg hello = hello_msg(&ok), msg = CQP__MSG__INIT;
 	struct fake fake = { { &hello, &msg }, 2 };
-	char version[] = "9.9", kernels[] = "abacus", out[4000];
+	char version[] = "9.9", kernels[] = "abacus", out[4000], host[] = "host", g[] = "g0";
+	char memfd[] = "memfd", vmm[] = "cuda-vmm";
+	Cqp__Pool pool[2] = { CQP__POOL__INIT, CQP__POOL__INIT }, *pools[] = { pool, pool + 1 };
 	struct ctl c = client();
 	json_t *o;
 
+	pool[0].name = host;
+	pool[0].backend = memfd;
+	pool[1].name = g;
+	pool[1].backend = vmm;
+	pool[1].reserved = 12 << 20;
+	s.n_pools = 2;
+	s.pools = pools;
 	s.version = version;
 	s.kernels = kernels;
 	s.boot_id = ok.boot_id;
@@ -274,6 +283,8 @@ TEST(status_is_all_there)
 	ASSERT_STRHAS(out, "abacus");
 	ASSERT_STRHAS(out, "1234 pages still");
 	ASSERT_STRHAS(out, "pages from files 3,");
+	ASSERT_STRHAS(out, "g0 (cuda-vmm)");
+	ASSERT_STRHAS(out, "12.0 MiB reserved");
 	ctl_disconnect(&c);
 	c.json = true;
 	start(&fake);
@@ -285,6 +296,7 @@ TEST(status_is_all_there)
 	ASSERT_EQ(json_integer_value(json_object_get(o, "pool_used")), 28672);
 	ASSERT_EQ(json_integer_value(json_object_get(o, "fdstore")), 17);
 	ASSERT_EQ(json_integer_value(json_object_get(o, "restored")), 3);
+	ASSERT_EQ(json_array_size(json_object_get(o, "pools")), 2);
 	json_decref(o);
 	ctl_disconnect(&c);
 }

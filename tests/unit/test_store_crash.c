@@ -434,7 +434,7 @@ static void watermarks(struct rig *r)
 	ASSERT(k);
 	may_go();
 	lookup(r, k);
-	while (r->st->draining)
+	while (r->st->pool[0].draining)
 		uv_run(&r->loop, UV_RUN_NOWAIT);
 	r->st->o.low = low;
 	r->st->o.high = high;
@@ -511,7 +511,7 @@ static void unload(struct rig *r)
 	cqd_segment_tick(r->st);
 	while (r->st->jobs)
 		uv_run(&r->loop, UV_RUN_ONCE);
-	ASSERT_EQ(r->st->pool_reserved, 0);
+	ASSERT_EQ(r->st->pool[0].reserved, 0);
 }
 
 static void run_script(struct rig *r)

@@ -253,7 +253,7 @@ TEST(memory_moves_between_tenants)
 	w = rig_seal(&r, cl, arena, &r.root, 1);
 	ASSERT_EQ(w.ret, -ENOSPC);
 	ASSERT_EQ(cqd_release(r.cl, pages, 4, &r.err), 0);
-	r.st->last_look = 0;
+	r.st->pool[0].last_look = 0;
 	w = rig_seal(&r, cl, arena, &r.root, 1);
 	ASSERT_EQ(w.ret, 0);
 	ASSERT(!w.existing);

@@ -192,7 +192,7 @@ TEST(bounded)
 		RUN_UNTIL(&r, clean(&r));
 		bytes = cqd_persist_bytes(r.st);
 		most = MAX(most, bytes);
-		ASSERT(bytes <= 2 * r.st->pool_used + 65536 + 6 * 65536);
+		ASSERT(bytes <= 2 * r.st->pool[0].used + 65536 + 6 * 65536);
 		if (round < 11)
 			cqd_page_drop(r.st, cqd_page_find(r.st, r.sh, &keys[0]));
 	}

@@ -353,7 +353,7 @@ static void check_figures(struct rig *r, uint64_t arenas)
 		pins += tab[i].pins;
 	}
 	used = pages * SLOT + sinks * 8192;
-	ASSERT_EQ(r->st->pool_used, used);
+	ASSERT_EQ(r->st->pool[0].used, used);
 	ASSERT_EQ(r->ns->used_bytes, used + arenas);
 	ASSERT_EQ(r->ns->pages, pages);
 	ASSERT_EQ(r->ns->pins, pins);
@@ -476,7 +476,7 @@ TEST(every_byte_is_counted)
 	cqd_pins_drop(r.cl);
 	while (cqd_evict_one(r.st, NULL, NULL))
 		;
-	ASSERT_EQ(r.st->pool_used, 0);
+	ASSERT_EQ(r.st->pool[0].used, 0);
 	ASSERT_EQ(r.ns->used_bytes, arenas);
 	ASSERT_EQ(r.ns->pages, 0);
 	ASSERT(list_empty(&r.st->leafy));

@@ -211,9 +211,9 @@ TEST(the_administrator_evicts)
 	went = evict(&r, &o);
 	ASSERT_EQ(went.bytes, SLOT + SINK);
 	/* and the segments with them, without the usual wait */
-	while (r.st->pool_reserved)
+	while (r.st->pool[0].reserved)
 		uv_run(&r.loop, UV_RUN_ONCE);
-	ASSERT_EQ(r.st->pool_used, 0);
+	ASSERT_EQ(r.st->pool[0].used, 0);
 	rig_stop(&r);
 }
 
@@ -270,22 +270,22 @@ TEST(sparse_segments_go_first)
 		unpin(&r, &w);
 	}
 	before = shmem_kb();
-	reserved = r.st->pool_reserved;
+	reserved = r.st->pool[0].reserved;
 	ASSERT_EQ(r.sh->kind[CQD_CODES].segments, 3);
 	/* 1/16 of it is less than a segment: one goes, the emptiest */
 	cqd_store_squeeze(r.st);
-	while (r.st->pool_reserved == reserved)
+	while (r.st->pool[0].reserved == reserved)
 		uv_run(&r.loop, UV_RUN_ONCE);
 	printf("# shared memory %llu kB, one of three segments back: %llu kB\n",
 	       (unsigned long long)before, (unsigned long long)shmem_kb());
-	ASSERT_EQ(reserved - r.st->pool_reserved, slots * SLOT);
+	ASSERT_EQ(reserved - r.st->pool[0].reserved, slots * SLOT);
 	ASSERT_EQ(r.st->evictions, 20);
 	ASSERT(there(&r, &a));
 	ASSERT_LE(shmem_kb() + slots * SLOT / 1024, before);
 	/* again: the first one has a page in use, the second goes */
-	reserved = r.st->pool_reserved;
+	reserved = r.st->pool[0].reserved;
 	cqd_store_squeeze(r.st);
-	while (r.st->pool_reserved == reserved)
+	while (r.st->pool[0].reserved == reserved)
 		uv_run(&r.loop, UV_RUN_ONCE);
 	ASSERT_EQ(r.st->evictions, 20 + slots);
 	ASSERT(there(&r, &a));

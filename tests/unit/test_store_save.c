@@ -631,7 +631,7 @@ TEST(no_room)
 	ASSERT_EQ(o.res.restored + o.res.no_room + o.res.no_parent, PAGES);
 	ASSERT_EQ(rig_resident(&r, own, 3), 3);
 	r.ns->quota_pages = UINT64_MAX;
-	r.st->o.pool_bytes = r.st->pool_used;
+	r.st->pool[0].limit = r.st->pool[0].used;
 	o = restore(&r, fd);
 	ASSERT_EQ(o.res.restored, 0);
 	ASSERT_EQ(o.res.existing, 2);

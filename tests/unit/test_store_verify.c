@@ -40,7 +40,7 @@ static uint64_t verification_ms(uint64_t rate)
 	while (r.st->verify_pending)
 		uv_run(&r.loop, UV_RUN_ONCE);
 	paused = NULL;
-	ASSERT_EQ(r.st->pool_used, VERIFIED);
+	ASSERT_EQ(r.st->pool[0].used, VERIFIED);
 	rig_stop(&r);
 	mgr_stop();
 	return pauses_ms;
