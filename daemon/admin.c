@@ -20,7 +20,8 @@
  */
 struct pool_text {
 	Cqp__Pool msg;
-	char name[CQP_MAX_NAME], backend[CQP_MAX_NAME];
+	char name[CQP_MAX_NAME], backend[CQP_MAX_NAME], uuid[CQD_UUID_TEXT];
+	char why[CQ_ERR_TEXT];
 };
 
 /* Every pool into @ptr, at most @max. */
@@ -36,6 +37,10 @@ static size_t fill_pools(const struct cqd_store *st, struct pool_text *at, Cqp__
 		snprintf(at[n].backend, sizeof(at[n].backend), "%s", f.backend);
 		at[n].msg.name = at[n].name;
 		at[n].msg.backend = at[n].backend;
+		snprintf(at[n].uuid, sizeof(at[n].uuid), "%s", f.uuid);
+		at[n].msg.device = f.uuid[0] ? at[n].uuid : NULL;
+		snprintf(at[n].why, sizeof(at[n].why), "%s", f.why);
+		at[n].msg.why = f.why[0] ? at[n].why : NULL;
 		at[n].msg.limit = f.limit;
 		at[n].msg.reserved = f.reserved;
 		at[n].msg.used = f.used;
@@ -321,6 +326,8 @@ static void on_verified(void *arg, uint64_t checked, uint64_t failed, uint64_t b
 	Cqp__VerifyOk ok = CQP__VERIFY_OK__INIT;
 	Cqp__Msg msg = CQP__MSG__INIT;
 
+	ok.skipped = cqd_store_unreadable(p->conn->srv->store);
+	ok.has_skipped = ok.skipped != 0;
 	ok.checked = checked;
 	ok.failed = failed;
 	ok.bytes = bytes;

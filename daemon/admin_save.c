@@ -19,6 +19,8 @@ static void on_saved(void *arg, int ret, uint64_t pages, uint64_t bytes,
 		ok.pages = pages;
 		ok.bytes = bytes;
 		ok.us = cqd_clock_us() - p->started_us;
+		ok.skipped = cqd_store_unreadable(p->conn->srv->store);
+		ok.has_skipped = ok.skipped != 0;
 		msg.id = p->id;
 		msg.body_case = CQP__MSG__BODY_SAVE_OK;
 		msg.save_ok = &ok;

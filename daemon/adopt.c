@@ -229,7 +229,11 @@ static bool adopt_client(struct cqd_adopt *ad, uint32_t i)
 	    r->pid > INT32_MAX)
 		return false;
 	r->name[sizeof(r->name) - 1] = '\0';
-	return cqd_client_attach(ad->st, ns, i, true) != NULL;
+	if (!cqd_client_attach(ad->st, ns, i, true))
+		return false;
+	ad->st->client_at[i]->adopted = true;
+	ns->adopted++;
+	return true;
 }
 
 static bool adopt_pin(struct cqd_adopt *ad, uint32_t i)
@@ -239,6 +243,8 @@ static bool adopt_pin(struct cqd_adopt *ad, uint32_t i)
 	const struct cqd_page *pg;
 	struct cqd_client *cl;
 
+	if (r->page == CQP_NONE)
+		return cqd_adopt_lease(ad, i);
 	if (r->client >= st->ix.t_clients.n || r->page >= st->ix.t_pages.n)
 		return false;
 	cl = st->client_at[r->client];
@@ -331,6 +337,7 @@ static int scan_all(struct cqd_adopt *ad)
 	cqd_adopt_tree(ad);
 	for (i = 0; i < ARRAY_SIZE(then); i++)
 		scan(ad, &then[i]);
+	cqd_adopt_leases(ad);
 	return cqd_adopt_order(ad);
 }
 
@@ -469,6 +476,14 @@ static int take_over(struct cqd_adopt *ad, const struct cqd_store_opts *opts,
 	return 0;
 }
 
+static int take_node(void *arg, const char *name)
+{
+	struct cqd_adopt *ad = arg;
+	int i = cqd_adopt_take(ad, name);
+
+	return i < 0 ? -1 : ad->fds[i];
+}
+
 /**
  * cqd_adopt() - take over what the service manager kept, or start afresh
  * @st:   store without an index
@@ -491,6 +506,7 @@ int cqd_adopt(struct cqd_store *st, const struct cqd_store_opts *opts,
 		return cq_err_set(err, -ENOMEM, "no memory to take over descriptors");
 	}
 	st->fdstore = opts->n_fds;
+	cqd_pools_hold(st, take_node, &ad);
 	ret = open_index(&ad, &why);
 	if (ret == 0) {
 		ret = take_over(&ad, opts, err);

@@ -43,6 +43,11 @@ void cqd_adopt_page_soon(struct cqd_adopt *ad, uint32_t i);
 bool cqd_adopt_name(struct cqd_adopt *ad, uint32_t i);
 /* Parents that were missing, then what nobody owns; after all pages. */
 void cqd_adopt_tree(struct cqd_adopt *ad);
+/* A slot of a device that somebody may be writing; a lease's record, after the clients;
+ * what is left then. (lease.c) */
+bool cqd_adopt_lost(struct cqd_segment *seg, uint32_t slot);
+bool cqd_adopt_lease(struct cqd_adopt *ad, uint32_t i);
+void cqd_adopt_leases(struct cqd_adopt *ad);
 /* LRU lists; after the pins. */
 int cqd_adopt_order(struct cqd_adopt *ad);
 

@@ -34,12 +34,13 @@ struct cqd_model *cqd_model_by_rec(struct cqd_store *st, uint32_t rec)
 static bool sizes_hold(const struct cqp_rec_segment *r, const struct cqd_shard *sh,
 		       unsigned int kind)
 {
+	uint64_t spare = MAX(CQD_HUGE_BYTES, sh->pool->dev.granularity);
 	const struct cqd_ns *ns = sh->ns;
 
 	return r->slots && sh->kind[kind].slot_bytes &&
 	       r->slot_bytes == sh->kind[kind].slot_bytes &&
 	       r->slots <= r->bytes / r->slot_bytes &&
-	       r->bytes - r->slots * r->slot_bytes < CQD_HUGE_BYTES &&
+	       r->bytes - r->slots * r->slot_bytes < spare &&
 	       r->word_base <= ns->n_words && r->slots <= ns->n_words - r->word_base;
 }
 
@@ -76,7 +77,8 @@ static struct cqd_segment *seg_object(struct cqd_shard *sh, unsigned int kind,
 	seg->slots = r->slots;
 	seg->slot_bytes = r->slot_bytes;
 	seg->word_base = r->word_base;
-	seg->mem = (struct cqd_mem){ .bytes = r->bytes, .fd = fd, .ro_fd = -1 };
+	seg->mem = (struct cqd_mem){ .bytes = r->bytes, .fd = fd, .ro_fd = -1,
+				     .dev = &sh->pool->dev };
 	seg->live = true;
 	seg->empty_since = uv_now(sh->st->loop);
 	list_init(&seg->ns_node);
@@ -125,13 +127,14 @@ bool cqd_adopt_segment(struct cqd_adopt *ad, uint32_t i)
 	unsigned int kind = r->kind == CQ_PAGE_SINK ? CQD_SINKS : CQD_CODES;
 	struct cqd_ns *ns = cqd_ns_by_rec(st, r->ns);
 	struct cqd_model *m = cqd_model_by_rec(st, r->model);
+	struct cqd_pool *pool = cqd_pool_recorded(st, r);
 	struct cqd_shard *sh;
 	char name[32];
 	int fd;
 
-	if (!ns || !m || (r->kind != CQ_PAGE_SINK && r->kind != CQ_PAGE_CODES) ||
+	if (!ns || !m || !pool || (r->kind != CQ_PAGE_SINK && r->kind != CQ_PAGE_CODES) ||
 	    !r->id || r->id == CQP_NONE || cqd_segment_find(st, r->id) ||
-	    cqd_shard_make(ns, m, st->pool, &range, &sh, NULL))
+	    cqd_shard_make(ns, m, pool, &range, &sh, NULL))
 		return false;
 	snprintf(name, sizeof(name), "cq-seg-%u", r->id);
 	fd = sizes_hold(r, sh, kind) ? cqd_adopt_take(ad, name) : -1;
@@ -260,7 +263,8 @@ bool cqd_adopt_page(struct cqd_adopt *ad, uint32_t i)
 	sh = st->segs[r->segment]->shard;
 	st->pages[i] = (struct cqd_page){
 		.shard = sh, .child = CQP_NONE, .parent = CQP_NONE, .state = CQP_SEALED,
-		.flags = CQD_PG_UNVERIFIED | (sink ? CQD_PG_SINK : 0),
+		.flags = (sh->pool->mem->remote ? 0 : CQD_PG_UNVERIFIED) |
+			 (sink ? CQD_PG_SINK : 0),
 	};
 	if (!cqd_page_hash_new(st, i, sh, ad->hash[i % CQD_ADOPT_AHEAD])) {
 		st->pages[i] = (struct cqd_page){ 0 };
@@ -269,7 +273,7 @@ bool cqd_adopt_page(struct cqd_adopt *ad, uint32_t i)
 	st->n_state[CQP_FREE]--;
 	st->n_state[CQP_SEALED]++;
 	sh->ns->counts.state[CQP_SEALED]++;
-	st->verify_pending++;
+	st->verify_pending += !sh->pool->mem->remote;
 	sh->pages++;
 	sh->ns->pages++;
 	sh->ns->used_bytes += cqd_page_bytes(sh, sink);
@@ -287,15 +291,16 @@ bool cqd_adopt_page(struct cqd_adopt *ad, uint32_t i)
 /* Words of slots that nobody owns any more. */
 static void sweep(struct cqd_store *st)
 {
+	struct cqd_segment *seg;
 	uint32_t i, slot;
 
 	for (i = 0; i < CQD_MAX_SEGMENTS; i++) {
-		if (!st->segs[i])
-			continue;
-		cqd_segment_free_list(st->segs[i]);
-		for (slot = 0; slot < st->segs[i]->slots; slot++)
-			if (st->segs[i]->owner[slot] == CQP_NONE)
-				set_state(cqd_segment_word(st->segs[i], slot), CQP_FREE);
+		seg = st->segs[i];
+		for (slot = 0; seg && slot < seg->slots; slot++)
+			if (seg->owner[slot] == CQP_NONE && !cqd_adopt_lost(seg, slot))
+				set_state(cqd_segment_word(seg, slot), CQP_FREE);
+		if (seg)
+			cqd_segment_free_list(seg);
 	}
 }
 

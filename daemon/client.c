@@ -75,6 +75,8 @@ struct cqd_client *cqd_client_attach(struct cqd_store *st, struct cqd_ns *ns,
 	list_init(&cl->seals);
 	list_init(&cl->arenas);
 	list_init(&cl->publishes);
+	list_init(&cl->leases);
+	list_init(&cl->leasing);
 	list_add_tail(&cl->node, &st->clients);
 	st->client_at[rec] = cl;
 	cl->hash_next = *b;
@@ -170,8 +172,8 @@ struct cqd_client *cqd_client_resume(struct cqd_store *st, struct cqd_ns *ns,
  * cqd_client_set_orphan() - connected or orphaned
  * @client:    session
  * @is_orphan: the connection is gone, the process perhaps not: pins and open
- *          shards stay; arenas are dropped and open seals end with -ECANCELED,
- *          since both are offered again after a reconnect
+ *          shards and leases stay; arenas are dropped and open seals end with
+ *          -ECANCELED, since both are offered again after a reconnect
  */
 void cqd_client_set_orphan(struct cqd_client *client, bool is_orphan)
 {
@@ -179,6 +181,7 @@ void cqd_client_set_orphan(struct cqd_client *client, bool is_orphan)
 	if (!is_orphan)
 		return;
 	cqd_seal_cancel_client(client);
+	cqd_lease_cancel_client(client);
 	cqd_publish_cancel_client(client);
 	cqd_arena_drop_all(client);
 }
@@ -192,6 +195,7 @@ void cqd_client_free(struct cqd_client *cl)
 	uint32_t i;
 
 	orphan(cl, false);
+	cqd_leases_free(cl);
 	list_del(&cl->node);
 	unhash(cl);
 	cl->ns->counts.clients--;
@@ -218,8 +222,30 @@ struct cqd_seal_op *cqd_client_seal(struct cqd_client *cl)
 }
 
 /**
- * cqd_client_end() - the process is gone or said Bye
- * @client: freed; every pin, arena and open seal is dropped
+ * cqd_client_bye() - the process said Bye
+ * @client: session
+ *
+ * Return: true if nothing is left of it but the record. False: work that it began may
+ * still write into slots that it leased: all but those is dropped, and the session lasts
+ * until the process is gone.
+ */
+bool cqd_client_bye(struct cqd_client *client)
+{
+	cqd_seal_cancel_client(client);
+	cqd_lease_cancel_client(client);
+	if (list_empty(&client->leases))
+		return true;
+	cqd_leases_distrust(client);
+	cqd_publish_cancel_client(client);
+	cqd_pins_drop(client);
+	cqd_arena_drop_all(client);
+	cqd_seal_kick_all(client->st);
+	return false;
+}
+
+/**
+ * cqd_client_end() - the process is gone, or said Bye and has no lease
+ * @client: freed; every pin, lease, arena and open seal is dropped
  */
 void cqd_client_end(struct cqd_client *client)
 {
@@ -229,8 +255,11 @@ void cqd_client_end(struct cqd_client *client)
 	/* Record first: its pins mean nothing without it. */
 	cqd_word_state(&st->ix.clients[rec].word, CQP_FREE);
 	cqd_seal_cancel_client(client);
+	cqd_lease_cancel_client(client);
 	cqd_publish_cancel_client(client);
 	cqd_pins_drop(client);
+	cqd_leases_drop(client);
+	cqd_leases_client_gone(client);
 	cqd_arena_drop_all(client);
 	cqd_client_changed(client, false);
 	cqd_client_free(client);
@@ -297,11 +326,11 @@ uid_t cqd_client_uid(const struct cqd_client *client)
  * cqd_client_pins() - what a session holds
  * @client: session
  *
- * Return: its pins.
+ * Return: its pins and leases.
  */
 uint64_t cqd_client_pins(const struct cqd_client *client)
 {
-	return client->n_pins;
+	return client->n_pins + client->n_leases;
 }
 
 /**

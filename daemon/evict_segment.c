@@ -72,6 +72,8 @@ static bool may_go(struct cqd_store *st, const struct cqd_segment *seg, uint32_t
 
 	for (i = 0; i < seg->slots; i++) {
 		p = seg->owner[i];
+		if (p >= CQD_OWNER_LOST && p != CQP_NONE)
+			return false;
 		if (p != CQP_NONE && !covered(st, seg, p) &&
 		    !idle_below(st, p, mine, &work))
 			return false;
@@ -132,7 +134,7 @@ static void step_emptying(struct cqd_store *st)
 		p = seg->owner[st->emptying_at];
 		if (p == CQP_NONE) {
 			st->emptying_at++;
-		} else if (!drop(st, p, &work)) {
+		} else if (p >= CQD_OWNER_LOST || !drop(st, p, &work)) {
 			give_up(st, seg);
 			return;
 		}

@@ -98,10 +98,13 @@ static int handle_model_open(struct cqd_req *req)
 		return cq_err_set(req->err, -EACCES, "model \"%s\" is not among the models of "
 				  "namespace \"%s\"", open->name,
 				  cqd_ns_name(cqd_client_ns(client_of(req))));
-	ret = cqd_shard_get(client_of(req), open->name, &range, &shard, &info, req->err);
+	ret = cqd_shard_get_on(client_of(req), open->name, &range, open->device, &shard, &info,
+			       req->err);
 	if (ret)
 		return ret;
 	ok.shard = info.id;
+	ok.has_backend = true;
+	ok.backend = (Cqp__Backend)info.kind;
 	ok.model_hash.data = info.hash;
 	ok.model_hash.len = sizeof(info.hash);
 	ok.root_key.data = info.root.b;
@@ -217,6 +220,8 @@ static int handle_segment_get(struct cqd_req *req)
 	ok.word_base = info.word_base;
 	ok.has_state_words = info.state_fd >= 0;
 	ok.state_words = info.state_words;
+	ok.has_backend = true;
+	ok.backend = (Cqp__Backend)info.kind;
 	fds[0] = info.fd;
 	fds[1] = info.state_fd;
 	msg.body_case = CQP__MSG__BODY_SEGMENT_OK;
@@ -269,6 +274,8 @@ static int check_seal(const Cqp__Seal *seal, struct cq_err *err)
 				  UINT8_MAX);
 	if (seal->has_sink_offset && seal->sink_offset == UINT64_MAX)
 		return cq_err_set(err, -EINVAL, "Seal: sink_offset is outside every arena");
+	if (!seal->has_slot && (seal->has_sink_slot || seal->has_checks))
+		return cq_err_set(err, -EINVAL, "Seal: sink_slot and checks go with slot");
 	return 0;
 }
 
@@ -282,11 +289,14 @@ static int handle_seal(struct cqd_req *req)
 		.offset = seal->offset,
 		.sink_offset = seal->has_sink_offset ? seal->sink_offset : UINT64_MAX,
 	};
+	struct cqp_page slots[2];
 	struct cqd_pending *p;
 	struct cqd_shard *shard;
 	int ret;
 
 	ret = check_seal(seal, req->err);
+	if (!ret && seal->has_slot)
+		ret = cqd_req_seal_slots(seal, slots, &r, req->err);
 	if (ret)
 		return ret;
 	ret = shard_of(req, seal->shard, &shard);
@@ -325,7 +335,7 @@ static int handle_release(struct cqd_req *req)
 static int handle_bye(struct cqd_req *req)
 {
 	if (req->conn->session)
-		cqd_session_end(req->conn->session);
+		cqd_session_bye(req->conn->session);
 	cqd_conn_ok(req->conn, req->msg->id);
 	return 0;
 }
@@ -340,6 +350,8 @@ static const struct cqd_handler handlers[] = {
 	[CQP__MSG__BODY_LOOKUP] = { "Lookup", H_TENANT, 0, handle_lookup },
 	[CQP__MSG__BODY_SEGMENT_GET] = { "SegmentGet", H_TENANT, 0, handle_segment_get },
 	[CQP__MSG__BODY_SEAL] = { "Seal", H_TENANT, 0, handle_seal },
+	[CQP__MSG__BODY_LEASE] = { "Lease", H_TENANT, 0, cqd_req_lease },
+	[CQP__MSG__BODY_LEASE_RETURN] = { "LeaseReturn", H_TENANT, 0, cqd_req_lease_return },
 	[CQP__MSG__BODY_RELEASE] = { "Release", H_TENANT, 0, handle_release },
 	[CQP__MSG__BODY_PUBLISH] = { "Publish", H_TENANT, 0, cqd_req_publish },
 	[CQP__MSG__BODY_ATTACH] = { "Attach", H_TENANT, 0, cqd_req_attach },

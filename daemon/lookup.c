@@ -173,6 +173,7 @@ int cqd_match(struct cqd_client *client, struct cqd_shard *shard,
 static uint32_t named(struct cqd_client *cl, const struct cqp_page *page)
 {
 	struct cqd_segment *seg = cqd_segment_find(cl->st, page->segment);
+	uint32_t p;
 
 	/* Of whatever namespace: a pin may outlive the permission. */
 	if (!seg || seg->kind != CQD_CODES || page->slot >= seg->slots)
@@ -180,7 +181,8 @@ static uint32_t named(struct cqd_client *cl, const struct cqp_page *page)
 	if (CQP_WORD_GEN(*cqd_segment_word(seg, page->slot)) !=
 	    CQP_WORD_GEN(page->word))
 		return CQP_NONE;
-	return seg->owner[page->slot];
+	p = seg->owner[page->slot];
+	return p < cl->st->ix.t_pages.n ? p : CQP_NONE;
 }
 
 /**

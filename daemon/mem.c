@@ -10,8 +10,11 @@ static const struct cqd_mem_ops *backends[MAX_BACKENDS] = { &cqd_mem_memfd };
 
 static bool has_hole(const struct cqd_mem_ops *o)
 {
-	return !o->name || !o->name[0] || !o->usable || !o->create || !o->adopt ||
-	       !o->discard || !o->destroy || !o->write || !o->fill || !o->read || !o->check;
+	if (o->remote ? o->write || o->fill || o->read || o->check :
+			!o->write || !o->fill || !o->read || !o->check)
+		return true;
+	return !o->name || !o->name[0] || !o->usable || !o->probe || !o->create ||
+	       !o->adopt || !o->discard || !o->destroy;
 }
 
 /**
@@ -20,7 +23,8 @@ static bool has_hole(const struct cqd_mem_ops *o)
  *
  * Not thread-safe: called while the program starts.
  *
- * Return: 0; -EINVAL a hole, or the name is taken; -ENOSPC table full.
+ * Return: 0; -EINVAL a hole, a callback that a remote backend cannot have, or the
+ * name is taken; -ENOSPC table full.
  */
 int cqd_mem_register(const struct cqd_mem_ops *ops)
 {

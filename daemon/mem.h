@@ -24,11 +24,34 @@ struct cqd_mem_policy {
 	uint64_t nodes;
 };
 
+#define CQD_UUID_TEXT	48
+#define CQD_HANDLE	64	/* bytes of an IPC handle */
+
+/**
+ * struct cqd_mem_device - a device with memory of its own
+ * @uuid:        as in cqd.conf; empty: the host
+ * @ordinal:     the driver's number, of this process
+ * @bytes:       of its memory, 0: unknown
+ * @granularity: segments are multiples of it
+ * @node:        device node that must stay open for as long as there are segments;
+ *               empty: none
+ */
+struct cqd_mem_device {
+	char uuid[CQD_UUID_TEXT];
+	int ordinal;
+	uint64_t bytes, granularity;
+	char node[32];
+};
+
+/* As in enum Backend of proto/cq.proto. */
+enum cqd_mem_kind { CQD_MEM_MEMFD, CQD_MEM_CUDA_VMM, CQD_MEM_CUDA_IPC };
+
 /**
  * struct cqd_mem - memory of one segment
  * @bytes: size, fixed for life
  * @fd:    owner's descriptor, goes to the fd store
  * @ro_fd: what clients get; for memfd an O_RDONLY reopen
+ * @dev:   where, NULL: the host
  * @policy: for create, NULL: none
  * @base:  mapping in the daemon, NULL where it has none; of a segment it is not
  *         touched, payloads go through the table below
@@ -38,13 +61,18 @@ struct cqd_mem {
 	int fd;
 	int ro_fd;
 	void *base;
+	const struct cqd_mem_device *dev;
 	const struct cqd_mem_policy *policy;
 };
 
 /**
  * struct cqd_mem_ops - a memory backend
- * @name:    unique, as written in cqd.conf: "memfd", "cuda"
- * @usable:  0, or -errno with the reason; called once
+ * @name:    unique, as written in cqd.conf: "memfd", "cuda-vmm"
+ * @kind:    as clients are told
+ * @remote:  cqd cannot reach payloads: workers lease slots and write them; then
+ *           @write, @fill, @read and @check must be missing, and nobody calls them
+ * @usable:  0, or -errno with the reason; called once for each pool
+ * @probe:   look for @dev->uuid, and fill in the rest; -ENODEV
  * @create:  reserve @mem->bytes and fill the rest of @mem
  * @adopt:   the same around @mem->fd, which came back from the fd store
  * @discard: give the bytes back although others may have them mapped; nobody
@@ -56,13 +84,16 @@ struct cqd_mem {
  * @read:    copy @len bytes to memory
  * @check:   XXH3-128 over XXH3-64 of each 4 KiB of [@off, @off + @len)
  *
- * All callbacks are mandatory and registration refuses a table with a hole.
+ * All other callbacks are mandatory and registration refuses a table with a hole.
  * They may block and run on worker threads, never two at a time on the same
  * range of the same segment.
  */
 struct cqd_mem_ops {
 	const char *name;
+	enum cqd_mem_kind kind;
+	bool remote;
 	int (*usable)(struct cq_err *err);
+	int (*probe)(struct cqd_mem_device *dev, struct cq_err *err);
 	int (*create)(struct cqd_mem *mem, struct cq_err *err);
 	int (*adopt)(struct cqd_mem *mem, struct cq_err *err);
 	void (*discard)(struct cqd_mem *mem);

@@ -201,6 +201,14 @@ static int memfd_usable(struct cq_err *err)
 	return 0;
 }
 
+static int memfd_probe(struct cqd_mem_device *dev, struct cq_err *err)
+{
+	if (dev->uuid[0])
+		return cq_err_set(err, -ENODEV, "%s: memfds are on the host", dev->uuid);
+	dev->granularity = CQ_SLOT_ALIGN;
+	return 0;
+}
+
 /* Reserved huge pages first: they are nobody else's if they are free. */
 static int memfd_create_seg(struct cqd_mem *mem, struct cq_err *err)
 {
@@ -340,7 +348,9 @@ static int memfd_check(struct cqd_mem *mem, uint64_t off, uint64_t len,
 
 const struct cqd_mem_ops cqd_mem_memfd = {
 	.name = "memfd",
+	.kind = CQD_MEM_MEMFD,
 	.usable = memfd_usable,
+	.probe = memfd_probe,
 	.create = memfd_create_seg,
 	.adopt = cqd_memfd_adopt,
 	.discard = memfd_discard,

@@ -428,6 +428,8 @@ static const struct family families[] = {
 	{ "cq_namespace_pages", "gauge", "Pages by state.", row_of_ns, 0, ns_states },
 	{ "cq_namespace_pins", "gauge", "Pins (leases) of its clients.", row_of_ns,
 	  N(pins), ns_figure },
+	{ "cq_namespace_leases", "gauge", "Slots of GPUs that its clients write.", row_of_ns,
+	  N(leases), ns_figure },
 	{ "cq_namespace_clients", "gauge", "Sessions, orphaned ones included.", row_of_ns,
 	  C(clients), ns_count },
 	{ "cq_namespace_orphaned_clients", "gauge",

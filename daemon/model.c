@@ -322,7 +322,7 @@ int cqd_model_load(struct cqd_store *st, const char *name, int fd,
 	return 0;
 }
 
-/* Something of the model is in use: a pin, a name, a seal, a check, a creation. */
+/* Something of the model is in use: a pin, a name, a lease, a seal, a check, a creation. */
 static bool in_use(struct cqd_store *st, const struct cqd_model *m)
 {
 	struct list_head *pos;
@@ -331,7 +331,7 @@ static bool in_use(struct cqd_store *st, const struct cqd_model *m)
 	list_for_each(pos, &st->shards) {
 		const struct cqd_shard *sh = list_entry(pos, struct cqd_shard, node);
 
-		if (sh->model == m && (sh->names || sh->kind[0].creating ||
+		if (sh->model == m && (sh->names || sh->leases || sh->kind[0].creating ||
 				       sh->kind[1].creating))
 			return true;
 	}

@@ -279,6 +279,7 @@ bool cqd_ns_figures(const struct cqd_store *st, uint32_t i, struct cqd_ns_figure
 			.arena_bytes = ns->arena_bytes,
 			.pages = ns->pages,
 			.pins = ns->pins,
+			.leases = ns->leases,
 			.quota_bytes = ns->quota_bytes,
 			.quota_pages = ns->quota_pages,
 			.quota_pins = ns->quota_pins,

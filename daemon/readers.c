@@ -130,12 +130,12 @@ uint32_t cqd_page_foreign(struct cqd_store *st, const struct cqd_ns *ns,
 {
 	const struct cqd_shard *of;
 
-	if (!ns->n_reads)
+	if (!ns->n_reads || !cqd_pool_readable(sh->pool))
 		return CQP_NONE;
 	p = p == CQP_NONE ? cqd_page_chain(st, key) : st->pages[p].hash_next;
 	for (; p != CQP_NONE; p = st->pages[p].hash_next) {
 		of = st->pages[p].shard;
-		if (of->ns != ns && of->model == sh->model &&
+		if (of->ns != ns && of->model == sh->model && of->pool == sh->pool &&
 		    !memcmp(&of->range, &sh->range, sizeof(of->range)) &&
 		    !memcmp(st->ix.pages[p].key, key->b, CQ_KEY_BYTES) &&
 		    cqd_ns_reads(ns, of->ns))

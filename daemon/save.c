@@ -226,8 +226,8 @@ static bool due(const struct cqd_save *s, uint32_t p)
 {
 	struct cqd_page *pg = &s->st->pages[p];
 
-	if (!pg->shard)
-		return false;
+	if (!pg->shard || pg->shard->pool->mem->remote)
+		return false;	/* or cqd cannot read it */
 	if (pg->state != CQP_SEALED) {
 		if (s->rewrite)
 			pg->flags &= (uint8_t)~CQD_PG_SAVED;

@@ -10,7 +10,7 @@
  *	    -> ON_SLOT	page record taken, its state FILLING; again when a
  *			segment was created or destroyed
  *	    -> COPY	on a worker thread
- *	    -> PARKED	copied, but the parent is still being filled: goes on
+ *	    -> PARKED	copied, or in a leased slot, but the parent is still being filled: goes on
  *			when that seal has ended
  *	    -> the end	published, or everything undone
  *
@@ -35,7 +35,8 @@ static void wait_for(struct cqd_seal_op *op, uint32_t p)
 
 static void op_free(struct cqd_seal_op *op)
 {
-	cqd_arena_put(op->arena);
+	if (op->arena)
+		cqd_arena_put(op->arena);
 	free(op);
 }
 
@@ -100,6 +101,7 @@ static void finish(struct cqd_seal_op *op, int ret, uint32_t p, bool existing)
 		res.sink = cqd_place_page(at.seg, at.slot);
 	}
 	count_end(op, ret, existing);
+	cqd_lease_unbusy(op);
 	/* The callback may end the client, which ends every seal listed. */
 	list_del(&op->client_node);
 	if (op->client)
@@ -143,6 +145,7 @@ void cqd_seal_fail(struct cqd_seal_op *op, int ret)
 			cqd_page_drop(st, st->pages[p].child);
 		cqd_page_free(st, p, CQD_EV_ABORT);
 	}
+	cqd_lease_lend(op, false);
 	finish(op, ret, CQP_NONE, false);
 }
 
@@ -264,8 +267,12 @@ static void publish(struct cqd_seal_op *op)
 	r->behind = pg->parent == CQP_NONE && op->depth;
 	r->depth = pg->parent == CQP_NONE ? op->depth : st->ix.pages[pg->parent].depth + 1;
 	pg->filler = NULL;
+	if (op->lent)
+		cqd_lease_place(op);
 	cqd_lru_note(st, op->page);
 	cqd_page_event(st, op->page, CQD_EV_PUBLISH);
+	if (op->lent)
+		cqd_lease_used(op);
 	cqd_page_settle(st, op->page);
 	cqd_page_sealed(st, op->page, op->client, op->saved);
 }
@@ -294,12 +301,9 @@ static void conclude(struct cqd_seal_op *op)
 	cqd_evict_kick(st);
 }
 
-static void copy_done(struct cqd_job *job)
+/* The payload is in its slot, or cannot be. */
+static void filled(struct cqd_seal_op *op)
 {
-	struct cqd_seal_op *op = container_of(job, struct cqd_seal_op, job);
-
-	if (!op->client)
-		op->ret = cq_err_set(&op->err, -ECANCELED, "the session ended");
 	if (!op->ret && !op->parent_lost && parent_filling(op)) {
 		op->where = CQD_SEAL_PARKED;
 		wait_for(op, op->st->pages[op->page].parent);
@@ -308,36 +312,25 @@ static void copy_done(struct cqd_job *job)
 	conclude(op);
 }
 
+static void copy_done(struct cqd_job *job)
+{
+	struct cqd_seal_op *op = container_of(job, struct cqd_seal_op, job);
+
+	if (!op->client)
+		op->ret = cq_err_set(&op->err, -ECANCELED, "the session ended");
+	filled(op);
+}
+
 /* --- slots --- */
 
 /* 0; -EAGAIN wait; else why there is none. */
 static int get_slot(struct cqd_seal_op *op, unsigned int kind)
 {
-	struct cqd_shard *sh = op->shard;
-	struct cqd_store *st = op->st;
-	int ret;
+	int ret = cqd_slot_get(op->shard, kind, op->page, !op->saved, &op->at[kind], &op->err);
 
-	ret = cqd_slot_take(sh, kind, op->page, &op->at[kind]);
-	if (!ret || sh->kind[kind].creating)
-		return ret;
-	/* Right after a failure it would fail again, and again. */
-	if (!sh->kind[kind].failed && !cqd_segment_grow(sh, kind, NULL))
-		return -EAGAIN;
-	if (sh->pool->destroying || (!op->saved && cqd_evict_segment(st, sh)))
-		return -EAGAIN;
-	while (!op->saved && cqd_evict_one(st, sh, NULL)) {
-		if (!cqd_slot_take(sh, kind, op->page, &op->at[kind]))
-			return 0;
-		if (cqd_closed_retire(st))
-			return -EAGAIN;
-	}
-	if (sh->kind[kind].failed) {
-		op->err = sh->kind[kind].err;
-		return sh->kind[kind].failed;
-	}
-	return cq_err_set(&op->err, -ENOSPC,
-			  "no slot: pool_bytes = %llu are full of pages in use",
-			  (unsigned long long)sh->pool->limit);
+	if (!ret)
+		cqd_slot_begin(op->at[kind]);
+	return ret;
 }
 
 static int get_slots(struct cqd_seal_op *op)
@@ -412,6 +405,16 @@ void cqd_seal_kick(struct cqd_shard *sh)
 	}
 }
 
+/* Seals, then requests for leases. */
+static void kick(struct cqd_shard *sh)
+{
+	sh->opens++;	/* stays while they call back */
+	cqd_seal_kick(sh);
+	cqd_lease_kick(sh);
+	sh->opens--;
+	cqd_shard_put(sh);
+}
+
 /**
  * cqd_seal_kick_all() - the same for every shard: the pool has more room
  * @st: store
@@ -426,10 +429,11 @@ void cqd_seal_kick_all(struct cqd_store *st)
 again:
 	list_for_each(pos, &st->shards) {
 		sh = list_entry(pos, struct cqd_shard, node);
-		if (list_empty(&sh->waiting) || sh->kicked == st->kick)
+		if ((list_empty(&sh->waiting) && list_empty(&sh->leasing)) ||
+		    sh->kicked == st->kick)
 			continue;
 		sh->kicked = st->kick;
-		cqd_seal_kick(sh);
+		kick(sh);
 		goto again;
 	}
 }
@@ -441,6 +445,8 @@ static bool has_room(const struct cqd_seal_op *op, uint64_t bytes)
 {
 	const struct cqd_pool *pool = op->shard->pool;
 
+	if (op->lease[CQD_CODES])
+		bytes = 0;	/* counted already */
 	if (!op->saved)
 		return cqd_ns_room(op->shard->ns, bytes, 1);
 	return cqd_ns_fits(op->shard->ns, bytes, 1) &&
@@ -452,7 +458,7 @@ static int begin(struct cqd_seal_op *op, uint32_t parent)
 {
 	struct cqd_shard *sh = op->shard;
 	struct cqd_store *st = op->st;
-	bool sink = op->sink_offset != UINT64_MAX;
+	bool sink = op->sink_offset != UINT64_MAX || op->lease[CQD_SINKS];
 	int ret = 0;
 
 	if (parent != CQP_NONE)
@@ -474,6 +480,7 @@ static int begin(struct cqd_seal_op *op, uint32_t parent)
 		cqd_page_unhold(st, parent);
 	if (ret)
 		return ret;
+	cqd_lease_lend(op, op->lease[CQD_CODES] != NULL);
 	return cqd_pin(op->client, op->page, &op->err);
 }
 
@@ -541,6 +548,8 @@ void cqd_seal_step(struct cqd_seal_op *op)
 		ret = begin(op, parent);
 	if (ret)
 		cqd_seal_fail(op, ret);
+	else if (op->lent)
+		filled(op);
 	else
 		want_slots(op);
 }

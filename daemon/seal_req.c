@@ -14,16 +14,34 @@ static bool outside(const struct cqd_arena *a, uint64_t off, uint64_t len)
 	return off > a->bytes || len > a->bytes - off;
 }
 
-static int check_req(const struct cqd_shard *sh, const struct cqd_arena *a,
-		     const struct cqd_seal_req *req, struct cq_err *err)
+static int check_arena(const struct cqd_shard *sh, const struct cqd_arena *a,
+		       const struct cqd_seal_req *req, struct cq_err *err)
 {
-	bool first = !memcmp(&req->parent, &sh->root, sizeof(sh->root));
 	bool sink = req->sink_offset != UINT64_MAX;
-	uint64_t sink_len = sh->kind[CQD_SINKS].payload;
 
+	if (sh->pool->mem->remote)
+		return cq_err_set(err, -EINVAL, "pages of this shard are sealed from leased "
+				  "slots, see Lease");
 	if (!a)
 		return cq_err_set(err, -EINVAL, "arena %u was not offered by this session",
 				  req->arena);
+	if (outside(a, req->offset, sh->kind[CQD_CODES].payload) ||
+	    (sink && outside(a, req->sink_offset, sh->kind[CQD_SINKS].payload)))
+		return cq_err_set(err, -EINVAL,
+				  "page of %llu bytes at %llu lies outside arena %u of %llu bytes",
+				  (unsigned long long)sh->kind[CQD_CODES].payload,
+				  (unsigned long long)req->offset, a->id,
+				  (unsigned long long)a->bytes);
+	return 0;
+}
+
+static int check_req(const struct cqd_shard *sh, const struct cqd_seal_req *req,
+		     struct cq_err *err)
+{
+	bool first = !memcmp(&req->parent, &sh->root, sizeof(sh->root));
+	bool sink = req->slot ? req->sink_slot != NULL : req->sink_offset != UINT64_MAX;
+	uint64_t sink_len = sh->kind[CQD_SINKS].payload;
+
 	if (req->extra_len > CQP_MAX_EXTRA)
 		return cq_err_set(err, -EINVAL, "extra key bytes: %zu, at most %d",
 				  req->extra_len, CQP_MAX_EXTRA);
@@ -31,13 +49,6 @@ static int check_req(const struct cqd_shard *sh, const struct cqd_arena *a,
 		return cq_err_set(err, -EINVAL, sink ?
 				  "only page 0 of a model with sinks has a sink object" :
 				  "page 0 of this model needs its sink object");
-	if (outside(a, req->offset, sh->kind[CQD_CODES].payload) ||
-	    (sink && outside(a, req->sink_offset, sink_len)))
-		return cq_err_set(err, -EINVAL,
-				  "page of %llu bytes at %llu lies outside arena %u of %llu bytes",
-				  (unsigned long long)sh->kind[CQD_CODES].payload,
-				  (unsigned long long)req->offset, a->id,
-				  (unsigned long long)a->bytes);
 	return 0;
 }
 
@@ -48,7 +59,8 @@ static void start(struct cqd_seal_op *op, struct cqd_client *client,
 	op->client = client;
 	op->shard = shard;
 	op->arena = a;
-	kref_get(&a->ref);
+	if (a)
+		kref_get(&a->ref);
 	op->page = CQP_NONE;
 	op->done = done;
 	op->arg = arg;
@@ -61,7 +73,8 @@ static void start(struct cqd_seal_op *op, struct cqd_client *client,
 }
 
 /**
- * cqd_seal() - copy into a free slot, checksum the copy, publish
+ * cqd_seal() - copy into a free slot, checksum the copy, publish; or publish what a
+ * leased slot holds
  * @client: publisher; the page is pinned for it
  * @shard:  one that it opened
  * @req:    what to seal; nothing of it is kept
@@ -71,16 +84,25 @@ static void start(struct cqd_seal_op *op, struct cqd_client *client,
  * @arg:    passed to @done
  * @err:    text of the failure
  *
- * Return: 0; -EINVAL; -EDQUOT too many are open; -ENOMEM.
+ * Return: 0; -EINVAL; -EBUSY the slot is being sealed; -EDQUOT too many are open;
+ * -ENOMEM.
  */
 int cqd_seal(struct cqd_client *client, struct cqd_shard *shard,
 	     const struct cqd_seal_req *req, cqd_seal_cb done, void *arg,
 	     struct cq_err *err)
 {
-	struct cqd_arena *a = cqd_arena_find(client, req->arena);
+	struct cqd_arena *a = req->slot ? NULL : cqd_arena_find(client, req->arena);
+	struct cqd_lease *lease[CQD_N_KINDS] = { NULL };
 	struct cqd_seal_op *op;
-	int ret = check_req(shard, a, req, err);
+	unsigned int k;
+	int ret;
 
+	if (req->slot)
+		ret = cqd_lease_check(client, shard, req, lease, err);
+	else
+		ret = check_arena(shard, a, req, err);
+	if (!ret)
+		ret = check_req(shard, req, err);
 	if (ret)
 		return ret;
 	if (client->n_seals >= CQD_SEALS_PER_CLIENT)
@@ -97,7 +119,14 @@ int cqd_seal(struct cqd_client *client, struct cqd_shard *shard,
 	}
 	op->parent_key = req->parent;
 	op->offset = req->offset;
-	op->sink_offset = req->sink_offset;
+	op->sink_offset = req->slot ? UINT64_MAX : req->sink_offset;
+	op->lo = req->check_lo;
+	op->hi = req->check_hi;
+	for (k = 0; k < CQD_N_KINDS; k++) {
+		op->lease[k] = lease[k];
+		if (lease[k])
+			lease[k]->op = op;
+	}
 	op->ttl_s = req->ttl_s;
 	op->priority = req->priority;
 	start(op, client, shard, a, done, arg);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * Segments: one memfd, one entry in the fd store, slots of one size for pages
- * of one shard. Created and destroyed on worker threads.
+ * Segments: one descriptor of memory, one entry in the fd store, slots of one size
+ * for pages of one shard. Created and destroyed on worker threads.
  *
  * A segment gets its record, and thereby pages, only when the service manager
  * has confirmed its fd. When it dies its record goes first.
@@ -106,8 +106,6 @@ struct cqp_page cqd_place_page(const struct cqd_segment *seg, uint32_t slot)
 	return p;
 }
 
-/* --- slots --- */
-
 /**
  * cqd_segment_arrays() - owners and free list, every slot free; its shard's order
  * @seg: slots is set
@@ -120,106 +118,15 @@ int cqd_segment_arrays(struct cqd_segment *seg)
 
 	seg->owner = malloc(seg->slots * sizeof(*seg->owner));
 	seg->next_free = malloc(seg->slots * sizeof(*seg->next_free));
-	if (!seg->owner || !seg->next_free || cqd_lru_make(seg->shard))
+	if (cqd_pool_of(seg)->mem->remote)
+		seg->lease = calloc(seg->slots, sizeof(struct cqd_lease *));
+	if (!seg->owner || !seg->next_free || cqd_lru_make(seg->shard) ||
+	    (cqd_pool_of(seg)->mem->remote && !seg->lease))
 		return -ENOMEM;
 	for (i = 0; i < seg->slots; i++)
 		seg->owner[i] = CQP_NONE;
 	cqd_segment_free_list(seg);
 	return 0;
-}
-
-/**
- * cqd_segment_free_list() - free list from the owners, low slots first
- * @seg: segment
- */
-void cqd_segment_free_list(struct cqd_segment *seg)
-{
-	uint32_t i;
-
-	seg->free_head = CQP_NONE;
-	for (i = seg->slots; i-- > 0;) {
-		if (seg->owner[i] != CQP_NONE)
-			continue;
-		seg->next_free[i] = seg->free_head;
-		seg->free_head = i;
-	}
-	list_del(&seg->partial_node);
-	if (seg->free_head != CQP_NONE && !seg->closed)
-		list_add_tail(&seg->partial_node,
-			      &seg->shard->kind[seg->kind].partial);
-}
-
-/**
- * cqd_slot_take() - a slot for a new page
- * @sh:    shard
- * @kind:  CQD_CODES or CQD_SINKS
- * @owner: page record
- * @at:    set on success
- *
- * Return: 0; -EAGAIN none is free.
- */
-int cqd_slot_take(struct cqd_shard *sh, unsigned int kind, uint32_t owner,
-		  struct cqd_place *at)
-{
-	struct cqd_segment *seg;
-	uint64_t *word;
-	uint32_t slot;
-
-	if (list_empty(&sh->kind[kind].partial))
-		return -EAGAIN;
-	seg = list_first(&sh->kind[kind].partial, struct cqd_segment, partial_node);
-	slot = seg->free_head;
-	seg->free_head = seg->next_free[slot];
-	if (seg->free_head == CQP_NONE)
-		list_del(&seg->partial_node);
-	cqd_slot_adopt(seg, slot, owner);
-	word = cqd_segment_word(seg, slot);
-	/*
-	 * The new generation is out before the first byte of the new page is
-	 * written. Pairs with the smp_rmb() of a reader that still looks at
-	 * the old one and then reads the word again (client/attn.c).
-	 */
-	WRITE_ONCE(*word, CQP_WORD(CQP_WORD_GEN(*word) + 1, CQP_FILLING));
-	smp_wmb();
-	at->seg = seg;
-	at->slot = slot;
-	return 0;
-}
-
-/**
- * cqd_slot_adopt() - count a slot as used
- * @seg:   segment; the slot is in no free list
- * @slot:  slot
- * @owner: page record
- */
-void cqd_slot_adopt(struct cqd_segment *seg, uint32_t slot, uint32_t owner)
-{
-	seg->owner[slot] = owner;
-	seg->used++;
-	cqd_pool_of(seg)->used += seg->slot_bytes;
-}
-
-/**
- * cqd_slot_free() - give a slot back; its word says FREE already
- * @at: place, seg NULL for none
- */
-void cqd_slot_free(struct cqd_place at)
-{
-	struct cqd_segment *seg = at.seg;
-
-	if (!seg)
-		return;
-	seg->owner[at.slot] = CQP_NONE;
-	seg->next_free[at.slot] = seg->free_head;
-	seg->free_head = at.slot;
-	if (list_empty(&seg->partial_node) && !seg->leaving && !seg->closed)
-		list_add_tail(&seg->partial_node, &seg->shard->kind[seg->kind].partial);
-	cqd_pool_of(seg)->used -= seg->slot_bytes;
-	if (--seg->used)
-		return;
-	seg->empty_since = uv_now(seg->st->loop);
-	seg->last_use = 0;
-	seg->top = 0;
 }
 
 /* --- creation --- */
@@ -270,6 +177,7 @@ static void fill_record(const struct cqd_segment *seg)
 	r->word_base = seg->word_base;
 	r->slots = seg->slots;
 	memset(r->given, 0, sizeof(r->given));
+	cqd_pool_record(sh->pool, r);
 	cqd_word_born(&r->word, CQP_SEALED);
 }
 
@@ -283,6 +191,7 @@ void cqd_segment_release(struct cqd_segment *seg)
 	list_del(&seg->partial_node);
 	cqd_pool_of(seg)->reserved -= seg->mem.bytes;
 	free(seg->owner);
+	free(seg->lease);
 	free(seg->next_free);
 	free(seg);
 }
@@ -323,6 +232,7 @@ static void create_done(struct cqd_job *job)
 	}
 	sh->opens++;	/* stays while seals call back */
 	cqd_seal_kick(sh);
+	cqd_lease_kick(sh);
 	sh->opens--;
 	/* Asked once per failure: the next seal may try again. */
 	k->failed = 0;
@@ -348,14 +258,21 @@ static uint32_t slots_for(const struct cqd_shard *sh, const struct cqd_shard_kin
 	if (kind == CQD_SINKS)
 		want = MIN(want, left / 4);
 	want = MAX(want, k->slot_bytes);
+	if (pool->mem->remote) {
+		want = ALIGN_UP(want, pool->dev.granularity);
+		left -= left % pool->dev.granularity;
+	}
 	return (uint32_t)MIN(MIN(want, left) / k->slot_bytes, UINT32_MAX / 8);
 }
 
-/* Whole huge pages, if the rest of one is not much, and fits into the pool. */
+/* Whole huge pages, if the rest of one is not much, and fits into the pool; of a
+ * device what it gives. */
 static uint64_t bytes_for(const struct cqd_shard *sh, uint64_t bytes)
 {
 	uint64_t whole = ALIGN_UP(bytes, CQD_HUGE_BYTES);
 
+	if (sh->pool->mem->remote)
+		return ALIGN_UP(bytes, sh->pool->dev.granularity);
 	if (sh->st->o.policy.huge == CQD_HUGE_NEVER || bytes < 4ull * CQD_HUGE_BYTES ||
 	    sh->pool->reserved + whole > sh->pool->limit)
 		return bytes;
@@ -382,6 +299,7 @@ static struct cqd_segment *seg_new(struct cqd_shard *sh, unsigned int kind,
 	seg->slots = slots;
 	seg->mem.bytes = bytes_for(sh, slots * seg->slot_bytes);
 	seg->mem.policy = &sh->st->o.policy;
+	seg->mem.dev = &sh->pool->dev;
 	if (!slots) {
 		free(seg);
 		return NULL;
@@ -406,6 +324,8 @@ int cqd_segment_grow(struct cqd_shard *sh, unsigned int kind, struct cq_err *err
 
 	if (k->creating)
 		return 0;
+	if (!sh->pool->ready)
+		return cq_err_set(err, -ENODEV, "%s: %s", sh->pool->name, sh->pool->why.text);
 	if (!slots || st->closing)
 		return cq_err_set(err, -ENOSPC, "pool_bytes = %llu are all in use",
 				  (unsigned long long)sh->pool->limit);
@@ -540,6 +460,8 @@ int cqd_segment_get(struct cqd_client *client, uint32_t id,
 
 	if (!seg || !cqd_ns_reads(client->ns, owner))
 		return -ENOENT;
+	if (owner != client->ns && !cqd_pool_readable(cqd_pool_of(seg)))
+		return -ENOENT;
 	info->state_fd = -1;
 	info->state_words = 0;
 	if (owner != client->ns) {
@@ -549,6 +471,7 @@ int cqd_segment_get(struct cqd_client *client, uint32_t id,
 		info->state_fd = owner->mem.ro_fd;
 		info->state_words = owner->n_words;
 	}
+	info->kind = cqd_pool_of(seg)->mem->kind;
 	info->bytes = seg->mem.bytes;
 	info->slot_bytes = seg->slot_bytes;
 	info->word_base = seg->word_base;

@@ -289,8 +289,10 @@ void cqd_tenants_free(struct cqd_server *srv);
 int cqd_session_hello(struct cqd_conn *conn, const Cqp__Msg *msg, struct cq_err *err);
 /* The connection is gone: keep the pins until the process is gone too. */
 void cqd_session_orphan(struct cqd_session *s);
-/* Clean end, or the process is gone. */
+/* The process is gone, or there is nothing to wait for it. */
 void cqd_session_end(struct cqd_session *s);
+/* Clean end, though slots that it leased may have to wait for its process. */
+void cqd_session_bye(struct cqd_session *s);
 /* May this session open that model? */
 bool cqd_session_model_ok(const struct cqd_session *s, const char *model);
 
@@ -342,6 +344,14 @@ int cqd_req_publish(struct cqd_req *req);
 int cqd_req_attach(struct cqd_req *req);
 int cqd_req_unpublish(struct cqd_req *req);
 int cqd_admin_pin(struct cqd_req *req);
+
+/* --- lease_req.c --- */
+
+int cqd_req_lease(struct cqd_req *req);
+int cqd_req_lease_return(struct cqd_req *req);
+/* Slots and checks of a Seal that names leased ones; @slots is their memory. */
+int cqd_req_seal_slots(const Cqp__Seal *seal, struct cqp_page slots[2],
+		       struct cqd_seal_req *out, struct cq_err *err);
 
 /* --- admin_save.c --- */
 

@@ -8,7 +8,7 @@
  *	EOF      the client becomes an orphan: its pins stay
  *	pidfd    the process is gone: everything it held is free in the same turn
  *	         of the loop, if its sessions are not very many
- *	Bye      the same, at once
+ *	Bye      the same, at once, but for slots of a GPU that it may be writing
  */
 #include <ctype.h>
 #include <errno.h>
@@ -344,6 +344,20 @@ void cqd_session_end(struct cqd_session *s)
 	detach(s);
 	forget(s);
 	cqd_client_end(client);
+}
+
+/**
+ * cqd_session_bye() - the client said Bye
+ * @s: session; its connection stays open
+ *
+ * It ends, or lasts without a connection until its process is gone.
+ */
+void cqd_session_bye(struct cqd_session *s)
+{
+	if (cqd_client_bye(s->client))
+		cqd_session_end(s);
+	else
+		cqd_session_orphan(s);
 }
 
 static void adopt(struct cqd_client *client, void *arg)

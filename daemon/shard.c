@@ -84,6 +84,7 @@ int cqd_shard_make(struct cqd_ns *ns, struct cqd_model *m, struct cqd_pool *pool
 	list_init(&sh->leafy);
 	list_init(&sh->ns_leafy);
 	list_init(&sh->waiting);
+	list_init(&sh->leasing);
 	for (k = 0; k < CQD_N_KINDS; k++)
 		list_init(&sh->kind[k].partial);
 	sizes(sh);
@@ -113,7 +114,8 @@ void cqd_shard_free(struct cqd_shard *sh)
  */
 void cqd_shard_put(struct cqd_shard *sh)
 {
-	if (!sh->opens && !sh->pages && !sh->names && list_empty(&sh->waiting) &&
+	if (!sh->opens && !sh->pages && !sh->names && !sh->leases &&
+	    list_empty(&sh->waiting) && list_empty(&sh->leasing) &&
 	    !sh->kind[0].segments && !sh->kind[1].segments &&
 	    !sh->kind[0].creating && !sh->kind[1].creating)
 		cqd_shard_free(sh);
@@ -161,24 +163,40 @@ int cqd_shard_root(struct cqd_shard *sh, struct cq_err *err)
 	return 0;
 }
 
+static int pool_for(struct cqd_store *st, const char *device, struct cqd_pool **out,
+		    struct cq_err *err)
+{
+	*out = device ? cqd_pool_find(st, device) : st->pool;
+	if (!*out)
+		return cq_err_set(err, -ENODEV, "cqd has no memory on %.63s: no [gpu] section "
+				  "of its cqd.conf names it", device);
+	if (!(*out)->ready)
+		return cq_err_set(err, -ENODEV, "[gpu %s]: %s", (*out)->name,
+				  (*out)->why.text);
+	return 0;
+}
+
 /**
- * cqd_shard_get() - a client opens a shard
+ * cqd_shard_get_on() - a client opens a shard in some memory
  * @client: who
  * @model:  name
  * @range:  ends 0 = up to the model's end
+ * @device: UUID, any text; NULL: the host's memory
  * @out:    set on success
  * @info:   filled on success
  * @err:    text of the failure
  *
- * Return: 0; -ENOENT no such model; -EINVAL range; -ENOSPC too many shards
- * open in this client; -ENOMEM.
+ * Return: 0; -ENOENT no such model; -EINVAL range; -ENODEV no such device, or it
+ * cannot be used; -ENOSPC too many shards open in this client; -ENOMEM.
  */
-int cqd_shard_get(struct cqd_client *client, const char *model,
-		  const struct cqp_shard *range, struct cqd_shard **out,
-		  struct cqd_shard_info *info, struct cq_err *err)
+int cqd_shard_get_on(struct cqd_client *client, const char *model,
+		     const struct cqp_shard *range, const char *device,
+		     struct cqd_shard **out, struct cqd_shard_info *info,
+		     struct cq_err *err)
 {
 	struct cqd_model *m = cqd_model_find(client->st, model);
 	struct cqp_shard r = *range;
+	struct cqd_pool *pool;
 	struct cqd_shard *sh;
 	int ret;
 
@@ -189,7 +207,9 @@ int cqd_shard_get(struct cqd_client *client, const char *model,
 		r.layer_end = m->head->geom.n_layers;
 	if (!r.head_end)
 		r.head_end = m->head->geom.n_kv_heads;
-	ret = cqd_shard_make(client->ns, m, client->st->pool, &r, &sh, err);
+	ret = pool_for(client->st, device, &pool, err);
+	if (!ret)
+		ret = cqd_shard_make(client->ns, m, pool, &r, &sh, err);
 	if (ret)
 		return ret;
 	ret = cqd_shard_root(sh, err);
@@ -201,6 +221,7 @@ int cqd_shard_get(struct cqd_client *client, const char *model,
 				 CQD_SHARDS_PER_CLIENT);
 		goto err_put;
 	}
+	info->kind = pool->mem->kind;
 	memcpy(info->hash, m->head->hash, sizeof(info->hash));
 	info->root = sh->root;
 	info->model_bytes = m->bytes;
@@ -213,6 +234,24 @@ int cqd_shard_get(struct cqd_client *client, const char *model,
 err_put:
 	cqd_shard_put(sh);
 	return ret;
+}
+
+/**
+ * cqd_shard_get() - a client opens a shard in the host's memory
+ * @client: who
+ * @model:  name
+ * @range:  ends 0 = up to the model's end
+ * @out:    set on success
+ * @info:   filled on success
+ * @err:    text of the failure
+ *
+ * Return: as cqd_shard_get_on().
+ */
+int cqd_shard_get(struct cqd_client *client, const char *model,
+		  const struct cqp_shard *range, struct cqd_shard **out,
+		  struct cqd_shard_info *info, struct cq_err *err)
+{
+	return cqd_shard_get_on(client, model, range, NULL, out, info, err);
 }
 
 /**

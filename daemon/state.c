@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-/* States of a page and what may happen in each: one table, no other place. */
+/* States of a page or leased slot and what may happen in each: one table, no other
+ * place. */
 #include <errno.h>
 #include "cq/util.h"
 #include "daemon/store_priv.h"
@@ -14,6 +15,8 @@ static const int8_t table[N_STATES][CQD_N_EVENTS] = {
 		[CQD_EV_TAKE_BACK] = NO, [CQD_EV_RECLAIM] = NO,
 		[CQD_EV_QUARANTINE] = NO, [CQD_EV_UNUSED] = NO,
 		[CQD_EV_DROP] = NO, [CQD_EV_RESTART] = CQP_FREE,
+		[CQD_EV_LEASE] = CQP_FILLING, [CQD_EV_RETURN] = NO,
+		[CQD_EV_DISTRUST] = NO, [CQD_EV_GONE] = NO,
 	},
 	[CQP_FILLING] = {
 		[CQD_EV_FILL] = NO, [CQD_EV_PUBLISH] = CQP_SEALED,
@@ -21,6 +24,8 @@ static const int8_t table[N_STATES][CQD_N_EVENTS] = {
 		[CQD_EV_TAKE_BACK] = NO, [CQD_EV_RECLAIM] = NO,
 		[CQD_EV_QUARANTINE] = NO, [CQD_EV_UNUSED] = NO,
 		[CQD_EV_DROP] = NO, [CQD_EV_RESTART] = CQP_FREE,
+		[CQD_EV_LEASE] = NO, [CQD_EV_RETURN] = CQP_FREE,
+		[CQD_EV_DISTRUST] = CQP_QUARANTINED, [CQD_EV_GONE] = CQP_FREE,
 	},
 	[CQP_SEALED] = {
 		[CQD_EV_FILL] = NO, [CQD_EV_PUBLISH] = NO,
@@ -28,6 +33,8 @@ static const int8_t table[N_STATES][CQD_N_EVENTS] = {
 		[CQD_EV_TAKE_BACK] = NO, [CQD_EV_RECLAIM] = NO,
 		[CQD_EV_QUARANTINE] = CQP_QUARANTINED, [CQD_EV_UNUSED] = NO,
 		[CQD_EV_DROP] = CQP_FREE, [CQD_EV_RESTART] = CQP_SEALED,
+		[CQD_EV_LEASE] = NO, [CQD_EV_RETURN] = NO,
+		[CQD_EV_DISTRUST] = NO, [CQD_EV_GONE] = NO,
 	},
 	[CQP_EVICTING] = {
 		[CQD_EV_FILL] = NO, [CQD_EV_PUBLISH] = NO,
@@ -35,6 +42,8 @@ static const int8_t table[N_STATES][CQD_N_EVENTS] = {
 		[CQD_EV_TAKE_BACK] = CQP_SEALED, [CQD_EV_RECLAIM] = CQP_FREE,
 		[CQD_EV_QUARANTINE] = NO, [CQD_EV_UNUSED] = NO,
 		[CQD_EV_DROP] = NO, [CQD_EV_RESTART] = CQP_FREE,
+		[CQD_EV_LEASE] = NO, [CQD_EV_RETURN] = NO,
+		[CQD_EV_DISTRUST] = NO, [CQD_EV_GONE] = NO,
 	},
 	[CQP_QUARANTINED] = {
 		[CQD_EV_FILL] = NO, [CQD_EV_PUBLISH] = NO,
@@ -42,6 +51,8 @@ static const int8_t table[N_STATES][CQD_N_EVENTS] = {
 		[CQD_EV_TAKE_BACK] = NO, [CQD_EV_RECLAIM] = NO,
 		[CQD_EV_QUARANTINE] = NO, [CQD_EV_UNUSED] = CQP_FREE,
 		[CQD_EV_DROP] = NO, [CQD_EV_RESTART] = CQP_FREE,
+		[CQD_EV_LEASE] = NO, [CQD_EV_RETURN] = NO,
+		[CQD_EV_DISTRUST] = CQP_QUARANTINED, [CQD_EV_GONE] = CQP_FREE,
 	},
 };
 

@@ -105,6 +105,7 @@ static void store_free(struct cqd_store *st)
 		cqd_model_free(list_first(&st->models, struct cqd_model, node));
 	while (!list_empty(&st->namespaces))
 		cqd_ns_free(list_first(&st->namespaces, struct cqd_ns, node));
+	cqd_pools_free(st);
 	cqd_persist_free(st);
 	free(st->pages);
 	free(st->pins);
@@ -271,6 +272,7 @@ void cqd_store_close(struct cqd_store *st, void (*done)(void *arg), void *arg)
 	cqd_persist_close(st);
 	cqd_seal_cancel_waiting(st);
 	list_for_each(pos, &st->clients) {
+		cqd_lease_cancel_client(list_entry(pos, struct cqd_client, node));
 		cqd_publish_cancel_client(list_entry(pos, struct cqd_client, node));
 		cqd_arena_drop_all(list_entry(pos, struct cqd_client, node));
 	}
@@ -303,6 +305,26 @@ static uint64_t index_bytes(const struct cqd_index *ix)
 	       ix->t_pages.used * sizeof(struct cqp_rec_page) +
 	       ix->t_pins.used * sizeof(struct cqp_rec_pin) +
 	       ix->t_names.used * sizeof(struct cqp_rec_name);
+}
+
+/**
+ * cqd_store_unreadable() - pages in memory that cqd cannot read
+ * @st: store
+ *
+ * Return: how many there are, which are neither verified nor saved.
+ */
+uint64_t cqd_store_unreadable(const struct cqd_store *st)
+{
+	struct list_head *pos;
+	uint64_t n = 0;
+
+	list_for_each(pos, &st->shards) {
+		const struct cqd_shard *sh = list_entry(pos, struct cqd_shard, node);
+
+		if (sh->pool->mem->remote)
+			n += sh->pages;
+	}
+	return n;
 }
 
 /**

@@ -34,6 +34,21 @@ struct cqd_segment;
 struct cqd_ns_counts;	/* daemon/count.h */
 
 /**
+ * struct cqd_pool_opts - memory of a device, as configured
+ * @name:    of the section
+ * @uuid:    of the device
+ * @backend: by name
+ * @bytes:   limit on segments; 0: @percent of the device's memory
+ * @trust_readers: readable_by holds there too
+ */
+struct cqd_pool_opts {
+	const char *name, *uuid, *backend;
+	uint64_t bytes;
+	uint32_t percent;
+	bool trust_readers;
+};
+
+/**
  * struct cqd_store_opts - limits and what came back from the fd store
  * @pool_bytes:  limit on bytes of the host's segments
  * @max_pages:   page records in the index
@@ -44,7 +59,8 @@ struct cqd_ns_counts;	/* daemon/count.h */
  * @half_life_s: after so many seconds a use counts half; 0: the default
  * @verify_rate: bytes per second of background verification after re-adoption
  * @backend:     memory backend by name, "memfd"
- * @policy:      huge pages and nodes of segments
+ * @policy:      huge pages and nodes of the host's segments
+ * @pools:       devices, [@n_pools], less than CQD_MAX_POOLS of them
  * @fds:         descriptors handed over by the service manager, @names their
  *               names, @n_fds their number; the store owns them from now on
  * @push_fds:    a service manager with an fd store is there (else nothing is pushed)
@@ -57,6 +73,8 @@ struct cqd_store_opts {
 	uint64_t verify_rate;
 	const char *backend;
 	struct cqd_mem_policy policy;
+	const struct cqd_pool_opts *pools;
+	unsigned int n_pools;
 	const int *fds;
 	char *const *names;
 	unsigned int n_fds;
@@ -147,9 +165,11 @@ int cqd_model_unload(struct cqd_store *st, const char *name, struct cq_err *err)
  * @id:         of the shard, for messages
  * @model_fd:   sealed memfd, owned by the store
  * @state_fd:   read-only fd of the namespace's state words, owned by the store
+ * @kind:       of the memory of its segments
  */
 struct cqd_shard_info {
 	uint32_t id;
+	enum cqd_mem_kind kind;
 	uint8_t hash[32];
 	struct cqp_key root;
 	uint64_t model_bytes;
@@ -158,7 +178,13 @@ struct cqd_shard_info {
 	int state_fd;
 };
 
-/* Range all 0 = whole model. 0; -ENOENT; -EINVAL; -ENOMEM. */
+/* Range all 0 = whole model. @device NULL: the host's memory. 0; -ENOENT; -EINVAL;
+ * -ENODEV; -ENOMEM. */
+int cqd_shard_get_on(struct cqd_client *client, const char *model,
+		     const struct cqp_shard *range, const char *device,
+		     struct cqd_shard **out, struct cqd_shard_info *info,
+		     struct cq_err *err);
+/* The same in the host's memory. */
 int cqd_shard_get(struct cqd_client *client, const char *model,
 		  const struct cqp_shard *range, struct cqd_shard **out,
 		  struct cqd_shard_info *info, struct cq_err *err);
@@ -182,13 +208,17 @@ struct cqd_client *cqd_client_resume(struct cqd_store *st, struct cqd_ns *ns,
 				     uint64_t start_time);
 /* Connected <-> orphaned. Orphans keep their pins until cqd_client_end(). */
 void cqd_client_set_orphan(struct cqd_client *client, bool is_orphan);
-/* The process is gone or said Bye: every pin, arena and open seal is dropped. */
+/* The process is gone, or has no lease: all that it held is dropped. */
 void cqd_client_end(struct cqd_client *client);
+/* The process said Bye. False: slots that it leased may still be written to, by work
+ * that it began. All else is dropped, and cqd_client_end() must follow when it is gone. */
+bool cqd_client_bye(struct cqd_client *client);
 uint64_t cqd_client_session(const struct cqd_client *client);
 struct cqd_ns *cqd_client_ns(const struct cqd_client *client);
 pid_t cqd_client_pid(const struct cqd_client *client);
 uint64_t cqd_client_start_time(const struct cqd_client *client);
 uid_t cqd_client_uid(const struct cqd_client *client);
+/* Pins and leases. */
 uint64_t cqd_client_pins(const struct cqd_client *client);
 /* Connection layer's own pointer on it. */
 void cqd_client_set_data(struct cqd_client *client, void *data);
@@ -240,11 +270,13 @@ int cqd_match(struct cqd_client *client, struct cqd_shard *shard,
 
 /**
  * struct cqd_segment_info - what SegmentOk carries
- * @fd: read-only, owned by the store
+ * @kind: of its memory
+ * @fd: read-only where there is such a thing, owned by the store
  * @state_fd: the same for the state words of its namespace, @state_words of
  *            them, if that is not the client's own; else -1
  */
 struct cqd_segment_info {
+	enum cqd_mem_kind kind;
 	uint64_t bytes, slot_bytes, word_base, state_words;
 	uint32_t slots;
 	int fd, state_fd;
@@ -256,6 +288,9 @@ int cqd_segment_get(struct cqd_client *client, uint32_t id,
 
 /**
  * struct cqd_seal_req - a page to be copied and published
+ * @slot:        leased slot that the payload is in; NULL: it is copied from @arena
+ * @sink_slot:   the same of the sink payload, NULL: none
+ * @check_lo, @check_hi: with @slot: checksum of the payload, as in its header
  * @arena:       id from cqd_arena_offer()
  * @parent:      key of the page before, or the shard's root key
  * @offset:      of the payload in the arena
@@ -264,6 +299,8 @@ int cqd_segment_get(struct cqd_client *client, uint32_t id,
  * @priority:    the higher, the longer it stays
  */
 struct cqd_seal_req {
+	const struct cqp_page *slot, *sink_slot;
+	uint64_t check_lo, check_hi;
 	uint32_t arena;
 	uint32_t ttl_s;
 	uint8_t priority;
@@ -302,6 +339,29 @@ int cqd_seal(struct cqd_client *client, struct cqd_shard *shard,
  * client (entries before it are done). */
 int cqd_release(struct cqd_client *client, const struct cqp_page *pages,
 		unsigned int n, struct cq_err *err);
+
+/* --- leases --- */
+
+#define CQD_MAX_LEASE	1024	/* slots of one request */
+
+typedef void (*cqd_lease_cb)(void *arg, int ret, const struct cqp_page *slots,
+			     unsigned int n, const struct cq_err *err);
+
+/**
+ * cqd_lease() - slots of a device that the client writes itself
+ * @n:    slots wanted, 1 to CQD_MAX_LEASE
+ * @sink: for sink objects
+ * @done: called on the loop, exactly once and possibly before return, with at least
+ *        one slot or the failure; not called when an error is returned
+ *
+ * Failures given to @done: -EDQUOT; -ENOSPC; -ECANCELED; -ENOMEM.
+ */
+int cqd_lease(struct cqd_client *client, struct cqd_shard *shard, unsigned int n, bool sink,
+	      cqd_lease_cb done, void *arg, struct cq_err *err);
+/* Slots go back. 0; -EINVAL one is not leased by this client, -EBUSY is being sealed
+ * (entries before it are done). */
+int cqd_lease_return(struct cqd_client *client, const struct cqp_page *slots,
+		     unsigned int n, struct cq_err *err);
 
 /* --- names --- */
 
@@ -447,6 +507,8 @@ struct cqd_stats {
 };
 
 void cqd_store_stats(const struct cqd_store *st, struct cqd_stats *out);
+/* Pages in memory that cqd cannot read: neither verified nor saved. */
+uint64_t cqd_store_unreadable(const struct cqd_store *st);
 
 /**
  * struct cqd_ns_figures - a namespace at this moment
@@ -455,7 +517,7 @@ void cqd_store_stats(const struct cqd_store *st, struct cqd_stats *out);
  */
 struct cqd_ns_figures {
 	const char *name;
-	uint64_t bytes, arena_bytes, pages, pins;
+	uint64_t bytes, arena_bytes, pages, pins, leases;
 	uint64_t quota_bytes, quota_pages, quota_pins;
 	const struct cqd_ns_counts *counts;
 };
@@ -467,9 +529,12 @@ bool cqd_ns_figures(const struct cqd_store *st, uint32_t i, struct cqd_ns_figure
  * struct cqd_pool_figures - a pool at this moment
  * @name:    "host", or that of its section
  * @backend: its kind of memory
+ * @uuid:    of its device, empty: the host
+ * @why:     why it cannot be used; empty: it can
+ * @node:    device node that is kept open, empty: none
  */
 struct cqd_pool_figures {
-	const char *name, *backend;
+	const char *name, *backend, *uuid, *why, *node;
 	uint64_t limit, reserved, used;
 };
 

@@ -27,6 +27,8 @@
 #define CQD_SHARDS_PER_CLIENT	64
 #define CQD_ARENAS_PER_CLIENT	64
 #define CQD_SEALS_PER_CLIENT	4096	/* open at once */
+#define CQD_LEASES_PER_CLIENT	4096
+#define CQD_LEASES_PER_NS	16384
 #define CQD_EMPTY_MS		30000	/* an empty segment is kept this long */
 #define CQD_PRIORITIES		256
 #define CQD_LEVELS		8	/* of frequency, see lru.c */
@@ -117,6 +119,10 @@ enum cqd_event {
 	CQD_EV_UNUSED,		/* nobody reads it any more */
 	CQD_EV_DROP,		/* bad checksum or lost parent, unread */
 	CQD_EV_RESTART,		/* found by a new daemon */
+	CQD_EV_LEASE,		/* a slot is given to a client to be written */
+	CQD_EV_RETURN,		/* given back, or sealed without it */
+	CQD_EV_DISTRUST,	/* nobody says any more that it is not being written */
+	CQD_EV_GONE,		/* whoever may have written to it is gone */
 	CQD_N_EVENTS
 };
 
@@ -128,6 +134,11 @@ int cqd_state_next(unsigned int state, unsigned int event);
 /**
  * struct cqd_pool - memory of one kind in one place: owner of segments
  * @mem:        its backend
+ * @dev:        its device
+ * @node_fd:    the device's node, -1: none
+ * @ready:      segments can be made
+ * @why:        the reason if not
+ * @trust_readers: readers of a namespace are given its segments
  * @name:       "host", or that of its section in cqd.conf
  * @limit:      bytes of segments that it may have
  * @reserved:   bytes of segments
@@ -139,10 +150,13 @@ int cqd_state_next(unsigned int state, unsigned int event);
  */
 struct cqd_pool {
 	const struct cqd_mem_ops *mem;
+	struct cqd_mem_device dev;
 	char name[CQP_MAX_NAME];
+	struct cq_err why;
+	int node_fd;
 	uint64_t limit, reserved, used;
 	uint32_t evicting;
-	bool draining;
+	bool draining, ready, trust_readers;
 	uint32_t destroying;
 	uint64_t last_look;
 };
@@ -167,6 +181,9 @@ struct cqd_ns {
 	uint64_t n_words;
 	struct cqd_ns *reads[CQD_MAX_READS];	/* whose pages its members may attach to */
 	unsigned int n_reads;
+	uint32_t leases;
+	uint32_t lost;			/* slots leased to nobody that is known */
+	uint32_t adopted;		/* clients of before the restart */
 };
 
 struct cqd_model {
@@ -221,11 +238,17 @@ struct cqd_shard {
 	uint32_t opens;
 	uint32_t names;
 	uint32_t pages;			/* records of any state but free */
+	uint32_t leases;		/* slots leased, or lost */
 	struct cqd_shard_kind kind[CQD_N_KINDS];
 	struct cqd_lru *lru;		/* leaves that may go; made with the first segment */
 	struct list_head waiting;	/* seals without a slot */
+	struct list_head leasing;	/* requests for leases without a slot */
 	uint64_t kicked;
 };
+
+/* What owns a slot and is no page. */
+#define CQD_OWNER_LEASE		0xfffffffeu	/* a lease */
+#define CQD_OWNER_LOST		0xfffffffdu	/* leased, it is not known to whom */
 
 struct cqd_segment {
 	struct cqd_store *st;
@@ -245,7 +268,8 @@ struct cqd_segment {
 	uint32_t id_next;		/* hash chain by id */
 	uint32_t free_head;
 	uint32_t *next_free;		/* [slots] */
-	uint32_t *owner;		/* [slots] page record or CQP_NONE */
+	uint32_t *owner;		/* [slots] page record, CQD_OWNER_* or CQP_NONE */
+	struct cqd_lease **lease;	/* [slots] where slots are leased, else NULL */
 	bool live, dying;
 	bool leaving;			/* being emptied: no slot of it is given out */
 	bool closed;			/* takes no new page: readers.c */
@@ -299,6 +323,7 @@ struct cqd_client {
 	uint32_t rec;
 	uint32_t hash_next;		/* hash chain by session id */
 	bool orphan, cancelling;
+	bool adopted;			/* found after a restart */
 	void *data;
 	uint32_t pins;			/* first pin record */
 	uint64_t n_pins;
@@ -308,6 +333,8 @@ struct cqd_client {
 	struct list_head arenas;
 	uint32_t n_arenas, next_arena;
 	struct list_head publishes;
+	struct list_head leases, leasing;	/* what it has, what it waits for */
+	uint32_t n_leases;
 	struct cqd_shard *shards[CQD_SHARDS_PER_CLIENT];
 	uint32_t n_shards;
 };
@@ -336,6 +363,19 @@ struct cqd_place {
 	uint32_t slot;
 };
 
+/**
+ * struct cqd_lease - a slot that a client writes
+ * @rec: its record, among the pins
+ * @op:  seal that names it, NULL: none
+ */
+struct cqd_lease {
+	struct list_head node;
+	struct cqd_client *client;
+	struct cqd_place at;
+	uint32_t rec;
+	struct cqd_seal_op *op;
+};
+
 enum cqd_seal_where {
 	CQD_SEAL_NEW,
 	CQD_SEAL_ON_PAGE,
@@ -349,7 +389,9 @@ struct cqd_seal_op {
 	struct cqd_store *st;
 	struct cqd_client *client;	/* NULL once it ended */
 	struct cqd_shard *shard;
-	struct cqd_arena *arena;
+	struct cqd_arena *arena;	/* NULL: the payload is in leased slots */
+	struct cqd_lease *lease[CQD_N_KINDS];
+	bool lent;			/* their bytes count as the page's */
 	struct list_head client_node;
 	struct list_head wait_node;
 	struct list_head waiters;	/* seals that wait for this page */
@@ -449,8 +491,23 @@ void cqd_fdstore_remove(struct cqd_store *st, const char *name);
 
 /* The pools of @st->o. 0, or -errno: one cannot be had. */
 int cqd_pools_init(struct cqd_store *st, struct cq_err *err);
+/* Keeps nodes open, also while no cqd runs; @taken(arg, name): one that was kept, or -1. */
+void cqd_pools_hold(struct cqd_store *st, int (*taken)(void *arg, const char *name), void *arg);
+void cqd_pools_free(struct cqd_store *st);
 /* Bytes that all of them may have. */
 uint64_t cqd_pools_limit(const struct cqd_store *st);
+/* Pool of a device, any text; NULL if there is none. */
+struct cqd_pool *cqd_pool_find(struct cqd_store *st, const char *uuid);
+/* The pool that a segment's record names, NULL. */
+struct cqd_pool *cqd_pool_recorded(struct cqd_store *st, const struct cqp_rec_segment *r);
+void cqd_pool_record(const struct cqd_pool *pool, struct cqp_rec_segment *r);
+
+/* May readers of a namespace be given memory of this pool? Not of a device: who has a
+ * descriptor of that can write as well. */
+static inline bool cqd_pool_readable(const struct cqd_pool *pool)
+{
+	return !pool->mem->remote || pool->trust_readers;
+}
 
 static inline struct cqd_pool *cqd_pool_of(const struct cqd_segment *seg)
 {
@@ -503,15 +560,7 @@ void cqd_shard_free(struct cqd_shard *sh);
 
 struct cqd_segment *cqd_segment_find(struct cqd_store *st, uint32_t id);
 void cqd_segment_hash(struct cqd_segment *seg);
-/* Slot out of a free list: 0 or -EAGAIN. The state word says FILLING. */
-int cqd_slot_take(struct cqd_shard *sh, unsigned int kind, uint32_t owner,
-		  struct cqd_place *at);
-void cqd_slot_free(struct cqd_place at);
-/* Marks a slot of an adopted segment used. */
-void cqd_slot_adopt(struct cqd_segment *seg, uint32_t slot, uint32_t owner);
-/* Builds the free list from the owners. */
 int cqd_segment_arrays(struct cqd_segment *seg);
-void cqd_segment_free_list(struct cqd_segment *seg);
 /* Starts the creation of a segment: 0, or -ENOSPC, -ENOMEM. */
 int cqd_segment_grow(struct cqd_shard *sh, unsigned int kind, struct cq_err *err);
 /* Destroys @seg if it is empty and nothing reads it. */
@@ -522,6 +571,46 @@ uint64_t cqd_segment_trim(struct cqd_store *st, const struct cqd_pool *pool);
 void cqd_segment_release(struct cqd_segment *seg);
 uint64_t *cqd_segment_word(const struct cqd_segment *seg, uint32_t slot);
 struct cqp_page cqd_place_page(const struct cqd_segment *seg, uint32_t slot);
+
+/* --- slots (slot.c) --- */
+
+/* A free slot, making room if need be and @evict: 0; -EAGAIN wait until the shard is
+ * kicked; else why there is none. Its word is still that of before. */
+int cqd_slot_get(struct cqd_shard *sh, unsigned int kind, uint32_t owner, bool evict,
+		 struct cqd_place *at, struct cq_err *err);
+/* Its word says FILLING from now on, of a new generation. */
+void cqd_slot_begin(struct cqd_place at);
+void cqd_slot_free(struct cqd_place at);
+/* Marks a slot of an adopted segment used. */
+void cqd_slot_adopt(struct cqd_segment *seg, uint32_t slot, uint32_t owner);
+/* Builds the free list from the owners. */
+void cqd_segment_free_list(struct cqd_segment *seg);
+
+/* --- leases (lease.c) --- */
+
+/* The leases that a seal names: 0; -EINVAL; -EBUSY. */
+int cqd_lease_check(struct cqd_client *cl, const struct cqd_shard *sh,
+		    const struct cqd_seal_req *req, struct cqd_lease *lease[CQD_N_KINDS],
+		    struct cq_err *err);
+/* Bytes of a seal's leases count as its page's, or as theirs. */
+void cqd_lease_lend(struct cqd_seal_op *op, bool lent);
+/* A seal ends, its leases stay as they are. */
+void cqd_lease_unbusy(struct cqd_seal_op *op);
+/* The slots are the page's; before its record says so. */
+void cqd_lease_place(struct cqd_seal_op *op);
+/* ... and after it. */
+void cqd_lease_used(struct cqd_seal_op *op);
+/* Tries the requests again that wait for a slot of @sh. */
+void cqd_lease_kick(struct cqd_shard *sh);
+void cqd_lease_cancel_client(struct cqd_client *cl);
+/* The process is gone. */
+void cqd_leases_drop(struct cqd_client *cl);
+/* Nobody says any more when it has stopped writing. */
+void cqd_leases_distrust(struct cqd_client *cl);
+/* The objects alone. */
+void cqd_leases_free(struct cqd_client *cl);
+/* A client of before the restart is gone: with the last one go lost slots. */
+void cqd_leases_client_gone(struct cqd_client *cl);
 
 /* --- pages (page.c) --- */
 

@@ -5,7 +5,7 @@
  *
  * One page at a time and pass, on a worker thread; the page is held, so that
  * its slot is not written meanwhile. A mismatch drops the page and its
- * descendants.
+ * descendants. Pages in memory that cqd cannot read are passed over.
  */
 #include <endian.h>
 #include <errno.h>
@@ -143,7 +143,7 @@ static bool due(const struct pass *ps, uint32_t p)
 {
 	const struct cqd_page *pg = &ps->st->pages[p];
 
-	return pg->shard && pg->state == CQP_SEALED &&
+	return pg->shard && pg->state == CQP_SEALED && !pg->shard->pool->mem->remote &&
 	       (!ps->background || (pg->flags & CQD_PG_UNVERIFIED));
 }
 

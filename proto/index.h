@@ -88,7 +88,9 @@ struct cqp_rec_segment {
 	uint64_t word_base;
 	uint32_t slots;
 	uint8_t given[32];		/* bit i: members of namespace record i have its fd */
-	uint8_t pad[28];
+	uint32_t backend;		/* enum Backend; 0: the host's memory */
+	uint8_t device[16];		/* of its UUID; 0 with the host's */
+	uint8_t pad[8];
 };
 
 struct cqp_rec_client {
@@ -120,13 +122,16 @@ struct cqp_rec_page {
 	uint8_t pad[14];
 };
 
-/* Pins of one client on one page. */
+/*
+ * Pins of one client on one page. With page CQP_NONE a lease: a slot of a device that
+ * the client may be writing.
+ */
 struct cqp_rec_pin {
 	uint64_t word;
 	uint32_t client;
 	uint32_t page;
-	uint64_t count;
-	uint64_t pad;
+	uint64_t count;			/* of a lease: segment record << 32 | slot */
+	uint64_t slot_gen;		/* of a lease: in the state word of the slot; else 0 */
 };
 
 /* How a name's sequence is handed out. */
@@ -170,5 +175,7 @@ _Static_assert(offsetof(struct cqp_rec_page, parent) == 80, "frozen");
 _Static_assert(offsetof(struct cqp_rec_page, uses) == 104, "frozen");
 _Static_assert(offsetof(struct cqp_rec_segment, word_base) == 56, "frozen");
 _Static_assert(offsetof(struct cqp_rec_segment, given) == 68, "frozen");
+_Static_assert(offsetof(struct cqp_rec_segment, backend) == 100, "frozen");
+_Static_assert(offsetof(struct cqp_rec_segment, device) == 104, "frozen");
 
 #endif /* CQP_INDEX_H */

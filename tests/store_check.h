@@ -40,6 +40,8 @@ static const char *check_place(struct cqd_store *st, uint32_t p, unsigned int ki
 		return "CQP_WORD_STATE(word) == st->pages[p].state";
 	if (st->pages[p].flags & CQD_PG_UNVERIFIED || st->pages[p].state == CQP_QUARANTINED)
 		return NULL;
+	if (!at.seg->mem.base)
+		return NULL;
 	h = (const void *)((uint8_t *)at.seg->mem.base + at.slot * at.seg->slot_bytes);
 	if (h->magic != CQ_PAGE_MAGIC)
 		return "h->magic == CQ_PAGE_MAGIC";
@@ -117,6 +119,13 @@ static const char *check_segment(const struct cqd_segment *seg, struct check_sum
 	uint32_t i, used = 0, listed = 0;
 
 	for (i = 0; i < seg->slots; i++) {
+		if (seg->owner[i] == CQD_OWNER_LEASE || seg->owner[i] == CQD_OWNER_LOST) {
+			if (!seg->lease ||
+			    (seg->owner[i] == CQD_OWNER_LEASE) != (seg->lease[i] != NULL))
+				return "owner LEASE <=> a lease";
+			used++;
+			continue;
+		}
 		if (seg->owner[i] != CQP_NONE) {
 			if (seg->st->pages[seg->owner[i]].shard != seg->shard)
 				return "seg->st->pages[seg->owner[i]].shard == seg->shard";
@@ -154,16 +163,20 @@ static const char *check_segments(struct cqd_store *st, struct check_sums *sum)
 		if (bad)
 			return bad;
 	}
-	if (sum->used != st->pool[0].used)
-		return "sum->used == st->pool[0].used";
-	if (sum->reserved > st->pool[0].reserved)
-		return "sum->reserved <= st->pool[0].reserved";
+	for (i = 0; i < st->n_pools; i++) {
+		sum->used -= st->pool[i].used;
+		sum->reserved -= st->pool[i].reserved;
+	}
+	if (sum->used)
+		return "sum->used == used of all pools";
+	if ((int64_t)sum->reserved > 0)
+		return "sum->reserved <= reserved of all pools";
 	return NULL;
 }
 
 static const char *check_pins(struct cqd_store *st, const struct check_sums *sum)
 {
-	uint64_t of_clients = 0, of_ns = 0, of_recs = 0, recs = 0;
+	uint64_t of_clients = 0, of_ns = 0, of_recs = 0, recs = 0, leases = 0;
 	struct list_head *pos;
 	uint32_t i;
 
@@ -176,11 +189,19 @@ static const char *check_pins(struct cqd_store *st, const struct check_sums *sum
 			continue;
 		if (!st->client_at[st->ix.pins[i].client])
 			return "st->client_at[st->ix.pins[i].client]";
+		recs++;
+		if (st->ix.pins[i].page == CQP_NONE) {
+			leases++;
+			continue;
+		}
 		if (!st->pages[st->ix.pins[i].page].shard)
 			return "st->pages[st->ix.pins[i].page].shard";
 		of_recs += st->ix.pins[i].count;
-		recs++;
 	}
+	list_for_each(pos, &st->clients)
+		leases -= list_entry(pos, struct cqd_client, node)->n_leases;
+	if (leases)
+		return "as many records as leases";
 	if (!(of_clients == sum->pins && of_ns == sum->pins && of_recs == sum->pins))
 		return "of_clients == sum->pins && of_ns == sum->pins && of_recs == sum->pins";
 	if (st->ix.t_pins.used != recs)

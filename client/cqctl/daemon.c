@@ -100,15 +100,22 @@ static void set_number(json_t *o, const char *name, bool there, uint64_t n)
 
 static json_t *pools_json(const Cqp__StatusOk *s)
 {
-	json_t *list = json_array();
+	json_t *list = json_array(), *o;
+	const Cqp__Pool *p;
 	size_t i;
 
-	for (i = 0; i < s->n_pools; i++)
-		json_array_append_new(list, json_pack("{s:s, s:s, s:o, s:o, s:o}", "name",
-				      s->pools[i]->name, "backend", s->pools[i]->backend,
-				      "limit", ctl_json_u64(s->pools[i]->limit), "reserved",
-				      ctl_json_u64(s->pools[i]->reserved), "used",
-				      ctl_json_u64(s->pools[i]->used)));
+	for (i = 0; i < s->n_pools; i++) {
+		p = s->pools[i];
+		o = json_pack("{s:s, s:s}", "name", p->name, "backend", p->backend);
+		if (p->device)
+			json_object_set_new(o, "device", json_string(p->device));
+		if (p->why)
+			json_object_set_new(o, "why", json_string(p->why));
+		json_object_set_new(o, "limit", ctl_json_u64(p->limit));
+		json_object_set_new(o, "reserved", ctl_json_u64(p->reserved));
+		json_object_set_new(o, "used", ctl_json_u64(p->used));
+		json_array_append_new(list, o);
+	}
 	return list;
 }
 
@@ -141,13 +148,18 @@ static void pools_text(const Cqp__StatusOk *s)
 	size_t i;
 
 	for (i = 1; i < s->n_pools; i++) {
-		printf("pool ");
+		printf("pool       ");
 		ctl_put_text(stdout, s->pools[i]->name);
 		printf(" (");
 		ctl_put_text(stdout, s->pools[i]->backend);
-		printf(")  %s in use, %s reserved, limit %s\n",
+		printf("): %s in use, %s reserved, limit %s",
 		       ctl_bytes(s->pools[i]->used, a), ctl_bytes(s->pools[i]->reserved, b),
 		       ctl_bytes(s->pools[i]->limit, d));
+		if (s->pools[i]->why) {
+			printf("; ");
+			ctl_put_text(stdout, s->pools[i]->why);
+		}
+		printf("\n");
 	}
 }
 
@@ -224,7 +236,8 @@ int ctl_cmd_verify(struct ctl *c, int argc, char **argv)
 		return done(c, ret);
 	v = reply->verify_ok;
 	if (c->json)
-		ret = ctl_print_json(json_pack("{s:I, s:I, s:I, s:I}",
+		ret = ctl_print_json(json_pack("{s:I, s:I, s:I, s:I, s:I}",
+					       "skipped", (json_int_t)v->skipped,
 					       "checked", (json_int_t)v->checked,
 					       "failed", (json_int_t)v->failed,
 					       "bytes", (json_int_t)v->bytes,
@@ -233,6 +246,9 @@ int ctl_cmd_verify(struct ctl *c, int argc, char **argv)
 		printf("%" PRIu64 " pages, %s checked in %s: %" PRIu64 " wrong%s\n",
 		       v->checked, ctl_bytes(v->bytes, a), ctl_time(v->us, b), v->failed,
 		       v->failed ? " (dropped, with all that follow them)" : "");
+	if (!c->json && v->has_skipped)
+		printf("%" PRIu64 " pages are in the memory of GPUs, which cqd cannot read\n",
+		       v->skipped);
 	if (!ret && v->failed)
 		ret = CTL_FAILED;
 	cqp_free(reply);

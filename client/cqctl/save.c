@@ -164,13 +164,17 @@ static int report_save(struct ctl *c, const char *path, const Cqp__SaveOk *s)
 	char a[24], b[24];
 
 	if (c->json)
-		return ctl_print_json(json_pack("{s:o, s:I, s:I, s:I}", "file",
-						ctl_json_text(path), "pages",
+		return ctl_print_json(json_pack("{s:o, s:I, s:I, s:I, s:I}", "file",
+						ctl_json_text(path), "skipped",
+						(json_int_t)s->skipped, "pages",
 						(json_int_t)s->pages, "bytes",
 						(json_int_t)s->bytes, "us",
 						(json_int_t)s->us));
 	printf("%" PRIu64 " pages, %s saved to %s in %s\n", s->pages,
 	       ctl_bytes(s->bytes, a), path, ctl_time(s->us, b));
+	if (s->has_skipped)
+		printf("%" PRIu64 " pages in the memory of GPUs were not saved: cqd cannot read "
+		       "them\n", s->skipped);
 	return CTL_OK;
 }
 

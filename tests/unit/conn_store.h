@@ -241,6 +241,35 @@ int cqd_release(struct cqd_client *client, const struct cqp_page *pages, unsigne
 	return 0;
 }
 
+int cqd_shard_get_on(struct cqd_client *client, const char *model, const struct cqp_shard *range,
+		     const char *device, struct cqd_shard **out, struct cqd_shard_info *info,
+		     struct cq_err *err)
+{
+	return cqd_shard_get(client, model, range, out, info, err);
+}
+
+bool cqd_client_bye(struct cqd_client *client)
+{
+	return true;
+}
+
+int cqd_lease(struct cqd_client *client, struct cqd_shard *shard, unsigned int n, bool sink,
+	      cqd_lease_cb done, void *arg, struct cq_err *err)
+{
+	return -EDQUOT;
+}
+
+int cqd_lease_return(struct cqd_client *client, const struct cqp_page *slots, unsigned int n,
+		     struct cq_err *err)
+{
+	return -EINVAL;
+}
+
+uint64_t cqd_store_unreadable(const struct cqd_store *st)
+{
+	return 0;
+}
+
 bool cqd_pool_figures(const struct cqd_store *st, uint32_t i, struct cqd_pool_figures *out)
 {
 	return false;
