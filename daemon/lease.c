@@ -304,6 +304,47 @@ int cqd_lease_return(struct cqd_client *client, const struct cqp_page *slots,
 	return ret;
 }
 
+static bool distrusted(const struct cqd_lease *l)
+{
+	return CQP_WORD_STATE(*cqd_segment_word(l->at.seg, l->at.slot)) == CQP_QUARANTINED;
+}
+
+/**
+ * cqd_lease_keep() - every slot goes back but some
+ * @client: who knows of these only: answers to it may have been lost
+ * @slots:  [n] as answered
+ * @n:      entries, may be 0
+ * @err:    text of the failure
+ *
+ * Those that a seal names stay as well.
+ *
+ * Return: 0; -EINVAL an entry names no slot leased by this client (nothing is done).
+ */
+int cqd_lease_keep(struct cqd_client *client, const struct cqp_page *slots,
+		   unsigned int n, struct cq_err *err)
+{
+	struct list_head *pos, *tmp;
+	struct cqd_lease *l;
+	unsigned int i;
+
+	list_for_each(pos, &client->leases)
+		list_entry(pos, struct cqd_lease, node)->kept = false;
+	for (i = 0; i < n; i++) {
+		l = named(client, &slots[i]);
+		if (!l)
+			return cq_err_set(err, -EINVAL, "entry %u (segment %u, slot %u): not "
+					  "leased by you", i, slots[i].segment, slots[i].slot);
+		l->kept = true;
+	}
+	list_for_each_safe(pos, tmp, &client->leases) {
+		l = list_entry(pos, struct cqd_lease, node);
+		if (!l->kept && !l->op && !distrusted(l))
+			end(l, CQD_EV_RETURN);
+	}
+	cqd_seal_kick_all(client->st);
+	return 0;
+}
+
 /* --- seals --- */
 
 static int find(struct cqd_client *cl, const struct cqd_shard *sh, unsigned int kind,

@@ -65,14 +65,20 @@ int cqd_req_lease_return(struct cqd_req *req)
 {
 	static struct cqp_page slots[CQP_MAX_MSG / sizeof(struct cqp_page)];
 	const Cqp__LeaseReturn *back = req->msg->lease_return;
+	struct cqd_client *client = req->conn->session->client;
 	size_t n = back->slots.len / sizeof(*slots);
+	bool others = back->has_others && back->others;
 	int ret;
 
-	if (!n || back->slots.len % sizeof(*slots) || n > ARRAY_SIZE(slots))
+	if ((!n && !others) || back->slots.len % sizeof(*slots) || n > ARRAY_SIZE(slots))
 		return cq_err_set(req->err, -EINVAL, "LeaseReturn: %zu bytes of slots; an entry "
 				  "has %zu", back->slots.len, sizeof(*slots));
-	memcpy(slots, back->slots.data, back->slots.len);
-	ret = cqd_lease_return(req->conn->session->client, slots, (unsigned int)n, req->err);
+	if (n)
+		memcpy(slots, back->slots.data, back->slots.len);
+	if (others)
+		ret = cqd_lease_keep(client, slots, (unsigned int)n, req->err);
+	else
+		ret = cqd_lease_return(client, slots, (unsigned int)n, req->err);
 	if (!ret)
 		cqd_conn_ok(req->conn, req->msg->id);
 	return ret;

@@ -362,6 +362,9 @@ int cqd_lease(struct cqd_client *client, struct cqd_shard *shard, unsigned int n
  * (entries before it are done). */
 int cqd_lease_return(struct cqd_client *client, const struct cqp_page *slots,
 		     unsigned int n, struct cq_err *err);
+/* All go back but these, which are checked first: 0 or -EINVAL. */
+int cqd_lease_keep(struct cqd_client *client, const struct cqp_page *slots,
+		   unsigned int n, struct cq_err *err);
 
 /* --- names --- */
 

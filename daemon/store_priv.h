@@ -367,12 +367,14 @@ struct cqd_place {
  * struct cqd_lease - a slot that a client writes
  * @rec: its record, among the pins
  * @op:  seal that names it, NULL: none
+ * @kept: named by cqd_lease_keep()
  */
 struct cqd_lease {
 	struct list_head node;
 	struct cqd_client *client;
 	struct cqd_place at;
 	uint32_t rec;
+	bool kept;
 	struct cqd_seal_op *op;
 };
 

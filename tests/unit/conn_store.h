@@ -265,6 +265,12 @@ int cqd_lease_return(struct cqd_client *client, const struct cqp_page *slots, un
 	return -EINVAL;
 }
 
+int cqd_lease_keep(struct cqd_client *client, const struct cqp_page *slots, unsigned int n,
+		   struct cq_err *err)
+{
+	return -EINVAL;
+}
+
 uint64_t cqd_store_unreadable(const struct cqd_store *st)
 {
 	return 0;

@@ -465,6 +465,35 @@ TEST(orphans)
 	stop(&r);
 }
 
+/* A client that says what it knows of gives the rest back. */
+TEST(keep)
+{
+	struct lease_wait a, b, foreign;
+	struct cqd_client *other;
+	struct rig r;
+
+	start(&r, 1 << 20);
+	other = client_on(&r, 101);
+	foreign = lease_of(&r, other, r.sh, 1, false);
+	a = lease_of(&r, r.cl, r.sh, 2, false);
+	b = lease_of(&r, r.cl, r.sh, 2, true);
+	ASSERT_EQ(cqd_lease_keep(r.cl, foreign.slot, 1, &r.err), -EINVAL);
+	ASSERT_EQ(r.ns->leases, 5);
+	ASSERT_EQ(cqd_lease_keep(r.cl, &a.slot[1], 1, &r.err), 0);
+	ASSERT_EQ(r.ns->leases, 2);
+	ASSERT_EQ(state_of(&r, &a.slot[0]), CQP_FREE);
+	ASSERT_EQ(state_of(&r, &a.slot[1]), CQP_FILLING);
+	ASSERT_EQ(state_of(&r, &b.slot[0]), CQP_FREE);
+	ASSERT_EQ(state_of(&r, &foreign.slot[0]), CQP_FILLING);
+	ASSERT_EQ(cqd_lease_keep(r.cl, NULL, 0, &r.err), 0);
+	ASSERT_EQ(r.ns->leases, 1);
+	/* What is left in quarantine is not the client's to give back. */
+	ASSERT(!cqd_client_bye(other));
+	ASSERT_EQ(cqd_lease_keep(other, NULL, 0, &r.err), 0);
+	ASSERT_EQ(r.ns->leases, 1);
+	stop(&r);
+}
+
 /* --- restart --- */
 
 /* The next daemon. */

@@ -7,6 +7,7 @@
 #include <xxhash.h>
 #include "tests/harness.h"
 #include "daemon/store_priv.h"
+#include "tests/unit/remote_mem.h"
 
 #define BYTES (64u << 10)
 
@@ -152,4 +153,20 @@ TEST(registration_refuses_holes)
 	ASSERT(cqd_mem_find("other") == &o);
 	ASSERT_EQ(cqd_mem_register(&o), -EINVAL);
 	ASSERT(!cqd_mem_find("cuda"));
+}
+
+/* Of memory that cqd cannot reach there is nothing to be called for payloads. */
+TEST(registration_of_remote_memory)
+{
+	struct cqd_mem_ops o = remote_ops;
+
+	o.read = cqd_mem_memfd.read;
+	ASSERT_EQ(cqd_mem_register(&o), -EINVAL);
+	o = remote_ops;
+	o.probe = NULL;
+	ASSERT_EQ(cqd_mem_register(&o), -EINVAL);
+	o = remote_ops;
+	o.remote = false;
+	ASSERT_EQ(cqd_mem_register(&o), -EINVAL);
+	ASSERT_EQ(cqd_mem_register(&remote_ops), 0);
 }
