@@ -42,6 +42,7 @@ static void describe(const struct cqd_store *st, uint32_t p, struct cqd_notice *
 	out->depth = r->depth;
 	out->bytes = cqd_page_bytes(pg->shard, pg->flags & CQD_PG_SINK);
 	out->range = pg->shard->range;
+	out->pool = (uint8_t)(pg->shard->pool - st->pool);
 	set_name(out->tenant, pg->shard->ns->name);
 	set_name(out->name, pg->shard->model->name);
 }

@@ -103,11 +103,12 @@ enum cqd_notice_kind {
  * @bytes:  of a page's slots, of a model's file
  * @key, @parent: of a page; the parent of page 0 is the root key of its shard
  * @range:  of a page's shard
+ * @pool:   number of the pool that it is in, 0: the host's
  * @tenant: namespace, "" for events of the whole daemon
  * @name:   of the model, or of a client
  */
 struct cqd_notice {
-	uint8_t kind, reason;
+	uint8_t kind, reason, pool;
 	bool has_parent;
 	uint32_t depth, pid, uid;
 	uint64_t bytes;

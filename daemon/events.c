@@ -178,11 +178,17 @@ static void fill_page(Cqp__Event *to, struct cqd_notice *n)
 	to->head_end = r->head_end;
 }
 
-/* @reason: room for the word, which protobuf-c wants writable */
-static void fill(Cqp__Event *to, struct entry *e, char reason[16])
+/* struct words - room for words, which protobuf-c wants writable */
+struct words {
+	char reason[16], device[CQD_UUID_TEXT];
+};
+
+static void fill(Cqp__Event *to, struct entry *e, const struct cqd_store *st,
+		 struct words *words)
 {
 	struct cqd_notice *n = &e->what;
 	bool client = n->kind == CQD_NOTICE_JOINED || n->kind == CQD_NOTICE_LEFT;
+	struct cqd_pool_figures pool;
 
 	cqp__event__init(to);
 	to->seq = e->seq;
@@ -202,8 +208,13 @@ static void fill(Cqp__Event *to, struct entry *e, char reason[16])
 	if (of_page(n->kind))
 		fill_page(to, n);
 	if (n->kind == CQD_NOTICE_GONE) {
-		snprintf(reason, 16, "%s", cqd_evict_reason_name(n->reason));
-		to->reason = reason;
+		snprintf(words->reason, sizeof(words->reason), "%s",
+			 cqd_evict_reason_name(n->reason));
+		to->reason = words->reason;
+	}
+	if (n->pool && cqd_pool_figures(st, n->pool, &pool)) {
+		snprintf(words->device, sizeof(words->device), "%s", pool.uuid);
+		to->device = words->device;
 	}
 }
 
@@ -213,14 +224,15 @@ static int send_batch(struct cqd_sub *s)
 	/* 30 KiB: static, since the loop has one thread */
 	static Cqp__Event event[BATCH];
 	static Cqp__Event *ptr[BATCH];
-	static char reason[BATCH][16];
+	static struct words words[BATCH];
 	Cqp__Events events = CQP__EVENTS__INIT;
 	Cqp__Msg msg = CQP__MSG__INIT;
 	unsigned int i, n = MIN(s->n, BATCH);
 	int ret;
 
 	for (i = 0; i < n; i++) {
-		fill(&event[i], &s->ring[(s->head + i) % CQD_SUB_RING], reason[i]);
+		fill(&event[i], &s->ring[(s->head + i) % CQD_SUB_RING], s->conn->srv->store,
+		     &words[i]);
 		ptr[i] = &event[i];
 	}
 	events.n_events = n;

@@ -50,6 +50,7 @@ static int print_json(const Cqp__Event *e)
 	put_number(o, "depth", e->has_depth, e->depth);
 	put_number(o, "bytes", e->has_bytes, e->bytes);
 	put_text(o, "reason", e->reason);
+	put_text(o, "device", e->device);
 	put_number(o, "layer_begin", e->has_layer_begin, e->layer_begin);
 	put_number(o, "layer_end", e->has_layer_end, e->layer_end);
 	put_number(o, "head_begin", e->has_head_begin, e->head_begin);

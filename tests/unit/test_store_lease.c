@@ -800,6 +800,28 @@ TEST(unreadable)
 	stop(&r);
 }
 
+static void on_notice(void *arg, const struct cqd_notice *n)
+{
+	*(struct cqd_notice *)arg = *n;
+}
+
+TEST(events_name_the_pool)
+{
+	struct cqd_notice n = { .kind = CQD_N_NOTICES }, resident;
+	uint32_t cursor = 0;
+	struct rig r;
+
+	start(&r, 1 << 20);
+	cqd_store_watch(r.st, on_notice, &n);
+	page_0(&r, 1);
+	ASSERT_EQ(n.kind, CQD_NOTICE_SEALED);
+	ASSERT_EQ(n.pool, 1);
+	ASSERT(cqd_store_resident(r.st, NULL, &cursor, 16, &resident));
+	ASSERT_EQ(resident.pool, 1);
+	cqd_store_watch(r.st, NULL, NULL);
+	stop(&r);
+}
+
 TEST(model_in_use)
 {
 	struct lease_wait c;
