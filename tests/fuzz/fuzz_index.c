@@ -79,6 +79,7 @@ static void setup(void)
 
 	scene_start(&s, NULL, NULL, 0);
 	scene_fill(&s);
+	scene_fill_device(&s);
 	memcpy(&head, s.st->ix.hdr, sizeof(head));
 	keep("cq-index", s.st->ix.fd);
 	keep("cq-state-0", list_first(&s.st->namespaces, struct cqd_ns, node)->mem.fd);
@@ -257,6 +258,8 @@ static void serve(struct scene *s)
 	check(s->st);
 	if (!scene_client(s)) {
 		scene_fill(s);
+		check(s->st);
+		scene_fill_device(s);
 		check(s->st);
 		cqd_client_end(s->cl);
 		check(s->st);

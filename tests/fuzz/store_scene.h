@@ -12,6 +12,7 @@
 #include "cq/log.h"
 #include "daemon/store_priv.h"
 #include "tests/system/synth.h"
+#include "tests/unit/remote_mem.h"
 
 #define MUST(c) do { if (!(c)) { perror(#c); abort(); } } while (0)
 #define SCENE_ARENA	(1u << 18)
@@ -29,6 +30,9 @@ struct scene {
 	struct cqd_client *cl;
 	struct cqd_shard *sh;
 	struct cqd_shard_info info;
+	struct cqd_shard *device;	/* the same model on the played GPU */
+	struct cqp_page slot[4];	/* leased last */
+	unsigned int n_slots;
 	uint32_t arena;
 	int arena_fd;
 	bool done;
@@ -71,6 +75,17 @@ static void scene_sealed(void *arg, int ret, const struct cqd_seal_result *res,
 	((struct scene *)arg)->done = true;
 }
 
+static void scene_leased(void *arg, int ret, const struct cqp_page *slots, unsigned int n,
+			 const struct cq_err *err)
+{
+	struct scene *s = arg;
+
+	s->n_slots = ret ? 0 : n;
+	if (!ret)
+		memcpy(s->slot, slots, n * sizeof(*slots));
+	s->done = true;
+}
+
 static void scene_verified(void *arg, uint64_t checked, uint64_t failed, uint64_t bytes)
 {
 	((struct scene *)arg)->done = true;
@@ -106,6 +121,9 @@ static int scene_client(struct scene *s)
 		return ret;
 	ret = cqd_shard_get(s->cl, "m", &all, &s->sh, &s->info, NULL);
 	if (!ret)
+		ret = cqd_shard_get_on(s->cl, "m", &all, REMOTE_UUID, &s->device, &s->info,
+				       NULL);
+	if (!ret)
 		ret = cqd_arena_offer(s->cl, s->sh, s->arena_fd, SCENE_ARENA, &s->arena, NULL);
 	if (ret)
 		cqd_client_end(s->cl);
@@ -135,17 +153,51 @@ static void scene_fill(struct scene *s)
 	}
 }
 
+static unsigned int scene_lease(struct scene *s, unsigned int n, bool sinks)
+{
+	s->n_slots = 0;
+	if (!cqd_lease(s->cl, s->device, n, sinks, scene_leased, s, NULL))
+		scene_until(s);
+	return s->n_slots;
+}
+
+/* A page on the device; a slot for codes and one for sinks stay leased. */
+__attribute__((unused))
+static void scene_fill_device(struct scene *s)
+{
+	struct cqd_seal_req q = { .parent = s->info.root, .sink_offset = UINT64_MAX };
+	struct cqp_page codes[3], sinks[2];
+
+	if (scene_lease(s, 3, false) != 3)
+		return;
+	memcpy(codes, s->slot, sizeof(codes));
+	if (scene_lease(s, 2, true) != 2)
+		return;
+	memcpy(sinks, s->slot, sizeof(sinks));
+	q.tokens[0] = 77;
+	q.slot = &codes[0];
+	q.sink_slot = &sinks[0];
+	if (!cqd_seal(s->cl, s->device, &q, scene_sealed, s, NULL))
+		scene_until(s);
+	(void)cqd_lease_return(s->cl, &codes[1], 1, NULL);
+}
+
 /* Without descriptors: with model and session, ready to be filled. */
 __attribute__((unused))
 static void scene_start(struct scene *s, const int *fds, char *const *names, unsigned int n)
 {
+	static const struct cqd_pool_opts gpu = {
+		.name = "g0", .uuid = REMOTE_UUID, .backend = "remote", .bytes = 512 << 10,
+	};
 	struct cqd_store_opts o = {
-		.pool_bytes = 1 << 20, .max_pages = 16, .max_clients = 8, .max_pins = 16,
+		.pools = &gpu, .n_pools = 1,
+		.pool_bytes = 1 << 20, .max_pages = 16, .max_clients = 8, .max_pins = 24,
 		.segment_min = 64 << 10, .segment_max = 64 << 10, .low = 90, .high = 95,
 		.verify_rate = 1 << 30, .backend = "memfd", .fds = fds, .names = names,
 		.n_fds = n,
 	};
 
+	MUST(cqd_mem_find("remote") || !cqd_mem_register(&remote_ops));
 	*s = (struct scene){ .done = false };
 	s->arena_fd = memfd_create("arena", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	MUST(s->arena_fd >= 0 && !ftruncate(s->arena_fd, SCENE_ARENA) &&
