@@ -210,14 +210,32 @@ static void create_failed(struct cqd_segment *seg)
 	cqd_segment_release(seg);
 }
 
+/*
+ * A device that is out of memory lets the thread that asks wait, and there are few: one
+ * at a time, and not again at once, whoever else asks.
+ */
+static void device_done(struct cqd_pool *pool, const struct cqd_segment *seg)
+{
+	pool->creating = false;
+	pool->full_until = 0;
+	if (seg->ret != -ENOSPC)
+		return;
+	pool->full_until = uv_now(seg->st->loop) + CQD_FULL_MS;
+	pool->full = seg->err;
+}
+
 static void create_done(struct cqd_job *job)
 {
 	struct cqd_segment *seg = container_of(job, struct cqd_segment, job);
 	struct cqd_shard *sh = seg->shard;
 	struct cqd_shard_kind *k = &sh->kind[seg->kind];
+	bool remote = sh->pool->mem->remote;
+	struct cqd_store *st = seg->st;
 
 	k->creating = false;
 	k->failed = 0;
+	if (remote)
+		device_done(sh->pool, seg);
 	if (!seg->ret && cqd_segment_arrays(seg))
 		seg->ret = cq_err_set(&seg->err, -ENOMEM, "no memory for a segment");
 	if (seg->ret) {
@@ -237,6 +255,8 @@ static void create_done(struct cqd_job *job)
 	/* Asked once per failure: the next seal may try again. */
 	k->failed = 0;
 	cqd_shard_put(sh);
+	if (remote)
+		cqd_seal_kick_all(st);
 }
 
 /*
@@ -324,6 +344,10 @@ int cqd_segment_grow(struct cqd_shard *sh, unsigned int kind, struct cq_err *err
 
 	if (k->creating)
 		return 0;
+	if (sh->pool->creating)
+		return 0;
+	if (sh->pool->full_until > uv_now(st->loop))
+		return cq_err_set(err, -ENOSPC, "%s", sh->pool->full.text);
 	if (!sh->pool->ready)
 		return cq_err_set(err, -ENODEV, "%s: %s", sh->pool->name, sh->pool->why.text);
 	if (!slots || st->closing)
@@ -342,6 +366,7 @@ int cqd_segment_grow(struct cqd_shard *sh, unsigned int kind, struct cq_err *err
 	seg->id = new_id(st);
 	sh->pool->reserved += seg->mem.bytes;
 	k->creating = true;
+	sh->pool->creating = sh->pool->mem->remote;
 	seg->job.run = create_run;
 	seg->job.done = create_done;
 	cqd_job_queue(st, &seg->job, true);

@@ -83,6 +83,8 @@ int cqd_slot_get(struct cqd_shard *sh, unsigned int kind, uint32_t owner, bool e
 			*err = sh->kind[kind].err;
 		return sh->kind[kind].failed;
 	}
+	if (sh->pool->full_until > uv_now(st->loop))
+		return cq_err_set(err, -ENOSPC, "%s", sh->pool->full.text);
 	return cq_err_set(err, -ENOSPC, "no slot: pool_bytes = %llu are full of pages in use",
 			  (unsigned long long)sh->pool->limit);
 }

@@ -30,6 +30,7 @@
 #define CQD_LEASES_PER_CLIENT	4096
 #define CQD_LEASES_PER_NS	16384
 #define CQD_EMPTY_MS		30000	/* an empty segment is kept this long */
+#define CQD_FULL_MS		1000	/* a device that has no memory is left alone so long */
 #define CQD_PRIORITIES		256
 #define CQD_LEVELS		8	/* of frequency, see lru.c */
 #define CQD_MAX_USES		255	/* a page's counter stops there */
@@ -147,6 +148,9 @@ int cqd_state_next(unsigned int state, unsigned int event);
  * @draining:   evicting down to the low watermark
  * @destroying: segments on their way out
  * @last_look:  us, of cqd_evict_segment() in vain
+ * @creating:   of a device: a segment is being made, and no other meanwhile
+ * @full_until: loop time, ms: before then its device is not asked for memory again
+ * @full:       what it said
  */
 struct cqd_pool {
 	const struct cqd_mem_ops *mem;
@@ -159,6 +163,9 @@ struct cqd_pool {
 	bool draining, ready, trust_readers;
 	uint32_t destroying;
 	uint64_t last_look;
+	bool creating;
+	uint64_t full_until;
+	struct cq_err full;
 };
 
 struct cqd_ns {

@@ -374,19 +374,53 @@ TEST(room)
 	stop(&r);
 }
 
+/* A device without memory is asked once, whoever waits, and not again at once. */
 TEST(device_full)
 {
-	struct lease_wait w;
+	static const struct cqp_shard part = { 0, 1, 0, 0 };
+	struct lease_wait w, a = { .n = 0 }, b = { .n = 0 };
+	struct cqd_shard_info info;
+	struct cqd_shard *other;
 	struct rig r;
 
 	start(&r, 1 << 20);
+	ASSERT_EQ(cqd_shard_get_on(r.cl, "m", &part, REMOTE_UUID, &other, &info, &r.err), 0);
 	remote.create = -ENOSPC;
+	ASSERT_EQ(cqd_lease(r.cl, r.sh, 1, false, on_lease, &a, &r.err), 0);
+	ASSERT_EQ(cqd_lease(r.cl, other, 1, true, on_lease, &b, &r.err), 0);
+	ASSERT(!a.done && !b.done);
+	rig_run(&r, &a.done);
+	ASSERT_EQ(a.ret, -ENOSPC);
+	ASSERT_STREQ(a.err.text, "the device is full");
+	ASSERT(b.done);
+	ASSERT_EQ(b.ret, -ENOSPC);
+	ASSERT_STREQ(b.err.text, "the device is full");
+	remote.create = 0;
 	w = lease_of(&r, r.cl, r.sh, 1, false);
 	ASSERT_EQ(w.ret, -ENOSPC);
 	ASSERT_STREQ(w.err.text, "the device is full");
+	ASSERT_EQ(remote.creates, 1);
 	ASSERT_EQ(r.st->pool[1].reserved, 0);
-	remote.create = 0;
+	r.st->pool[1].full_until = 0;	/* a while later */
 	ASSERT_EQ(lease_of(&r, r.cl, r.sh, 1, false).ret, 0);
+	stop(&r);
+}
+
+/* One is made at a time; who waits for another gets it afterwards. */
+TEST(one_at_a_time)
+{
+	struct lease_wait a = { .n = 0 }, b = { .n = 0 };
+	struct rig r;
+
+	start(&r, 1 << 20);
+	ASSERT_EQ(cqd_lease(r.cl, r.sh, 1, false, on_lease, &a, &r.err), 0);
+	ASSERT_EQ(cqd_lease(r.cl, r.sh, 1, true, on_lease, &b, &r.err), 0);
+	rig_run(&r, &a.done);
+	ASSERT_EQ(remote.creates, 1);
+	rig_run(&r, &b.done);
+	ASSERT_EQ(a.ret, 0);
+	ASSERT_EQ(b.ret, 0);
+	ASSERT_EQ(remote.creates, 2);
 	stop(&r);
 }
 
