@@ -226,6 +226,8 @@ static int finish(struct cqd_config *cfg, const char *path, struct cq_err *err)
 	ret = check_daemon(cfg, path, err);
 	if (!ret)
 		ret = check_sections(cfg, path, err);
+	if (!ret)
+		ret = cqd_config_gpus(cfg, path, err);
 	return ret ? ret : check_readers(cfg, path, err);
 }
 
@@ -291,6 +293,7 @@ void cqd_config_free(struct cqd_config *cfg)
 		free(cfg->model[i].name);
 		free(cfg->model[i].path);
 	}
+	cqd_config_gpus_free(cfg);
 	free(cfg->ns);
 	free(cfg->model);
 	free(cfg->socket);

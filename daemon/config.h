@@ -70,6 +70,22 @@ struct cqd_ns_config {
 	struct cqd_names readable_by;
 };
 
+#define CQD_MAX_GPUS 16
+
+enum cqd_sharing { CQD_SHARING_VMM, CQD_SHARING_IPC };
+
+/*
+ * struct cqd_gpu_config - one [gpu NAME] section: memory of a GPU
+ * @pool_bytes: a share is one of the GPU's memory, which is not known here
+ * @sharing:    enum cqd_sharing
+ * @trust_readers: readable_by holds there too
+ */
+struct cqd_gpu_config {
+	char *name, *uuid;
+	struct cqd_size pool_bytes;
+	uint32_t sharing, trust_readers;
+};
+
 /* One [model NAME] section: a file loaded at start. */
 struct cqd_model_config {
 	char *name;
@@ -100,6 +116,8 @@ struct cqd_config {
 	unsigned int n_ns;
 	struct cqd_model_config *model;
 	unsigned int n_models;
+	struct cqd_gpu_config *gpu;
+	unsigned int n_gpus;
 };
 
 /* NULL: all defaults. 0; -ENOENT; -EINVAL with file and line; -ENOMEM; other -errno. */
@@ -142,6 +160,15 @@ struct cqd_address {
 /* Numbers alone: 127.0.0.1:9464 or [::1]:9464. */
 int cqd_value_address(const char *s, struct cqd_address *out, struct cq_err *err);
 int cqd_value_names(const char *s, struct cqd_names *out, struct cq_err *err);
+
+/* --- config_gpu.c --- */
+
+/* vmm: sets enum cqd_sharing. */
+int cqd_value_sharing(const char *s, uint32_t *out, struct cq_err *err);
+/* yes, no. */
+int cqd_value_bool(const char *s, uint32_t *out, struct cq_err *err);
+int cqd_config_gpus(const struct cqd_config *cfg, const char *path, struct cq_err *err);
+void cqd_config_gpus_free(struct cqd_config *cfg);
 
 /* --- config_file.c --- */
 

@@ -30,6 +30,8 @@ enum kind {
 	K_PRESSURE,	/* uint32_t, us */
 	K_HUGE,		/* struct cqd_mem_policy, as the next */
 	K_NUMA,
+	K_SHARING,	/* uint32_t, as the next */
+	K_BOOL,
 	K_UIDS,
 	K_NAMES,
 };
@@ -98,6 +100,16 @@ static const struct key ns_keys[] = {
 
 static const struct key model_keys[] = {
 	{ "path", K_PATH, false, offsetof(struct cqd_model_config, path), 0, 0 },
+	{ NULL, 0, false, 0, 0, 0 },
+};
+
+#define G(field) offsetof(struct cqd_gpu_config, field)
+
+static const struct key gpu_keys[] = {
+	{ "uuid", K_TEXT, true, G(uuid), 0, 0 },
+	{ "pool_bytes", K_SHARE, true, G(pool_bytes), 0, 0 },
+	{ "sharing", K_SHARING, true, G(sharing), 0, 0 },
+	{ "trust_readers", K_BOOL, true, G(trust_readers), 0, 0 },
 	{ NULL, 0, false, 0, 0, 0 },
 };
 
@@ -232,6 +244,10 @@ static int set_value(const struct key *k, const char *value, void *base,
 		return cqd_value_huge(value, field, err);
 	case K_NUMA:
 		return cqd_value_numa(value, field, err);
+	case K_SHARING:
+		return cqd_value_sharing(value, field, err);
+	case K_BOOL:
+		return cqd_value_bool(value, field, err);
 	case K_UIDS:
 		return cqd_value_uids(value, field, err);
 	case K_NAMES:
@@ -296,7 +312,30 @@ static int add_model(struct reader *r, const char *name)
 	return 1;
 }
 
-/* "[daemon]", "[namespace NAME]", "[model NAME]" */
+static int add_gpu(struct reader *r, const char *name)
+{
+	struct cqd_config *cfg = r->cfg;
+	struct cqd_gpu_config *g;
+	unsigned int i;
+
+	for (i = 0; i < cfg->n_gpus; i++)
+		if (!strcmp(cfg->gpu[i].name, name))
+			return refuse(r, -EINVAL, "this gpu already has a section");
+	g = grow(cfg->gpu, cfg->n_gpus, sizeof(*g));
+	if (!g)
+		return refuse(r, -ENOMEM, "out of memory");
+	cfg->gpu = g;
+	g += cfg->n_gpus;
+	g->name = strdup(name);
+	if (!g->name)
+		return refuse(r, -ENOMEM, "out of memory");
+	cfg->n_gpus++;
+	r->keys = gpu_keys;
+	r->base = g;
+	return 1;
+}
+
+/* "[daemon]", "[namespace NAME]", "[model NAME]", "[gpu NAME]" */
 static int open_section(struct reader *r)
 {
 	const char *name = strchr(r->section, ' ');
@@ -319,9 +358,11 @@ static int open_section(struct reader *r)
 			return add_ns(r, name);
 		if (!strncmp(r->section, "model ", 6))
 			return add_model(r, name);
+		if (!strncmp(r->section, "gpu ", 4))
+			return add_gpu(r, name);
 	}
-	return refuse(r, -EINVAL, "unknown section: there are [daemon], [namespace NAME] "
-		      "and [model NAME]");
+	return refuse(r, -EINVAL, "unknown section: there are [daemon], [namespace NAME], "
+		      "[model NAME] and [gpu NAME]");
 }
 
 /* libinih's own idea of the section may be cut: it is not used. */
@@ -443,6 +484,11 @@ static const struct cqd_mem_policy *policy_of(const void *field)
 	return field;
 }
 
+static bool same_size(const struct cqd_size *a, const struct cqd_size *b)
+{
+	return a->bytes == b->bytes && a->percent == b->percent;
+}
+
 static bool same_value(const struct key *k, const void *a, const void *b)
 {
 	const char *fa = (const char *)a + k->offset;
@@ -453,6 +499,8 @@ static bool same_value(const struct key *k, const void *a, const void *b)
 	case K_MODE:
 	case K_SECONDS:
 	case K_PRESSURE:
+	case K_SHARING:
+	case K_BOOL:
 		return !memcmp(fa, fb, sizeof(uint32_t));
 	case K_HUGE:
 		return policy_of(fa)->huge == policy_of(fb)->huge;
@@ -463,8 +511,7 @@ static bool same_value(const struct key *k, const void *a, const void *b)
 	case K_U64:
 		return !memcmp(fa, fb, sizeof(uint64_t));
 	case K_SHARE:
-		return ((const struct cqd_size *)(const void *)fa)->bytes ==
-		       ((const struct cqd_size *)(const void *)fb)->bytes;
+		return same_size((const void *)fa, (const void *)fb);
 	case K_PATH:
 	case K_SOCKET:
 	case K_ADDRESS:
@@ -477,6 +524,23 @@ static bool same_value(const struct key *k, const void *a, const void *b)
 	default:
 		return false;	/* never fixed */
 	}
+}
+
+static bool same_gpus(const struct cqd_config *a, const struct cqd_config *b)
+{
+	const struct key *k;
+	unsigned int i;
+
+	if (a->n_gpus != b->n_gpus)
+		return false;
+	for (i = 0; i < a->n_gpus; i++) {
+		if (strcmp(a->gpu[i].name, b->gpu[i].name))
+			return false;
+		for (k = gpu_keys; k->name; k++)
+			if (!same_value(k, &a->gpu[i], &b->gpu[i]))
+				return false;
+	}
+	return true;
 }
 
 /**
@@ -504,6 +568,6 @@ const char *cqd_config_fixed(const struct cqd_config *old,
 			if (k->fixed && !same_value(k, was, &new->ns[i]))
 				return k->name;
 	}
-	return NULL;
+	return same_gpus(old, new) ? NULL : "a section [gpu NAME]";
 }
 

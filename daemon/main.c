@@ -367,9 +367,47 @@ static int probe_memory(struct cqd_store_opts *opts, struct cq_err *err)
 	return ret;
 }
 
+/* Backends in the order of enum cqd_sharing. */
+static void gpu_opts(const struct cqd_config *cfg, struct cqd_pool_opts out[CQD_MAX_GPUS])
+{
+	static const char *const backends[] = { "cuda-vmm", "cuda-ipc" };
+	unsigned int i;
+
+	for (i = 0; i < cfg->n_gpus; i++)
+		out[i] = (struct cqd_pool_opts){
+			.name = cfg->gpu[i].name,
+			.uuid = cfg->gpu[i].uuid,
+			.backend = backends[cfg->gpu[i].sharing],
+			.bytes = cfg->gpu[i].pool_bytes.percent ? 0 :
+				 cfg->gpu[i].pool_bytes.bytes,
+			.percent = cfg->gpu[i].pool_bytes.percent,
+			.trust_readers = cfg->gpu[i].trust_readers,
+		};
+}
+
+/* What each device gives, or why it gives nothing. */
+static void say_pools(const struct cqd_store *st, const struct cqd_config *cfg)
+{
+	struct cqd_pool_figures f;
+	uint32_t i;
+
+	for (i = 1; cqd_pool_figures(st, i, &f); i++) {
+		if (f.why[0])
+			cq_err("[gpu %s] cannot be used, the rest is served: %s", f.name, f.why);
+		else
+			cq_info("[gpu %s] %s, %s: %llu MiB for pages", f.name, f.uuid, f.backend,
+				(unsigned long long)(f.limit >> 20));
+		if (!f.why[0] && !f.node[0])
+			cq_log(LOG_DEBUG, "[gpu %s] no device node is kept open", f.name);
+	}
+	if (i > 1 && cfg->persist)
+		cq_info("persist: pages in the memory of GPUs are not kept, cqd cannot read them");
+}
+
 static int open_store(struct cqd_server *srv, const int *fds, char *const *names,
 		      unsigned int n_fds)
 {
+	struct cqd_pool_opts gpus[CQD_MAX_GPUS];
 	const struct cqd_config *cfg = srv->config;
 	struct cqd_store_opts opts = {
 		.pool_bytes = cfg->pool_bytes.bytes,
@@ -384,6 +422,8 @@ static int open_store(struct cqd_server *srv, const int *fds, char *const *names
 		.verify_rate = cfg->verify_rate,
 		.backend = cfg->backend,
 		.policy = cfg->policy,
+		.pools = gpus,
+		.n_pools = cfg->n_gpus,
 		.fds = fds,
 		.names = names,
 		.n_fds = n_fds,
@@ -392,6 +432,7 @@ static int open_store(struct cqd_server *srv, const int *fds, char *const *names
 	struct cq_err err = { "" };
 	int ret = probe_memory(&opts, &err);
 
+	gpu_opts(cfg, gpus);
 	if (!ret)
 		ret = cqd_store_new(srv->loop, &opts, &srv->store, &err);
 
@@ -400,6 +441,8 @@ static int open_store(struct cqd_server *srv, const int *fds, char *const *names
 		cq_log_field("MESSAGE_ID", "%s", CQD_MSG_NOT_TAKEN_OVER);
 		cq_info("%s", err.text);
 	}
+	if (!ret)
+		say_pools(srv->store, cfg);
 	if (!ret && opts.push_fds && !n_fds)
 		cq_info("the service manager kept nothing: the cache starts empty");
 	if (!ret)

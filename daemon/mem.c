@@ -6,7 +6,9 @@
 
 #define MAX_BACKENDS 4
 
-static const struct cqd_mem_ops *backends[MAX_BACKENDS] = { &cqd_mem_memfd };
+static const struct cqd_mem_ops *backends[MAX_BACKENDS] = {
+	&cqd_mem_memfd, &cqd_mem_cuda,
+};
 
 static bool has_hole(const struct cqd_mem_ops *o)
 {

@@ -111,7 +111,7 @@ int cqd_mem_register(const struct cqd_mem_ops *ops);
 /* NULL if there is none of that name. */
 const struct cqd_mem_ops *cqd_mem_find(const char *name);
 
-extern const struct cqd_mem_ops cqd_mem_memfd;
+extern const struct cqd_mem_ops cqd_mem_memfd, cqd_mem_cuda;
 
 /* --- mem_policy.c --- */
 

@@ -119,6 +119,50 @@ TEST(every_key)
 	cqd_config_free(cfg);
 }
 
+#define UUID_A "GPU-00112233-4455-6677-8899-aabbccddeeff"
+#define UUID_B "MIG-00112233-4455-6677-8899-AABBCCDDEE00"
+
+TEST(gpus)
+{
+	struct cqd_config *cfg = load("[gpu g0]\nuuid = " UUID_A "\npool_bytes = 4G\n"
+				      "sharing = vmm\ntrust_readers = yes\n"
+				      "[gpu g1]\nuuid = " UUID_B "\npool_bytes = 50%\n");
+	char text[4096] = "";
+	unsigned int i;
+
+	ASSERT_EQ(cfg->n_gpus, 2);
+	ASSERT_STREQ(cfg->gpu[0].name, "g0");
+	ASSERT_STREQ(cfg->gpu[0].uuid, UUID_A);
+	ASSERT_EQ(cfg->gpu[0].pool_bytes.bytes, 4ull << 30);
+	ASSERT_EQ(cfg->gpu[0].trust_readers, 1);
+	ASSERT_EQ(cfg->gpu[1].pool_bytes.percent, 50);
+	ASSERT_EQ(cfg->gpu[1].sharing, CQD_SHARING_VMM);
+	ASSERT_EQ(cfg->gpu[1].trust_readers, 0);
+	cqd_config_free(cfg);
+
+	refused("[gpu g]\npool_bytes = 1G\n", 0, "no uuid");
+	refused("[gpu g]\nuuid = GPU-0\npool_bytes = 1G\n", 0, "not of the form");
+	refused("[gpu g]\nuuid = GPU-00112233-4455-6677-8899-aabbccddeefg\npool_bytes = 1G\n",
+		0, "not of the form");
+	refused("[gpu g]\nuuid = XPU-00112233-4455-6677-8899-aabbccddeeff\npool_bytes = 1G\n",
+		0, "not of the form");
+	refused("[gpu g]\nuuid = " UUID_A "\n", 0, "pool_bytes");
+	refused("[gpu g]\nuuid = " UUID_A "\npool_bytes = 1M\n", 0, "at least 2M");
+	refused("[gpu host]\nuuid = " UUID_A "\npool_bytes = 1G\n", 0, "machine's own");
+	refused("[gpu g]\nuuid = " UUID_A "\npool_bytes = 1G\n"
+		"[gpu h]\nuuid = gpu-00112233-4455-6677-8899-AABBCCDDEEFF\npool_bytes = 1G\n",
+		0, "the same uuid");
+	refused("[gpu g]\nsharing = both\n", 2, "there is vmm");
+	refused("[gpu g]\ntrust_readers = maybe\n", 2, "neither yes nor no");
+	refused("[gpu g]\nuuid = " UUID_A "\npool_bytes = 1G\n[gpu g]\n", 4,
+		"already has a section");
+	refused("[gpu ]\n", 1, "bad name");
+	for (i = 0; i <= CQD_MAX_GPUS; i++)
+		snprintf(text + strlen(text), sizeof(text) - strlen(text), "[gpu g%u]\nuuid = "
+			 "GPU-00112233-4455-6677-8899-%012x\npool_bytes = 2M\n", i, i);
+	refused(text, 0, "at most 16");
+}
+
 /* Who reads must exist, be somebody else and derive the same keys. */
 TEST(readers)
 {
@@ -225,6 +269,7 @@ TEST(installed_file)
 	struct cqd_config *cfg = NULL, *def = NULL;
 	char line[256], text[8192];
 	size_t n = 0;
+	bool gpu = false;
 	struct cq_err err = { "" };
 	FILE *f = fopen("systemd/cqd.conf", "re");
 
@@ -234,10 +279,12 @@ TEST(installed_file)
 	ASSERT_OK(cqd_config_load(NULL, &def, &err));
 	ASSERT(!cqd_config_fixed(cfg, def));
 	cqd_config_free(cfg);
-	/* what is commented out is the default, too */
+	/* what is commented out is the default, too, but for GPUs, which have none */
 	while (fgets(line, sizeof(line), f)) {
-		if (line[0] == '#' && strchr(line, '=') && line[1] >= 'a' && line[1] <= 'z' &&
-		    !strstr(line, "NAME") && !strstr(line, "TEXT") &&
+		if (!strncmp(line, "#[", 2))
+			gpu = !strncmp(line, "#[gpu", 5);
+		if (!gpu && line[0] == '#' && strchr(line, '=') && line[1] >= 'a' &&
+		    line[1] <= 'z' && !strstr(line, "NAME") && !strstr(line, "TEXT") &&
 		    !strstr(line, "PATH") && !strstr(line, "PORT") &&
 		    !strstr(line, "FOLDER"))
 			memmove(line, line + 1, strlen(line));
@@ -310,7 +357,17 @@ TEST(reload)
 	struct cqd_config *d = load("[daemon]\npool_bytes=1G\n[namespace a]\nuid=*\nsalt=y\n");
 	struct cqd_config *e = load("[daemon]\npool_bytes=1G\n[namespace a]\nuid=*\nsalt=x\n"
 				    "[namespace b]\nuid=*\nsocket=/tmp/b\n");
+	struct cqd_config *f = load("[daemon]\npool_bytes=1G\n[namespace a]\nuid=*\nsalt=x\n"
+				    "[gpu g]\nuuid=" UUID_A "\npool_bytes=50%\n");
+	struct cqd_config *g = load("[daemon]\npool_bytes=1G\n[namespace a]\nuid=*\nsalt=x\n"
+				    "[gpu g]\nuuid=" UUID_A "\npool_bytes=60%\n");
 
+	ASSERT(!cqd_config_fixed(f, f));
+	ASSERT(!strcmp(cqd_config_fixed(a, f), "a section [gpu NAME]"));
+	ASSERT(!strcmp(cqd_config_fixed(f, a), "a section [gpu NAME]"));
+	ASSERT(!strcmp(cqd_config_fixed(f, g), "a section [gpu NAME]"));
+	cqd_config_free(f);
+	cqd_config_free(g);
 	ASSERT(!cqd_config_fixed(a, a));
 	ASSERT(!cqd_config_fixed(a, b));
 	ASSERT(!strcmp(cqd_config_fixed(a, c), "pool_bytes"));
