@@ -1,0 +1,626 @@
+// SPDX-License-Identifier: MIT
+/*
+ * cqd with a GPU's memory, on the fake driver (tests/emu): real processes lease, write,
+ * seal and are killed, and so is cqd. The fake driver's memory is files, so a worker that
+ * writes them needs no context here.
+ */
+#include "tests/system/sys.h"
+#include "cq/page.h"
+
+#define UUID	"GPU-c9e00000-6661-6b65-8000-646576696300"
+#define UUID_1	"GPU-c9e00000-6661-6b65-8000-646576696301"
+#define SECTION	"[gpu g0]\nuuid = " UUID "\npool_bytes = 16M\n"
+#define MODEL	"tiny"
+
+static struct sys s;
+static const struct sys_opts with_gpu = { .blue = SECTION };
+
+/* A session of this process: shard of the GPU, its sizes, a map of one segment of each. */
+struct peer {
+	int fd;
+	uint64_t session;
+	struct wire_shard shard;
+};
+
+struct pool {
+	uint64_t reserved, used;
+	bool why;
+};
+
+/* The driver that cqd is to find, or one without any device. */
+static void driver(bool there)
+{
+	char path[512];
+
+	snprintf(path, sizeof(path), "%s/tests/emu", sys_build());
+	ASSERT_SYS(setenv("LD_LIBRARY_PATH", path, 1));
+	ASSERT_SYS(setenv("CQ_EMU_DEVICES", there ? "1" : "0", 1));
+}
+
+static struct pool gpu_pool(void)
+{
+	Cqp__Status body = CQP__STATUS__INIT;
+	DECLARE_MSG(msg, STATUS, status, body);
+	int fd = wire_open(s.admin);
+	struct pool p;
+	Cqp__Msg *r;
+
+	ASSERT_OK(fd);
+	r = wire_call(fd, &msg, NULL, 0, NULL);
+	ASSERT(r && r->body_case == CQP__MSG__BODY_STATUS_OK && r->status_ok->n_pools >= 2);
+	p.reserved = r->status_ok->pools[1]->reserved;
+	p.used = r->status_ok->pools[1]->used;
+	p.why = r->status_ok->pools[1]->why != NULL;
+	cqp_free(r);
+	close(fd);
+	return p;
+}
+
+/* Until so much of the pool is in use. */
+static void until_used(uint64_t used)
+{
+	long long end = test_now_ms() + SYS_DEADLINE;
+
+	while (gpu_pool().used != used) {
+		if (test_now_ms() > end) {
+			sys_show_log(&s);
+			FAIL("%llu bytes in use, not %llu",
+			     (unsigned long long)gpu_pool().used, (unsigned long long)used);
+		}
+		usleep(500);
+	}
+}
+
+static int open_on(int fd, const char *device, uint32_t *shard, struct cqp_key *root,
+		   Cqp__Backend *backend)
+{
+	Cqp__ModelOpen body = CQP__MODEL_OPEN__INIT;
+	DECLARE_MSG(msg, MODEL_OPEN, model_open, body);
+	char name[] = MODEL, dev[64] = "";
+	Cqp__Msg *r;
+
+	body.name = name;
+	if (device) {
+		strncat(dev, device, sizeof(dev) - 1);
+		body.device = dev;
+	}
+	r = wire_call(fd, &msg, NULL, 0, NULL);
+	if (!r || r->body_case != CQP__MSG__BODY_MODEL_OK)
+		return wire_unexpected(r);
+	*shard = r->model_ok->shard;
+	*backend = r->model_ok->backend;
+	memcpy(root->b, r->model_ok->root_key.data, sizeof(root->b));
+	cqp_free(r);
+	return 0;
+}
+
+/* 1: the session goes on. */
+static int join_as(struct peer *p)
+{
+	Cqp__Backend backend;
+	int resumed;
+
+	p->fd = wire_connect(s.sock);
+	ASSERT_OK(p->fd);
+	resumed = wire_resume(p->fd, &p->session);
+	ASSERT_OK(resumed);
+	ASSERT_OK(open_on(p->fd, UUID, &p->shard.shard, &p->shard.root, &backend));
+	ASSERT_EQ(backend, CQP__BACKEND__CUDA_VMM);
+	return resumed;
+}
+
+/* Slots got, or -errno. */
+static int lease(const struct peer *p, uint32_t n, bool sinks, struct cqp_page *out)
+{
+	Cqp__Lease body = CQP__LEASE__INIT;
+	DECLARE_MSG(msg, LEASE, lease, body);
+	Cqp__Msg *r;
+	int got;
+
+	body.shard = p->shard.shard;
+	body.slots = n;
+	body.has_sinks = 1;
+	body.sinks = sinks;
+	r = wire_call(p->fd, &msg, NULL, 0, NULL);
+	if (!r || r->body_case != CQP__MSG__BODY_LEASE_OK)
+		return wire_unexpected(r);
+	got = (int)(r->lease_ok->slots.len / sizeof(*out));
+	ASSERT(got >= 1 && got <= (int)n && r->lease_ok->slots.len % sizeof(*out) == 0);
+	memcpy(out, r->lease_ok->slots.data, (size_t)got * sizeof(*out));
+	cqp_free(r);
+	return got;
+}
+
+static int give_back(const struct peer *p, const struct cqp_page *slots, unsigned int n)
+{
+	Cqp__LeaseReturn body = CQP__LEASE_RETURN__INIT;
+	DECLARE_MSG(msg, LEASE_RETURN, lease_return, body);
+	struct cqp_page copy[8];
+
+	memcpy(copy, slots, n * sizeof(*slots));
+	body.slots = (ProtobufCBinaryData){ n * sizeof(*slots), (uint8_t *)copy };
+	return wire_code(wire_call(p->fd, &msg, NULL, 0, NULL));
+}
+
+struct seal_bytes {
+	const void *slot, *sink;
+	size_t slot_len, sink_len, checks_len;
+};
+
+static int seal_raw(const struct peer *p, const struct cqp_key *parent, uint32_t token,
+		    const struct seal_bytes *b, struct cqp_key *key, struct cqp_page *page)
+{
+	uint8_t tokens[CQ_PAGE_TOKENS * 4], slot[64] = { 0 }, sink[64] = { 0 }, checks[64];
+	struct cqp_key up = *parent;
+	Cqp__Seal body = CQP__SEAL__INIT;
+	DECLARE_MSG(msg, SEAL, seal, body);
+	Cqp__Msg *r;
+
+	memset(tokens, (int)token, sizeof(tokens));
+	memset(checks, 7, sizeof(checks));
+	if (b->slot)
+		memcpy(slot, b->slot, MIN(b->slot_len, sizeof(struct cqp_page)));
+	if (b->sink)
+		memcpy(sink, b->sink, MIN(b->sink_len, sizeof(struct cqp_page)));
+	body.shard = p->shard.shard;
+	body.parent = (ProtobufCBinaryData){ sizeof(up.b), up.b };
+	body.tokens = (ProtobufCBinaryData){ sizeof(tokens), tokens };
+	body.has_slot = b->slot != NULL;
+	body.slot = (ProtobufCBinaryData){ b->slot_len, slot };
+	body.has_sink_slot = b->sink != NULL;
+	body.sink_slot = (ProtobufCBinaryData){ b->sink_len, sink };
+	body.has_checks = b->checks_len != 0;
+	body.checks = (ProtobufCBinaryData){ b->checks_len, checks };
+	r = wire_call(p->fd, &msg, NULL, 0, NULL);
+	if (!r || r->body_case != CQP__MSG__BODY_SEAL_OK)
+		return wire_unexpected(r);
+	memcpy(key->b, r->seal_ok->key.data, sizeof(key->b));
+	memcpy(page, r->seal_ok->page.data, sizeof(*page));
+	cqp_free(r);
+	return 0;
+}
+
+static int seal(const struct peer *p, const struct cqp_key *parent, uint32_t token,
+		const struct cqp_page *slot, const struct cqp_page *sink, struct cqp_key *key,
+		struct cqp_page *page)
+{
+	const struct seal_bytes b = { slot, sink, sizeof(*slot), sink ? sizeof(*sink) : 0,
+				      sink ? 32 : 16 };
+
+	return seal_raw(p, parent, token, &b, key, page);
+}
+
+/* The slot, mapped; its bytes in *@bytes. */
+static uint8_t *map_slot(const struct peer *p, const struct cqp_page *page, size_t *bytes)
+{
+	Cqp__SegmentGet body = CQP__SEGMENT_GET__INIT;
+	DECLARE_MSG(msg, SEGMENT_GET, segment_get, body);
+	struct cqp_frame f;
+	Cqp__Msg *r;
+	uint8_t *at;
+
+	body.segment = page->segment;
+	r = wire_call(p->fd, &msg, NULL, 0, &f);
+	ASSERT(r && r->body_case == CQP__MSG__BODY_SEGMENT_OK);
+	ASSERT_EQ(r->segment_ok->backend, CQP__BACKEND__CUDA_VMM);
+	ASSERT_EQ(r->segment_ok->bytes % (2 << 20), 0);
+	ASSERT_EQ(f.n_fds, 1);
+	*bytes = r->segment_ok->slot_bytes;
+	at = mmap(NULL, *bytes, PROT_READ | PROT_WRITE, MAP_SHARED, f.fds[0],
+		  (off_t)(page->slot * *bytes));
+	ASSERT(at != MAP_FAILED);
+	cqp_frame_close(&f);
+	cqp_free(r);
+	return at;
+}
+
+static size_t write_slot(const struct peer *p, const struct cqp_page *page, int byte)
+{
+	size_t n;
+	uint8_t *at = map_slot(p, page, &n);
+
+	memset(at, byte, n);
+	munmap(at, n);
+	return n;
+}
+
+static bool slot_is(const struct peer *p, const struct cqp_page *page, int byte)
+{
+	size_t n, i;
+	uint8_t *at = map_slot(p, page, &n);
+
+	for (i = 0; i < n && at[i] == byte; i++)
+		;
+	munmap(at, n);
+	return i == n;
+}
+
+/* Page 0 of 64 tokens made of @token. */
+static void publish(const struct peer *p, int token, struct cqp_key *key, struct cqp_page *page)
+{
+	struct cqp_page c, k;
+
+	ASSERT_EQ(lease(p, 1, false, &c), 1);
+	ASSERT_EQ(lease(p, 1, true, &k), 1);
+	write_slot(p, &c, token);
+	write_slot(p, &k, token + 1);
+	ASSERT_OK(seal(p, &p->shard.root, (uint32_t)token, &c, &k, key, page));
+}
+
+/* --- tests --- */
+
+/* What a worker wrote is there for another, and for both after cqd was killed. */
+TEST_LIMIT(pages_outlive_cqd, 60)
+{
+	struct peer a = { .session = 0 }, b = { .session = 0 };
+	struct cqp_key key, next;
+	struct cqp_page page, left, second;
+	uint64_t used;
+
+	driver(true);
+	sys_start(&s, &with_gpu);
+	ASSERT_EQ(join_as(&a), 0);
+	ASSERT_EQ(join_as(&b), 0);
+	publish(&a, 5, &key, &page);
+	ASSERT_EQ(lease(&a, 1, false, &left), 1);
+	ASSERT_EQ(wire_lookup(b.fd, b.shard.shard, &key, 1), 1);
+	ASSERT(slot_is(&b, &page, 5));
+	used = gpu_pool().used;
+
+	sys_restart(&s);
+	ASSERT_EQ(gpu_pool().used, used);
+	close(a.fd);
+	close(b.fd);
+	ASSERT_EQ(join_as(&a), 1);
+	ASSERT_EQ(join_as(&b), 1);
+	ASSERT_EQ(wire_lookup(b.fd, b.shard.shard, &key, 1), 1);
+	ASSERT(slot_is(&b, &page, 5));
+	/* The lease goes on; nobody else has it. */
+	ASSERT_EQ(give_back(&b, &left, 1), -EINVAL);
+	write_slot(&a, &left, 9);
+	ASSERT_OK(seal(&a, &key, 9, &left, NULL, &next, &second));
+	ASSERT_EQ(second.segment, left.segment);
+	ASSERT_EQ(second.slot, left.slot);
+	ASSERT(slot_is(&b, &second, 9));
+	ASSERT_EQ(gpu_pool().used, used);
+	close(a.fd);
+	close(b.fd);
+	sys_stop(&s);
+}
+
+/* Events say on which GPU a page is. */
+TEST_LIMIT(events, 60)
+{
+	Cqp__Subscribe body = CQP__SUBSCRIBE__INIT;
+	DECLARE_MSG(msg, SUBSCRIBE, subscribe, body);
+	struct peer p = { .session = 0 };
+	struct cqp_page page;
+	struct cqp_key key;
+	bool found = false;
+	Cqp__Msg *r;
+	size_t i;
+
+	driver(true);
+	sys_start(&s, &with_gpu);
+	ASSERT_EQ(join_as(&p), 0);
+	publish(&p, 5, &key, &page);
+	body.has_snapshot = 1;
+	body.snapshot = 1;
+	for (r = wire_call(p.fd, &msg, NULL, 0, NULL); r && !found;) {
+		static struct cqp_frame f;
+
+		ASSERT_EQ(r->body_case, CQP__MSG__BODY_EVENTS);
+		for (i = 0; i < r->events->n_events; i++) {
+			const Cqp__Event *e = r->events->events[i];
+
+			if (e->kind != CQP__EVENT_KIND__PAGE_RESIDENT)
+				continue;
+			ASSERT_STREQ(e->device, UUID);
+			found = true;
+		}
+		cqp_free(r);
+		r = NULL;
+		if (!found && wire_recv(p.fd, &f, 5000) == 1)
+			r = cqp_unpack(f.buf, f.len, NULL);
+	}
+	cqp_free(r);
+	ASSERT(found);
+	close(p.fd);
+	sys_stop(&s);
+}
+
+/* Descriptors of the driver may look hung up: the service manager must keep them. */
+TEST_LIMIT(descriptors_that_poll, 60)
+{
+	struct peer p = { .session = 0 };
+	struct cqp_page c, k, page;
+	struct cqp_key key;
+
+	driver(true);
+	ASSERT_SYS(setenv("CQ_EMU_FD_POLL", "1", 1));
+	sys_start(&s, &with_gpu);
+	ASSERT_EQ(join_as(&p), 0);
+	ASSERT_EQ(lease(&p, 1, false, &c), 1);
+	ASSERT_EQ(lease(&p, 1, true, &k), 1);
+	ASSERT_OK(seal(&p, &p.shard.root, 3, &c, &k, &key, &page));
+	sys_restart(&s);
+	close(p.fd);
+	ASSERT_EQ(join_as(&p), 1);
+	ASSERT_EQ(wire_lookup(p.fd, p.shard.shard, &key, 1), 1);
+	close(p.fd);
+	sys_stop(&s);
+}
+
+/* Leases three slots, fills one, and waits to be killed. */
+static void writer(int fd, void *arg)
+{
+	struct peer p = { .session = 0 };
+	struct cqp_page slot[3];
+
+	ASSERT_EQ(join_as(&p), 0);
+	ASSERT_EQ(lease(&p, 3, false, slot), 3);
+	write_slot(&p, &slot[0], 1);
+	ASSERT_EQ(write(fd, slot, sizeof(slot)), sizeof(slot));
+	sys_say(fd, 'w');
+	for (;;)
+		pause();
+}
+
+static void spawn_writer(struct sys_peer *w, struct cqp_page slot[3])
+{
+	sys_spawn(w, SYS_UID_A, writer, NULL);
+	ASSERT_EQ(recv(w->fd, slot, 3 * sizeof(*slot), MSG_WAITALL), 3 * sizeof(*slot));
+	sys_hear(w->fd, 'w');
+}
+
+/* Killed between lease and seal: nothing of it is seen, its slots are free once more. */
+TEST_LIMIT(writer_killed, 60)
+{
+	struct peer p = { .session = 0 };
+	struct cqp_page slot[3], again;
+	struct sys_peer w;
+
+	driver(true);
+	sys_start(&s, &with_gpu);
+	ASSERT_EQ(join_as(&p), 0);
+	spawn_writer(&w, slot);
+	ASSERT_GT(gpu_pool().used, 0);
+	sys_kill(&w);
+	until_used(0);
+	ASSERT_EQ(lease(&p, 1, false, &again), 1);
+	ASSERT_EQ(again.segment, slot[0].segment);
+	ASSERT_GT(again.word >> 8, slot[0].word >> 8);
+	close(p.fd);
+	sys_stop(&s);
+}
+
+/* cqd is killed, then the writer: its slots wait until the next cqd has seen it gone. */
+TEST_LIMIT(both_killed, 60)
+{
+	struct cqp_page slot[3];
+	struct sys_peer w, alive;
+	uint64_t used;
+
+	driver(true);
+	sys_start(&s, &with_gpu);
+	spawn_writer(&alive, slot);
+	used = gpu_pool().used;
+	spawn_writer(&w, slot);
+	ASSERT_EQ(gpu_pool().used, 2 * used);
+	ASSERT_SYS(kill(s.cqd, SIGKILL));
+	sys_kill(&w);
+	sys_expect(&s, "killed ");
+	sys_expect(&s, "ready ");
+	/* What the one that lives may be writing stays. */
+	until_used(used);
+	sys_restart(&s);
+	ASSERT_EQ(gpu_pool().used, used);
+	sys_kill(&alive);
+	until_used(0);
+	sys_stop(&s);
+}
+
+/* Publishes a page and goes. */
+static void publisher(int fd, void *arg)
+{
+	struct peer p = { .session = 0 };
+	struct cqp_page page;
+	struct cqp_key key;
+
+	ASSERT_EQ(join_as(&p), 0);
+	publish(&p, 5, &key, &page);
+	close(p.fd);
+}
+
+/* What is empty goes back to the GPU: nobody's importing it keeps it with cqd. */
+TEST_LIMIT(given_back, 60)
+{
+	Cqp__Evict body = CQP__EVICT__INIT;
+	DECLARE_MSG(msg, EVICT, evict, body);
+	struct sys_peer w;
+	int fd;
+
+	driver(true);
+	sys_start(&s, &with_gpu);
+	sys_spawn(&w, SYS_UID_A, publisher, NULL);
+	sys_join(&w);
+	SYS_UNTIL(&s, st.clients == 0);
+	ASSERT_GT(gpu_pool().used, 0);
+	fd = wire_open(s.admin);
+	ASSERT_OK(fd);
+	ASSERT_OK(wire_code(wire_call(fd, &msg, NULL, 0, NULL)));
+	close(fd);
+	until_used(0);
+	while (gpu_pool().reserved)
+		usleep(500);
+	sys_stop(&s);
+}
+
+static void leaver(int fd, void *arg)
+{
+	struct peer p = { .session = 0 };
+	Cqp__Bye body = CQP__BYE__INIT;
+	DECLARE_MSG(msg, BYE, bye, body);
+	struct cqp_page slot[2];
+
+	ASSERT_EQ(join_as(&p), 0);
+	ASSERT_EQ(lease(&p, 2, false, slot), 2);
+	ASSERT_OK(give_back(&p, &slot[0], 1));
+	ASSERT_OK(wire_code(wire_call(p.fd, &msg, NULL, 0, NULL)));
+	sys_say(fd, 'b');
+	sys_hear(fd, 'e');
+	close(p.fd);
+}
+
+/* Bye is no promise about what runs on the device. */
+TEST_LIMIT(bye_with_a_lease, 60)
+{
+	struct sys_peer w;
+	uint64_t used;
+
+	driver(true);
+	sys_start(&s, &with_gpu);
+	sys_spawn(&w, SYS_UID_A, leaver, NULL);
+	sys_hear(w.fd, 'b');
+	used = gpu_pool().used;
+	ASSERT_GT(used, 0);
+	sys_restart(&s);
+	ASSERT_EQ(gpu_pool().used, used);
+	sys_say(w.fd, 'e');
+	sys_join(&w);
+	until_used(0);
+	sys_stop(&s);
+}
+
+/* Memory that is short is asked for again; short for long is said. */
+TEST_LIMIT(out_of_memory, 60)
+{
+	struct peer p = { .session = 0 };
+	struct cqp_page slot;
+
+	driver(true);
+	ASSERT_SYS(setenv("CQ_EMU_FAIL", "cuMemCreate:1", 1));
+	sys_start(&s, &with_gpu);
+	ASSERT_EQ(join_as(&p), 0);
+	ASSERT_EQ(lease(&p, 1, false, &slot), 1);
+	close(p.fd);
+	sys_stop(&s);
+}
+
+TEST_LIMIT(no_memory_left, 60)
+{
+	struct peer p = { .session = 0 };
+	struct cqp_page slot;
+
+	driver(true);
+	ASSERT_SYS(setenv("CQ_EMU_FAIL", "cuMemCreate:1+", 1));
+	sys_start(&s, &with_gpu);
+	ASSERT_EQ(join_as(&p), 0);
+	ASSERT_EQ(lease(&p, 1, false, &slot), -ENOSPC);
+	ASSERT_EQ(gpu_pool().reserved, 0);
+	close(p.fd);
+	sys_stop(&s);
+}
+
+/* The host is served, and the reason told. */
+TEST_LIMIT(no_gpu, 60)
+{
+	struct cqp_key root;
+	Cqp__Backend backend;
+	uint32_t shard;
+	int fd;
+
+	driver(false);
+	sys_start(&s, &with_gpu);
+	ASSERT(gpu_pool().why);
+	fd = wire_open(s.sock);
+	ASSERT_OK(fd);
+	ASSERT_EQ(open_on(fd, UUID, &shard, &root, &backend), -ENODEV);
+	ASSERT_EQ(open_on(fd, "GPU-0", &shard, &root, &backend), -ENODEV);
+	ASSERT_EQ(open_on(fd, "", &shard, &root, &backend), -ENODEV);
+	ASSERT_OK(open_on(fd, NULL, &shard, &root, &backend));
+	ASSERT_EQ(backend, CQP__BACKEND__MEMFD);
+	close(fd);
+	sys_stop(&s);
+}
+
+/* Each GPU has a pool of its own, and neither finds the other's pages. */
+TEST_LIMIT(two_gpus, 60)
+{
+	static const struct sys_opts two = { .blue = SECTION "[gpu g1]\nuuid = " UUID_1 "\n"
+					     "pool_bytes = 50%\n" };
+	struct peer p = { .session = 0 }, q = { .session = 0 };
+	struct cqp_page page, other;
+	struct cqp_key key, same;
+	Cqp__Backend backend;
+
+	driver(true);
+	ASSERT_SYS(setenv("CQ_EMU_DEVICES", "2", 1));
+	sys_start(&s, &two);
+	ASSERT_EQ(join_as(&p), 0);
+	q = p;
+	ASSERT_OK(open_on(q.fd, UUID_1, &q.shard.shard, &q.shard.root, &backend));
+	ASSERT_NE(p.shard.shard, q.shard.shard);
+	publish(&p, 5, &key, &page);
+	ASSERT_EQ(wire_lookup(q.fd, q.shard.shard, &key, 1), 0);
+	publish(&q, 5, &same, &other);
+	ASSERT_MEMEQ(&key, &same, sizeof(key));
+	ASSERT_NE(page.segment, other.segment);
+	ASSERT_EQ(wire_lookup(q.fd, q.shard.shard, &key, 1), 1);
+	sys_restart(&s);
+	close(p.fd);
+	ASSERT_EQ(join_as(&p), 1);
+	q.fd = p.fd;
+	ASSERT_OK(open_on(q.fd, UUID_1, &q.shard.shard, &q.shard.root, &backend));
+	ASSERT_EQ(wire_lookup(p.fd, p.shard.shard, &key, 1), 1);
+	ASSERT_EQ(wire_lookup(q.fd, q.shard.shard, &key, 1), 1);
+	ASSERT(slot_is(&p, &page, 5) && slot_is(&q, &other, 5));
+	close(p.fd);
+	sys_stop(&s);
+}
+
+/* Requests of a client that means no good; cqd and others are as before. */
+TEST_LIMIT(hostile, 60)
+{
+	struct peer p = { .session = 0 }, q = { .session = 0 };
+	struct cqp_key key;
+	struct cqp_page c, k, page, bad;
+	struct seal_bytes b;
+	uint64_t used;
+
+	driver(true);
+	sys_start(&s, &with_gpu);
+	ASSERT_EQ(join_as(&p), 0);
+	ASSERT_EQ(join_as(&q), 0);
+	ASSERT_EQ(lease(&p, 1, false, &c), 1);
+	ASSERT_EQ(lease(&p, 1, true, &k), 1);
+	used = gpu_pool().used;
+	ASSERT_EQ(lease(&p, 0, false, &bad), -EINVAL);
+	ASSERT_EQ(lease(&p, 1025, false, &bad), -EINVAL);
+	ASSERT_EQ(seal(&q, &p.shard.root, 1, &c, &k, &key, &page), -EINVAL);
+	ASSERT_EQ(seal(&p, &p.shard.root, 1, &k, &c, &key, &page), -EINVAL);
+	ASSERT_EQ(seal(&p, &p.shard.root, 1, &c, NULL, &key, &page), -EINVAL);
+	bad = c;
+	bad.word += 256;
+	ASSERT_EQ(seal(&p, &p.shard.root, 1, &bad, &k, &key, &page), -EINVAL);
+	b = (struct seal_bytes){ &c, &k, 15, 16, 32 };
+	ASSERT_EQ(seal_raw(&p, &p.shard.root, 1, &b, &key, &page), -EINVAL);
+	b = (struct seal_bytes){ &c, &k, 16, 32, 32 };
+	ASSERT_EQ(seal_raw(&p, &p.shard.root, 1, &b, &key, &page), -EINVAL);
+	b = (struct seal_bytes){ &c, &k, 16, 16, 16 };
+	ASSERT_EQ(seal_raw(&p, &p.shard.root, 1, &b, &key, &page), -EINVAL);
+	b = (struct seal_bytes){ &c, &k, 16, 16, 0 };
+	ASSERT_EQ(seal_raw(&p, &p.shard.root, 1, &b, &key, &page), -EINVAL);
+	b = (struct seal_bytes){ NULL, &k, 0, 16, 0 };
+	ASSERT_EQ(seal_raw(&p, &p.shard.root, 1, &b, &key, &page), -EINVAL);
+	b = (struct seal_bytes){ NULL, NULL, 0, 0, 0 };
+	ASSERT_EQ(seal_raw(&p, &p.shard.root, 1, &b, &key, &page), -EINVAL);
+	ASSERT_EQ(give_back(&p, &c, 0), -EINVAL);
+	ASSERT_EQ(give_back(&q, &c, 1), -EINVAL);
+	ASSERT_EQ(gpu_pool().used, used);
+	ASSERT_OK(seal(&p, &p.shard.root, 1, &c, &k, &key, &page));
+	ASSERT_EQ(give_back(&p, &c, 1), -EINVAL);
+	close(p.fd);
+	close(q.fd);
+	sys_stop(&s);
+}
