@@ -10,6 +10,7 @@
 #	emu-y			+= cuemu.o	part of their emulation (C++)
 #	fake-y			+= fake.o	part of the fake CUDA driver (C++)
 #	tests-y			+= test_foo	test program from test_foo.c
+#	gpu-y			+= gpu_foo	program of make gpu-check from gpu_foo.c
 #	bench-y			+= bench_foo	bench program from bench_foo.c
 #	chaos-y			+= worker.o	part of the driver of the chaos run
 #	fuzz-y			+= fuzz_foo	fuzzer from fuzz_foo.c

@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The GPU that is tested, and how the result of a test is told. Include it
+ * once, after rig.h.
+ */
+#ifndef GPU_REPORT_H
+#define GPU_REPORT_H
+
+#define NO_GPU	3	/* exit status */
+
+/* Run @fn in a process of its own, and wait for all that it leaves behind. */
+static int conduct(void (*fn)(void))
+{
+	int status, rest;
+	pid_t pid = fork();
+
+	if (pid < 0) {
+		snprintf(found->value, sizeof(found->value), "fork: %s", strerror(errno));
+		return -1;
+	}
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		alarm(LIMIT_S);
+		fn();
+		_exit(0);
+	}
+	waitpid(pid, &status, 0);
+	while (waitpid(-1, &rest, 0) > 0)
+		;
+	if (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM)
+		snprintf(found->value, sizeof(found->value), "nothing within %d s", LIMIT_S);
+	else if (WIFSIGNALED(status))
+		snprintf(found->value, sizeof(found->value), "killed by signal %d",
+			 WTERMSIG(status));
+	return status;
+}
+
+/* "595.10 (CUDA 13.0)": the first is the kernel module's, and not in containers of all kinds. */
+static void driver_text(char *text, size_t n)
+{
+	FILE *f = fopen("/sys/module/nvidia/version", "re");
+	char module[32] = "";
+	int version = 0;
+
+	if (f && fscanf(f, "%31s", module) == 1)
+		strcat(module, " ");
+	if (f)
+		fclose(f);
+	CU(cuDriverGetVersion(&version));
+	if (found->gpu.emulated)
+		snprintf(text, n, "emulated (CUDA %d.%d)", version / 1000, version % 1000 / 10);
+	else
+		snprintf(text, n, "%s(CUDA %d.%d)", module, version / 1000, version % 1000 / 10);
+}
+
+/* The number in /dev/nvidiaN is the driver's, not CUDA's. */
+static void find_node(char *node, size_t n)
+{
+	char bus[32], path[96], line[128];
+	unsigned int minor;
+	FILE *f;
+
+	CU(cuDeviceGetPCIBusId(bus, sizeof(bus), dev));
+	for (char *c = bus; *c; c++)
+		if (*c >= 'A' && *c <= 'F')
+			*c += 'a' - 'A';
+	snprintf(path, sizeof(path), "/proc/driver/nvidia/gpus/%s/information", bus);
+	f = fopen(path, "re");
+	if (!f)
+		return;
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "Device Minor: %u", &minor) == 1)
+			snprintf(node, n, "/dev/nvidia%u", minor);
+	fclose(f);
+}
+
+/* The GPU whose UUID is given, else the first. */
+static void probe(void)
+{
+	struct gpu *g = &found->gpu;
+
+	g->status = cqk_cuda_get(&cu, &g->err);
+	if (!g->status && g->uuid[0])
+		g->status = cqk_cuda_find(&dev, g->uuid, &g->err);
+	if (g->status)
+		return;
+	if (!g->uuid[0])
+		CU(cuDeviceGet(&dev, 0));
+	g->status = cqk_cuda_uuid(dev, g->uuid, &g->err);
+	CU(cuDeviceGetName(g->name, sizeof(g->name), dev));
+	CU(cuDeviceGetAttribute(&g->timeline, CQCU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS,
+				dev));
+	g->emulated = strstr(g->name, "emulated") != NULL;
+	driver_text(g->driver, sizeof(g->driver));
+	if (!g->emulated)
+		find_node(g->node, sizeof(g->node));
+}
+
+static void put_json(const char *key, const char *text)
+{
+	printf("\"%s\":\"", key);
+	for (; *text; text++) {
+		if (*text == '"' || *text == '\\')
+			putchar('\\');
+		putchar((unsigned char)*text < ' ' ? ' ' : *text);
+	}
+	printf("\",");
+}
+
+static void report(const char *test, const char *commit)
+{
+	static const char *const results[] = { "fail", "pass", "skip" };
+	const struct gpu *g = &found->gpu;
+	time_t t = time(NULL);
+	char date[32];
+	struct tm tm;
+
+	strftime(date, sizeof(date), "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&t, &tm));
+	fprintf(stderr, "%-4s %s  %s%s\n", test, results[found->result],
+		g->emulated ? "[emulated] " : "", found->value);
+	putchar('{');
+	put_json("test", test);
+	put_json("result", results[found->result]);
+	put_json("value", found->value);
+	put_json("device", g->name);
+	put_json("uuid", g->uuid);
+	put_json("driver", g->driver);
+	printf("\"emulated\":%s,", g->emulated ? "true" : "false");
+	put_json("date", date);
+	printf("\"commit\":\"%s\"}\n", commit);
+	fflush(NULL);
+}
+
+static int find_gpu(bool emulated)
+{
+	struct gpu *g = &found->gpu;
+
+	if (conduct(probe)) {
+		fprintf(stderr, "gpu_sharing: %s\n", found->value);
+		return 1;
+	}
+	if (g->status) {
+		fprintf(stderr, "gpu_sharing: %s\n", g->err.text);
+		return g->status == -ENODEV ? NO_GPU : 1;
+	}
+	if (g->emulated && !emulated) {
+		fprintf(stderr, "gpu_sharing: only the emulation is here\n");
+		return NO_GPU;
+	}
+	if (!g->emulated && emulated) {
+		fprintf(stderr, "gpu_sharing: %s is a GPU: leave --emulated out\n", g->uuid);
+		return 2;
+	}
+	return 0;
+}
+
+#endif /* GPU_REPORT_H */
