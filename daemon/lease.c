@@ -248,10 +248,17 @@ int cqd_lease(struct cqd_client *client, struct cqd_shard *shard, unsigned int n
  */
 void cqd_lease_cancel_client(struct cqd_client *cl)
 {
+	struct list_head ending, *pos, *tmp;
 	struct cqd_lease_op *op;
 
-	while (!list_empty(&cl->leasing)) {
-		op = list_first(&cl->leasing, struct cqd_lease_op, client_node);
+	if (list_empty(&cl->leasing))
+		return;
+	/* Should an answer end the client: there is nothing left to cancel then. */
+	list_init(&ending);
+	list_add(&ending, &cl->leasing);
+	list_del(&cl->leasing);
+	list_for_each_safe(pos, tmp, &ending) {
+		op = list_entry(pos, struct cqd_lease_op, client_node);
 		cq_err_set(&op->err, -ECANCELED, "the session ended");
 		op_end(op, -ECANCELED, NULL, 0);
 	}
@@ -467,8 +474,10 @@ void cqd_lease_used(struct cqd_seal_op *op)
  */
 void cqd_leases_drop(struct cqd_client *cl)
 {
-	while (!list_empty(&cl->leases))
-		end(list_first(&cl->leases, struct cqd_lease, node), CQD_EV_GONE);
+	struct list_head *pos, *tmp;
+
+	list_for_each_safe(pos, tmp, &cl->leases)
+		end(list_entry(pos, struct cqd_lease, node), CQD_EV_GONE);
 }
 
 /**
@@ -489,10 +498,11 @@ void cqd_leases_distrust(struct cqd_client *cl)
  */
 void cqd_leases_free(struct cqd_client *cl)
 {
+	struct list_head *pos, *tmp;
 	struct cqd_lease *l;
 
-	while (!list_empty(&cl->leases)) {
-		l = list_first(&cl->leases, struct cqd_lease, node);
+	list_for_each_safe(pos, tmp, &cl->leases) {
+		l = list_entry(pos, struct cqd_lease, node);
 		l->at.seg->lease[l->at.slot] = NULL;
 		count(l->at.seg->shard, -1);
 		list_del(&l->node);

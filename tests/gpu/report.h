@@ -42,8 +42,8 @@ static void driver_text(char *text, size_t n)
 	char module[32] = "";
 	int version = 0;
 
-	if (f && fscanf(f, "%31s", module) == 1)
-		strcat(module, " ");
+	if (f && fscanf(f, "%30s", module) == 1)
+		module[strlen(module)] = ' ';	/* the rest is 0 */
 	if (f)
 		fclose(f);
 	CU(cuDriverGetVersion(&version));
