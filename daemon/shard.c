@@ -196,8 +196,8 @@ int cqd_shard_get_on(struct cqd_client *client, const char *model,
 {
 	struct cqd_model *m = cqd_model_find(client->st, model);
 	struct cqp_shard r = *range;
-	struct cqd_pool *pool;
-	struct cqd_shard *sh;
+	struct cqd_pool *pool = NULL;
+	struct cqd_shard *sh = NULL;
 	int ret;
 
 	if (!m || !m->ready)

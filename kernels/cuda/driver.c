@@ -104,7 +104,7 @@ static int start(const struct cqk_cuda *calls, struct cq_err *err)
 
 static int load(struct cq_err *err)
 {
-	struct cqk_cuda calls;
+	struct cqk_cuda calls = { 0 };
 	void *lib = drv.lib;
 	int ret;
 

@@ -127,7 +127,7 @@ static int memory_call(int i)
 
 static int sharing_call(int i)
 {
-	struct cqcu_ipc_handle h;
+	struct cqcu_ipc_handle h = { { 0 } };
 	int fd = -1;
 
 	for (size_t k = 0; k < sizeof(h); k++)
@@ -207,7 +207,8 @@ static int graph_call(int i)
 static int kernel_call(int i)
 {
 	static const char *const names[] = { "demo_fill", "demo_step", "demo_none", "" };
-	uint32_t n = draw(64), v = 1;
+	/* as wide as the widest parameter of any kernel in their place */
+	uint64_t n = draw(64), v = 1;
 	cqcu_ptr p = any_ptr();
 	void *params[] = { &p, &v, &n };
 	char image[16] = "cq: x";

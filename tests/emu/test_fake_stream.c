@@ -241,6 +241,7 @@ TEST(values_in_memory_order_streams)
 	b = stream_new(CQCU_STREAM_NON_BLOCKING);
 	CU(cuMemAlloc(&p, 64));
 	CU(cuMemsetD8(p, 0, 64));
+	CU(cuCtxSynchronize());		/* the other streams do not wait for it */
 	CU(cuStreamWaitValue64(b, p, 5, CQCU_STREAM_WAIT_VALUE_GEQ));
 	ASSERT_EQ(launch_step(p + 16, p + 8, 1, b), 0);
 	CU(cuStreamWriteValue64(a, p, 4, 0));

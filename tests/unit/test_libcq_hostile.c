@@ -301,7 +301,7 @@ TEST(segments_are_aligned)
 	x = worker_seq(&w, ids, 200);
 	ASSERT_EQ(cq_seq_length(x), 192);
 	ASSERT_EQ(mapped("memfd:seg"), bytes);
-	ASSERT_EQ(mapped(""), before);
+	ASSERT_LE(mapped(""), before);
 	cq_close(w.ctx);
 	ASSERT_EQ(mapped("memfd:seg"), 0);
 	stop();
