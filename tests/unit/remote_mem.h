@@ -19,7 +19,8 @@
 /* What happens next. */
 static struct {
 	int usable, create;
-	unsigned int creates, adopts;
+	unsigned int creates, adopts, now;
+	bool together;
 } remote;
 
 __attribute__((unused))
@@ -37,9 +38,8 @@ static int remote_probe(struct cqd_mem_device *dev, struct cq_err *err)
 }
 
 __attribute__((unused))
-static int remote_create(struct cqd_mem *mem, struct cq_err *err)
+static int remote_make(struct cqd_mem *mem, struct cq_err *err)
 {
-	remote.creates++;
 	if (remote.create)
 		return cq_err_set(err, remote.create, "the device is full");
 	if (!mem->dev || mem->bytes % mem->dev->granularity)
@@ -49,6 +49,20 @@ static int remote_create(struct cqd_mem *mem, struct cq_err *err)
 		return cq_err_set(err, -errno, "memfd");
 	mem->ro_fd = fcntl(mem->fd, F_DUPFD_CLOEXEC, 3);
 	return 0;
+}
+
+__attribute__((unused))
+static int remote_create(struct cqd_mem *mem, struct cq_err *err)
+{
+	int ret;
+
+	/* on worker threads */
+	__atomic_fetch_add(&remote.creates, 1, __ATOMIC_RELAXED);
+	if (__atomic_fetch_add(&remote.now, 1, __ATOMIC_RELAXED))
+		__atomic_store_n(&remote.together, true, __ATOMIC_RELAXED);
+	ret = remote_make(mem, err);
+	__atomic_fetch_sub(&remote.now, 1, __ATOMIC_RELAXED);
+	return ret;
 }
 
 __attribute__((unused))
