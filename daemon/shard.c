@@ -196,8 +196,8 @@ int cqd_shard_get_on(struct cqd_client *client, const char *model,
 {
 	struct cqd_model *m = cqd_model_find(client->st, model);
 	struct cqp_shard r = *range;
-	struct cqd_pool *pool = NULL;
-	struct cqd_shard *sh = NULL;
+	struct cqd_pool *pool;
+	struct cqd_shard *sh;
 	int ret;
 
 	if (!m || !m->ready)
@@ -208,8 +208,9 @@ int cqd_shard_get_on(struct cqd_client *client, const char *model,
 	if (!r.head_end)
 		r.head_end = m->head->geom.n_kv_heads;
 	ret = pool_for(client->st, device, &pool, err);
-	if (!ret)
-		ret = cqd_shard_make(client->ns, m, pool, &r, &sh, err);
+	if (ret)
+		return ret;
+	ret = cqd_shard_make(client->ns, m, pool, &r, &sh, err);
 	if (ret)
 		return ret;
 	ret = cqd_shard_root(sh, err);
