@@ -104,7 +104,8 @@ static uint64_t files(struct timespec *when)
 	while ((e = readdir(d))) {
 		if (strncmp(e->d_name, "pages-", 6))
 			continue;
-		if (fstatat(dirfd(d), e->d_name, &sb, 0) < 0)
+		/* A log that is opened to see that nothing is left to write goes again. */
+		if (fstatat(dirfd(d), e->d_name, &sb, 0) < 0 || !sb.st_size)
 			continue;
 		sum += (uint64_t)sb.st_size;
 		if (sb.st_mtim.tv_sec > when->tv_sec ||
