@@ -330,15 +330,22 @@ static void ns_ages(struct out *o, const struct cqd_ns_figures *fig, const char 
 	histogram(o, labels, &fig->counts->age, cqd_age_bounds_us, CQD_AGE_BOUNDS, US);
 }
 
+static void label(char out[LABEL_BYTES], const char *what, const char *value)
+{
+	char text[LABEL_BYTES];
+
+	snprintf(out, LABEL_BYTES, "%.10s=\"%.140s\"", what, escape(value, text));
+}
+
 /* One row of a family that has one for each namespace. */
 static bool row_of_ns(struct out *o, uint32_t i)
 {
-	char name[LABEL_BYTES], labels[LABEL_BYTES];
+	char labels[LABEL_BYTES];
 	struct cqd_ns_figures fig;
 
 	if (!cqd_ns_figures(o->srv->store, i, &fig))
 		return false;
-	snprintf(labels, sizeof(labels), "namespace=\"%.140s\"", escape(fig.name, name));
+	label(labels, "namespace", fig.name);
 	o->f->ns(o, &fig, labels);
 	return true;
 }
@@ -346,7 +353,7 @@ static bool row_of_ns(struct out *o, uint32_t i)
 /* Connections are the sockets' business: of configured namespaces. */
 static bool row_inside(struct out *o, uint32_t i)
 {
-	char name[LABEL_BYTES], labels[LABEL_BYTES];
+	char labels[LABEL_BYTES];
 	const struct cqd_tenant *t;
 	struct list_head *pos;
 
@@ -354,8 +361,7 @@ static bool row_inside(struct out *o, uint32_t i)
 		t = list_entry(pos, struct cqd_tenant, node);
 		if (i--)
 			continue;
-		snprintf(labels, sizeof(labels), "namespace=\"%.140s\"",
-			 escape(cqd_ns_name(t->ns), name));
+		label(labels, "namespace", cqd_ns_name(t->ns));
 		sample(o, labels, t->inside);
 		return true;
 	}
@@ -364,12 +370,12 @@ static bool row_inside(struct out *o, uint32_t i)
 
 static bool row_pool(struct out *o, uint32_t i)
 {
-	char name[LABEL_BYTES], labels[LABEL_BYTES];
+	char labels[LABEL_BYTES];
 	struct cqd_pool_figures f;
 
 	if (!cqd_pool_figures(o->srv->store, i, &f))
 		return false;
-	snprintf(labels, sizeof(labels), "pool=\"%.140s\"", escape(f.name, name));
+	label(labels, "pool", f.name);
 	sample(o, labels, *(const uint64_t *)(const void *)((const char *)&f + o->f->at));
 	return true;
 }

@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 
 #include "kernels/cuda/driver.h"
+#include "tests/fdmsg.h"
 
 #define GRAN	((size_t)2 << 20)
 
@@ -168,43 +169,15 @@ static void reap(pid_t pid)
 __attribute__((unused))
 static void send_fd(int sock, int fd, const void *data, size_t size)
 {
-	union {
-		char room[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} u = { { 0 } };
-	struct iovec io = { (void *)(uintptr_t)data, size };
-	struct msghdr msg = { .msg_iov = &io, .msg_iovlen = 1 };
-	struct cmsghdr *c;
-
-	if (fd >= 0) {
-		msg.msg_control = u.room;
-		msg.msg_controllen = sizeof(u.room);
-		c = CMSG_FIRSTHDR(&msg);
-		c->cmsg_level = SOL_SOCKET;
-		c->cmsg_type = SCM_RIGHTS;
-		c->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(c), &fd, sizeof(fd));
-	}
-	ASSERT_EQ(sendmsg(sock, &msg, MSG_NOSIGNAL), (ssize_t)size);
+	ASSERT_EQ(fdmsg_send(sock, fd, data, size), (ssize_t)size);
 }
 
 __attribute__((unused))
 static int recv_fd(int sock, void *data, size_t size)
 {
-	union {
-		char room[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} u;
-	struct iovec io = { data, size };
-	struct msghdr msg = { .msg_iov = &io, .msg_iovlen = 1, .msg_control = u.room,
-			      .msg_controllen = sizeof(u.room) };
-	struct cmsghdr *c;
-	int fd = -1;
+	int fd;
 
-	ASSERT_EQ(recvmsg(sock, &msg, MSG_CMSG_CLOEXEC), (ssize_t)size);
-	c = CMSG_FIRSTHDR(&msg);
-	if (c)
-		memcpy(&fd, CMSG_DATA(c), sizeof(fd));
+	ASSERT_EQ(fdmsg_recv(sock, &fd, data, size), (ssize_t)size);
 	return fd;
 }
 

@@ -24,6 +24,7 @@
 
 #include "cq/util.h"
 #include "kernels/cuda/driver.h"
+#include "tests/fdmsg.h"
 
 #define GRAN	((size_t)2 << 20)
 #define CHUNK	((size_t)4 << 20)	/* of what is copied at a time */
@@ -89,48 +90,19 @@ static void conclude(int result, const char *fmt, ...)
 	found->result = result;
 }
 
-/* Messages of fixed size, with or without a descriptor. */
 static void send_fd(int sock, int fd, const void *data, size_t n)
 {
-	union {
-		char room[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} u = { { 0 } };
-	struct iovec io = { (void *)(uintptr_t)data, n };
-	struct msghdr msg = { .msg_iov = &io, .msg_iovlen = 1 };
-	struct cmsghdr *c;
-
-	if (fd >= 0) {
-		msg.msg_control = u.room;
-		msg.msg_controllen = sizeof(u.room);
-		c = CMSG_FIRSTHDR(&msg);
-		c->cmsg_level = SOL_SOCKET;
-		c->cmsg_type = SCM_RIGHTS;
-		c->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(c), &fd, sizeof(fd));
-	}
-	if (sendmsg(sock, &msg, MSG_NOSIGNAL) != (ssize_t)n)
+	if (fdmsg_send(sock, fd, data, n) != (ssize_t)n)
 		broken("a process of the test ended before its time");
 }
 
 /* The descriptor that came along, or -1. */
 static int recv_fd(int sock, void *data, size_t n)
 {
-	union {
-		char room[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} u;
-	struct iovec io = { data, n };
-	struct msghdr msg = { .msg_iov = &io, .msg_iovlen = 1, .msg_control = u.room,
-			      .msg_controllen = sizeof(u.room) };
-	struct cmsghdr *c;
-	int fd = -1;
+	int fd;
 
-	if (recvmsg(sock, &msg, MSG_CMSG_CLOEXEC) != (ssize_t)n)
+	if (fdmsg_recv(sock, &fd, data, n) != (ssize_t)n)
 		broken("a process of the test ended before its time");
-	c = CMSG_FIRSTHDR(&msg);
-	if (c)
-		memcpy(&fd, CMSG_DATA(c), sizeof(fd));
 	return fd;
 }
 

@@ -5,8 +5,7 @@
  * manager holds (tests/stores.h). It must know every slot that somebody may be writing, and
  * give none of them away; pages that were acknowledged are there.
  */
-#include "tests/stores.h"
-#include "tests/unit/store_rig.h"
+#include "tests/unit/store_crash.h"
 #include "tests/unit/remote_mem.h"
 #include "tests/store_check.h"
 
@@ -146,25 +145,9 @@ static void successor(void)
 
 static void on_store(uint64_t n)
 {
-	int status;
-	pid_t pid;
-
 	mgr_sync();
 	pthread_mutex_lock(&mgr.lock);
-	fflush(stdout);
-	pid = fork();
-	ASSERT_SYS(pid);
-	if (!pid) {
-		stores.before = NULL;
-		pthread_mutex_init(&mgr.lock, NULL);	/* the parent's is held */
-		successor();
-		fflush(stdout);
-		_exit(0);
-	}
-	ASSERT_EQ(waitpid(pid, &status, 0), pid);
-	if (status)
-		FAIL("crash before store %llu: status %#x", (unsigned long long)n,
-		     (unsigned int)status);
+	crash_before(n, successor);
 	crashes++;
 	pthread_mutex_unlock(&mgr.lock);
 }

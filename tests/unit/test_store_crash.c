@@ -7,8 +7,7 @@
  * that moment, starts a store over them, and checks it. The next cqd would find
  * just that memory.
  */
-#include "tests/stores.h"
-#include "tests/unit/store_rig.h"
+#include "tests/unit/store_crash.h"
 #include "tests/store_check.h"
 
 #define MAX_KNOWN	128
@@ -235,27 +234,6 @@ static void successor(void)
 
 /* --- the fork --- */
 
-static void in_child(void (*fn)(void))
-{
-	int status;
-	pid_t pid;
-
-	fflush(stdout);
-	pid = fork();
-	ASSERT_SYS(pid);
-	if (!pid) {
-		stores.before = NULL;
-		pthread_mutex_init(&mgr.lock, NULL);	/* the parent's is held */
-		fn();
-		fflush(stdout);
-		_exit(0);
-	}
-	ASSERT_EQ(waitpid(pid, &status, 0), pid);
-	if (status)
-		FAIL("crash before store %llu: status %#x", (unsigned long long)stores.n,
-		     (unsigned int)status);
-}
-
 static void copied_successor(void)
 {
 	copy_all();
@@ -265,7 +243,7 @@ static void copied_successor(void)
 /* The successor crashes, too; its own successor finds all the same. */
 static void on_adoption_store(uint64_t n)
 {
-	in_child(copied_successor);
+	crash_before(stores.n, copied_successor);
 }
 
 static void crashing_successor(void)
@@ -283,10 +261,10 @@ static void on_store(uint64_t n)
 	/* What was sent to the manager has arrived: it outlives the sender. */
 	mgr_sync();
 	pthread_mutex_lock(&mgr.lock);
-	in_child(copied_successor);
+	crash_before(stores.n, copied_successor);
 	crashes++;
 	if (n % NESTED_EVERY == 0) {
-		in_child(crashing_successor);
+		crash_before(stores.n, crashing_successor);
 		nested++;
 	}
 	pthread_mutex_unlock(&mgr.lock);
