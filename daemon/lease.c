@@ -188,11 +188,7 @@ void cqd_lease_kick(struct cqd_shard *sh)
 	struct cqd_lease_op *op;
 	struct list_head again;
 
-	if (list_empty(&sh->leasing))
-		return;
-	list_init(&again);
-	list_add(&again, &sh->leasing);
-	list_del(&sh->leasing);
+	list_take(&again, &sh->leasing);
 	while (!list_empty(&again)) {
 		op = list_first(&again, struct cqd_lease_op, wait_node);
 		list_del(&op->wait_node);
@@ -251,12 +247,8 @@ void cqd_lease_cancel_client(struct cqd_client *cl)
 	struct list_head ending, *pos, *tmp;
 	struct cqd_lease_op *op;
 
-	if (list_empty(&cl->leasing))
-		return;
 	/* Should an answer end the client: there is nothing left to cancel then. */
-	list_init(&ending);
-	list_add(&ending, &cl->leasing);
-	list_del(&cl->leasing);
+	list_take(&ending, &cl->leasing);
 	list_for_each_safe(pos, tmp, &ending) {
 		op = list_entry(pos, struct cqd_lease_op, client_node);
 		cq_err_set(&op->err, -ECANCELED, "the session ended");

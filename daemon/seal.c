@@ -389,11 +389,7 @@ void cqd_seal_kick(struct cqd_shard *sh)
 	struct list_head again;
 	struct cqd_seal_op *op;
 
-	list_init(&again);
-	if (list_empty(&sh->waiting))
-		return;
-	list_add(&again, &sh->waiting);
-	list_del(&sh->waiting);
+	list_take(&again, &sh->waiting);
 	while (!list_empty(&again)) {
 		op = list_first(&again, struct cqd_seal_op, wait_node);
 		list_del(&op->wait_node);

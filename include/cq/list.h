@@ -48,6 +48,14 @@ static inline void list_del(struct list_head *n)
 	list_init(n);
 }
 
+/* Everything in @from goes to @to, which need not be initialised; @from is empty then. */
+static inline void list_take(struct list_head *to, struct list_head *from)
+{
+	list_init(to);
+	list_add(to, from);
+	list_del(from);
+}
+
 #define list_entry(ptr, type, member) container_of(ptr, type, member)
 #define list_first(h, type, member) list_entry((h)->next, type, member)
 
