@@ -56,7 +56,8 @@ static bool open_for_kernel(cqcu_ptr addr, bool write)
 	std::lock_guard<std::mutex> hold(space_lock);
 	struct region *r = space_find(addr);
 
-	if (guard != MPROTECT || !r || r->open || !r->rights ||
+	/* It may be open since another thread of the kernel met the same. */
+	if (guard != MPROTECT || !r || !r->rights ||
 	    (write && r->rights != CQCU_MEM_ACCESS_FLAGS_PROT_READWRITE))
 		return false;
 	r->open = true;
