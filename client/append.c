@@ -2,17 +2,9 @@
 /* Keys and values of new tokens into the fp16 blocks of a sequence. */
 #include <errno.h>
 #include <string.h>
-#include "client/internal.h"
+#include "client/backend.h"
 
-/* One token of one layer, as it is appended. */
-struct put {
-	const struct cq_seq *seq;
-	const struct cq_view *k, *v;
-	uint32_t layer;
-	int turn;		/* keys: -1 undo the rotation, 1 rotate, 0 as they are */
-};
-
-static int bad_value(const struct put *p, const char *what, size_t row,
+static int bad_value(const struct cqc_append *p, const char *what, size_t row,
 		     uint32_t head, int ch)
 {
 	return cqc_fail(-EINVAL, "%s: layer %u, head %u, token %zu, channel %d is NaN, Inf or "
@@ -20,7 +12,7 @@ static int bad_value(const struct put *p, const char *what, size_t row,
 			what, p->layer, head, row, ch);
 }
 
-static int put_key(const struct put *p, size_t row, uint32_t head, uint32_t pos,
+static int put_key(const struct cqc_append *p, size_t row, uint32_t head, uint32_t pos,
 		   uint16_t *out)
 {
 	const struct cq_model *model = p->seq->model;
@@ -39,7 +31,7 @@ static int put_key(const struct put *p, size_t row, uint32_t head, uint32_t pos,
 	return cqc_f32_to_f16(tmp, d, out);
 }
 
-static int put_token(const struct put *p, size_t row, size_t token)
+static int put_token(const struct cqc_append *p, size_t row, size_t token)
 {
 	const struct cq_seq *seq = p->seq;
 	const struct cqk_model *m = &seq->model->m;
@@ -70,7 +62,7 @@ static int key_turn(const struct cqk_geom *g, uint32_t flags)
 	return 0;
 }
 
-static int append_check(const struct cq_seq *seq, const struct put *p, size_t n,
+static int append_check(const struct cq_seq *seq, const struct cqc_append *p, size_t n,
 			const struct cq_append_opts *o)
 {
 	const struct cqk_geom *g = &seq->model->m.geom;
@@ -78,24 +70,42 @@ static int append_check(const struct cq_seq *seq, const struct put *p, size_t n,
 
 	if (o->flags & ~CQ_APPEND_ROTATED)
 		return cqc_fail(-EINVAL, "cq_append: unknown flags 0x%x", o->flags);
-	if (o->device != CQ_DEVICE_HOST || o->stream)
-		return cqc_fail(-EINVAL, "cq_append: device %d; this sequence is in host "
-					 "memory (%d, no stream)",
-				o->device, CQ_DEVICE_HOST);
 	if (p->layer >= g->n_layers)
 		return cqc_fail(-EINVAL, "cq_append: layer %u of %u", p->layer, g->n_layers);
-	ret = cqc_view_check(p->k, n, g->n_kv_heads, g->head_dim, "k");
+	ret = seq->model->be->call(seq->model, o->device, o->stream, "cq_append");
+	if (!ret)
+		ret = cqc_view_check(p->k, n, g->n_kv_heads, g->head_dim, "k");
 	if (!ret)
 		ret = cqc_view_check(p->v, n, g->n_kv_heads, g->head_dim, "v");
+	return ret;
+}
+
+/**
+ * cqc_host_append() - rows into fp16 blocks
+ * @a:  call
+ * @at: token that is the first
+ * @n:  tokens
+ *
+ * Return: 0 or -EINVAL.
+ */
+int cqc_host_append(const struct cqc_append *a, size_t at, size_t n)
+{
+	size_t i;
+	int ret = 0;
+
+	/* Nobody reads these rows before the count says so: a row refused half
+	 * way leaves nothing behind. */
+	for (i = 0; i < n && !ret; i++)
+		ret = put_token(a, i, at + i);
 	return ret;
 }
 
 CQ_API int cq_append(struct cq_seq *seq, uint32_t layer, const struct cq_view *k,
 		     const struct cq_view *v, size_t n, const struct cq_append_opts *opts)
 {
-	struct put p = { .seq = seq, .k = k, .v = v, .layer = layer };
+	struct cqc_append p = { .seq = seq, .k = k, .v = v, .layer = layer };
 	struct cq_append_opts o;
-	size_t at, i;
+	size_t at;
 	int ret = cqc_seq_check(seq);
 
 	if (!ret)
@@ -103,7 +113,7 @@ CQ_API int cq_append(struct cq_seq *seq, uint32_t layer, const struct cq_view *k
 	if (ret)
 		return ret;
 	if (!opts)
-		o.device = CQ_DEVICE_HOST;
+		o.device = seq->model->device;
 	ret = append_check(seq, &p, n, &o);
 	if (ret || !n)
 		return ret;
@@ -114,13 +124,10 @@ CQ_API int cq_append(struct cq_seq *seq, uint32_t layer, const struct cq_view *k
 	if (ret)
 		return ret;
 	p.turn = key_turn(&seq->model->m.geom, o.flags);
-	/* Nobody reads these rows before the count says so: a row refused half
-	 * way leaves nothing behind. */
-	for (i = 0; i < n; i++) {
-		ret = put_token(&p, i, at + i);
-		if (ret)
-			return ret;
-	}
+	p.stream = o.stream;
+	ret = seq->model->be->append(&p, at, n);
+	if (ret)
+		return ret;
 	seq->appended[layer] += (uint32_t)n;
 	return 0;
 }

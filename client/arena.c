@@ -42,11 +42,10 @@ static int arena_map(struct cqc_arena *a, struct cq_err *err)
 	return 0;
 }
 
-int cqc_arena_init(struct cqc_arena *a, uint64_t bytes, uint64_t block,
+int cqc_arena_plan(struct cqc_arena *a, uint64_t bytes, uint64_t block,
 		   uint64_t chunk, struct cq_err *err)
 {
 	uint32_t i;
-	int ret;
 
 	a->fd = -1;
 	a->unit = ALIGN_UP(block, 64);
@@ -67,7 +66,16 @@ int cqc_arena_init(struct cqc_arena *a, uint64_t bytes, uint64_t block,
 	a->free_units = 0;
 	a->partial = CQC_NONE;
 	a->free_bytes = a->bytes;
-	ret = arena_map(a, err);
+	return 0;
+}
+
+int cqc_arena_init(struct cqc_arena *a, uint64_t bytes, uint64_t block,
+		   uint64_t chunk, struct cq_err *err)
+{
+	int ret = cqc_arena_plan(a, bytes, block, chunk, err);
+
+	if (!ret)
+		ret = arena_map(a, err);
 	if (ret)
 		cqc_arena_fini(a);
 	return ret;
@@ -79,10 +87,11 @@ int cqc_arena_init(struct cqc_arena *a, uint64_t bytes, uint64_t block,
  */
 void cqc_arena_fini(struct cqc_arena *a)
 {
-	if (a->base)
-		munmap(a->base, a->bytes);
-	if (a->units && a->fd >= 0)
+	if (a->units && a->fd >= 0) {
+		if (a->base)
+			munmap(a->base, a->bytes);
 		close(a->fd);
+	}
 	free(a->units);
 	memset(a, 0, sizeof(*a));
 	a->fd = -1;

@@ -30,7 +30,7 @@ struct cqc_unit {
 
 /**
  * struct cqc_arena - the arena
- * @fd:         memfd, sealed against shrinking and growing
+ * @fd:         memfd, sealed against shrinking and growing; -1 on a device
  * @base:       mapping
  * @bytes:      size
  * @unit:       bytes of a unit
@@ -54,6 +54,19 @@ struct cqc_arena {
 	uint32_t partial;
 	uint64_t free_bytes;
 };
+
+/**
+ * cqc_arena_plan() - the arena's tables, without memory
+ * @a:     zeroed; @a->base is the caller's affair, no memfd is made
+ * @bytes: as below
+ * @block: as below
+ * @chunk: as below
+ * @err:   text of the failure
+ *
+ * Return: 0; -EINVAL too small; -ENOMEM.
+ */
+int cqc_arena_plan(struct cqc_arena *a, uint64_t bytes, uint64_t block,
+		   uint64_t chunk, struct cq_err *err);
 
 /**
  * cqc_arena_init() - create, reserve and map

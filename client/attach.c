@@ -12,7 +12,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #include <xxhash.h>
-#include "client/internal.h"
+#include "client/gpu.h"
 #include "proto/tail.h"
 
 /*
@@ -408,6 +408,9 @@ static int attach_check(struct cq_model *model, const char *name,
 		ret = cqc_priority_check(o);
 	if (ret)
 		return ret;
+	if (model->gpu)
+		return cqc_fail(-EOPNOTSUPP, "cq_attach: tails cannot be read on GPU %s; open the "
+					     "tokens with cq_seq_open()", cqc_gpu_uuid(model));
 	if (!name || !*name || strlen(name) >= CQP_MAX_NAME)
 		return cqc_fail(-EINVAL, "cq_attach: a name has 1 to %d characters",
 				CQP_MAX_NAME - 1);

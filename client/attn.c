@@ -3,13 +3,19 @@
 #include <errno.h>
 #include <math.h>
 #include <string.h>
-#include "client/internal.h"
+#include "client/gpu.h"
 #include "kernels/f16.h"
 
 #define ATTN_FLAGS (CQ_ATTN_Q_ROTATED | CQ_ATTN_LSE_BASE2)
 
-/* 0, or -ESTALE: some shared page was taken back while it was read. */
-static int words_check(const struct cqc_check *c, uint32_t n)
+/**
+ * cqc_words_check() - were shared pages taken back while they were read?
+ * @c: [@n]
+ * @n: words
+ *
+ * Return: 0 or -ESTALE with text.
+ */
+int cqc_words_check(const struct cqc_check *c, uint32_t n)
 {
 	uint32_t i;
 
@@ -17,28 +23,28 @@ static int words_check(const struct cqc_check *c, uint32_t n)
 	 * daemon's store of the word before it writes into a slot again. */
 	smp_rmb();
 	for (i = 0; i < n; i++)
-		if (smp_load_acquire(c[i].word) != c[i].expect)
+		if ((smp_load_acquire(c[i].word) ^ c[i].expect) & c[i].mask)
 			return cqc_fail(-ESTALE, "a shared page was taken back while it was "
 						 "read; close the sequence and open it anew");
 	return 0;
 }
 
-static int attn_opts(const struct cqk_geom *g, const struct cq_attn_opts *opts,
+static int attn_opts(const struct cq_model *model, const struct cq_attn_opts *opts,
 		     struct cq_attn_opts *o)
 {
+	const struct cqk_geom *g = &model->m.geom;
 	int ret = cqc_opts_in(o, sizeof(*o), opts, "cq_attn_opts");
 
 	if (ret)
 		return ret;
 	if (!opts)
-		o->device = CQ_DEVICE_HOST;
+		o->device = model->device;
 	if (o->flags & ~ATTN_FLAGS || o->pad)
 		return cqc_fail(-EINVAL, "cq_attention: unknown flags 0x%x or pad not 0",
 				o->flags & ~ATTN_FLAGS);
-	if (o->device != CQ_DEVICE_HOST || o->stream)
-		return cqc_fail(-EINVAL, "cq_attention: device %d; this batch is in host "
-					 "memory (%d, no stream)",
-				o->device, CQ_DEVICE_HOST);
+	ret = model->be->call(model, o->device, o->stream, "cq_attention");
+	if (ret)
+		return ret;
 	if (!isfinite(o->scale) || !isfinite(o->soft_cap) || o->soft_cap < 0)
 		return cqc_fail(-EINVAL, "cq_attention: scale %g, soft cap %g",
 				(double)o->scale, (double)o->soft_cap);
@@ -50,18 +56,44 @@ static int attn_opts(const struct cqk_geom *g, const struct cq_attn_opts *opts,
 	if (o->lse_stride && o->lse_stride < g->n_heads)
 		return cqc_fail(-EINVAL, "cq_attention: lse_stride %zu is less than %u heads",
 				o->lse_stride, g->n_heads);
+	if (!o->lse_stride)
+		o->lse_stride = g->n_heads;
 	if (o->scale == 0.0f)
 		o->scale = 1.0f / sqrtf((float)g->head_dim);
 	return 0;
+}
+
+/**
+ * cqc_host_attention() - one layer
+ * @b:  batch with a step
+ * @at: call
+ *
+ * Return: 0 or -ESTALE with text.
+ */
+int cqc_host_attention(const struct cq_batch *b, const struct cqc_attend *at)
+{
+	const struct cq_attn_opts *opt = &at->opt;
+	struct cqk_attn a = {
+		.model = &b->model->m, .rope = &b->model->rope, .layer = at->layer,
+		.head_begin = opt->head_begin, .head_end = opt->head_end,
+		.blocks = b->blocks, .n_blocks = b->n_blocks, .spans = b->spans,
+		.row_pos = b->row_pos, .n_rows = b->n_rows, .q = *at->q, .o = *at->o,
+		.lse = opt->lse, .lse_stride = opt->lse_stride,
+		.scale = opt->scale, .soft_cap = opt->soft_cap,
+		.sliding_window = opt->sliding_window, .flags = opt->flags,
+		.scratch = b->scratch + b->scratch_head * opt->head_begin,
+	};
+
+	b->model->ops->attention(&a);
+	return cqc_words_check(b->checks, b->n_checks);
 }
 
 CQ_API int cq_attention(struct cq_batch *batch, uint32_t layer, const struct cq_view *q,
 			const struct cq_view *o, const struct cq_attn_opts *opts)
 {
 	const struct cq_batch *b = batch;
+	struct cqc_attend at = { .layer = layer, .q = q, .o = o };
 	const struct cqk_geom *g;
-	struct cq_attn_opts opt;
-	struct cqk_attn a;
 	int ret;
 
 	if (!b || b->magic != CQC_BATCH_MAGIC)
@@ -70,7 +102,7 @@ CQ_API int cq_attention(struct cq_batch *batch, uint32_t layer, const struct cq_
 	if (ret)
 		return ret;
 	g = &b->model->m.geom;
-	ret = attn_opts(g, opts, &opt);
+	ret = attn_opts(b->model, opts, &at.opt);
 	if (!ret)
 		ret = cqc_view_check(q, b->n_rows, g->n_heads, g->head_dim, "q");
 	if (!ret)
@@ -84,18 +116,7 @@ CQ_API int cq_attention(struct cq_batch *batch, uint32_t layer, const struct cq_
 				layer, g->n_layers);
 	if (!b->n_rows)
 		return 0;
-	a = (struct cqk_attn){
-		.model = &b->model->m, .rope = &b->model->rope, .layer = layer,
-		.head_begin = opt.head_begin, .head_end = opt.head_end,
-		.blocks = b->blocks, .n_blocks = b->n_blocks, .spans = b->spans,
-		.row_pos = b->row_pos, .n_rows = b->n_rows, .q = *q, .o = *o,
-		.lse = opt.lse, .lse_stride = opt.lse_stride ? opt.lse_stride : g->n_heads,
-		.scale = opt.scale, .soft_cap = opt.soft_cap,
-		.sliding_window = opt.sliding_window, .flags = opt.flags,
-		.scratch = b->scratch + b->scratch_head * opt.head_begin,
-	};
-	b->model->ops->attention(&a);
-	return words_check(b->checks, b->n_checks);
+	return b->model->be->attention(b, &at);
 }
 
 /* --- reading back --- */
@@ -182,9 +203,10 @@ static int pages_check(const struct cq_seq *seq, size_t from, size_t n)
 			continue;
 		c[0].word = pg->slot.word;
 		c[0].expect = pg->slot.expect;
+		c[0].mask = c[1].mask = ~0ull;
 		c[1].word = pg->sink.word ? pg->sink.word : pg->slot.word;
 		c[1].expect = pg->sink.word ? pg->sink.expect : pg->slot.expect;
-		ret = words_check(c, 2);
+		ret = cqc_words_check(c, 2);
 		if (ret)
 			return ret;
 	}
@@ -201,6 +223,9 @@ CQ_API int cq_read(struct cq_seq *seq, uint32_t layer, size_t from, size_t n,
 
 	if (ret)
 		return ret;
+	if (seq->model->gpu)
+		return cqc_fail(-EOPNOTSUPP, "cq_read: the sequence is on GPU %s; read there",
+				cqc_gpu_uuid(seq->model));
 	g = &seq->model->m.geom;
 	if (layer >= g->n_layers || from > seq->len || n > seq->len - from)
 		return cqc_fail(-EINVAL, "cq_read: layer %u of %u, tokens %zu + %zu of %zu",

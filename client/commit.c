@@ -6,7 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include "client/internal.h"
+#include "client/backend.h"
 
 static bool published(const struct cq_pg *pg)
 {
@@ -23,6 +23,7 @@ static void page_order(const struct cq_seq *seq, struct cq_pg *pg)
 	pg->orphan = false;
 	pg->priority = (uint8_t)seq->priority;
 	pg->ttl_s = seq->ttl_s;
+	pg->fence = pg->model->be->fence(pg->model);
 	cqc_order_push(pg->model, &o);
 }
 
@@ -55,7 +56,6 @@ static void page_encode(const struct cq_seq *seq, const struct cqc_ent *ent)
 				     f16 + cqc_f16_at(m, CQ_PAGE_TOKENS, l, h, 1),
 				     ent->pg->n_coded, codes + cqc_code_at(m, l, h, 1));
 		}
-	ent->pg->n_coded = CQ_PAGE_TOKENS;
 }
 
 /* Page 0: the sinks' fp16 rows go beside it, [layer][head][K|V][sinks][d]. */
@@ -77,6 +77,18 @@ static void page_sinks(const struct cq_seq *seq, const struct cqc_ent *ent)
 				       from + cqc_f16_at(m, CQ_PAGE_TOKENS, l, h, kv),
 				       (size_t)m->sinks * m->geom.head_dim * 2);
 	ent->pg->sink.data = to;
+}
+
+/**
+ * cqc_host_fill() - codes and sinks of a full page
+ * @seq: sequence
+ * @i:   page
+ */
+void cqc_host_fill(const struct cq_seq *seq, uint32_t i)
+{
+	page_encode(seq, &seq->ents[i]);
+	if (!i)
+		page_sinks(seq, &seq->ents[i]);
 }
 
 /* Keys of the pages [@from, @to), whose tokens are complete. */
@@ -124,9 +136,8 @@ static void pages_fill(struct cq_seq *seq, uint32_t from, uint32_t to)
 
 		if (i && !ent->pg->parent)
 			ent->pg->parent = cqc_pg_get(seq->ents[i - 1].pg);
-		page_encode(seq, ent);
-		if (!i)
-			page_sinks(seq, ent);
+		seq->model->be->fill(seq, i);
+		ent->pg->n_coded = CQ_PAGE_TOKENS;
 		if (!(seq->flags & CQ_SEQ_PRIVATE))
 			page_order(seq, ent->pg);
 	}

@@ -15,7 +15,7 @@
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
-#include "client/internal.h"
+#include "client/backend.h"
 
 #define RETRY_MIN_MS 10
 #define RETRY_MAX_MS 1000
@@ -239,6 +239,33 @@ static int recv_one(struct cq_ctx *ctx)
 	return 1;
 }
 
+static void models_run(struct cq_ctx *ctx)
+{
+	struct list_head *pos;
+	struct cq_model *model;
+
+	list_for_each(pos, &ctx->models) {
+		model = list_entry(pos, struct cq_model, link);
+		model->be->run(model);
+	}
+}
+
+/* The soonest of what their backends say, ms, -1: never. */
+static int models_idle_ms(const struct cq_ctx *ctx)
+{
+	struct list_head *pos;
+	int least = -1, ms;
+
+	list_for_each(pos, &ctx->models) {
+		const struct cq_model *model = list_entry(pos, struct cq_model, link);
+
+		ms = model->be->idle_ms(model);
+		if (ms >= 0 && (least < 0 || ms < least))
+			least = ms;
+	}
+	return least;
+}
+
 /**
  * cqc_conn_run() - whatever can be done without waiting
  * @ctx: context, lock held
@@ -255,6 +282,7 @@ int cqc_conn_run(struct cq_ctx *ctx)
 	cqc_models_retry(ctx);
 	while (burst-- && recv_one(ctx))
 		;
+	models_run(ctx);
 	ctx->want_out = false;	/* whoever still cannot send says so again */
 	cqc_jobs_pump(ctx);
 	cqc_release_pump(ctx);	/* after the pages that lean on those released */
@@ -272,15 +300,17 @@ int cqc_conn_run(struct cq_ctx *ctx)
 int cqc_conn_idle_ms(struct cq_ctx *ctx)
 {
 	int64_t at = INT64_MAX, left;
+	int ms = models_idle_ms(ctx);
 
 	if (ctx->link == CQC_READY)
 		at = cqc_models_retry_at(ctx);
 	else if (ctx->sock < 0 && ctx->greeted)
 		at = ctx->retry_at;
 	if (at == INT64_MAX)
-		return -1;
+		return ms;
 	left = at - cqc_now_ms();
-	return left < 0 ? 0 : (int)MIN(left, (int64_t)RETRY_MAX_MS);
+	left = left < 0 ? 0 : MIN(left, (int64_t)RETRY_MAX_MS);
+	return ms >= 0 && ms < left ? ms : (int)left;
 }
 
 /**

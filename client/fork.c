@@ -2,7 +2,7 @@
 /* Fork and truncate: sequences that share pages, and that give tokens up. */
 #include <errno.h>
 #include <string.h>
-#include "client/internal.h"
+#include "client/backend.h"
 
 #define FORK_FLAGS (CQ_SEQ_NOMATCH | CQ_SEQ_PRIVATE)
 
@@ -33,6 +33,36 @@ static int slot_still(const struct cqc_slot *slot)
 }
 
 /**
+ * cqc_host_part() - copy what a part-filled page keeps
+ * @model: model
+ * @from:  entry to begin like
+ * @r:     tokens kept
+ * @first: it is page 0
+ * @e:     new entry; sinks that went back among its rows are set in its mask
+ *
+ * Return: 0.
+ */
+int cqc_host_part(struct cq_model *model, const struct cqc_ent *from, uint32_t r, bool first,
+		  struct cqc_ent *e)
+{
+	const struct cqk_model *m = &model->m;
+	uint32_t sinks;
+
+	if (e->pg->n_coded)
+		memcpy(cqc_chunk_ptr(&model->arena, e->pg->chunk), from->pg->codes, m->payload);
+	if (from->f16 != CQC_NONE) {
+		memcpy(cqc_block_ptr(&model->arena, e->f16),
+		       cqc_block_ptr(&model->arena, from->f16), m->f16_block);
+	} else if (first && from->pg->sink.data) {
+		sinks = MIN(m->sinks, r);
+		sinks_restore(m, from->pg->sink.data, sinks,
+			      cqc_block_ptr(&model->arena, e->f16));
+		e->f16_mask |= cqc_low(sinks);
+	}
+	return 0;
+}
+
+/**
  * part_make() - a part-filled page that begins like another
  * @model: model
  * @from:  entry to begin like
@@ -50,7 +80,6 @@ static int part_make(struct cq_model *model, const struct cqc_ent *from, uint32_
 {
 	const struct cqk_model *m = &model->m;
 	struct cqc_ent e = { .f16 = cqc_block_new(&model->arena) };
-	uint32_t sinks;
 	int ret;
 
 	e.pg = cqc_pg_private(model, first && m->sinks);
@@ -63,18 +92,11 @@ static int part_make(struct cq_model *model, const struct cqc_ent *from, uint32_
 	memcpy(e.pg->tokens, from->pg->tokens, r * sizeof(e.pg->tokens[0]));
 	e.pg->n_coded = MIN(from->pg->n_coded, r);
 	e.f16_mask = ~cqc_low(r);
-	if (e.pg->n_coded)
-		memcpy(cqc_chunk_ptr(&model->arena, e.pg->chunk), from->pg->codes, m->payload);
-	if (from->f16 != CQC_NONE) {
-		memcpy(cqc_block_ptr(&model->arena, e.f16),
-		       cqc_block_ptr(&model->arena, from->f16), m->f16_block);
+	if (from->f16 != CQC_NONE)
 		e.f16_mask |= from->f16_mask;
-	} else if (first && from->pg->sink.data) {
-		sinks = MIN(m->sinks, r);
-		sinks_restore(m, from->pg->sink.data, sinks, cqc_block_ptr(&model->arena, e.f16));
-		e.f16_mask |= cqc_low(sinks);
-	}
-	ret = slot_still(&from->pg->slot);
+	ret = model->be->part(model, from, r, first, &e);
+	if (!ret)
+		ret = slot_still(&from->pg->slot);
 	if (!ret)
 		ret = slot_still(&from->pg->sink);
 	if (ret)

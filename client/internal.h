@@ -30,8 +30,13 @@
 #include "proto/key.h"
 #include "proto/proto.h"
 
+struct cqc_backend;
+struct cqc_gpu;
+struct cqc_gpu_batch;
+
 #define CQ_API __attribute__((visibility("default")))
 
+#define CQC_ARENA_BLOCKS 256	/* of an arena whose size the caller leaves open */
 #define CQC_RELEASE_MAX 1024	/* pins dropped by one message */
 #define CQC_MAX_POSITIONS (1u << 30)	/* no model has more */
 
@@ -82,6 +87,12 @@ struct cqc_call {
 	bool over;
 	int ret;
 	struct cq_err err;
+};
+
+/* Bytes that a Seal points to. */
+struct cqc_seal_buf {
+	struct cqp_page slot, sink;
+	uint64_t checks[4];
 };
 
 /* --- objects --- */
@@ -149,7 +160,8 @@ struct cqc_state_map {
 
 /*
  * struct cqc_seg - a segment
- * @base: NULL while its fd is on the way
+ * @base: NULL while its fd is on the way; read-only
+ * @rw:   the same memory writable, on a device; 0: not yet
  * @words: word of slot 0
  */
 struct cqc_seg {
@@ -160,6 +172,7 @@ struct cqc_seg {
 	uint32_t slots;
 	uint64_t bytes, slot_bytes;
 	const uint8_t *base;
+	uint64_t rw;
 	const uint64_t *words;
 };
 
@@ -172,13 +185,16 @@ struct cqc_extra {
 
 /*
  * struct cqc_slot - a page or sink in shared memory
- * @data: payload
- * @word: its state word; any value but @expect means that it is gone
+ * @data: payload, where kernels read it
+ * @word: its state word; any value but @expect, in the bits of @mask, means that
+ *        it is gone
+ * @check: checksum of the payload, as its header says
  */
 struct cqc_slot {
 	const uint8_t *data;
 	const uint64_t *word;
-	uint64_t expect;
+	uint64_t expect, mask;
+	uint64_t check[2];
 };
 
 enum cqc_eng {			/* what the engine does with a page */
@@ -198,13 +214,18 @@ enum cqc_eng {			/* what the engine does with a page */
  * @pinned:  @page is pinned for this client since @pin_epoch
  * @priority, @ttl_s: for cqd, set when it is ordered
  * @n_coded: tokens that have codes; 64 = full
- * @chunk:   arena chunk, CQC_NONE once shared
+ * @chunk:   arena chunk, or number of a lease on a device; CQC_NONE once shared
  * @codes:   payload where it is read now
  * @slot:    .word is NULL while private
  * @sink:    page 0 of a model with sinks: fp16 copy; .data NULL if none
  * @eng:     enum cqc_eng, engine only
  * @job:     place in ctx->jobs or ctx->mapping, engine only
  * @res:     result, engine's until it is passed back
+ * @own:     word of the slot of a private page on a device: another generation
+ *           means that it was given to somebody else
+ * @born, @fence: fences of a device that its first and last token come before
+ * @sums:    of the payload and the sinks' on a device, low and high half
+ * @hash:    enum cqc_hash, engine only
  */
 struct cq_pg {
 	struct cq_model *model;
@@ -234,6 +255,10 @@ struct cq_pg {
 		struct cqp_page page, sink_page;
 		struct cqc_slot slot, sink;
 	} res;
+	struct cqc_slot own;
+	uint64_t born, fence;
+	uint64_t sums[4];
+	uint32_t hash;
 	uint32_t tokens[CQ_PAGE_TOKENS];
 };
 
@@ -252,6 +277,9 @@ struct cqc_pin {
 
 /*
  * struct cq_model - an opened model or shard
+ * @be:     where its memory is (client/backend.h)
+ * @gpu:    of a model on a device, else NULL
+ * @device: its ordinal in this process, or CQ_DEVICE_HOST
  * @whole:  as parsed; @m the shard of it, what everything computes with
  * @steps:  calls of cq_step() so far
  * @orders, @results: rings
@@ -261,6 +289,9 @@ struct cqc_pin {
 struct cq_model {
 	uint32_t magic;
 	struct cq_ctx *ctx;
+	const struct cqc_backend *be;
+	struct cqc_gpu *gpu;
+	int32_t device;
 	struct list_head link;
 	struct list_head seqs, batches;
 	uint64_t steps;
@@ -332,24 +363,26 @@ struct cq_seq {
 /* A word to be read again after attention. */
 struct cqc_check {
 	const uint64_t *word;
-	uint64_t expect;
+	uint64_t expect, mask;
 };
 
 /*
  * struct cq_batch - memory of steps
  * @blocks, @spans: what the kernels read, spans grouped by block
  * @tmp, @use: [n_uses] spans as they are found and the block of each
+ * @share:  blocks may be read by several sequences
  * @checks: words of the shared blocks; @check_of: check + 1 of each block
  * @held:   private pages whose chunks the step points to
  * @table:  hash of blocks by base, [@table_mask + 1], values block + 1; empty
  *          between steps; @place: where each block stands in it
+ * @gpu:    what it has on a device
  */
 struct cq_batch {
 	uint32_t magic;
 	struct cq_model *model;
 	struct list_head link;
 	uint32_t max_seqs, max_rows, max_ents, max_uses;
-	bool valid;
+	bool valid, share;
 	uint32_t n_seqs, n_rows, n_blocks, n_uses, n_checks, n_held;
 	struct cq_seq **seqs;
 	uint32_t *row_pos;
@@ -363,6 +396,7 @@ struct cq_batch {
 	uint32_t table_mask;
 	size_t scratch_head;
 	uint8_t *scratch;
+	struct cqc_gpu_batch *gpu;
 };
 
 #define CQC_MODEL_MAGIC 0x4c444f4du
@@ -415,12 +449,14 @@ int cqc_hello_send(struct cq_ctx *ctx);
 int cqc_hello_take(struct cq_ctx *ctx, const Cqp__Msg *msg);
 void cqc_hello_fill(struct cq_ctx *ctx, Cqp__Msg *msg, Cqp__Hello *hello);
 /* Open models again after Hello. Lock held. */
-void cqc_models_reopen(struct cq_ctx *ctx);
+void cqc_models_reopen(struct cq_ctx *ctx, bool resumed);
 /* The same for those whose time has come; and when that is, or INT64_MAX. */
 void cqc_models_retry(struct cq_ctx *ctx);
 int64_t cqc_models_retry_at(const struct cq_ctx *ctx);
 bool cqc_model_returning(const struct cq_model *model);
 void cqc_model_open_fill(const struct cq_model *model, Cqp__Msg *msg, Cqp__ModelOpen *mo);
+/* Could not open again, or not yet. Lock held. */
+void cqc_reopen_later(struct cq_model *model, int why);
 /* cqd need not keep an arena any more. Lock held. */
 void cqc_arena_drop(struct cq_ctx *ctx, uint32_t arena);
 /* Reply to a request nobody waits for any more. Lock held. */
@@ -429,6 +465,7 @@ void cqc_late(struct cq_ctx *ctx, const Cqp__Msg *msg);
 /* --- seal.c --- */
 
 void cqc_orders_drain(struct cq_ctx *ctx);	/* lock held */
+void cqc_event(struct cq_ctx *ctx);		/* cq_event_fd() becomes readable */
 void cqc_jobs_pump(struct cq_ctx *ctx);		/* lock held */
 void cqc_jobs_mapped(struct cq_ctx *ctx);	/* lock held: segments arrived */
 void cqc_jobs_cancel(struct cq_ctx *ctx);	/* lock held: drop jobs of closed sequences */
@@ -452,7 +489,7 @@ void cqc_segs_free(struct cq_model *model);
 int cqc_state_map(struct cq_model *model, int fd, uint64_t n, struct cqc_state_map **out,
 		  struct cq_err *err);
 /* Is @page what it is said to be? Fills @out. 0, -EPROTO, -ESTALE. */
-int cqc_slot_check(const struct cq_model *model, const struct cqc_seg *seg,
+int cqc_slot_check(struct cq_model *model, const struct cqc_seg *seg,
 		   const struct cqp_page *page, uint32_t kind,
 		   const struct cqp_key *key, struct cqc_slot *out);
 
@@ -525,6 +562,10 @@ void cqc_pages_order(struct cq_seq *seq, uint32_t full);
 /* --- step.c --- */
 
 void cqc_batch_end_step(struct cq_batch *batch);
+
+/* --- attn.c --- */
+
+int cqc_words_check(const struct cqc_check *c, uint32_t n);
 
 /* --- view.c --- */
 

@@ -6,9 +6,8 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include "client/internal.h"
+#include "client/gpu.h"
 
-#define ARENA_BLOCKS 256
 #define ORDERS_SLACK 4096
 
 struct open_reply {
@@ -57,6 +56,10 @@ static int open_take(struct cqc_call *call, const Cqp__Msg *msg, struct cqp_fram
 				    &call->err);
 	if (ret)
 		return ret;
+	if (!!model->gpu != (ok->has_backend && ok->backend == CQP__BACKEND__CUDA_VMM))
+		return cq_err_set(&call->err, -EOPNOTSUPP, "cqd shares this shard's memory in a "
+				  "way that this library lacks (backend %d)",
+				  ok->has_backend ? (int)ok->backend : 0);
 	memcpy(model->root.b, ok->root_key.data, CQ_KEY_BYTES);
 	memcpy(model->m.hash, ok->model_hash.data, 32);
 	r->shard = ok->shard;
@@ -86,7 +89,15 @@ static int arena_take(struct cqc_call *call, const Cqp__Msg *msg, struct cqp_fra
 	return 0;
 }
 
-static int ask_arena(struct cq_model *model, const struct open_reply *r)
+/**
+ * cqc_host_join() - offer the arena
+ * @model:   model, its context's lock is held
+ * @shard:   as answered
+ * @conn_no: connection that it was answered on
+ *
+ * Return: 0 or -errno with text.
+ */
+int cqc_host_join(struct cq_model *model, uint32_t shard, uint64_t conn_no)
 {
 	struct cqc_call call = {
 		.req.want = CQP__MSG__BODY_ARENA_OK,
@@ -96,11 +107,11 @@ static int ask_arena(struct cq_model *model, const struct open_reply *r)
 	Cqp__ArenaOffer offer = CQP__ARENA_OFFER__INIT;
 	Cqp__Msg msg = CQP__MSG__INIT;
 
-	offer.shard = r->shard;
+	offer.shard = shard;
 	offer.bytes = model->arena.bytes;
 	msg.body_case = CQP__MSG__BODY_ARENA_OFFER;
 	msg.arena_offer = &offer;
-	return cqc_call(model->ctx, &call, &msg, &model->arena.fd, 1, r->conn_no);
+	return cqc_call(model->ctx, &call, &msg, &model->arena.fd, 1, conn_no);
 }
 
 static int model_shard(struct cq_model *model)
@@ -132,25 +143,41 @@ static int model_tables(struct cq_model *model)
 	return 0;
 }
 
-static int model_memory(struct cq_model *model, uint64_t bytes)
+/**
+ * cqc_rings_init() - rings between the threads, and page objects for them
+ * @model: model
+ * @pages: that may be on their way to cqd at once
+ *
+ * Return: 0 or -ENOMEM with text.
+ */
+int cqc_rings_init(struct cq_model *model, uint32_t pages)
+{
+	int ret = cqc_ring_init(&model->orders, pages + ORDERS_SLACK);
+
+	if (!ret)
+		ret = cqc_ring_init(&model->results, pages + 1);
+	/* Pages of closed sequences that the engine still holds. */
+	if (!ret)
+		ret = cqc_pg_reserve(model, pages);
+	return ret ? cqc_fail(ret, "out of memory for the rings") : 0;
+}
+
+/**
+ * cqc_host_memory() - reserve the arena
+ * @model: parsed model
+ * @bytes: wanted, 0: the default
+ *
+ * Return: 0 or -errno with text.
+ */
+int cqc_host_memory(struct cq_model *model, uint64_t bytes)
 {
 	const struct cqk_model *m = &model->m;
 	uint64_t block = ALIGN_UP(m->f16_block, 64);
-	uint32_t chunks;
 	int ret;
 
-	ret = cqc_arena_init(&model->arena, bytes ? bytes : ARENA_BLOCKS * block, block,
+	ret = cqc_arena_init(&model->arena, bytes ? bytes : CQC_ARENA_BLOCKS * block, block,
 			     MAX(m->payload, m->sink_payload), cqc_err());
-	if (ret)
-		return ret;
-	chunks = cqc_arena_chunks(&model->arena);
-	ret = cqc_ring_init(&model->orders, chunks + ORDERS_SLACK);
-	if (!ret)
-		ret = cqc_ring_init(&model->results, chunks + 1);
-	/* Pages of closed sequences that the engine still holds: one chunk each. */
-	if (!ret)
-		ret = cqc_pg_reserve(model, chunks);
-	return ret ? cqc_fail(ret, "out of memory for the rings") : 0;
+	return ret ? ret : cqc_rings_init(model, cqc_arena_chunks(&model->arena));
 }
 
 static int model_build(struct cq_model *model, const struct cq_model_opts *o)
@@ -168,7 +195,7 @@ static int model_build(struct cq_model *model, const struct cq_model_opts *o)
 	ret = model_shard(model);
 	if (!ret)
 		ret = model_tables(model);
-	return ret ? ret : model_memory(model, o->arena_bytes);
+	return ret ? ret : model->be->memory(model, o->arena_bytes);
 }
 
 static void model_free(struct cq_model *model)
@@ -176,9 +203,9 @@ static void model_free(struct cq_model *model)
 	struct cq_pg *slab;
 
 	cqc_segs_free(model);
+	model->be->fini(model);
 	cqc_ring_free(&model->orders);
 	cqc_ring_free(&model->results);
-	cqc_arena_fini(&model->arena);
 	while ((slab = model->slabs)) {
 		model->slabs = slab->next;
 		free(slab);
@@ -198,11 +225,13 @@ static int opts_check(const char *name, const struct cq_model_opts *o)
 {
 	if (!name || !*name || strlen(name) >= CQP_MAX_NAME)
 		return cqc_fail(-EINVAL, "model name: 1 to %d bytes", CQP_MAX_NAME - 1);
-	if (o->device != CQ_DEVICE_HOST)
-		return cqc_fail(-EOPNOTSUPP, "device %d: this library knows host memory only (%d)",
-				o->device, CQ_DEVICE_HOST);
 	if (o->pad)
 		return cqc_fail(-EINVAL, "cq_model_opts: pad is not 0");
+	if (o->device < CQ_DEVICE_HOST)
+		return cqc_fail(-EINVAL, "cq_model_opts: device %d; %d is the host, GPUs count "
+					 "from 0", o->device, CQ_DEVICE_HOST);
+	if (o->stream && o->device == CQ_DEVICE_HOST && !o->gpu)
+		return cqc_fail(-EINVAL, "cq_model_opts: a stream, but no GPU");
 	return 0;
 }
 
@@ -222,6 +251,8 @@ static struct cq_model *model_alloc(struct cq_ctx *ctx, const char *name,
 	}
 	model->magic = CQC_MODEL_MAGIC;
 	model->ctx = ctx;
+	model->be = &cqc_host;
+	model->device = CQ_DEVICE_HOST;
 	model->arena.fd = -1;
 	list_init(&model->seqs);
 	list_init(&model->batches);
@@ -240,8 +271,12 @@ static int model_setup(struct cq_model *model, const struct cq_model_opts *o)
 {
 	struct open_reply r = { .model = model };
 	struct cq_ctx *ctx = model->ctx;
-	int ret;
+	int ret = 0;
 
+	if (o->gpu || o->device != CQ_DEVICE_HOST)
+		ret = cqc_gpu_new(model, o);
+	if (ret)
+		return ret;
 	pthread_mutex_lock(&ctx->lock);
 	ret = ask_open(model, &r);
 	pthread_mutex_unlock(&ctx->lock);
@@ -250,7 +285,7 @@ static int model_setup(struct cq_model *model, const struct cq_model_opts *o)
 	if (ret)
 		return ret;
 	pthread_mutex_lock(&ctx->lock);
-	ret = ask_arena(model, &r);
+	ret = model->be->join(model, r.shard, r.conn_no);
 	/* It may have gone together with the answer. */
 	if (!ret && (ctx->conn_no != r.conn_no || ctx->link != CQC_READY))
 		ret = cqc_fail(-ENOTCONN, "the connection to cqd was lost");
@@ -307,9 +342,9 @@ CQ_API void cq_model_close(struct cq_model *model)
 		cq_seq_close(list_first(&model->seqs, struct cq_seq, link));
 	cqc_results_apply(model);
 	pthread_mutex_lock(&ctx->lock);
+	model->be->quiet(model);
 	cqc_jobs_forget(model);
-	if (model->ready)
-		cqc_arena_drop(ctx, model->arena_id);
+	model->be->leave(model);
 	list_del(&model->link);
 	pthread_mutex_unlock(&ctx->lock);
 	cqc_wake(ctx);

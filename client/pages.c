@@ -6,7 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include "client/internal.h"
+#include "client/backend.h"
 
 #define SLAB_MIN 64
 
@@ -102,6 +102,7 @@ static void release(struct cq_model *model, const struct cqp_page *page, uint32_
 {
 	struct cqc_order o = { .op = CQC_OP_RELEASE, .epoch = epoch, .page = *page };
 
+	o.fence = model->be->fence(model);
 	cqc_order_push(model, &o);
 }
 
@@ -121,18 +122,6 @@ void cqc_pin_put(struct cq_model *model, struct cqc_pin *pin)
 	free(pin);
 }
 
-static void chunks_free(struct cq_pg *pg)
-{
-	struct cqc_arena *a = &pg->model->arena;
-
-	if (pg->chunk != CQC_NONE)
-		cqc_chunk_free(a, pg->chunk);
-	if (pg->sink_chunk != CQC_NONE)
-		cqc_chunk_free(a, pg->sink_chunk);
-	pg->chunk = CQC_NONE;
-	pg->sink_chunk = CQC_NONE;
-}
-
 /**
  * cqc_pg_put() - let go of a page, and of parents nobody else holds
  * @pg: page or NULL
@@ -144,7 +133,7 @@ void cqc_pg_put(struct cq_pg *pg)
 	/* A chain of pages may hang on the last reference. */
 	for (; pg && !--pg->refs; pg = parent) {
 		parent = pg->parent;
-		chunks_free(pg);
+		pg->model->be->pg_give(pg);
 		if (pg->pinned)
 			release(pg->model, &pg->page, pg->pin_epoch);
 		cqc_extra_put(pg->extra);
@@ -162,20 +151,12 @@ void cqc_pg_put(struct cq_pg *pg)
  */
 struct cq_pg *cqc_pg_private(struct cq_model *model, bool sink)
 {
-	struct cqc_arena *a = &model->arena;
 	struct cq_pg *pg = cqc_pg_new(model);
 
-	if (!pg)
-		return NULL;
-	pg->chunk = cqc_chunk_new(a);
-	if (sink)
-		pg->sink_chunk = cqc_chunk_new(a);
-	if (pg->chunk == CQC_NONE || (sink && pg->sink_chunk == CQC_NONE)) {
-		cqc_pg_put(pg);
-		return NULL;
-	}
-	pg->codes = cqc_chunk_ptr(a, pg->chunk);
-	return pg;
+	if (!pg || model->be->pg_take(pg, sink))
+		return pg;
+	cqc_pg_put(pg);
+	return NULL;
 }
 
 /*
@@ -185,14 +166,7 @@ struct cq_pg *cqc_pg_private(struct cq_model *model, bool sink)
  */
 static bool same_bytes(const struct cq_pg *pg)
 {
-	const struct cqk_model *m = &pg->model->m;
-
-	if (!pg->res.existing)
-		return true;
-	if (memcmp(pg->codes, pg->res.slot.data, m->payload))
-		return false;
-	return !pg->res.has_sink ||
-	       !memcmp(pg->sink.data, pg->res.sink.data, m->sink_payload);
+	return !pg->res.existing || pg->model->be->same(pg);
 }
 
 /* One that was taken back meanwhile is no reason to give our copy up. */
@@ -215,6 +189,8 @@ static bool result_note(struct cq_pg *pg)
 	pg->pinned = true;
 	pg->page = pg->res.page;
 	pg->pin_epoch = pg->res.pin_epoch;
+	if (!pg->res.existing && pg->model->be->in_place)
+		return true;
 	return same_bytes(pg) && still_there(pg);
 }
 
@@ -225,7 +201,7 @@ static void page_switch(struct cq_pg *pg)
 	pg->slot = pg->res.slot;
 	if (pg->res.has_sink)
 		pg->sink = pg->res.sink;
-	chunks_free(pg);
+	pg->model->be->pg_give(pg);
 	cqc_pg_put(pg);
 }
 

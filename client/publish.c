@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
-#include "client/internal.h"
+#include "client/gpu.h"
 #include "proto/tail.h"
 
 #define PUBLISH_FLAGS (CQ_PUBLISH_REPLACE | CQ_PUBLISH_ONCE | CQ_PUBLISH_PIN)
@@ -359,6 +359,10 @@ static int publish_check(struct cq_seq *seq, const char *name,
 		return ret;
 	if (o->flags & ~PUBLISH_FLAGS || (o->flags & CQ_PUBLISH_PIN && o->flags & CQ_PUBLISH_ONCE))
 		return cqc_fail(-EINVAL, "cq_publish: flags 0x%x", o->flags);
+	if (seq->model->gpu && !(o->flags & CQ_PUBLISH_PIN))
+		return cqc_fail(-EOPNOTSUPP, "cq_publish: the tail is on GPU %s: only "
+					     "CQ_PUBLISH_PIN is supported there",
+				cqc_gpu_uuid(seq->model));
 	if (seq->flags & CQ_SEQ_PRIVATE)
 		return cqc_fail(-EINVAL, "cq_publish: the sequence is CQ_SEQ_PRIVATE; publish a "
 					 "fork of it without that flag");

@@ -23,6 +23,7 @@ enum cqc_op {
 	CQC_OP_SEAL = 1,	/* publish @pg */
 	CQC_OP_RELEASE = 2,	/* drop the pin on @page */
 	CQC_OP_DONE = 3,	/* result: the engine is through with @pg */
+	CQC_OP_LEASE = 4,	/* a lease on a device, @epoch is its number */
 };
 
 /**
@@ -31,12 +32,14 @@ enum cqc_op {
  * @epoch: pin epoch that @page was pinned in
  * @pg:    page object, for CQC_OP_SEAL and CQC_OP_DONE
  * @page:  for CQC_OP_RELEASE
+ * @fence: of a device: not before work up to it is done; 0: at once
  */
 struct cqc_order {
 	uint32_t op;
 	uint32_t epoch;
 	struct cq_pg *pg;
 	struct cqp_page page;
+	uint64_t fence;
 };
 
 /**

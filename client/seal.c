@@ -13,7 +13,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
-#include "client/internal.h"
+#include "client/backend.h"
 
 #define SEALS_IN_FLIGHT 16
 
@@ -75,8 +75,12 @@ void cqc_release_pump(struct cq_ctx *ctx)
 
 /* --- orders --- */
 
-static void order_take(struct cq_ctx *ctx, const struct cqc_order *o)
+static void order_take(struct cq_model *model, const struct cqc_order *o)
 {
+	struct cq_ctx *ctx = model->ctx;
+
+	if (model->be->hold(model, o))
+		return;
 	if (o->op == CQC_OP_RELEASE) {
 		cqc_release_add(ctx, &o->page, o->epoch);
 		return;
@@ -98,7 +102,7 @@ void cqc_orders_drain(struct cq_ctx *ctx)
 		struct cq_model *model = list_entry(pos, struct cq_model, link);
 
 		while (cqc_ring_pop(&model->orders, &o))
-			order_take(ctx, &o);
+			order_take(model, &o);
 	}
 }
 
@@ -121,11 +125,23 @@ void cqc_order_push(struct cq_model *model, const struct cqc_order *o)
 
 /* --- sealing --- */
 
+/**
+ * cqc_event() - let cq_event_fd() be readable
+ * @ctx: context, lock held
+ */
+void cqc_event(struct cq_ctx *ctx)
+{
+	uint64_t one = 1;
+
+	ctx->events++;
+	if (write(ctx->event, &one, sizeof(one)) < 0)
+		return;	/* full: it is readable, that is all it says */
+}
+
 /* Through with @pg: off every list, result to the caller's thread. */
 static void job_end(struct cq_ctx *ctx, struct cq_pg *pg, int ret)
 {
 	struct cqc_order o = { .op = CQC_OP_DONE, .pg = pg };
-	uint64_t one = 1;
 
 	list_del(&pg->job);
 	pg->eng = ret ? CQC_ENG_FAILED : CQC_ENG_SEALED;
@@ -138,9 +154,7 @@ static void job_end(struct cq_ctx *ctx, struct cq_pg *pg, int ret)
 	pg->res.ret = ret;
 	/* Cannot be full: it holds every chunk of the arena, a page has one. */
 	cqc_ring_push(&pg->model->results, &o);
-	ctx->events++;
-	if (write(ctx->event, &one, sizeof(one)) < 0)
-		return;	/* full: it is readable, that is all it says */
+	cqc_event(ctx);
 }
 
 static void job_unpin(struct cq_ctx *ctx, struct cq_pg *pg, int ret)
@@ -222,6 +236,7 @@ static void seal_done(struct cq_ctx *ctx, struct cqc_req *req, int ret,
 	}
 	if (!ret)
 		ret = seal_ok(ctx, pg, msg->seal_ok);
+	ret = pg->model->be->sealed(pg, ret);
 	list_add_tail(&pg->job, &ctx->mapping);
 	if (ret) {
 		job_end(ctx, pg, ret);
@@ -238,12 +253,12 @@ static int seal_send(struct cq_ctx *ctx, struct cq_pg *pg)
 	Cqp__Seal seal = CQP__SEAL__INIT;
 	Cqp__Msg msg = CQP__MSG__INIT;
 	uint32_t le[CQ_PAGE_TOKENS], i;
+	struct cqc_seal_buf buf;
 	struct cqp_key parent_copy = *parent;
 
 	for (i = 0; i < CQ_PAGE_TOKENS; i++)
 		le[i] = htole32(pg->tokens[i]);
 	seal.shard = model->shard;
-	seal.arena = model->arena_id;
 	seal.parent.data = parent_copy.b;
 	seal.parent.len = CQ_KEY_BYTES;
 	seal.tokens.data = (uint8_t *)le;
@@ -253,15 +268,11 @@ static int seal_send(struct cq_ctx *ctx, struct cq_pg *pg)
 		seal.extra.data = pg->extra->bytes;
 		seal.extra.len = pg->extra->len;
 	}
-	seal.offset = cqc_chunk_offset(&model->arena, pg->chunk);
+	model->be->seal(pg, &seal, &buf);
 	seal.has_priority = pg->priority != 0;
 	seal.priority = pg->priority;
 	seal.has_ttl_s = pg->ttl_s != 0;
 	seal.ttl_s = pg->ttl_s;
-	if (pg->sink_chunk != CQC_NONE) {
-		seal.has_sink_offset = 1;
-		seal.sink_offset = cqc_chunk_offset(&model->arena, pg->sink_chunk);
-	}
 	msg.body_case = CQP__MSG__BODY_SEAL;
 	msg.seal = &seal;
 	pg->req.want = CQP__MSG__BODY_SEAL_OK;
@@ -273,8 +284,14 @@ static int seal_send(struct cq_ctx *ctx, struct cq_pg *pg)
 /* 0: go on with the next job; other: nothing more can be sent now. */
 static int job_try(struct cq_ctx *ctx, struct cq_pg *pg, uint32_t *in_flight)
 {
-	int ret;
+	int ret = pg->model->be->ready(pg);
 
+	if (!ret)
+		return 0;
+	if (ret < 0) {
+		job_end(ctx, pg, ret);
+		return 0;
+	}
 	if (pg->parent && pg->parent->eng == CQC_ENG_FAILED) {
 		job_end(ctx, pg, pg->parent->res.ret);
 		return 0;
@@ -381,6 +398,8 @@ void cqc_jobs_forget(struct cq_model *model)
 		struct cqc_req *req = list_entry(pos, struct cqc_req, link);
 		bool ours = req == &model->open_req || req == &model->arena_req;
 
+		if (req->want == CQP__MSG__BODY_LEASE_OK)
+			ours = req->arg == model;
 		if (req->want == CQP__MSG__BODY_SEAL_OK)
 			ours = container_of(req, struct cq_pg, req)->model == model;
 		if (req->want == CQP__MSG__BODY_SEGMENT_OK)

@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "client/internal.h"
+#include "client/backend.h"
 
 #define HUGE_BYTES (2u << 20)
 
@@ -140,10 +140,31 @@ static void *map_aligned(int fd, uint64_t bytes)
 	return p;
 }
 
+/**
+ * cqc_host_seg_map() - map a memfd
+ * @seg:   segment
+ * @fd:    from the daemon, not taken
+ * @bytes: of it
+ *
+ * Return: 0; -EPROTO; other -errno of mmap().
+ */
+int cqc_host_seg_map(struct cqc_seg *seg, int fd, uint64_t bytes)
+{
+	int ret = cqc_memfd_check(fd, bytes, "segment", NULL);
+	void *p;
+
+	if (ret)
+		return ret;
+	p = map_aligned(fd, bytes);
+	if (p == MAP_FAILED)
+		return -errno;
+	seg->base = p;
+	return 0;
+}
+
 static int seg_map(struct cqc_seg *seg, const Cqp__SegmentOk *ok, struct cqp_frame *f)
 {
 	struct cqc_state_map *state = seg->model->state;
-	void *p;
 	int ret;
 
 	/* A segment of another namespace comes with that one's state words. */
@@ -160,18 +181,11 @@ static int seg_map(struct cqc_seg *seg, const Cqp__SegmentOk *ok, struct cqp_fra
 		return -EPROTO;
 	if (ok->word_base > state->n || ok->slots > state->n - ok->word_base)
 		return -EPROTO;
-	ret = cqc_memfd_check(f->fds[0], ok->bytes, "segment", NULL);
-	if (ret)
-		return ret;
-	p = map_aligned(f->fds[0], ok->bytes);
-	if (p == MAP_FAILED)
-		return -errno;
 	seg->bytes = ok->bytes;
 	seg->slot_bytes = ok->slot_bytes;
 	seg->slots = ok->slots;
 	seg->words = state->words + ok->word_base;
-	seg->base = p;
-	return 0;
+	return seg->model->be->seg_map(seg, f->fds[0], ok->bytes);
 }
 
 static void seg_done(struct cq_ctx *ctx, struct cqc_req *req, int ret,
@@ -290,7 +304,7 @@ void cqc_segs_free(struct cq_model *model)
 		struct cqc_seg *seg = list_entry(pos, struct cqc_seg, link);
 
 		if (seg->base)
-			munmap((void *)(uintptr_t)seg->base, seg->bytes);
+			model->be->seg_unmap(seg);
 		free(seg);
 	}
 	list_for_each_safe(pos, tmp, &model->maps) {
@@ -312,7 +326,7 @@ void cqc_segs_free(struct cq_model *model)
  *
  * Return: 0; -EPROTO it is not; -ESTALE it has gone meanwhile.
  */
-int cqc_slot_check(const struct cq_model *model, const struct cqc_seg *seg,
+int cqc_slot_check(struct cq_model *model, const struct cqc_seg *seg,
 		   const struct cqp_page *page, uint32_t kind,
 		   const struct cqp_key *key, struct cqc_slot *out)
 {
@@ -320,13 +334,16 @@ int cqc_slot_check(const struct cq_model *model, const struct cqc_seg *seg,
 	const uint8_t *slot;
 	const uint64_t *word;
 	struct cq_page_hdr hdr;
+	int ret;
 
 	if (CQP_WORD_STATE(page->word) != CQP_SEALED || page->slot >= seg->slots ||
 	    seg->slot_bytes < sizeof(hdr) + payload)
 		return -EPROTO;
 	slot = seg->base + page->slot * seg->slot_bytes;
 	word = seg->words + page->slot;
-	memcpy(&hdr, slot, sizeof(hdr));
+	ret = model->be->header(model, slot, &hdr);
+	if (ret)
+		return ret;
 	/* Pairs with the store of the word after the slot was filled: a header
 	 * read while the word was right is the page's own. */
 	smp_rmb();
@@ -340,5 +357,8 @@ int cqc_slot_check(const struct cq_model *model, const struct cqc_seg *seg,
 	out->data = slot + sizeof(hdr);
 	out->word = word;
 	out->expect = page->word;
+	out->mask = ~0ull;
+	out->check[0] = hdr.check_lo;
+	out->check[1] = hdr.check_hi;
 	return 0;
 }

@@ -85,6 +85,9 @@ void cqc_orphans_mark(struct cq_seq *seq, uint32_t first)
 {
 	uint32_t i;
 
+	/* The device may still read what the engine would release. */
+	if (seq->model->gpu)
+		return;
 	for (i = first; i < seq->n_ents; i++) {
 		struct cq_pg *pg = seq->ents[i].pg;
 
@@ -516,9 +519,12 @@ int cqc_seq_grow(struct cq_seq *seq, size_t tokens)
 			continue;
 		while (seq->n_ents > before)
 			cqc_ent_drop(seq, &seq->ents[--seq->n_ents]);
-		return cqc_fail(-ENOBUFS, "the arena is full (%llu of %llu bytes free); wait "
-					  "on cq_event_fd(), close a sequence or ask for more "
-					  "at cq_model_open()",
+		return cqc_fail(-ENOBUFS, seq->model->gpu && model->arena.free_bytes ?
+				"no slot is leased yet (%llu of %llu bytes of the arena free); "
+				"wait on cq_event_fd() or close a sequence" :
+				"the arena is full (%llu of %llu bytes free); wait "
+				"on cq_event_fd(), close a sequence or ask for more "
+				"at cq_model_open()",
 				(unsigned long long)model->arena.free_bytes,
 				(unsigned long long)model->arena.bytes);
 	}

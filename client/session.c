@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
-#include "client/internal.h"
+#include "client/gpu.h"
 
 #define REOPEN_MIN_MS 20
 #define REOPEN_MAX_MS 1000
@@ -67,7 +67,7 @@ static void hello_done(struct cq_ctx *ctx, struct cqc_req *req, int ret,
 	if (ret)
 		cqc_conn_drop(ctx, ret);
 	else
-		cqc_models_reopen(ctx);
+		cqc_models_reopen(ctx, msg->hello_ok->resumed);
 }
 
 /**
@@ -98,6 +98,7 @@ void cqc_model_open_fill(const struct cq_model *model, Cqp__Msg *msg, Cqp__Model
 	const struct cqp_shard *r = &model->range;
 
 	mo->name = model->name;
+	mo->device = cqc_gpu_uuid(model);
 	if (r->layer_end || r->head_end || r->layer_begin || r->head_begin) {
 		mo->has_layer_begin = 1;
 		mo->layer_begin = r->layer_begin;
@@ -112,9 +113,15 @@ void cqc_model_open_fill(const struct cq_model *model, Cqp__Msg *msg, Cqp__Model
 	msg->model_open = mo;
 }
 
-/* A daemon that has just started may not have loaded its models yet, or may
- * have no room at the moment. */
-static void reopen_later(struct cq_model *model, int why)
+/**
+ * cqc_reopen_later() - a model could not be opened again
+ * @model: model, lock held
+ * @why:   -errno
+ *
+ * A daemon that has just started may not have loaded its models yet, or may
+ * have no room at the moment.
+ */
+void cqc_reopen_later(struct cq_model *model, int why)
 {
 	model->gone = why == -ENODATA ? why : 0;
 	if (model->gone)
@@ -131,14 +138,18 @@ static void arena_done(struct cq_ctx *ctx, struct cqc_req *req, int ret,
 	if (ret == -ENOTCONN)
 		return;
 	if (ret) {
-		reopen_later(model, ret);
+		cqc_reopen_later(model, ret);
 		return;
 	}
 	model->arena_id = msg->arena_ok->arena;
 	model->ready = true;
 }
 
-static void arena_send(struct cq_model *model)
+/**
+ * cqc_host_rejoin() - offer the arena again
+ * @model: model, lock held
+ */
+void cqc_host_rejoin(struct cq_model *model)
 {
 	Cqp__ArenaOffer offer = CQP__ARENA_OFFER__INIT;
 	Cqp__Msg msg = CQP__MSG__INIT;
@@ -176,11 +187,11 @@ static void open_done(struct cq_ctx *ctx, struct cqc_req *req, int ret,
 	if (!ret)
 		ret = model_same(model, msg->model_ok, f);
 	if (ret) {
-		reopen_later(model, ret);
+		cqc_reopen_later(model, ret);
 		return;
 	}
 	model->shard = msg->model_ok->shard;
-	arena_send(model);
+	model->be->rejoin(model);
 }
 
 static int reopen(struct cq_model *model)
@@ -216,9 +227,10 @@ static void reopen_until(struct cq_ctx *ctx, int64_t now)
 
 /**
  * cqc_models_reopen() - open every model on a new connection
- * @ctx: context, lock held
+ * @ctx:     context, lock held
+ * @resumed: cqd knows the session: pins and leases are as before
  */
-void cqc_models_reopen(struct cq_ctx *ctx)
+void cqc_models_reopen(struct cq_ctx *ctx, bool resumed)
 {
 	struct list_head *pos;
 
@@ -226,6 +238,7 @@ void cqc_models_reopen(struct cq_ctx *ctx)
 		struct cq_model *model = list_entry(pos, struct cq_model, link);
 
 		model->gone = 0;
+		model->be->resume(model, resumed);
 		model->reopen_ms = REOPEN_MIN_MS;
 		model->reopen_at = 1;
 	}
@@ -328,6 +341,8 @@ void cqc_late(struct cq_ctx *ctx, const Cqp__Msg *msg)
 			return;
 		memcpy(&page, msg->attach_ok->page.data, sizeof(page));
 		cqc_release_add(ctx, &page, ctx->pin_epoch);
+	} else if (msg->body_case == CQP__MSG__BODY_LEASE_OK) {
+		cqc_lease_late(ctx, msg->lease_ok);
 	} else if (msg->body_case == CQP__MSG__BODY_ARENA_OK) {
 		cqc_arena_drop(ctx, msg->arena_ok->arena);
 	}

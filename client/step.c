@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include "client/internal.h"
+#include "client/backend.h"
 
 #define MAX_SEQS (1u << 16)
 #define MAX_ROWS (1u << 20)
@@ -62,7 +62,7 @@ static void batch_destroy(struct cq_batch *b)
 	free(b->check_of);
 	free(b->place);
 	free(b->table);
-	free(b->scratch);
+	b->model->be->batch_free(b);
 	free(b);
 }
 
@@ -80,6 +80,22 @@ static uint32_t batch_uses(struct cq_batch *b, uint64_t max_tokens)
 	if (b->max_seqs > MAX_SEQS || b->max_rows > MAX_ROWS || uses > MAX_USES)
 		return 0;
 	return (uint32_t)uses;
+}
+
+/**
+ * cqc_host_batch_new() - scratch for every kv head: calls on head ranges may run at once
+ * @b: batch
+ *
+ * Return: 0 or -ENOMEM with text.
+ */
+int cqc_host_batch_new(struct cq_batch *b)
+{
+	const struct cq_model *model = b->model;
+
+	b->scratch_head = ALIGN_UP(model->ops->scratch_bytes(&model->m, b->max_rows), 64);
+	b->scratch = aligned_alloc(64, ALIGN_UP(b->scratch_head * model->m.geom.n_kv_heads, 64));
+	return b->scratch ? 0 : cqc_fail(-ENOMEM, "out of memory for a batch of %u rows",
+					 b->max_rows);
 }
 
 CQ_API int cq_batch_new(struct cq_model *model, uint32_t max_seqs, uint32_t max_rows,
@@ -109,14 +125,13 @@ CQ_API int cq_batch_new(struct cq_model *model, uint32_t max_seqs, uint32_t max_
 		goto err_free;
 	}
 	ret = batch_arrays(b);
-	/* Scratch for every kv head: calls on head ranges may run at once. */
-	b->scratch_head = ALIGN_UP(model->ops->scratch_bytes(&model->m, max_rows), 64);
-	b->scratch = aligned_alloc(64, ALIGN_UP(b->scratch_head * model->m.geom.n_kv_heads, 64));
-	if (ret || !b->scratch) {
-		ret = cqc_fail(-ENOMEM, "out of memory for a batch of %u sequences, %u rows",
-			       max_seqs, max_rows);
+	if (ret)
+		cqc_fail(ret, "out of memory for a batch of %u sequences, %u rows", max_seqs,
+			 max_rows);
+	else
+		ret = model->be->batch_new(b);
+	if (ret)
 		goto err_free;
-	}
 	list_add_tail(&b->link, &model->batches);
 	*out = b;
 	return 0;
@@ -177,6 +192,7 @@ static void check_add(struct cq_batch *b, uint32_t block, const struct cqc_slot 
 		return;
 	b->checks[b->n_checks].word = slot->word;
 	b->checks[b->n_checks].expect = slot->expect;
+	b->checks[b->n_checks].mask = slot->mask;
 	b->check_of[block] = ++b->n_checks;
 }
 
@@ -195,7 +211,7 @@ static void use_add(struct cq_batch *b, const struct use *u, uint32_t row_first,
 
 	if (!u->mask)
 		return;
-	block = block_get(b, u->base, u->kind, u->tokens, b->n_seqs > 1);
+	block = block_get(b, u->base, u->kind, u->tokens, b->share);
 	check_add(b, block, u->slot);
 	b->blocks[block].n_spans++;
 	s->mask = u->mask;
@@ -229,7 +245,7 @@ static void ent_add(struct cq_batch *b, const struct cq_seq *seq, uint32_t i,
 	u.base = ent->pg->codes;
 	u.kind = CQK_BLOCK_CODES;
 	u.mask = p.codes;
-	u.slot = &ent->pg->slot;
+	u.slot = ent->pg->slot.word ? &ent->pg->slot : &ent->pg->own;
 	use_add(b, &u, row_first, n_rows);
 	if ((p.codes || p.sink) && !ent->pg->slot.word) {
 		ent->pg->busy++;
@@ -258,7 +274,7 @@ static void spans_group(struct cq_batch *b)
 		b->blocks[i].span_first = at;
 		at += b->blocks[i].n_spans;
 		b->blocks[i].n_spans = 0;
-		if (b->n_seqs > 1)
+		if (b->share)
 			b->table[b->place[i]] = 0;
 	}
 	for (i = 0; i < b->n_uses; i++) {
@@ -328,11 +344,22 @@ static int step_reserve(struct cq_batch *b, struct cq_seq *const *seqs,
 	return ret;
 }
 
+/* @share: pages that several sequences read are one block each. */
+static void tables_make(struct cq_batch *b, const uint32_t *rows, bool share)
+{
+	uint32_t i;
+
+	b->share = share;
+	b->n_rows = b->n_blocks = b->n_uses = b->n_checks = 0;
+	for (i = 0; i < b->n_seqs; i++)
+		seq_add(b, b->seqs[i], rows[i]);
+	spans_group(b);
+}
+
 CQ_API int cq_step(struct cq_batch *batch, struct cq_seq *const *seqs,
 		   const uint32_t *rows, uint32_t n)
 {
 	struct cq_batch *b = batch;
-	uint32_t i;
 	int ret;
 
 	if (!b || b->magic != CQC_BATCH_MAGIC)
@@ -345,14 +372,25 @@ CQ_API int cq_step(struct cq_batch *batch, struct cq_seq *const *seqs,
 	if (ret)
 		return ret;
 	cqc_batch_end_step(b);
+	ret = b->model->be->step_begin(b, !n);
+	if (ret)
+		return ret;
 	cqc_results_apply(b->model);
-	b->n_rows = b->n_blocks = b->n_uses = b->n_checks = 0;
 	b->n_seqs = n;
-	for (i = 0; i < n; i++) {
-		b->seqs[i] = seqs[i];
-		seq_add(b, seqs[i], rows[i]);
+	if (n)
+		memcpy(b->seqs, seqs, n * sizeof(*seqs));
+	tables_make(b, rows, n > 1);
+	ret = b->model->be->step(b);
+	if (ret == -ENOBUFS && n > 1) {
+		/* Pages that are shared in too many ways for the kernels' tables. */
+		cqc_batch_end_step(b);
+		tables_make(b, rows, false);
+		ret = b->model->be->step(b);
 	}
-	spans_group(b);
+	if (ret) {
+		cqc_batch_end_step(b);
+		return ret;
+	}
 	b->valid = true;
 	return 0;
 }

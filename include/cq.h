@@ -15,6 +15,12 @@
  *	cq_batch_new()   a batch; cq_step() says which sequences and rows
  *	cq_append(), cq_attention() per layer; cq_commit()
  *
+ * A model is in host memory or on a GPU. On a GPU views, lse and what kernels
+ * read are device memory; a call puts its work on a CUDA stream and returns. The
+ * work of a model is meant to be done in the order of the calls: streams other
+ * than the model's are the caller's to order. Pages are published by the engine
+ * when the device has written them.
+ *
  * Threads: all calls on a context and on what was opened from it are made by
  * one thread at a time, except that cq_attention() calls on kv-head ranges
  * that do not overlap may run concurrently.
@@ -63,7 +69,7 @@ struct cq_view {
 	int64_t stride_head;
 };
 
-/* Device of a call. Only host memory so far; CUDA devices are >= 0. */
+/* Device of a call; others are GPUs, by their ordinal in this process. */
 #define CQ_DEVICE_HOST (-1)
 
 #define CQ_OPEN_POLL (1u << 0)	/* no own thread: the caller drives cq_poll() */
@@ -89,7 +95,7 @@ struct cq_open_opts {
 /**
  * struct cq_model_opts - options of cq_model_open()
  * @sz:          sizeof(struct cq_model_opts)
- * @device:      CQ_DEVICE_HOST
+ * @device:      CQ_DEVICE_HOST, or a GPU
  * @pad:         0
  * @arena_bytes: memory for this worker's own tokens (window, tails, pages not
  *               sealed yet), reserved at once; 0: 256 blocks of 64 tokens
@@ -97,6 +103,9 @@ struct cq_open_opts {
  * @layer_end:   one past its last layer; 0: the model's last
  * @head_begin:  shard: first kv head
  * @head_end:    one past its last kv head; 0: the model's last
+ * @gpu:         UUID of a GPU, instead of @device; NULL: as @device says
+ * @stream:      CUDA stream of its primary context on which the model's work is
+ *               done; NULL: the default stream
  */
 struct cq_model_opts {
 	size_t sz;
@@ -105,6 +114,8 @@ struct cq_model_opts {
 	uint64_t arena_bytes;
 	uint32_t layer_begin, layer_end;
 	uint32_t head_begin, head_end;
+	const char *gpu;
+	void *stream;
 };
 
 /**
@@ -187,8 +198,8 @@ struct cq_publish_opts {
  * struct cq_append_opts - options of cq_append()
  * @sz:     sizeof(struct cq_append_opts)
  * @flags:  CQ_APPEND_*
- * @device: CQ_DEVICE_HOST
- * @stream: NULL (CUDA stream on a device)
+ * @device: of the model: CQ_DEVICE_HOST, or the GPU's ordinal
+ * @stream: CUDA stream; NULL: the model's, or the host
  */
 struct cq_append_opts {
 	size_t sz;
@@ -204,8 +215,8 @@ struct cq_append_opts {
  * struct cq_attn_opts - options of cq_attention()
  * @sz:         sizeof(struct cq_attn_opts)
  * @flags:      CQ_ATTN_*
- * @device:     CQ_DEVICE_HOST
- * @stream:     NULL
+ * @device:     of the model: CQ_DEVICE_HOST, or the GPU's ordinal
+ * @stream:     CUDA stream; NULL: the model's, or the host
  * @scale:      0: 1/sqrt(head_dim)
  * @soft_cap:   0: none
  * @sliding_window: tokens; 0: none
@@ -311,8 +322,10 @@ int cq_event_fd(struct cq_ctx *ctx);
  * Return: 0; -ENOENT no such model; -EACCES not for this namespace; -EDQUOT
  * arena over the namespace's quota; -ENOSPC more models at once than a context
  * may have; -ENOMEM; -EINVAL shard outside the model, arena too small;
- * -EOPNOTSUPP device; -ENOTCONN cqd is away; -ETIMEDOUT; -EPROTO cqd's answer
- * cannot be right.
+ * -ENODEV no NVIDIA driver, no such GPU, or one that cqd has no pool on (the text
+ * says which); -EOPNOTSUPP this library or the GPU lacks kernels for the model;
+ * -ENOTCONN cqd is away; -ETIMEDOUT; -EPROTO cqd's answer cannot be right; other
+ * -errno of the driver's failures.
  */
 int cq_model_open(struct cq_ctx *ctx, const char *name,
 		  const struct cq_model_opts *opts, struct cq_model **out);
@@ -383,11 +396,16 @@ int cq_seq_get_info(struct cq_seq *seq, struct cq_seq_info *info);
  * @opts:  NULL for all defaults
  *
  * Appending the same layer again before commit continues after what it
- * already has. Values are rounded to fp16. No system call, no lock.
+ * already has. Values are rounded to fp16. No system call, no lock. On a GPU codes
+ * are made at once, where the page will be published, and a bad value is met
+ * later: it keeps pages that were being filled then from being published.
  *
  * Return: 0; -EINVAL a NaN, Inf or value beyond fp16 (layer, head and token
- * are named); -ENOBUFS arena full (nothing changed; wait on cq_event_fd() or
- * close something); -ERANGE beyond max_position; -EOWNERDEAD.
+ * are named), or a view that is not in the GPU's memory; -ENOBUFS arena full, or
+ * no slot of the GPU leased (nothing changed; wait on cq_event_fd() or close
+ * something); -ERANGE beyond max_position; -ESTALE cqd has forgotten the slots of
+ * a GPU (close the sequence and open it anew); -EOWNERDEAD; -errno of the driver's
+ * failures.
  */
 int cq_append(struct cq_seq *seq, uint32_t layer, const struct cq_view *k,
 	      const struct cq_view *v, size_t n, const struct cq_append_opts *opts);
@@ -459,7 +477,8 @@ int cq_truncate(struct cq_seq *seq, size_t n);
  * Return: 0; -EEXIST the name is in use; -EBUSY uncommitted tokens; -EINVAL;
  * -ENOBUFS arena full; -EDQUOT, -ENOSPC no room for pages, tail, pin or name;
  * -ENOENT cqd has lost a page; -EMSGSIZE more pieces than a message names;
- * -EIO; -ENOTCONN; -ETIMEDOUT; -ENOMEM; -EOWNERDEAD. After -ENOTCONN and
+ * -EIO; -ENOTCONN; -ETIMEDOUT; -ENOMEM; -EOPNOTSUPP on a GPU without
+ * CQ_PUBLISH_PIN; -EOWNERDEAD. After -ENOTCONN and
  * -ETIMEDOUT the name may be there: try again with CQ_PUBLISH_REPLACE.
  */
 int cq_publish(struct cq_seq *seq, const char *name, const struct cq_publish_opts *opts);
@@ -479,8 +498,9 @@ int cq_publish(struct cq_seq *seq, const char *name, const struct cq_publish_opt
  * Return: 0; -ENOENT no such name; -ENODATA it only keeps pages, or was made with
  * another salt, or a page is gone; -ENOBUFS arena full; -EPROTO what was
  * published cannot be right; -EDQUOT, -ENOSPC no pin; -ENOTCONN; -ETIMEDOUT;
- * -ENOMEM; -EINVAL; -EOWNERDEAD. A name of CQ_PUBLISH_ONCE is gone then, except
- * after -ENOENT, -EINVAL, and -ENOBUFS of a tail larger than the arena's room.
+ * -ENOMEM; -EINVAL; -EOPNOTSUPP on a GPU; -EOWNERDEAD. A name of CQ_PUBLISH_ONCE is
+ * gone then, except after -ENOENT, -EINVAL, and -ENOBUFS of a tail larger than the
+ * arena's room.
  */
 int cq_attach(struct cq_model *model, const char *name, const struct cq_seq_opts *opts,
 	      struct cq_seq **out);
@@ -540,8 +560,14 @@ void cq_batch_free(struct cq_batch *batch);
  * cannot fail with -ENOBUFS. A step holds until the next cq_step() on the batch
  * or the next commit, truncate or close of one of its sequences.
  *
+ * On a GPU that block is brought to its place by one asynchronous copy on the
+ * model's stream; this call waits for the device only if it is three steps behind,
+ * or if @n is 0: then until all earlier steps of the batch are over.
+ *
  * Return: 0; -EINVAL; -ENOSPC batch too small; -ENOBUFS arena full (nothing
- * changed); -ERANGE beyond max_position.
+ * changed); -ERANGE beyond max_position; -ESTALE on a GPU a shared page was taken
+ * back while an earlier step read it, whose results are void; -errno of the
+ * driver's failures.
  */
 int cq_step(struct cq_batch *batch, struct cq_seq *const *seqs,
 	    const uint32_t *rows, uint32_t n);
@@ -560,7 +586,8 @@ int cq_step(struct cq_batch *batch, struct cq_seq *const *seqs,
  * centroids.
  *
  * Return: 0; -ESTALE a shared page was taken back meanwhile, o and lse are
- * void (close the sequence and open it anew); -EINVAL; -EOWNERDEAD.
+ * void (close the sequence and open it anew; on a GPU it is the next cq_step()
+ * that tells); -EINVAL; -EOWNERDEAD; -errno of the driver's failures.
  */
 int cq_attention(struct cq_batch *batch, uint32_t layer, const struct cq_view *q,
 		 const struct cq_view *o, const struct cq_attn_opts *opts);
@@ -575,7 +602,7 @@ int cq_attention(struct cq_batch *batch, uint32_t layer, const struct cq_view *q
  * @v:    the same
  *
  * Return: 0; -ESTALE a shared page was taken back meanwhile, @k and @v are void;
- * -EINVAL; -EOWNERDEAD.
+ * -EOPNOTSUPP on a GPU; -EINVAL; -EOWNERDEAD.
  */
 int cq_read(struct cq_seq *seq, uint32_t layer, size_t from, size_t n,
 	    const struct cq_view *k, const struct cq_view *v);

@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Where a model's memory is, host or device: what differs between the two.
+ * Pointers that a backend makes (blocks, codes, sinks) are addresses for its
+ * own kernels; nothing else follows them.
+ */
+#ifndef CQC_BACKEND_H
+#define CQC_BACKEND_H
+
+#include "client/internal.h"
+
+/* One call of cq_append(), options checked. */
+struct cqc_append {
+	struct cq_seq *seq;
+	const struct cq_view *k, *v;
+	uint32_t layer;
+	int turn;		/* keys: -1 undo the rotation, 1 rotate, 0 as they are */
+	void *stream;
+};
+
+/* One call of cq_attention(), options checked and resolved. */
+struct cqc_attend {
+	uint32_t layer;
+	const struct cq_view *q, *o;
+	struct cq_attn_opts opt;
+};
+
+/**
+ * struct cqc_backend - operations on memory of one kind
+ * @memory:   arena of @bytes (0: default) and tables, at open; @model is parsed.
+ *            Undone by @fini, also after a failure. 0 or -errno with text
+ * @join:     cqd is told of it, lock held, at open, over connection @conn_no. 0 or
+ *            -errno with text
+ * @rejoin:   the same after a reconnect, as an answer arrives; sets model->ready
+ * @quiet:    before the engine lets go of the model; lock held
+ * @leave:    tell cqd of the end; lock held
+ * @fini:     give everything back; nothing of the model is in use
+ * @call:     are @device and @stream of a call for this model? 0 or -EINVAL
+ * @seg_map:  map a segment from its descriptor, which stays the caller's. 0 or -errno
+ * @seg_unmap: undo that
+ * @header:   copy the header of a slot at @at; lock held. 0 or -errno
+ * @pg_take:  memory for a private page's codes and, if @sink, sinks; false: full
+ * @pg_give:  the same back, whichever of it there is
+ * @same:     does a page have the bytes of the published one in pg->res?
+ * @append:   rows [0, @n) of the views to token @at and on; entries are there.
+ *            0 or -errno, then nothing counts
+ * @fill:     page @i is full: codes, and sinks of page 0, are to be in place
+ * @in_place: a page is published where it was private
+ * @part:     copy what a part-filled page keeps, see part_make(); sets the tokens
+ *            in e->f16_mask that it brought from sinks. 0 or -errno
+ * @fence:    number to be waited for until work given so far is done; 0: none
+ * @batch_new: memory of a batch; 0 or -errno with text
+ * @batch_free: undo that, also half of it
+ * @step_begin: the step before is over; @wait for all of them. 0; -ESTALE of an
+ *            earlier one; -errno with text
+ * @step:     tables of the step are made. 0 or -errno with text
+ * @attention: one layer. 0 or -errno with text
+ * @hold:     of the engine: keep an order back for its fence? true: kept
+ * @ready:    of the engine: may a page be sealed? 1; 0 not yet; -errno never
+ * @seal:     of the engine: fill in where the page is; @buf lives as long as @seal
+ * @sealed:   of the engine: answer to that, 0 or -errno; @pg->res is filled in for
+ *            0. Returns @ret, or 0 if it was published for all that
+ * @run:      of the engine: whatever can be done without waiting
+ * @idle_ms:  of the engine: when to look again, -1: never
+ * @resume:   of the engine: a connection came back, @resumed with its session
+ *
+ * All are mandatory. Those of the engine run with the context's lock held, the
+ * others on the caller's thread without it unless said otherwise.
+ */
+struct cqc_backend {
+	bool in_place;
+	int (*memory)(struct cq_model *model, uint64_t bytes);
+	int (*join)(struct cq_model *model, uint32_t shard, uint64_t conn_no);
+	void (*rejoin)(struct cq_model *model);
+	void (*quiet)(struct cq_model *model);
+	void (*leave)(struct cq_model *model);
+	void (*fini)(struct cq_model *model);
+	int (*call)(const struct cq_model *model, int32_t device, void *stream,
+		    const char *what);
+	int (*seg_map)(struct cqc_seg *seg, int fd, uint64_t bytes);
+	void (*seg_unmap)(struct cqc_seg *seg);
+	int (*header)(struct cq_model *model, const uint8_t *at, struct cq_page_hdr *hdr);
+	bool (*pg_take)(struct cq_pg *pg, bool sink);
+	void (*pg_give)(struct cq_pg *pg);
+	bool (*same)(const struct cq_pg *pg);
+	int (*append)(const struct cqc_append *a, size_t at, size_t n);
+	void (*fill)(const struct cq_seq *seq, uint32_t i);
+	int (*part)(struct cq_model *model, const struct cqc_ent *from, uint32_t r, bool first,
+		    struct cqc_ent *e);
+	uint64_t (*fence)(struct cq_model *model);
+	int (*batch_new)(struct cq_batch *b);
+	void (*batch_free)(struct cq_batch *b);
+	int (*step_begin)(struct cq_batch *b, bool wait);
+	int (*step)(struct cq_batch *b);
+	int (*attention)(const struct cq_batch *b, const struct cqc_attend *at);
+	bool (*hold)(struct cq_model *model, const struct cqc_order *o);
+	int (*ready)(struct cq_pg *pg);
+	void (*seal)(struct cq_pg *pg, Cqp__Seal *seal, struct cqc_seal_buf *buf);
+	int (*sealed)(struct cq_pg *pg, int ret);
+	void (*run)(struct cq_model *model);
+	int (*idle_ms)(const struct cq_model *model);
+	void (*resume)(struct cq_model *model, bool resumed);
+};
+
+extern const struct cqc_backend cqc_host;
+extern const struct cqc_backend cqc_cuda;
+
+/* --- parts of the host's, each beside what it is about --- */
+
+int cqc_host_memory(struct cq_model *model, uint64_t bytes);
+int cqc_host_join(struct cq_model *model, uint32_t shard, uint64_t conn_no);
+void cqc_host_rejoin(struct cq_model *model);
+int cqc_host_seg_map(struct cqc_seg *seg, int fd, uint64_t bytes);
+int cqc_host_append(const struct cqc_append *a, size_t at, size_t n);
+void cqc_host_fill(const struct cq_seq *seq, uint32_t i);
+int cqc_host_part(struct cq_model *model, const struct cqc_ent *from, uint32_t r, bool first,
+		  struct cqc_ent *e);
+int cqc_host_batch_new(struct cq_batch *b);
+int cqc_host_attention(const struct cq_batch *b, const struct cqc_attend *at);
+
+/* The rings between the threads, for @pages pages on their way at once. */
+int cqc_rings_init(struct cq_model *model, uint32_t pages);
+
+#endif /* CQC_BACKEND_H */

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT
+/* The backend of GPUs. */
+#include "client/gpu.h"
+
+const struct cqc_backend cqc_cuda = {
+	.in_place = true,
+	.memory = cqc_gpu_memory,
+	.join = cqc_gpu_join,
+	.rejoin = cqc_gpu_rejoin,
+	.quiet = cqc_gpu_quiet,
+	.leave = cqc_gpu_leave,
+	.fini = cqc_gpu_fini,
+	.call = cqc_gpu_call,
+	.seg_map = cqc_gpu_seg_map,
+	.seg_unmap = cqc_gpu_seg_unmap,
+	.header = cqc_gpu_header,
+	.pg_take = cqc_gpu_pg_take,
+	.pg_give = cqc_gpu_pg_give,
+	.same = cqc_gpu_same,
+	.append = cqc_gpu_append,
+	.fill = cqc_gpu_fill,
+	.part = cqc_gpu_part,
+	.fence = cqc_gpu_fence,
+	.batch_new = cqc_gpu_batch_new,
+	.batch_free = cqc_gpu_batch_free,
+	.step_begin = cqc_gpu_step_begin,
+	.step = cqc_gpu_step,
+	.attention = cqc_gpu_attention,
+	.hold = cqc_gpu_hold,
+	.ready = cqc_gpu_ready,
+	.seal = cqc_gpu_seal,
+	.sealed = cqc_gpu_sealed,
+	.run = cqc_gpu_run,
+	.idle_ms = cqc_gpu_idle_ms,
+	.resume = cqc_gpu_resume,
+};

@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A model in the memory of a GPU.
+ *
+ * Pages are written where they stay: in slots that cqd has leased to this
+ * session. The caller's thread takes slots, launches and records fences; the
+ * engine asks for slots ahead, waits for fences, hashes full pages on a stream
+ * of its own and only then names them in Seal. What is released, or taken from
+ * a page, waits for the fence of the work that may still read it.
+ *
+ * All work of a model is in the order of the calls that gave it, on the
+ * model's stream or on others that the caller keeps in that order.
+ */
+#ifndef CQC_GPU_H
+#define CQC_GPU_H
+
+#include "client/backend.h"
+#include "kernels/cuda/driver.h"
+#include "kernels/cuda/launch.h"
+
+#define CQC_FENCES 64u		/* recorded and not yet seen done */
+#define CQC_LEASES 2048u	/* of a model */
+#define CQC_HASHES 16u		/* pages hashed at once */
+#define CQC_DEST_RING 262144u	/* bytes of destinations, in four parts */
+#define CQC_PASTS 4u		/* steps of a batch on their way */
+
+enum cqc_hash {
+	CQC_HASH_NONE = 0,
+	CQC_HASH_RUN = 1,	/* on the engine's stream */
+	CQC_HASH_DONE = 2,
+};
+
+enum cqc_lease_state {
+	CQC_LEASE_NONE = 0,
+	CQC_LEASE_MAPPING = 1,	/* its segment is on the way */
+	CQC_LEASE_HELD = 2,	/* the caller's thread has it */
+};
+
+/*
+ * struct cqc_lease - a slot that this session may write
+ * @page:    as leased
+ * @seg:     mapped, both ways, once it is held
+ * @epoch:   of cqc_gpu.epoch when it was leased
+ * @state:   enum cqc_lease_state, engine only
+ * @kind:    1 of sinks, 0 of codes
+ * @used:    a page was published there; set by the engine before its result
+ * @sealing: named in a Seal, engine only
+ */
+struct cqc_lease {
+	struct cqp_page page;
+	struct cqc_seg *seg;
+	uint32_t epoch;
+	uint32_t state;
+	uint32_t kind;
+	bool used, sealing;
+};
+
+/* A pin that is released when a fence has been passed. */
+struct cqc_held {
+	struct cqp_page page;
+	uint32_t epoch;
+	uint64_t fence;
+};
+
+/*
+ * struct cqc_pool - leased slots of one kind
+ * @ring:  engine to caller: numbers of leases, in .epoch of an entry
+ * @stack: [@n] that the caller gave back, taken first
+ * @want:  slots to have in @ring; raised when that was not enough
+ * @req:   Lease under way if @asked
+ * @retry_at, @retry_ms: after a refusal
+ */
+struct cqc_pool {
+	struct cqc_ring ring;
+	uint32_t *stack;
+	uint32_t n;
+	uint32_t want;
+	struct cqc_req req;
+	bool asked;
+	int64_t retry_at;
+	int32_t retry_ms;
+};
+
+/*
+ * struct cqc_hashing - pages on the engine's stream
+ * @stage: 0 none, 1 checksums, 2 headers
+ * @n, @pg: pages
+ * @host:  pinned: number, jobs, results, headers
+ * @dev:   the same on the device
+ */
+struct cqc_hashing {
+	uint32_t stage, n;
+	struct cq_pg *pg[CQC_HASHES];
+	struct cqcu_stream *stream;
+	struct cqcu_event *event;
+	uint8_t *host;
+	cqcu_ptr dev;
+	uint64_t bytes;
+	uint64_t out, out_bytes;	/* where results begin, bytes of a page */
+	uint64_t hdrs;
+};
+
+/* A table of destinations, as it lies on the device too. */
+struct cqc_dests {
+	uint32_t n;
+	uint32_t pad[3];
+	struct cqkd_dest dest[];
+};
+
+/*
+ * struct cqc_gpu - a model's side of a device
+ * @uuid:     of the device
+ * @stream:   of the model
+ * @lost:     -errno: the context is lost, nothing more can be done there
+ * @tables, @arena_at, @status: device memory
+ * @recorded: fences recorded; caller's thread, with release
+ * @done:     fences seen done; engine, with release
+ * @dirty:    something was launched since the last fence
+ * @seen:     [CQC_FENCES] pinned: status word of appends at each fence
+ * @bad:      last fence at which that was not 0; @bad_status what it was
+ * @dests:    ring of destinations on the device, @dests_host pinned, in four
+ *            parts with a fence each
+ * @last:     destinations made last, for the next layer
+ * @epoch:    grows when cqd has forgotten what it leased
+ * @held:     [@held_max] ring of releases that wait
+ */
+struct cqc_gpu {
+	const struct cqk_cuda *cu;
+	char uuid[CQK_CUDA_UUID];
+	cqcu_device dev;
+	struct cqcu_ctx *ctx;
+	struct cqcu_stream *stream;
+	struct cqk_cuda_kernels *kernels;
+	struct cqk_cuda_tables *tabs;
+	cqcu_ptr tables, arena_at, status;
+	int sms;
+	int lost;
+
+	struct cqcu_event *event[CQC_FENCES];
+	uint64_t recorded, done;
+	bool dirty;
+	uint64_t *seen;
+	uint64_t bad, bad_status;
+
+	cqcu_ptr dests;
+	uint8_t *dests_host;
+	uint32_t dests_part, dests_used;
+	uint64_t dests_fence[4];
+	struct {
+		const struct cq_seq *seq;
+		size_t at, n;
+		uint32_t n_dests, epoch;
+		cqcu_ptr table;
+	} last;
+
+	struct cqc_lease *leases;	/* [CQC_LEASES] */
+	struct cqc_pool pool[2];
+	uint32_t epoch;
+	struct cqc_held *held;
+	uint32_t held_max, held_n, held_at;
+	struct cqc_hashing hashing;
+};
+
+/*
+ * struct cqc_gpu_batch - a batch on a device
+ * @plan: on the device, at the same place for all steps
+ * @work: workspace, @work_head bytes for each kv head
+ * @past: steps whose end was not seen yet, @at is the one being made or in use
+ */
+struct cqc_gpu_batch {
+	struct cqk_cuda_limits limits;
+	cqcu_ptr plan, work;
+	uint64_t plan_bytes, work_head;
+	uint8_t *host;
+	uint32_t at;
+	bool used, stale;
+	struct {
+		uint64_t fence;
+		bool waits;
+		uint32_t n_checks;
+		struct cqc_check *checks;
+	} past[CQC_PASTS];
+};
+
+/* --- gpu_model.c --- */
+
+/* The UUID of a model's device; NULL: the host. */
+char *cqc_gpu_uuid(const struct cq_model *model);
+/* Let @model be on the device that @o names. 0 or -errno with text. */
+int cqc_gpu_new(struct cq_model *model, const struct cq_model_opts *o);
+/* The device's context for this thread. 0 or -errno with text; then cqc_gpu_out(). */
+int cqc_gpu_in(const struct cqc_gpu *g);
+void cqc_gpu_out(const struct cqc_gpu *g);
+/* The same for the engine, which must not be bound by another thread's capture. */
+int cqc_gpu_eng_in(const struct cqc_gpu *g, int *mode);
+void cqc_gpu_eng_out(const struct cqc_gpu *g, int *mode);
+/* Text of a driver call's failure; notes a lost context. */
+int cqc_gpu_fail(struct cqc_gpu *g, int result, const char *what);
+int cqc_gpu_memory(struct cq_model *model, uint64_t bytes);
+void cqc_gpu_fini(struct cq_model *model);
+int cqc_gpu_call(const struct cq_model *model, int32_t device, void *stream,
+		 const char *what);
+int cqc_gpu_seg_map(struct cqc_seg *seg, int fd, uint64_t bytes);
+void cqc_gpu_seg_unmap(struct cqc_seg *seg);
+/* A second, writable mapping. 0 or -errno. */
+int cqc_gpu_seg_rw(struct cqc_seg *seg);
+
+/* --- gpu_fence.c --- */
+
+int cqc_gpu_fences_new(struct cqc_gpu *g);
+void cqc_gpu_fences_free(struct cqc_gpu *g);
+uint64_t cqc_gpu_fence(struct cq_model *model);
+/* Has @fence been passed? Caller's thread; @wait for it. 1, 0, or -errno with text. */
+int cqc_gpu_passed(struct cqc_gpu *g, uint64_t fence, bool wait);
+/* Engine: move @g->done on. */
+void cqc_gpu_fences_poll(struct cqc_gpu *g);
+bool cqc_gpu_hold(struct cq_model *model, const struct cqc_order *o);
+void cqc_gpu_held_pump(struct cq_model *model);
+
+/* --- gpu_lease.c --- */
+
+int cqc_gpu_leases_new(struct cq_model *model);
+void cqc_gpu_leases_free(struct cqc_gpu *g);
+int cqc_gpu_join(struct cq_model *model, uint32_t shard, uint64_t conn_no);
+void cqc_gpu_rejoin(struct cq_model *model);
+void cqc_lease_late(struct cq_ctx *ctx, const Cqp__LeaseOk *ok);
+void cqc_gpu_leave(struct cq_model *model);
+void cqc_gpu_resume(struct cq_model *model, bool resumed);
+void cqc_gpu_leases_pump(struct cq_model *model);
+int cqc_gpu_leases_idle_ms(const struct cq_model *model);
+void cqc_gpu_lease_over(struct cq_model *model, uint32_t lease);
+bool cqc_gpu_pg_take(struct cq_pg *pg, bool sink);
+void cqc_gpu_pg_give(struct cq_pg *pg);
+
+/* Payload of a leased slot: to be read, and to be written. */
+static inline uint8_t *cqc_lease_ro(const struct cqc_gpu *g, uint32_t lease)
+{
+	const struct cqc_lease *l = &g->leases[lease];
+
+	return (uint8_t *)(uintptr_t)l->seg->base + l->page.slot * l->seg->slot_bytes +
+		sizeof(struct cq_page_hdr);
+}
+
+static inline cqcu_ptr cqc_lease_rw(const struct cqc_gpu *g, uint32_t lease)
+{
+	const struct cqc_lease *l = &g->leases[lease];
+
+	return l->seg->rw + l->page.slot * l->seg->slot_bytes + sizeof(struct cq_page_hdr);
+}
+
+/* --- gpu_append.c --- */
+
+int cqc_gpu_append(const struct cqc_append *a, size_t at, size_t n);
+int cqc_gpu_dests(const struct cq_seq *seq, size_t at, size_t n, uint32_t row,
+		  struct cqc_dests *t);
+void cqc_gpu_fill(const struct cq_seq *seq, uint32_t i);
+int cqc_gpu_part(struct cq_model *model, const struct cqc_ent *from, uint32_t r, bool first,
+		 struct cqc_ent *e);
+
+/* --- gpu_step.c --- */
+
+int cqc_gpu_batch_new(struct cq_batch *b);
+void cqc_gpu_batch_free(struct cq_batch *b);
+int cqc_gpu_step_begin(struct cq_batch *b, bool wait);
+int cqc_gpu_step(struct cq_batch *b);
+int cqc_gpu_attention(const struct cq_batch *b, const struct cqc_attend *at);
+
+/* --- gpu_seal.c --- */
+
+int cqc_gpu_hashing_new(struct cq_model *model);
+void cqc_gpu_hashing_free(struct cqc_gpu *g);
+void cqc_gpu_quiet(struct cq_model *model);
+bool cqc_gpu_same(const struct cq_pg *pg);
+int cqc_gpu_ready(struct cq_pg *pg);
+void cqc_gpu_seal(struct cq_pg *pg, Cqp__Seal *seal, struct cqc_seal_buf *buf);
+int cqc_gpu_sealed(struct cq_pg *pg, int ret);
+int cqc_gpu_header(struct cq_model *model, const uint8_t *at, struct cq_page_hdr *hdr);
+void cqc_gpu_run(struct cq_model *model);
+int cqc_gpu_idle_ms(const struct cq_model *model);
+
+#endif /* CQC_GPU_H */

@@ -1,0 +1,504 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Leases: slots of the device that cqd lets this session write. The engine asks
+ * for them ahead and hands them, mapped, to the caller's thread; what that has
+ * no use for goes on its own stack. All go back when the model is closed.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "client/gpu.h"
+
+#define WANT_MIN 8u
+#define WANT_FIRST 64u
+#define WANT_MAX 1024u
+#define WANT_SINKS 4u
+#define RETRY_MIN_MS 20
+#define RETRY_MAX_MS 1000
+#define RETURN_MAX 128u	/* slots in one message */
+
+static int pool_new(struct cqc_pool *p)
+{
+	p->stack = calloc(CQC_LEASES, sizeof(*p->stack));
+	if (!p->stack || cqc_ring_init(&p->ring, CQC_LEASES))
+		return -ENOMEM;
+	list_init(&p->req.link);
+	p->retry_ms = RETRY_MIN_MS;
+	return 0;
+}
+
+/**
+ * cqc_gpu_leases_new() - tables of leases
+ * @model: with an arena
+ *
+ * Return: 0 or -ENOMEM with text.
+ */
+int cqc_gpu_leases_new(struct cq_model *model)
+{
+	struct cqc_gpu *g = model->gpu;
+
+	g->leases = calloc(CQC_LEASES, sizeof(*g->leases));
+	if (!g->leases || pool_new(&g->pool[0]) || pool_new(&g->pool[1]))
+		return cqc_fail(-ENOMEM, "out of memory for leases");
+	g->pool[0].want = MAX(MIN(model->arena.n_units, WANT_FIRST), WANT_MIN);
+	g->pool[1].want = model->m.sinks ? WANT_SINKS : 0;
+	return 0;
+}
+
+/**
+ * cqc_gpu_leases_free() - undo that
+ * @g: device
+ */
+void cqc_gpu_leases_free(struct cqc_gpu *g)
+{
+	uint32_t i;
+
+	for (i = 0; i < 2; i++) {
+		cqc_ring_free(&g->pool[i].ring);
+		free(g->pool[i].stack);
+	}
+	free(g->leases);
+}
+
+static uint32_t waiting(const struct cqc_pool *p)
+{
+	/* Pairs with the release in cqc_ring_pop() or cqc_ring_push(). */
+	return smp_load_acquire(&p->ring.head) - smp_load_acquire(&p->ring.tail);
+}
+
+/* --- the caller's thread --- */
+
+static uint32_t take(struct cq_model *model, uint32_t kind)
+{
+	struct cqc_gpu *g = model->gpu;
+	struct cqc_pool *p = &g->pool[kind];
+	struct cqc_order o = { .op = CQC_OP_LEASE };
+
+	for (;;) {
+		if (p->n)
+			o.epoch = p->stack[--p->n];
+		else if (!cqc_ring_pop(&p->ring, &o))
+			break;
+		if (g->leases[o.epoch].epoch == READ_ONCE(g->epoch))
+			return o.epoch;
+		o.op = CQC_OP_LEASE;
+		cqc_order_push(model, &o);
+	}
+	WRITE_ONCE(p->want, MIN(p->want * 2, WANT_MAX));
+	cqc_wake(model->ctx);
+	return CQC_NONE;
+}
+
+/**
+ * cqc_gpu_pg_take() - slots for a page to come
+ * @pg:   page object
+ * @sink: page 0 of a model with sinks
+ *
+ * Return: false: none is there; more are asked for.
+ */
+bool cqc_gpu_pg_take(struct cq_pg *pg, bool sink)
+{
+	struct cqc_gpu *g = pg->model->gpu;
+	const struct cqc_lease *l;
+
+	pg->chunk = take(pg->model, 0);
+	if (pg->chunk == CQC_NONE)
+		return false;
+	if (sink) {
+		pg->sink_chunk = take(pg->model, 1);
+		if (pg->sink_chunk == CQC_NONE)
+			return false;
+	}
+	pg->codes = cqc_lease_ro(g, pg->chunk);
+	l = &g->leases[pg->chunk];
+	pg->own.word = &l->seg->words[l->page.slot];
+	pg->own.expect = l->page.word;
+	pg->own.mask = CQP_WORD(UINT64_MAX, 0);
+	pg->born = g->recorded + 1;
+	return true;
+}
+
+static void give(struct cq_model *model, uint32_t *lease, uint32_t kind)
+{
+	struct cqc_pool *p = &model->gpu->pool[kind];
+	struct cqc_order o = { .op = CQC_OP_LEASE, .epoch = *lease };
+
+	if (*lease == CQC_NONE)
+		return;
+	if (model->gpu->leases[*lease].used)
+		cqc_order_push(model, &o);
+	else
+		p->stack[p->n++] = *lease;
+	*lease = CQC_NONE;
+}
+
+/**
+ * cqc_gpu_pg_give() - a page needs its leases no more
+ * @pg: page object
+ *
+ * What is still written there comes before what is written there next.
+ */
+void cqc_gpu_pg_give(struct cq_pg *pg)
+{
+	pg->model->gpu->last.seq = NULL;
+	give(pg->model, &pg->chunk, 0);
+	give(pg->model, &pg->sink_chunk, 1);
+}
+
+/* --- the engine --- */
+
+/**
+ * cqc_gpu_lease_over() - the caller's thread has no use for a lease
+ * @model: model, lock held
+ * @lease: used, or of an epoch that is over
+ */
+void cqc_gpu_lease_over(struct cq_model *model, uint32_t lease)
+{
+	memset(&model->gpu->leases[lease], 0, sizeof(model->gpu->leases[lease]));
+}
+
+static uint32_t lease_free(const struct cqc_gpu *g)
+{
+	uint32_t i;
+
+	for (i = 0; i < CQC_LEASES; i++)
+		if (!g->leases[i].state)
+			break;
+	return i;
+}
+
+/* Slots of an answer into the table. */
+static int leases_take(struct cq_model *model, const Cqp__LeaseOk *ok, uint32_t kind)
+{
+	struct cqc_gpu *g = model->gpu;
+	size_t n = ok->slots.len / sizeof(struct cqp_page), i;
+	struct cqp_page page;
+	uint32_t at;
+
+	if (!n || ok->slots.len % sizeof(page))
+		return -EPROTO;
+	for (i = 0; i < n; i++) {
+		memcpy(&page, ok->slots.data + i * sizeof(page), sizeof(page));
+		at = lease_free(g);
+		if (at == CQC_LEASES)
+			break;	/* goes back when the session is resumed, or ends */
+		g->leases[at] = (struct cqc_lease){
+			.page = page, .epoch = g->epoch, .kind = kind,
+			.state = CQC_LEASE_MAPPING,
+		};
+	}
+	return 0;
+}
+
+/* Into the caller's hands, if its segment is there. */
+static void lease_map(struct cq_model *model, uint32_t at)
+{
+	struct cqc_gpu *g = model->gpu;
+	struct cqc_lease *l = &g->leases[at];
+	struct cqc_order o = { .op = CQC_OP_LEASE, .epoch = at };
+	struct cqc_seg *seg = cqc_seg_want(model, l->page.segment);
+
+	if (!seg || !seg->base)
+		return;
+	if (l->page.slot >= seg->slots || cqc_gpu_seg_rw(seg)) {
+		memset(l, 0, sizeof(*l));
+		return;
+	}
+	l->seg = seg;
+	l->state = CQC_LEASE_HELD;
+	cqc_ring_push(&g->pool[l->kind].ring, &o);
+	cqc_event(model->ctx);
+}
+
+static void lease_done(struct cq_ctx *ctx, struct cqc_req *req, int ret, const Cqp__Msg *msg,
+		       struct cqp_frame *f)
+{
+	struct cq_model *model = req->arg;
+	struct cqc_pool *p = container_of(req, struct cqc_pool, req);
+
+	p->asked = false;
+	if (!ret)
+		ret = leases_take(model, msg->lease_ok, (uint32_t)(p - model->gpu->pool));
+	if (!ret) {
+		p->retry_ms = RETRY_MIN_MS;
+		return;
+	}
+	p->retry_at = cqc_now_ms() + p->retry_ms;
+	p->retry_ms = MIN(p->retry_ms * 2, RETRY_MAX_MS);
+}
+
+static void lease_fill(const struct cq_model *model, uint32_t kind, uint32_t n, Cqp__Msg *msg,
+		       Cqp__Lease *body)
+{
+	body->shard = model->shard;
+	body->slots = n;
+	body->has_sinks = 1;
+	body->sinks = kind;
+	msg->body_case = CQP__MSG__BODY_LEASE;
+	msg->lease = body;
+}
+
+static void lease_ask(struct cq_model *model, uint32_t kind)
+{
+	struct cqc_pool *p = &model->gpu->pool[kind];
+	Cqp__Lease body = CQP__LEASE__INIT;
+	Cqp__Msg msg = CQP__MSG__INIT;
+	uint32_t have = waiting(p), want = READ_ONCE(p->want);
+
+	if (p->asked || !model->ready || have > want / 2 || have >= want ||
+	    cqc_now_ms() < p->retry_at)
+		return;
+	lease_fill(model, kind, want - have, &msg, &body);
+	p->req.want = CQP__MSG__BODY_LEASE_OK;
+	p->req.done = lease_done;
+	p->req.arg = model;
+	p->asked = !cqc_send(model->ctx, &p->req, &msg, NULL, 0);
+}
+
+static bool any_mapping(const struct cqc_gpu *g)
+{
+	uint32_t i;
+
+	for (i = 0; i < CQC_LEASES; i++)
+		if (g->leases[i].state == CQC_LEASE_MAPPING)
+			return true;
+	return false;
+}
+
+/**
+ * cqc_gpu_leases_pump() - ask for slots before they are short
+ * @model: model, lock held
+ */
+void cqc_gpu_leases_pump(struct cq_model *model)
+{
+	struct cqc_gpu *g = model->gpu;
+	uint32_t i;
+
+	if (any_mapping(g)) {
+		for (i = 0; i < CQC_LEASES; i++)
+			if (g->leases[i].state == CQC_LEASE_MAPPING)
+				lease_map(model, i);
+		if (any_mapping(g))
+			return;
+	}
+	lease_ask(model, 0);
+	if (g->pool[1].want)
+		lease_ask(model, 1);
+}
+
+/**
+ * cqc_gpu_leases_idle_ms() - when to ask again after a refusal
+ * @model: model, lock held
+ *
+ * Return: milliseconds; -1: no need.
+ */
+int cqc_gpu_leases_idle_ms(const struct cq_model *model)
+{
+	const struct cqc_gpu *g = model->gpu;
+	int64_t least = -1, left;
+	uint32_t i;
+
+	for (i = 0; i < 2; i++) {
+		const struct cqc_pool *p = &g->pool[i];
+
+		if (p->asked || !model->ready || waiting(p) > p->want / 2 || !p->want)
+			continue;
+		left = MAX(p->retry_at - cqc_now_ms(), (int64_t)0);
+		if (least < 0 || left < least)
+			least = left;
+	}
+	return (int)least;
+}
+
+/* --- open, close, come back --- */
+
+static int first_take(struct cqc_call *call, const Cqp__Msg *msg, struct cqp_frame *f)
+{
+	const struct cqc_pool *p = call->arg;
+	struct cq_model *model = p->req.arg;
+
+	return leases_take(model, msg->lease_ok, (uint32_t)(p - model->gpu->pool));
+}
+
+/* A pool that is full is no reason not to read. */
+static int first_ask(struct cq_model *model, uint32_t kind, uint64_t conn_no)
+{
+	struct cqc_pool *p = &model->gpu->pool[kind];
+	struct cqc_call call = {
+		.req.want = CQP__MSG__BODY_LEASE_OK, .take = first_take, .arg = p,
+	};
+	Cqp__Lease body = CQP__LEASE__INIT;
+	Cqp__Msg msg = CQP__MSG__INIT;
+	int ret;
+
+	p->req.arg = model;
+	lease_fill(model, kind, p->want, &msg, &body);
+	ret = cqc_call(model->ctx, &call, &msg, NULL, 0, conn_no);
+	return ret == -ENOSPC || ret == -EDQUOT || ret == -ENOMEM ? 0 : ret;
+}
+
+static int first_map(struct cq_model *model)
+{
+	struct cqc_gpu *g = model->gpu;
+	struct cqc_seg *seg;
+	uint32_t i;
+	int ret;
+
+	for (i = 0; i < CQC_LEASES; i++) {
+		if (g->leases[i].state != CQC_LEASE_MAPPING)
+			continue;
+		ret = cqc_seg_get(model, g->leases[i].page.segment, &seg);
+		if (ret)
+			return cqc_fail(ret, "GPU %s: a segment of cqd cannot be mapped: %s",
+					g->uuid, strerror(-ret));
+		lease_map(model, i);
+	}
+	return 0;
+}
+
+/**
+ * cqc_gpu_join() - the first slots
+ * @model:   model, lock held
+ * @shard:   as answered
+ * @conn_no: connection that it was answered on
+ *
+ * Return: 0 or -errno with text.
+ */
+int cqc_gpu_join(struct cq_model *model, uint32_t shard, uint64_t conn_no)
+{
+	int ret;
+
+	model->shard = shard;
+	ret = first_ask(model, 0, conn_no);
+	if (!ret && model->gpu->pool[1].want)
+		ret = first_ask(model, 1, conn_no);
+	return ret ? ret : first_map(model);
+}
+
+/**
+ * cqc_gpu_rejoin() - the model was opened again
+ * @model: model, lock held
+ */
+void cqc_gpu_rejoin(struct cq_model *model)
+{
+	model->ready = true;
+}
+
+/* Is it still what we leased? A published one's word says so. */
+static bool is_ours(const struct cqc_gpu *g, const struct cqc_lease *l)
+{
+	return l->state && l->epoch == g->epoch && !l->used &&
+	       (!l->seg || smp_load_acquire(&l->seg->words[l->page.slot]) == l->page.word);
+}
+
+static void return_send(struct cq_ctx *ctx, const struct cqp_page *slots, uint32_t n,
+			bool others)
+{
+	struct cqc_req req = { .want = CQP__MSG__BODY_OK };
+	Cqp__LeaseReturn body = CQP__LEASE_RETURN__INIT;
+	Cqp__Msg msg = CQP__MSG__INIT;
+
+	body.slots.data = (uint8_t *)(uintptr_t)slots;
+	body.slots.len = n * sizeof(*slots);
+	body.has_others = 1;
+	body.others = others;
+	msg.body_case = CQP__MSG__BODY_LEASE_RETURN;
+	msg.lease_return = &body;
+	if (!cqc_send(ctx, &req, &msg, NULL, 0))
+		list_del(&req.link);	/* nobody waits for the answer */
+}
+
+/**
+ * cqc_lease_late() - slots for a model that was closed meanwhile
+ * @ctx: context, lock held
+ * @ok:  answer
+ */
+void cqc_lease_late(struct cq_ctx *ctx, const Cqp__LeaseOk *ok)
+{
+	if (ok->slots.len && ok->slots.len % sizeof(struct cqp_page) == 0)
+		return_send(ctx, (const struct cqp_page *)(const void *)ok->slots.data,
+			    (uint32_t)(ok->slots.len / sizeof(struct cqp_page)), false);
+}
+
+/**
+ * cqc_gpu_leave() - slots go back
+ * @model: model, lock held; nothing on the device writes there
+ */
+void cqc_gpu_leave(struct cq_model *model)
+{
+	struct cqp_page slots[RETURN_MAX];
+	struct cqc_gpu *g = model->gpu;
+	uint32_t i, n = 0;
+
+	cqc_gpu_held_pump(model);
+	if (model->ctx->link != CQC_READY || !g->leases)
+		return;
+	for (i = 0; i < CQC_LEASES; i++) {
+		if (!is_ours(g, &g->leases[i]) || g->leases[i].sealing)
+			continue;
+		slots[n++] = g->leases[i].page;
+		if (n == RETURN_MAX) {
+			return_send(model->ctx, slots, n, false);
+			n = 0;
+		}
+	}
+	if (n)
+		return_send(model->ctx, slots, n, false);
+}
+
+/* Every lease of the session that we know of; others may have been in lost answers. */
+static void others_return(struct cq_ctx *ctx)
+{
+	static const uint32_t room = CQP_MAX_MSG / sizeof(struct cqp_page) - 16;
+	struct cqp_page *slots = malloc(room * sizeof(*slots));
+	struct list_head *pos;
+	uint32_t n = 0, i;
+
+	if (!slots)
+		return;
+	list_for_each(pos, &ctx->models) {
+		const struct cqc_gpu *g = list_entry(pos, struct cq_model, link)->gpu;
+
+		for (i = 0; g && i < CQC_LEASES && n < room; i++)
+			if (is_ours(g, &g->leases[i]))
+				slots[n++] = g->leases[i].page;
+	}
+	if (n < room)
+		return_send(ctx, slots, n, true);
+	free(slots);
+}
+
+static bool is_first(const struct cq_model *model)
+{
+	struct list_head *pos;
+
+	list_for_each(pos, &model->ctx->models) {
+		const struct cq_model *m = list_entry(pos, struct cq_model, link);
+
+		if (m->gpu)
+			return m == model;
+	}
+	return false;
+}
+
+/**
+ * cqc_gpu_resume() - a connection came back
+ * @model:   model, lock held
+ * @resumed: with its session: leases go on; without nothing may be written there
+ */
+void cqc_gpu_resume(struct cq_model *model, bool resumed)
+{
+	struct cqc_gpu *g = model->gpu;
+	uint32_t i;
+
+	if (resumed) {
+		if (is_first(model))
+			others_return(model->ctx);
+		return;
+	}
+	for (i = 0; i < CQC_LEASES; i++)
+		if (g->leases[i].state == CQC_LEASE_MAPPING)
+			memset(&g->leases[i], 0, sizeof(g->leases[i]));
+	/* Pairs with the loads of the caller's thread. */
+	smp_store_release(&g->epoch, g->epoch + 1);
+}
