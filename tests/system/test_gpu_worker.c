@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Workers of libcq on the emulated GPU, and a cqd that is killed and adopted
+ * between their calls: sessions are resumed, slots go on being theirs.
+ */
+#include "tests/system/sys.h"
+#include "tests/unit/test_libcq_gpu.h"
+#include "client/gpu.h"
+
+static struct sys s;
+static const struct shape small = { .layers = 2, .heads = 4, .kv_heads = 2, .dim = 64,
+				    .sinks = 4, .window = 64, .max_position = 8192,
+				    .keys = CQK_KEYS_PRE_ROPE, .k = "4c8b", .v = "4c8b" };
+static uint32_t ids[2000];
+
+static void begin(void)
+{
+	static char blue[600];
+	struct sys_opts o = { .blue = blue };
+	char path[300];
+	size_t size;
+	void *image;
+
+	gpu_env();
+	rig_ids(ids, 2000, 1);
+	ASSERT_SYS(chmod(test_dir(), 0755));
+	snprintf(path, sizeof(path), "%s/toy.cqm", test_dir());
+	image = rig_image(&small, &size);
+	rig_write(path, image, size);
+	free(image);
+	snprintf(blue, sizeof(blue), "[gpu g0]\nuuid = " GPU_UUID "\npool_bytes = 32M\n"
+		 "[model toy]\npath = %s\n", path);
+	sys_start(&s, &o);
+}
+
+static uint64_t gpu_used(void)
+{
+	Cqp__Status body = CQP__STATUS__INIT;
+	DECLARE_MSG(msg, STATUS, status, body);
+	int fd = wire_open(s.admin);
+	uint64_t used;
+	Cqp__Msg *r;
+
+	ASSERT_OK(fd);
+	r = wire_call(fd, &msg, NULL, 0, NULL);
+	ASSERT(r && r->body_case == CQP__MSG__BODY_STATUS_OK && r->status_ok->n_pools == 2);
+	used = r->status_ok->pools[1]->used;
+	cqp_free(r);
+	close(fd);
+	return used;
+}
+
+static void until_used(uint64_t used)
+{
+	long long end = test_now_ms() + SYS_DEADLINE;
+
+	while (gpu_used() != used) {
+		if (test_now_ms() > end)
+			FAIL("%llu bytes in use, not %llu", (unsigned long long)gpu_used(),
+			     (unsigned long long)used);
+		usleep(1000);
+	}
+}
+
+/* As gpu_grow(), but waits when no slot is leased at the moment. */
+static void feed(const struct worker *w, struct cq_seq *seq, size_t to)
+{
+	long long end = test_now_ms() + 2 * SYS_DEADLINE;
+	int ret;
+
+	while ((ret = gpu_try_grow(w, seq, ids, to, 50))) {
+		if (ret != -ENOBUFS || test_now_ms() > end)
+			CQ_OK(ret);
+		CQ_OK(cq_truncate(seq, cq_seq_length(seq)));
+		usleep(2000);
+	}
+}
+
+/* Grows by 300 tokens for each 'g', up to 900; then 'e'. */
+static void grower(int fd, void *arg)
+{
+	struct cq_seq *seq;
+	struct worker w;
+	size_t n;
+	int ret;
+
+	worker_gpu_open(&w, &small, s.sock, 0, 64);
+	seq = worker_seq(&w, ids, 1000);
+	for (n = 300; n <= 900; n += 300) {
+		sys_hear(fd, 'g');
+		feed(&w, seq, n);
+		sys_say(fd, 'G');
+	}
+	sys_hear(fd, 's');
+	while ((ret = cq_seal(seq, SYS_DEADLINE)) == -ENOTCONN)
+		usleep(1000);
+	CQ_OK(ret);
+	ASSERT_EQ(worker_info(seq).sealed, 896);
+	ASSERT_EQ(w.model->gpu->epoch, 0);
+	sys_say(fd, 'S');
+	sys_hear(fd, 'e');
+	cq_close(w.ctx);
+}
+
+/* Finds what the grower published, and reads what a worker of the host computes. */
+static void reader(int fd, void *arg)
+{
+	size_t n = (size_t)2 * small.heads * small.dim, i;
+	float *a = calloc(n, 4), *b = calloc(n, 4), *lse = calloc(n, 4);
+	struct cq_batch *bw, *bh;
+	struct cq_seq *seq, *host;
+	struct worker w, h;
+
+	worker_open(&h, &small, s.sock, 0, 64);
+	host = worker_seq(&h, ids, 900);
+	worker_grow(&h, host, ids, 900);
+	CQ_OK(cq_seal(host, SYS_DEADLINE));
+	cq_seq_close(host);
+	worker_gpu_open(&w, &small, s.sock, 0, 64);
+	host = worker_seq(&h, ids, 900);
+	seq = worker_seq(&w, ids, 900);
+	ASSERT_EQ(cq_seq_length(seq), 896);
+	ASSERT_EQ(cq_seq_length(host), 896);
+	CQ_OK(cq_batch_new(w.model, 1, 2, 0, &bw));
+	CQ_OK(cq_batch_new(h.model, 1, 2, 0, &bh));
+	CQ_OK(attend(&w, bw, seq, ids, 2, true, a, lse));
+	CQ_OK(attend(&h, bh, host, ids, 2, false, b, lse));
+	for (i = 0; i < n; i++)
+		ASSERT_NEAR(a[i], b[i], 2e-3);
+	cq_close(w.ctx);
+	cq_close(h.ctx);
+}
+
+/* cqd is killed @restarts times while pages are on their way. */
+static void over_restarts(int restarts)
+{
+	struct sys_peer g, rd;
+	int i;
+
+	begin();
+	sys_spawn(&g, SYS_UID_A, grower, NULL);
+	for (i = 0; i < 3; i++) {
+		sys_say(g.fd, 'g');
+		if (i < restarts)
+			sys_restart(&s);
+		sys_hear_ms(g.fd, 'G', 2 * SYS_DEADLINE);
+	}
+	sys_say(g.fd, 's');
+	if (restarts > 3)
+		sys_restart(&s);
+	sys_hear_ms(g.fd, 'S', 2 * SYS_DEADLINE);
+	sys_spawn(&rd, SYS_UID_B, reader, NULL);
+	sys_join(&rd);
+	sys_say(g.fd, 'e');
+	sys_join(&g);
+	/* 14 pages and the sinks of one: nothing is leased any more */
+	until_used(14 * cq_slot_bytes(8192) + cq_slot_bytes(4096));
+	sys_stop(&s);
+}
+
+TEST_LIMIT(shared, 60)
+{
+	over_restarts(0);
+}
+
+TEST_LIMIT(cqd_killed, 60)
+{
+	over_restarts(4);
+}
+
+TEST_LIMIT(cqd_killed_slow_device, 90)
+{
+	ASSERT_SYS(setenv("CQ_EMU_DELAY_US", "2000", 1));
+	over_restarts(4);
+}
+
+/* Launched, committed, and killed before anything could be sealed. */
+static void victim(int fd, void *arg)
+{
+	struct cq_seq *seq;
+	struct worker w;
+
+	ASSERT_SYS(setenv("CQ_EMU_DELAY_US", "20000", 1));
+	worker_gpu_open(&w, &small, s.sock, CQ_OPEN_POLL, 64);
+	seq = worker_seq(&w, ids, 300);
+	CQ_OK(gpu_append_layer(&w, seq, ids, 200, 0));
+	CQ_OK(gpu_append_layer(&w, seq, ids, 200, 1));
+	CQ_OK(cq_commit(seq, ids, 200));
+	cq_poll(w.ctx, 0);
+	sys_say(fd, 'k');
+	for (;;)
+		pause();
+}
+
+TEST_LIMIT(worker_killed, 60)
+{
+	struct sys_peer v, g;
+	int i;
+
+	begin();
+	sys_spawn(&v, SYS_UID_A, victim, NULL);
+	sys_hear(v.fd, 'k');
+	ASSERT_GT(gpu_used(), 0);
+	sys_kill(&v);
+	until_used(0);
+	sys_spawn(&g, SYS_UID_A, grower, NULL);
+	for (i = 0; i < 3; i++) {
+		sys_say(g.fd, 'g');
+		sys_hear(g.fd, 'G');
+	}
+	sys_say(g.fd, 's');
+	sys_hear(g.fd, 'S');
+	sys_say(g.fd, 'e');
+	sys_join(&g);
+	sys_stop(&s);
+}

@@ -1,0 +1,486 @@
+// SPDX-License-Identifier: MIT
+/* libcq on the emulated GPU: the same calls, the same results as on the host. */
+#include <sys/socket.h>
+#include "tests/unit/test_libcq_gpu.h"
+#include "client/gpu.h"
+
+static struct rig r;
+static const struct shape small = { .layers = 2, .heads = 4, .kv_heads = 2, .dim = 64,
+				    .sinks = 4, .window = 64, .max_position = 8192,
+				    .keys = CQK_KEYS_PRE_ROPE, .k = "4c8b", .v = "4c8b" };
+static uint32_t ids[5000];
+
+static void begin(void)
+{
+	gpu_env();
+	rig_ids(ids, 5000, 1);
+	rig_start(&r, &small, GPU_CONF);
+}
+
+/* What @seq of @w reads is what @host of @h does. */
+static void same_attention(const struct worker *w, struct cq_seq *seq, const struct worker *h,
+			   struct cq_seq *host, uint32_t rows)
+{
+	size_t n = (size_t)rows * small.heads * small.dim, i;
+	float *a = calloc(n, 4), *b = calloc(n, 4), *la = calloc(n, 4), *lb = calloc(n, 4);
+	struct cq_batch *bw, *bh;
+
+	ASSERT(a && b && la && lb);
+	ASSERT_EQ(cq_seq_length(seq), cq_seq_length(host));
+	CQ_OK(cq_batch_new(w->model, 2, rows, 0, &bw));
+	CQ_OK(cq_batch_new(h->model, 2, rows, 0, &bh));
+	CQ_OK(attend(w, bw, seq, ids, rows, true, a, la));
+	CQ_OK(attend(h, bh, host, ids, rows, false, b, lb));
+	for (i = 0; i < n; i++)
+		ASSERT_NEAR(a[i], b[i], 2e-3);
+	for (i = 0; i < (size_t)rows * small.heads; i++)
+		ASSERT_NEAR(la[i], lb[i], 2e-3);
+	cq_batch_free(bw);
+	cq_batch_free(bh);
+	free(a);
+	free(b);
+	free(la);
+	free(lb);
+}
+
+/* Both on the text's first @n tokens, and compared. */
+static void both(const struct worker *w, const struct worker *h, size_t n, uint32_t rows)
+{
+	struct cq_seq *a = worker_seq(w, ids, n), *b = worker_seq(h, ids, n);
+
+	gpu_grow(w, a, ids, n);
+	worker_grow(h, b, ids, n);
+	same_attention(w, a, h, b, rows);
+	CQ_OK(cq_seal(a, 5000));
+	CQ_OK(cq_seal(b, 5000));
+	same_attention(w, a, h, b, rows);
+	cq_seq_close(a);
+	cq_seq_close(b);
+}
+
+TEST(own_pages)
+{
+	struct worker w, h;
+
+	begin();
+	worker_gpu_open(&w, &small, r.sock, 0, 32);
+	worker_open(&h, &small, r.sock, 0, 32);
+	both(&w, &h, 200, 1);
+	ASSERT_EQ(worker_model(&w).arena_free, worker_model(&w).arena_bytes);
+	cq_close(w.ctx);
+	cq_close(h.ctx);
+	rig_stop(&r);
+}
+
+/* --- several processes --- */
+
+struct peer {
+	pid_t pid;
+	int fd;
+};
+
+static void say(int fd, char c)
+{
+	ASSERT_EQ(write(fd, &c, 1), 1);
+}
+
+static void hear(int fd, char c)
+{
+	char got = 0;
+
+	ASSERT_EQ(read(fd, &got, 1), 1);
+	ASSERT_EQ(got, c);
+}
+
+/* A process of its own that runs @fn; forked before this one knows the driver. */
+static struct peer spawn(void (*fn)(int fd))
+{
+	struct peer p;
+	int s[2];
+
+	ASSERT(!gpu.cu);
+	ASSERT_SYS(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, s));
+	fflush(stdout);
+	p.pid = fork();
+	ASSERT_SYS(p.pid);
+	if (!p.pid) {
+		close(s[0]);
+		fn(s[1]);
+		fflush(stdout);
+		_exit(0);
+	}
+	close(s[1]);
+	p.fd = s[0];
+	return p;
+}
+
+static void join(struct peer *p)
+{
+	int status;
+
+	close(p->fd);
+	ASSERT_EQ(waitpid(p->pid, &status, 0), p->pid);
+	ASSERT_EQ(status, 0);
+}
+
+/* Publishes the text's first 320 tokens on the GPU, waits for 'e'. */
+static void publisher(int fd)
+{
+	struct cq_seq *seq;
+	struct worker w;
+
+	worker_gpu_open(&w, &small, r.sock, 0, 32);
+	seq = worker_seq(&w, ids, 330);
+	gpu_grow(&w, seq, ids, 330);
+	CQ_OK(cq_seal(seq, 10000));
+	ASSERT_EQ(worker_info(seq).sealed, 320);
+	say(fd, 'p');
+	hear(fd, 'e');
+	cq_close(w.ctx);
+}
+
+/* What one process published is read in place by another, also when it is gone. */
+static void prefix_is_shared(bool gone)
+{
+	struct peer p;
+	struct cq_seq *seq, *host;
+	struct worker w, h;
+
+	p = spawn(publisher);
+	hear(p.fd, 'p');
+	if (gone) {
+		say(p.fd, 'e');
+		join(&p);
+	}
+	rig_publish(&r, ids, 330);
+	worker_gpu_open(&w, &small, r.sock, 0, 32);
+	worker_open(&h, &small, r.sock, 0, 32);
+	seq = worker_seq(&w, ids, 330);
+	host = worker_seq(&h, ids, 330);
+	ASSERT_EQ(cq_seq_length(seq), 320);
+	same_attention(&w, seq, &h, host, 3);
+	gpu_grow(&w, seq, ids, 420);
+	worker_grow(&h, host, ids, 420);
+	same_attention(&w, seq, &h, host, 1);
+	cq_close(w.ctx);
+	cq_close(h.ctx);
+	if (!gone) {
+		say(p.fd, 'e');
+		join(&p);
+	}
+}
+
+TEST(two_processes)
+{
+	begin();
+	prefix_is_shared(false);
+	rig_stop(&r);
+}
+
+TEST(publisher_gone)
+{
+	begin();
+	prefix_is_shared(true);
+	rig_stop(&r);
+}
+
+/* Streams that hesitate: nothing is named before the device has written it. */
+TEST(slow_streams)
+{
+	gpu_env();
+	ASSERT_SYS(setenv("CQ_EMU_DELAY_US", "3000", 1));
+	begin();
+	prefix_is_shared(false);
+	rig_stop(&r);
+}
+
+/* Has appended and launched, but not sealed, when it is killed. */
+static void victim(int fd)
+{
+	struct cq_seq *seq;
+	struct worker w;
+
+	worker_gpu_open(&w, &small, r.sock, CQ_OPEN_POLL, 32);
+	seq = worker_seq(&w, ids, 200);
+	gpu_grow(&w, seq, ids, 200);
+	say(fd, 'k');
+	for (;;)
+		pause();
+}
+
+TEST(killed_before_seal)
+{
+	struct worker w, h;
+	struct cq_seq *seq;
+	struct peer p;
+
+	begin();
+	p = spawn(victim);
+	hear(p.fd, 'k');
+	ASSERT_SYS(kill(p.pid, SIGKILL));
+	ASSERT_EQ(waitpid(p.pid, NULL, 0), p.pid);
+	close(p.fd);
+	worker_gpu_open(&w, &small, r.sock, 0, 32);
+	worker_open(&h, &small, r.sock, 0, 32);
+	seq = worker_seq(&w, ids, 200);
+	ASSERT_EQ(cq_seq_length(seq), 0);
+	cq_seq_close(seq);
+	both(&w, &h, 200, 2);
+	cq_close(w.ctx);
+	cq_close(h.ctx);
+	rig_stop(&r);
+}
+
+/* --- what is refused --- */
+
+TEST(no_such_device)
+{
+	struct cq_model_opts o = { .sz = sizeof(o), .device = CQ_DEVICE_HOST };
+	struct cq_model *model;
+	struct worker w;
+
+	begin();
+	worker_connect(&w, &small, r.sock, 0);
+	o.gpu = "GPU-0";
+	CQ_FAILS(cq_model_open(w.ctx, "toy", &o, &model), -EINVAL);
+	o.gpu = "GPU-00000000-0000-0000-0000-000000000000";
+	CQ_FAILS(cq_model_open(w.ctx, "toy", &o, &model), -ENODEV);
+	ASSERT_STRHAS(cq_last_error(), GPU_UUID);
+	o.gpu = NULL;
+	o.device = 7;
+	CQ_FAILS(cq_model_open(w.ctx, "toy", &o, &model), -ENODEV);
+	o.device = -2;
+	CQ_FAILS(cq_model_open(w.ctx, "toy", &o, &model), -EINVAL);
+	o.device = 0;
+	CQ_OK(cq_model_open(w.ctx, "toy", &o, &model));
+	cq_close(w.ctx);
+	rig_stop(&r);
+}
+
+TEST(no_device_at_all)
+{
+	struct cq_model_opts o = { .sz = sizeof(o), .device = 0 };
+	struct cq_model *model;
+	struct worker w;
+
+	gpu_env();
+	rig_start(&r, &small, NULL);
+	ASSERT_SYS(setenv("CQ_EMU_DEVICES", "0", 1));
+	worker_connect(&w, &small, r.sock, 0);
+	CQ_FAILS(cq_model_open(w.ctx, "toy", &o, &model), -ENODEV);
+	ASSERT_STRHAS(cq_last_error(), "no GPU");
+	o.device = CQ_DEVICE_HOST;
+	CQ_OK(cq_model_open(w.ctx, "toy", &o, &model));
+	cq_close(w.ctx);
+	rig_stop(&r);
+}
+
+/* Views of the host, of another shape or alignment: refused, and the next call is fine. */
+TEST(wrong_views)
+{
+	static float host[64 * 2 * 64];
+	struct cq_append_opts ao = { .sz = sizeof(ao), .device = CQ_DEVICE_HOST };
+	struct cq_attn_opts to = { .sz = sizeof(to), .device = CQ_DEVICE_HOST };
+	struct cq_view v, good;
+	struct cq_batch *b;
+	uint32_t one = 1;
+	struct cq_seq *seq;
+	struct worker w, h;
+
+	begin();
+	worker_gpu_open(&w, &small, r.sock, 0, 32);
+	worker_open(&h, &small, r.sock, 0, 32);
+	seq = worker_seq(&w, ids, 64);
+	good = gpu_view(&w, gpu.k, small.kv_heads);
+	v = rig_view(&w, host, small.kv_heads);
+	CQ_FAILS(cq_append(seq, 0, &v, &good, 1, NULL), -EINVAL);
+	ASSERT_STRHAS(cq_last_error(), "device memory");
+	CQ_FAILS(cq_append(seq, 0, &good, &v, 1, NULL), -EINVAL);
+	v = good;
+	v.data = (char *)v.data + 2;
+	CQ_FAILS(cq_append(seq, 0, &v, &good, 1, NULL), -EINVAL);
+	CQ_FAILS(cq_append(seq, 0, &good, &good, 1, &ao), -EINVAL);
+	ASSERT_STRHAS(cq_last_error(), GPU_UUID);
+	CQ_FAILS(cq_append(seq, 5, &good, &good, 1, NULL), -EINVAL);
+	CQ_OK(cq_batch_new(w.model, 1, 4, 0, &b));
+	CQ_OK(cq_step(b, &seq, &one, 1));
+	v = rig_view(&w, host, small.heads);
+	good = gpu_view(&w, gpu.q, small.heads);
+	CQ_FAILS(cq_attention(b, 0, &v, &good, NULL), -EINVAL);
+	CQ_FAILS(cq_attention(b, 0, &good, &v, NULL), -EINVAL);
+	CQ_FAILS(cq_attention(b, 0, &good, &good, &to), -EINVAL);
+	to.device = 0;
+	to.lse = host;
+	CQ_FAILS(cq_attention(b, 0, &good, &good, &to), -EINVAL);
+	CQ_FAILS(cq_read(seq, 0, 0, 0, &v, &v), -EOPNOTSUPP);
+	cq_seq_close(seq);
+	both(&w, &h, 130, 1);
+	cq_close(w.ctx);
+	cq_close(h.ctx);
+	rig_stop(&r);
+}
+
+/* --- sequences --- */
+
+/* Forks and truncation, inside pages and at their ends, against the same on the host. */
+TEST(fork_and_truncate)
+{
+	static const size_t keep[] = { 200, 192, 150, 129, 70, 64, 63, 3 };
+	struct cq_seq *a, *b, *fa, *fb;
+	struct worker w, h;
+	size_t i;
+
+	begin();
+	worker_gpu_open(&w, &small, r.sock, 0, 64);
+	worker_open(&h, &small, r.sock, 0, 64);
+	for (i = 0; i < ARRAY_SIZE(keep); i++) {
+		a = worker_seq(&w, ids, 1);
+		b = worker_seq(&h, ids, 1);
+		gpu_grow(&w, a, ids, 210);
+		worker_grow(&h, b, ids, 210);
+		CQ_OK(cq_fork(a, NULL, &fa));
+		CQ_OK(cq_fork(b, NULL, &fb));
+		CQ_OK(cq_truncate(a, keep[i]));
+		CQ_OK(cq_truncate(b, keep[i]));
+		same_attention(&w, a, &h, b, 2);
+		gpu_grow(&w, a, ids, 230);
+		worker_grow(&h, b, ids, 230);
+		same_attention(&w, a, &h, b, 2);
+		gpu_grow(&w, fa, ids, 260);
+		worker_grow(&h, fb, ids, 260);
+		same_attention(&w, fa, &h, fb, 1);
+		cq_seq_close(a);
+		cq_seq_close(b);
+		CQ_OK(cq_seal(fa, 5000));
+		CQ_OK(cq_seal(fb, 5000));
+		cq_seq_close(fa);
+		cq_seq_close(fb);
+	}
+	cq_close(w.ctx);
+	cq_close(h.ctx);
+	rig_stop(&r);
+}
+
+/* Published twice: the second reads the first's page, and its slots serve again. */
+TEST(existing_pages)
+{
+	struct cq_seq_opts o = { .sz = sizeof(o), .flags = CQ_SEQ_NOMATCH };
+	struct cq_seq *a, *b;
+	struct worker w;
+
+	begin();
+	worker_gpu_open(&w, &small, r.sock, 0, 32);
+	CQ_OK(cq_seq_open(w.model, NULL, 0, &o, &a));
+	CQ_OK(cq_seq_open(w.model, NULL, 0, &o, &b));
+	gpu_grow(&w, a, ids, 200);
+	gpu_grow(&w, b, ids, 200);
+	CQ_OK(cq_seal(a, 5000));
+	CQ_OK(cq_seal(b, 5000));
+	ASSERT_EQ(worker_info(a).sealed, 192);
+	ASSERT_EQ(worker_info(b).sealed, 192);
+	ASSERT(a->ents[0].pg->codes == b->ents[0].pg->codes);
+	ASSERT(a->ents[0].pg->sink.data == b->ents[0].pg->sink.data);
+	ASSERT(a->ents[2].pg->codes == b->ents[2].pg->codes);
+	ASSERT_GE(w.model->gpu->pool[0].n, 3);
+	cq_close(w.ctx);
+	rig_stop(&r);
+}
+
+/* A value that no fp16 can hold is found on the device; its page is not published. */
+TEST(bad_values)
+{
+	struct cq_view v;
+	struct cq_seq *seq;
+	struct worker w;
+	float nan = NAN;
+
+	begin();
+	worker_gpu_open(&w, &small, r.sock, 0, 32);
+	seq = worker_seq(&w, ids, 64);
+	CQ_OK(gpu_append_layer(&w, seq, ids, 64, 0));
+	CU(cuStreamSynchronize(gpu.stream));
+	CU(cuMemcpyHtoD(gpu.v + 4 * (5 * 128 + 64 + 9), &nan, 4));
+	v = gpu_view(&w, gpu.v, small.kv_heads);
+	CQ_OK(cq_append(seq, 1, &v, &v, 64, NULL));
+	CQ_OK(cq_commit(seq, ids, 64));
+	CQ_FAILS(cq_seal(seq, 5000), -EINVAL);
+	cq_seq_close(seq);
+	seq = worker_seq(&w, ids, 65);
+	ASSERT_EQ(cq_seq_length(seq), 0);
+	gpu_grow(&w, seq, ids, 64);
+	CQ_OK(cq_seal(seq, 5000));
+	cq_close(w.ctx);
+	rig_stop(&r);
+}
+
+/* Nobody but this context has a word of a page: what it says is met by the next step. */
+TEST(page_taken_back)
+{
+	uint64_t other = CQP_WORD(77, CQP_SEALED);
+	struct cq_batch *b;
+	struct cq_seq *seq;
+	struct worker w;
+	uint32_t one = 1;
+	float *o = calloc(1024, 4);
+
+	begin();
+	worker_gpu_open(&w, &small, r.sock, 0, 32);
+	seq = worker_seq(&w, ids, 130);
+	gpu_grow(&w, seq, ids, 330);
+	CQ_OK(cq_seal(seq, 5000));
+	CQ_OK(cq_batch_new(w.model, 1, 4, 0, &b));
+	CQ_OK(attend(&w, b, seq, ids, 1, true, o, o + 512));
+	CQ_OK(cq_step(b, NULL, NULL, 0));
+	CQ_OK(cq_step(b, &seq, &one, 1));
+	seq->ents[0].pg->slot.word = &other;
+	CQ_OK(cq_step(b, &seq, &one, 1));
+	CQ_FAILS(cq_step(b, NULL, NULL, 0), -ESTALE);
+	CQ_OK(cq_step(b, NULL, NULL, 0));
+	free(o);
+	cq_close(w.ctx);
+	rig_stop(&r);
+}
+
+/* More leases than there are at first, in one call: refused whole, then had. */
+TEST(more_leases)
+{
+	struct cq_seq *seq;
+	struct worker w;
+	int ret, i;
+
+	begin();
+	worker_gpu_open(&w, &small, r.sock, 0, 64);
+	seq = worker_seq(&w, ids, 1);
+	for (i = 0; i < 500; i++) {
+		ret = gpu_append_layer(&w, seq, ids, 63 * 64, 0);
+		if (ret != -ENOBUFS)
+			break;
+		ASSERT_EQ(seq->n_ents, 0);
+		usleep(10000);
+	}
+	CQ_OK(ret);
+	CQ_OK(gpu_append_layer(&w, seq, ids, 63 * 64, 1));
+	ASSERT_EQ(seq->appended[1], 63 * 64);
+	cq_close(w.ctx);
+	rig_stop(&r);
+}
+
+/* What a context leased goes back with it, but for what it published. */
+TEST(leases_return)
+{
+	struct worker w[3];
+	int i, n;
+
+	gpu_env();
+	rig_start(&r, &small, "pool_bytes = 64M\n[gpu g0]\nuuid = " GPU_UUID
+		  "\npool_bytes = 8M\n");
+	/* Three times what the pool holds. */
+	for (n = 0; n < 10; n++) {
+		for (i = 0; i < 3; i++)
+			worker_gpu_open(&w[i], &small, r.sock, 0, 64);
+		ASSERT_GT(w[2].model->gpu->pool[0].ring.head, 0);
+		for (i = 0; i < 3; i++)
+			cq_close(w[i].ctx);
+	}
+	rig_stop(&r);
+}
