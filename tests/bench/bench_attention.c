@@ -3,12 +3,17 @@
  * Attention over codes against the same over fp16, and against the memory's
  * read bandwidth; one JSON object per line.
  *
- * 32 query heads, 8 kv heads, 128 channels. A sample is one call (several for
- * short contexts) over data not touched for at least 4 times the last-level
- * cache; samples of the coded kernel, of the fp16 kernel and of a plain read
- * are taken in turn, so that only times of one run are divided by each other.
+ * 8 kv heads; 4 query heads each and 128 channels, unless CQ_BENCH_GQA= and
+ * CQ_BENCH_DIM= say otherwise. A sample is one call (several for short contexts)
+ * over data not touched for at least 4 times the last-level cache; samples of
+ * the coded kernel, of the fp16 kernel and of a plain read are taken in turn, so
+ * that only times of one run are divided by each other.
  * The fp16 baseline has keys that need no turning, whatever the coded ones need.
+ *
+ * CQ_BENCH_ONLY= is a shell pattern for the cases to run, whose names are like
+ * "k8c8b-v8c8b none avx512 1x2 16384" (rows x threads, context).
  */
+#include <fnmatch.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -17,11 +22,11 @@
 #include <time.h>
 #include "tests/kernels/toy.h"
 
-#define N_HEADS 32
 #define N_KV 8
-#define D 128
 #define N_LAYERS 32
-#define MAX_CONTEXT 16384
+#define MAX_GQA 16
+#define MAX_D 256
+#define MAX_CONTEXT 65536
 #define MAX_ROWS 16
 #define MAX_THREADS 2
 #define SAMPLES 17
@@ -44,13 +49,15 @@ struct job {
 	struct data *data;
 	uint32_t context;
 	const char *config;
-	float q[MAX_ROWS * N_HEADS * D], o[MAX_ROWS * N_HEADS * D];
+	float q[MAX_ROWS * MAX_GQA * N_KV * MAX_D];
+	float o[MAX_ROWS * MAX_GQA * N_KV * MAX_D];
 };
 
 struct times {
 	double ns[SAMPLES];
 };
 
+static uint32_t dim, n_heads;
 static struct data coded, halves;
 static uint64_t *read_mem;
 static volatile uint64_t read_sink[MAX_THREADS];
@@ -209,7 +216,7 @@ static void job_init(struct job *j, const struct cqk_ops *ops, struct toy *toy,
 	}
 	for (i = 0; i < rows; i++)
 		j->row_pos[i] = context + i;
-	for (i = 0; i < rows * N_HEADS * D; i++)
+	for (i = 0; i < rows * n_heads * dim; i++)
 		j->q[i] = toy_normal();
 	for (t = 0; t < threads; t++) {
 		j->a[t] = (struct cqk_attn){
@@ -218,9 +225,9 @@ static void job_init(struct job *j, const struct cqk_ops *ops, struct toy *toy,
 			.head_end = N_KV / threads * (t + 1),
 			.blocks = j->blocks, .n_blocks = context / 64,
 			.spans = j->span, .row_pos = j->row_pos, .n_rows = rows,
-			.q = { j->q, CQ_F32, 0, N_HEADS * D, D },
-			.o = { j->o, CQ_F32, 0, N_HEADS * D, D },
-			.scale = 0.0883883476f,
+			.q = { j->q, CQ_F32, 0, n_heads * dim, dim },
+			.o = { j->o, CQ_F32, 0, n_heads * dim, dim },
+			.scale = 1.0f / sqrtf((float)dim),
 			.scratch = aligned_alloc(64, ALIGN_UP(
 				ops->scratch_bytes(&toy->m, rows), 64)),
 		};
@@ -239,11 +246,11 @@ static void job_exit(struct job *j, uint32_t threads)
 static double error_of(struct job *j)
 {
 	uint32_t row = j->a[0].n_rows - 1, head = 5, ch;
-	double ref[D], err = 0, norm = 0;
+	double ref[MAX_D], err = 0, norm = 0;
 
 	toy_reference(&j->a[0], row, head, ref);
-	for (ch = 0; ch < D; ch++) {
-		double e = (double)j->o[((size_t)row * N_HEADS + head) * D + ch] - ref[ch];
+	for (ch = 0; ch < dim; ch++) {
+		double e = (double)j->o[((size_t)row * n_heads + head) * dim + ch] - ref[ch];
 
 		err += e * e;
 		norm += ref[ch] * ref[ch];
@@ -278,16 +285,28 @@ static void print(struct job *j, uint32_t threads, struct times *own,
 
 	printf("{\"bench\": \"attention\", \"config\": \"%s\", \"keys\": \"%s\", "
 	       "\"impl\": \"%s\", \"rows\": %u, \"threads\": %u, "
-	       "\"context\": %u, \"head_dim\": %d, \"gqa\": %d, "
+	       "\"context\": %u, \"head_dim\": %u, \"gqa\": %u, "
 	       "\"ns_per_token_head\": %.2f, \"vs_fp16\": %.2f, "
 	       "\"vs_bandwidth\": %.2f, \"rel_err\": %.2e, "
 	       "\"p10\": %.2f, \"p90\": %.2f}\n",
 	       j->config, keys_name(j->toy), j->ops->name, j->a[0].n_rows,
-	       threads, j->context, D, N_HEADS / N_KV, median,
+	       threads, j->context, dim, n_heads / N_KV, median,
 	       quantile(fp16, 0.5) / median,
-	       quantile(read, 0.5) * 4 * D / median, error_of(j),
+	       quantile(read, 0.5) * 4 * dim / median, error_of(j),
 	       quantile(own, 0.1), quantile(own, 0.9));
 	fflush(stdout);
+}
+
+static bool wanted(const struct cqk_ops *ops, const struct toy *toy,
+		   const char *config, uint32_t context, uint32_t rows,
+		   uint32_t threads)
+{
+	const char *only = getenv("CQ_BENCH_ONLY");
+	char name[128];
+
+	snprintf(name, sizeof(name), "%s %s %s %ux%u %u", config, keys_name(toy),
+		 ops->name, rows, threads, context);
+	return !only || !fnmatch(only, name, 0);
 }
 
 static void run_case(const struct cqk_ops *ops, struct toy *toy, struct data *data,
@@ -299,6 +318,8 @@ static void run_case(const struct cqk_ops *ops, struct toy *toy, struct data *da
 	struct times t_own, t_fp16, t_read;
 	uint32_t i;
 
+	if (!wanted(ops, toy, config, context, rows, threads))
+		return;
 	job_init(&own, ops, toy, data, context, rows, threads);
 	job_init(&fp16, ops, base, &halves, context, rows, threads);
 	own.config = config;
@@ -335,8 +356,8 @@ static void toy_of(struct toy *t, uint32_t c, uint32_t keys)
 {
 	const char *type = getenv("CQ_BENCH_CENTROIDS");
 	struct toy_opts o = {
-		.n_layers = N_LAYERS, .n_heads = N_HEADS, .n_kv_heads = N_KV,
-		.d = D, .keys = keys, .rope_dim = D, .ck = c, .cv = c,
+		.n_layers = N_LAYERS, .n_heads = n_heads, .n_kv_heads = N_KV,
+		.d = dim, .keys = keys, .rope_dim = dim, .ck = c, .cv = c,
 		.i8 = !type || strcmp(type, "f16"), .theta = 5e5,
 	};
 	uint32_t l;
@@ -349,7 +370,7 @@ static void toy_of(struct toy *t, uint32_t c, uint32_t keys)
 static void run_coding(const struct cqk_ops *ops, struct toy *base, uint32_t c,
 		       uint32_t keys)
 {
-	static const uint32_t contexts[] = { 1024, 4096, 16384 };
+	static const uint32_t contexts[] = { 1024, 4096, 16384, MAX_CONTEXT };
 	uint32_t i, rows, threads;
 	char name[32];
 	struct toy t;
@@ -373,6 +394,19 @@ static void run_coding(const struct cqk_ops *ops, struct toy *base, uint32_t c,
 	toy_free(&t);
 }
 
+/* A number from the environment, at most @most. */
+static uint32_t env_number(const char *name, uint32_t normal, uint32_t most)
+{
+	const char *text = getenv(name);
+	long n = text ? strtol(text, NULL, 10) : normal;
+
+	if (n < 1 || n > (long)most) {
+		fprintf(stderr, "%s=%s: not from 1 to %u\n", name, text, most);
+		exit(1);
+	}
+	return (uint32_t)n;
+}
+
 int main(void)
 {
 	static const uint32_t codings[] = { 0, 8, 4, 2 };
@@ -385,8 +419,11 @@ int main(void)
 			getenv("CQ_KERNELS"));
 		return 1;
 	}
+	dim = env_number("CQ_BENCH_DIM", 128, MAX_D) / 8 * 8;
+	n_heads = N_KV * env_number("CQ_BENCH_GQA", 4, MAX_GQA);
 	data_init(&coded, (size_t)160 << 20, false);
-	data_init(&halves, (size_t)256 << 20, true);
+	data_init(&halves, MAX((size_t)256 << 20,
+			       (size_t)MAX_CONTEXT * N_KV * dim * 4), true);
 	read_mem = toy_alloc(4 * READ_BYTES);
 	memset(read_mem, 1, 4 * READ_BYTES);
 	toy_of(&base, 0, CQK_KEYS_NONE);
