@@ -210,6 +210,18 @@ void cqk_turn_query(const float *turn, uint32_t half, const float *q,
 	memcpy(out + 2 * half, q + 2 * half, (d - 2 * half) * sizeof(*out));
 }
 
+/* K that follows @b: of the next block, or of the next head. */
+static const uint8_t *key_after(const struct cqk_head *h, const struct cqk_block *b)
+{
+	const struct cqk_attn *a = h->a;
+
+	if (b + 1 < a->blocks + a->n_blocks)
+		return cqk_block_src(a, b + 1, h->head, false, 0).data;
+	if (h->head + 1 < a->head_end)
+		return cqk_block_src(a, a->blocks, h->head + 1, false, 0).data;
+	return NULL;
+}
+
 static void find_block(struct cqk_head *h, const struct cqk_block *b,
 		       struct cqk_src *k, struct cqk_src *v)
 {
@@ -221,6 +233,8 @@ static void find_block(struct cqk_head *h, const struct cqk_block *b,
 		live |= a->spans[b->span_first + i].mask;
 	*k = cqk_block_src(a, b, h->head, false, live);
 	*v = cqk_block_src(a, b, h->head, true, live);
+	k->next = v->data;
+	v->next = key_after(h, b);
 	h->chunk.tokens = b->tokens;
 }
 

@@ -35,6 +35,7 @@
  * @tokens:  tokens stored, 64 for codes
  * @d:       channels
  * @live:    tokens that some span reads; the others may be garbage
+ * @next:    what is read after it, of the same layer; NULL: nothing known
  */
 struct cqk_src {
 	const uint8_t *data;
@@ -43,6 +44,7 @@ struct cqk_src {
 	uint32_t tokens;
 	uint32_t d;
 	uint64_t live;
+	const uint8_t *next;
 };
 
 /**

@@ -11,10 +11,9 @@
 #define CQK_VB 32
 #define CQK_MR 6
 #include "kernels/tile.h"
+#include "kernels/x86/few.h"
 #include "kernels/x86/fetch_avx2.h"
 #include "kernels/x86/long_avx2.h"
-
-#define FEW 8
 
 /* Sums of eight accumulators, in order. */
 INLINE __m256 sum8(const __m256 *a)
@@ -188,27 +187,6 @@ FEW_KIND(B2)
 	FEW_ROW(fn, B8), FEW_ROW(fn, B4), FEW_ROW(fn, B2) }
 static const scores_fn scores_table[][4] = FEW_TABLE(scores);
 static const accum_fn accum_table[][4] = FEW_TABLE(accum);
-
-/* Lanes up to the next power of two: queries 0, nobody reads their scores. */
-static int pad_chunk(struct cqk_chunk *c)
-{
-	int log = c->n > 4 ? 3 : c->n > 2 ? 2 : c->n > 1;
-	uint32_t r;
-
-	for (r = c->n; r < 1u << log; r++) {
-		memset(c->q + (size_t)r * c->dpad, 0, c->d * sizeof(float));
-		c->o[r] = c->q + (size_t)r * c->dpad;
-	}
-	return log;
-}
-
-static void clear_scores(struct cqk_chunk *c, int log)
-{
-	uint32_t r;
-
-	for (r = c->n; r < 1u << log; r++)
-		memset(c->s + (size_t)r * CQK_T, 0, CQK_T * sizeof(float));
-}
 
 static bool avx2_few(struct cqk_chunk *c, const struct cqk_src *k,
 		     const struct cqk_src *v, const struct cqk_rope *rope)

@@ -31,6 +31,7 @@ typedef __m512i zi;
 #define CQK_MR 8
 #include "kernels/tile.h"
 #include "kernels/x86/keys_avx512.h"
+#include "kernels/x86/rows_avx512.h"
 
 #define P_ONE 32766.0f		/* one more by rounding still fits */
 
@@ -245,7 +246,7 @@ static void batch_end(struct page_batch *b)
 static bool avx512_few(struct cqk_chunk *c, const struct cqk_src *k,
 		       const struct cqk_src *v, const struct cqk_rope *rope)
 {
-	return cqk_tile_avx2.few(c, k, v, rope);
+	return rows_few(c, k, v, rope) || cqk_tile_avx2.few(c, k, v, rope);
 }
 
 static void avx512_load_k(const struct cqk_src *src, const struct cqk_rope *rope,

@@ -47,9 +47,22 @@ static inline __m256i fill_cvtepi32_epi16(simde__m512i x)
 	return r;
 }
 
+/* Sixteen halves. */
+static inline float __attribute__((vector_size(64))) fill_cvtph_ps(__m256i x)
+{
+	__m256 half[2] = { _mm256_cvtph_ps(_mm256_castsi256_si128(x)),
+			   _mm256_cvtph_ps(_mm256_extracti128_si256(x, 1)) };
+	float __attribute__((vector_size(64))) out;
+
+	memcpy(&out, half, sizeof(out));
+	return out;
+}
+
 #define __mmask64 simde__mmask64
 #undef _mm512_loadu_si512
 #define _mm512_loadu_si512 fill_loadu
+#undef _mm512_cvtph_ps
+#define _mm512_cvtph_ps fill_cvtph_ps
 #undef _mm512_cvtps_epi32
 #define _mm512_cvtps_epi32 fill_cvtps_epi32
 #undef _mm512_cvtepi32_epi16

@@ -376,6 +376,26 @@ TEST(pass_through_pages)
 	}
 }
 
+/* Blocks without codes, for every number of query vectors and width. */
+TEST(rows_of_halves)
+{
+	static const uint32_t dims[] = { 16, 48, 64, 80, 128, 208, 256 };
+	uint32_t i, gqa, keys;
+
+	for (i = 0; i < ARRAY_SIZE(dims); i++)
+		for (gqa = 1; gqa <= 8; gqa++)
+			for (keys = 0; keys <= CQK_KEYS_NONE; keys += 2) {
+				struct scene_opts o = plain(dims[i], 0, false);
+
+				o.toy.n_heads = 2 * gqa;
+				o.toy.keys = keys;
+				o.toy.rope_dim = gqa % 2 ? dims[i] : MIN(32u, dims[i]);
+				o.holes = gqa % 3 == 0;
+				o.tail = 1 + 5 * gqa;
+				check(&o);
+			}
+}
+
 TEST(different_codings_of_k_and_v)
 {
 	struct scene_opts o = plain(128, 2, true);
