@@ -21,7 +21,7 @@
  * @in_page: [64][2][half]: cos then sin of t * freq[j], t = 0..63
  * @in_page_t: the same values, [half][2][64]
  * @in_page_q14: [half][2][64] times 2^14, rounded; place 32 h + 8 l + i is token
- *           16 (2 h + i / 4) + 4 l + i % 4 (the order of attn_avx512.c)
+ *           16 l + 8 h + i (the order of attn_avx512.c)
  * @in_page_q15: @in_page times 32767, rounded
  *
  * freq[j] = theta^(-2j / rope_dim) (Su et al., RoFormer, arXiv 2104.09864,

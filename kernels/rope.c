@@ -71,7 +71,7 @@ static void quantise_in_page(const float *in, uint32_t half, int16_t *out)
 	for (row = 0; row < 2 * half; row++)
 		for (at = 0; at < CQ_PAGE_TOKENS; at++) {
 			uint32_t h = at / 32, l = at / 8 % 4, i = at % 8;
-			uint32_t t = 16 * (2 * h + i / 4) + 4 * l + i % 4;
+			uint32_t t = 16 * l + 8 * h + i;
 
 			out[row * CQ_PAGE_TOKENS + at] = (int16_t)lrintf(
 				in[row * CQ_PAGE_TOKENS + t] * 16384.0f);

@@ -7,9 +7,13 @@
  * centroids are four, so two byte permutes and a blend decode 64 tokens of a
  * channel, whatever the group size; nothing is gathered. Keys are turned by
  * their in-page offset in 16 bits with one table for all pages, and multiplied
- * with the query, turned back by the page's position, by vpdpwssd. Values
- * meet the probabilities of up to four pages in 16 bits, scaled to the largest
- * of them, and go on in float. All else takes the tile (tile.h, 64-byte
+ * with the query, turned back by the page's position, by vpdpwssd. Values meet
+ * the probabilities of up to eight pages in 16 bits, scaled to the largest of
+ * them, by vpdpbusd, and go on in float. Tables are larger than L1, so each of
+ * their parts does its work for all these pages at once. The next eight pages
+ * are fetched meanwhile.
+ *
+ * Halves take the rows of rows_avx512.h, all else the tile (tile.h, 64-byte
  * vectors) or the AVX2 path.
  *
  * Tests compile this file a second time on SIMDe (CQK_SIMDE), which is how it
@@ -31,130 +35,40 @@ typedef __m512i zi;
 #define CQK_MR 8
 #include "kernels/tile.h"
 #include "kernels/x86/keys_avx512.h"
+#include "kernels/x86/lut_avx512.h"
 #include "kernels/x86/rows_avx512.h"
+#include "kernels/x86/values_avx512.h"
 
-#define P_ONE 32766.0f		/* one more by rounding still fits */
-
-/*
- * Values of one channel over all pages waiting: p v in 16 partial sums. @group
- * is where its codes start.
- */
-INLINE void channel_values(const int nq, struct page_batch *b, uint32_t ch,
-			   size_t group)
+/* Where K, and V after it, of coded block @i of @head lie. */
+static const uint8_t *page_at(const struct page_batch *b, uint32_t i, uint32_t head)
 {
-	const int8_t *plane = b->v_plane + (size_t)ch * CQK_CENTROIDS;
-	float *o = b->o + (size_t)ch * nq * 16;
-	zi acc[LANES];
-	uint32_t page;
-	int r;
+	return cqk_block_src(b->h->a, &b->h->a->blocks[i], head, false, 0).data;
+}
 
-	for (r = 0; r < nq; r++)
-		acc[r] = _mm512_setzero_si512();
-	for (page = 0; page < b->n; page++) {
-		zi codes = _mm512_loadu_si512(b->v_codes[page] + group);
-		zi v = decode64(plane, codes, _mm512_movepi8_mask(codes));
-		zi v0 = _mm512_cvtepi8_epi16(_mm512_castsi512_si256(v));
-		zi v1 = _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(v, 1));
+/* The pages that come after those waiting: of this head, then of the next. */
+static void find_ahead(struct page_batch *b)
+{
+	/* fetch_some() is called so often, with keys and with values */
+	uint32_t calls = (b->by_lut ? b->nq * b->n / 4 : b->n * b->np / SUM_PAIRS) +
+			 b->d / 2 + 1;
+	const struct cqk_attn *a = b->h->a;
+	uint32_t head = b->h->head, i = b->after, lines;
 
-		for (r = 0; r < nq; r++) {
-			const int16_t *p = b->p[page][r];
-
-			acc[r] = _mm512_dpwssd_epi32(acc[r], v0, _mm512_loadu_si512(p));
-			acc[r] = _mm512_dpwssd_epi32(acc[r], v1,
-						     _mm512_loadu_si512(p + 32));
+	b->n_ahead = b->ahead_page = b->ahead_at = 0;
+	while (b->n_ahead < BATCH) {
+		if (i == a->n_blocks) {
+			if (head > b->h->head || head + 1 == a->head_end)
+				break;
+			head++;
+			i = 0;
+			continue;
 		}
+		if (a->blocks[i].kind == CQK_BLOCK_CODES)
+			b->ahead[b->n_ahead++] = page_at(b, i, head);
+		i++;
 	}
-	for (r = 0; r < nq; r++) {
-		vf x = __builtin_convertvector((vi)acc[r], vf);
-
-		ST(o + r * 16, LD(o + r * 16) * b->grow[r] + x * b->weight[r]);
-	}
-}
-
-INLINE void all_values(const int nq, struct page_batch *b)
-{
-	uint32_t g, j, ch = 0, c = b->v->code.channels;
-
-	for (g = 0; g < b->v->n_groups; g++)
-		for (j = 0; j < c; j++)
-			channel_values(nq, b, ch++, (size_t)g * CQK_T);
-}
-
-static void batch_values(struct page_batch *b)
-{
-	if (b->lanes == 1)
-		all_values(1, b);
-	else if (b->lanes == 2)
-		all_values(2, b);
-	else if (b->lanes == 4)
-		all_values(4, b);
-	else
-		all_values(LANES, b);
-}
-
-/* Scores from integers to what softmax takes; returns their maximum. */
-static float lane_top(struct page_batch *b, uint32_t page, uint32_t lane)
-{
-	float *s = b->s[page][lane];
-	int i;
-
-	for (i = 0; i < CQK_T; i += VF)
-		ST(s + i, LD(s + i) * b->unit[lane]);
-	return softmax_top(s, b->vis[page][lane], b->h->a->soft_cap);
-}
-
-/*
- * p = e^(s - top), as 16-bit fractions; sums of both. What rounding takes from
- * a token goes to the next one of its place (@carry): thousands of tokens that
- * are each below half a unit would otherwise vanish beside one large one.
- */
-static void lane_exp(struct page_batch *b, uint32_t page, uint32_t lane, float top,
-		     vf *carry, float *sum, float *sum_p)
-{
-	const float *s = b->s[page][lane];
-	vf exact = (vf){ 0 }, rounded = (vf){ 0 };
-	int i;
-
-	for (i = 0; i < CQK_T; i += VF) {
-		vi seen = vi_mask(b->vis[page][lane] >> i);
-		vf p = (vf)((vi)vf_exp(LD(s + i) - top) & seen);
-		vf want = p * P_ONE + *carry, got;
-		vi n = (vi)_mm512_cvtps_epi32(want) & seen;
-
-		got = __builtin_convertvector(n, vf);
-		*carry = want - got;
-		exact += p;
-		rounded += got;
-		_mm256_storeu_si256((__m256i *)(void *)&b->p[page][lane][i],
-				    _mm512_cvtepi32_epi16((zi)n));
-	}
-	*sum += vf_sum(exact);
-	*sum_p += vf_sum(rounded);
-}
-
-/* One lane of the batch; the values get the exact mass of p. */
-static void lane_softmax(struct page_batch *b, uint32_t lane)
-{
-	float top = -INFINITY, sum = 0.0f, sum_p = 0.0f, m;
-	vf carry = (vf){ 0 };
-	uint32_t page;
-
-	for (page = 0; page < b->n; page++)
-		top = fmaxf(top, lane_top(b, page, lane));
-	b->grow[lane] = 1.0f;
-	b->weight[lane] = 0.0f;
-	if (!(top > -INFINITY)) {
-		for (page = 0; page < b->n; page++)
-			memset(b->p[page][lane], 0, sizeof(b->p[page][lane]));
-		return;
-	}
-	for (page = 0; page < b->n; page++)
-		lane_exp(b, page, lane, top, &carry, &sum, &sum_p);
-	m = fmaxf(b->m[lane], top);
-	b->grow[lane] = expf(b->m[lane] - m);
-	b->weight[lane] = expf(top - m) * sum / sum_p;
-	b->l[lane] = b->l[lane] * b->grow[lane] + expf(top - m) * sum;
-	b->m[lane] = m;
+	lines = b->n_ahead * (b->ahead_bytes / 64);
+	b->ahead_step = (lines + calls - 1) / calls;
 }
 
 static void batch_flush(struct page_batch *b)
@@ -163,6 +77,11 @@ static void batch_flush(struct page_batch *b)
 
 	if (!b->n)
 		return;
+	find_ahead(b);
+	if (b->by_lut)
+		lut_keys(b);
+	else
+		batch_keys(b);
 	for (lane = 0; lane < b->lanes; lane++)
 		lane_softmax(b, lane);
 	batch_values(b);
@@ -179,16 +98,23 @@ static void batch_add(void *ctx, const struct cqk_block *blk, const uint64_t *vi
 	memcpy(b->vis[b->n], vis, sizeof(b->vis[b->n]));
 	b->k_codes[b->n] = cqk_block_src(a, blk, head, false, ~0ull).data;
 	b->v_codes[b->n] = cqk_block_src(a, blk, head, true, ~0ull).data;
-	page_keys(b, b->n);
+	b->after = (uint32_t)(blk - a->blocks) + 1;
 	if (++b->n == BATCH)
 		batch_flush(b);
 }
 
 static const struct cqk_page_ops page_ops = {
 	.turn = batch_turn,
-	.lane = lane_query,
+	.lane = batch_lane,
 	.page = batch_add,
 };
+
+/* Making tables takes the time of turning none for so many blocks. */
+static bool worth_tables(const struct cqk_attn *a, const struct cqk_codebook *k)
+{
+	return k->code.channels >= 4 && k->n_groups <= LUT_GROUPS &&
+	       a->n_blocks >= (k->code.channels >= 8 ? 16 : 64);
+}
 
 static struct page_batch *batch_begin(struct cqk_head *h)
 {
@@ -208,36 +134,59 @@ static struct page_batch *batch_begin(struct cqk_head *h)
 	b->d = d;
 	b->half = cqk_turns_keys(h->a) ? h->a->rope->half : 0;
 	b->np = d / 2;
+	b->ahead_bytes = (uint32_t)(layer->k_bytes + layer->v_bytes);
+	if (h->head == h->a->head_begin) {
+		find_ahead(b);
+		b->ahead_step = UINT32_MAX;
+		fetch_some(b);
+	}
 	for (i = 0; i < PAIRS; i++)
 		b->turn[0][i] = 1.0f;
 	for (i = 0; i < LANES; i++)
 		b->m[i] = -INFINITY;
+	b->by_lut = !b->half && worth_tables(h->a, &layer->k);
+	if (b->by_lut)
+		lut_queries(b);
+	else
+		batch_queries(b);
 	memset(b->o, 0, (size_t)d * b->lanes * 16 * sizeof(float));
-	batch_queries(b);
-	for (i = 0; i < b->nq; i++)
-		lane_query(b, i);
 	return b;
+}
+
+/* o = o * old + sums of the lane * own * scale */
+static void merge_values(const struct page_batch *b, uint32_t lane, float old,
+			 float own, float *o)
+{
+	const float *scale = b->v->scale + (size_t)b->h->head * b->d;
+	const float *part = b->o + (size_t)lane * VF;
+	uint32_t ch, i;
+	vf sums[VF];
+
+	for (ch = 0; ch + VF <= b->d; ch += VF) {
+		for (i = 0; i < VF; i++)
+			sums[i] = LD(part + (size_t)(ch + i) * b->lanes * VF);
+		ST(o + ch, LD(o + ch) * old + sum16(sums) * (own * LD(scale + ch)));
+	}
+	for (; ch < b->d; ch++)
+		o[ch] = o[ch] * old + own * scale[ch] *
+			vf_sum(LD(part + (size_t)ch * b->lanes * VF));
 }
 
 /* Merge into the driver's state. */
 static void batch_end(struct page_batch *b)
 {
-	const float *scale = b->v->scale + (size_t)b->h->head * b->d;
 	struct cqk_head *h = b->h;
-	uint32_t lane, ch;
+	uint32_t lane;
 
 	batch_flush(b);
 	for (lane = 0; lane < b->nq; lane++) {
-		float *o = h->o + (size_t)lane * h->dpad;
-		float m = fmaxf(h->m[lane], b->m[lane]), old, own;
+		float m = larger(h->m[lane], b->m[lane]), old, own;
 
 		if (!(b->m[lane] > -INFINITY))
 			continue;
 		old = expf(h->m[lane] - m);
 		own = expf(b->m[lane] - m);
-		for (ch = 0; ch < b->d; ch++)
-			o[ch] = o[ch] * old + own * scale[ch] *
-				vf_sum(LD(b->o + ((size_t)ch * b->lanes + lane) * 16));
+		merge_values(b, lane, old, own, h->o + (size_t)lane * h->dpad);
 		h->l[lane] = h->l[lane] * old + b->l[lane] * own;
 		h->m[lane] = m;
 	}

@@ -12,55 +12,114 @@
 #define CQK_KEYS_AVX512_H
 
 #define LANES CQK_LANES
-#define BATCH 4			/* pages that share a scale of p */
+#define BATCH 8			/* pages that share tables in L1 and a scale of p */
 #define PAIRS 128		/* pairs of channels, d <= 256 */
 #define SUM_PAIRS 16		/* pairs summed in 32 bits */
 #define KEY_UNIT 128.0f		/* a turned key is its centroid times this, */
 #define PLAIN_UNIT 1.0f		/* where no key is turned */
+#define LUT_GROUPS 32		/* groups of keys that tables are made for */
 
 /**
  * struct page_batch - state of one kv head in the transposed path
  * @h:      the driver's state
  * @k, @v:  codebooks, 8-bit
  * @k_plane, @v_plane: [d][256] of this head
- * @nq:     vectors; @np: pairs; @half: of them turned ones, before the others
+ * @nq:     vectors; @lanes: the next of 1, 2, 4, 8
+ * @np:     pairs; @half: of them turned ones, before the others
+ * @by_lut: scores come from tables (lut_avx512.h)
  * @n:      pages waiting
- * @qa, @qb: [nq][np] first and second channel of each pair, scaled to integers
- * @turn:   [2][np] cos and sin of the page at hand; 1 and 0 for unturned pairs
- * @ratio:  [np][2] centroid scale of both channels over the larger, Q15
- * @pair:   [nq][np] (qa, qb) turned back, as 16-bit halves of a word
- * @unit:   [nq] score of one
- * @m, @l:  [nq] running maximum and sum
+ * @after:  index of the block after the last page
+ * @ahead, @n_ahead: pages to be fetched; @ahead_page, @ahead_at: how far that is
+ * @ahead_bytes: of a page; @ahead_step: lines at a time
+ * @m, @l:  [lane] running maximum and sum
+ * @unit:   [lane] score of one; @bias: what is added to it
+ * @grow, @weight: [lane] factors of sums so far and of this batch
  * @vis:    [page][lane]
- * @s, @p:  [page][lane][64] scores, probabilities
+ * @turn:   [2][np] cos and sin of the page at hand; 1 and 0 for unturned pairs
+ * @qa, @qb: [lane][np] first and second channel of each pair, scaled to integers
+ * @s:      [page][lane][64] scores, in the order of score_seen()
+ * @p:      [page][lane][2][64] probabilities, lower and upper bytes
+ * @pair:   [page][lane][np] (qa, qb) turned back, as 16-bit halves of a word; one
+ *          page serves all where nothing is turned
+ * @cs:     [half][4][64] cos and sin of the offset times the first channel's
+ *          scale, the same for the second; scales over the larger of both
+ * @lut:    [lane][group] products with centroids, lower and upper bytes
  * @o:      [d][lanes][16] partial sums of p v
  */
 struct page_batch {
 	struct cqk_head *h;
 	const struct cqk_codebook *k, *v;
 	const int8_t *k_plane, *v_plane;
-	uint32_t nq, lanes, np, half, d, n;
-	float m[LANES], l[LANES], unit[LANES];
+	uint32_t nq, lanes, np, half, d, n, after;
+	uint32_t n_ahead, ahead_page, ahead_at, ahead_bytes, ahead_step;
+	const uint8_t *ahead[BATCH];
+	float m[LANES], l[LANES], unit[LANES], bias[LANES];
+	bool by_lut;
 	float grow[LANES], weight[LANES];
 	uint64_t vis[BATCH][LANES];
 	const uint8_t *k_codes[BATCH], *v_codes[BATCH];
-	int16_t ratio[PAIRS][2];
 	float turn[2][PAIRS] __attribute__((aligned(64)));
 	float qa[LANES][PAIRS], qb[LANES][PAIRS];
-	int32_t pair[LANES][PAIRS];
 	float s[BATCH][LANES][CQK_T];
-	int16_t p[BATCH][LANES][CQK_T];
+	uint8_t p[BATCH][LANES][2][CQK_T];
+	union {
+		struct {
+			int32_t pair[BATCH][LANES][PAIRS];
+			int16_t cs[PAIRS][4][CQK_T];
+		};
+		uint8_t lut[LANES][LUT_GROUPS][2][CQK_CENTROIDS];
+	};
 	float o[2 * PAIRS * LANES * 16];
 };
 
-/* Codes of one group so ordered that two unpacks give tokens in order. */
-INLINE zi load_codes_k(const uint8_t *codes)
+INLINE float larger(float a, float b)
 {
-	const zi order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2,
-					  13, 9, 5, 1, 12, 8, 4, 0);
-
-	return _mm512_permutexvar_epi32(order, _mm512_loadu_si512(codes));
+	return a > b ? a : b;
 }
+
+/* A few lines of the pages to come. */
+INLINE void fetch_some(struct page_batch *b)
+{
+	uint32_t i;
+
+	for (i = 0; i < b->ahead_step && b->ahead_page < b->n_ahead; i++) {
+		__builtin_prefetch(b->ahead[b->ahead_page] + b->ahead_at, 0, 3);
+		b->ahead_at += 64;
+		if (b->ahead_at >= b->ahead_bytes) {
+			b->ahead_at = 0;
+			b->ahead_page++;
+		}
+	}
+}
+
+/*
+ * acc + products of neighbours: two of 16 bits each, or four bytes, @x unsigned.
+ * Not by intrinsics: what they take and return has another type than a sum of
+ * 32 bits, and gcc 12 then moves accumulators about, some to the stack.
+ */
+#ifdef CQK_SIMDE
+INLINE vi dot_words(vi acc, zi x, zi y)
+{
+	return (vi)_mm512_dpwssd_epi32((zi)acc, x, y);
+}
+
+INLINE vi dot_bytes(vi acc, zi x, zi y)
+{
+	return (vi)_mm512_dpbusd_epi32((zi)acc, x, y);
+}
+#else
+INLINE vi dot_words(vi acc, zi x, zi y)
+{
+	__asm__("vpdpwssd %2, %1, %0" : "+v" (acc) : "v" (x), "v" (y));
+	return acc;
+}
+
+INLINE vi dot_bytes(vi acc, zi x, zi y)
+{
+	__asm__("vpdpbusd %2, %1, %0" : "+v" (acc) : "v" (x), "v" (y));
+	return acc;
+}
+#endif
 
 /* 64 tokens of one channel. */
 INLINE zi decode64(const int8_t *plane, zi codes, __mmask64 upper)
@@ -71,6 +130,20 @@ INLINE zi decode64(const int8_t *plane, zi codes, __mmask64 upper)
 					_mm512_loadu_si512(plane + 192));
 
 	return _mm512_mask_blend_epi8(upper, a, b);
+}
+
+/* 16 bytes as floats. */
+INLINE vf plane_floats(const int8_t *p)
+{
+	zi x = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
+
+	return __builtin_convertvector((vi)x, vf);
+}
+
+/* The low byte of each of 16 integers. */
+INLINE void put_bytes(uint8_t *p, zi x)
+{
+	_mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8(x));
 }
 
 /* Channels in order; codes are loaded once per group. */
@@ -84,7 +157,7 @@ struct walk {
 
 INLINE void walk_load(struct walk *w)
 {
-	w->now = load_codes_k(w->codes);
+	w->now = _mm512_loadu_si512(w->codes);
 	w->upper = _mm512_movepi8_mask(w->now);
 	w->codes += CQK_T;
 }
@@ -115,8 +188,8 @@ INLINE zi walk_next(struct walk *w)
 	return x;
 }
 
-/* acc += (x, y) . (q of x, q of y), 16 tokens per register, in order */
-INLINE void dot_pair(const int nq, zi acc[][4], const zi *x, const zi *y,
+/* acc += (x, y) . (q of x, q of y), 16 tokens per register */
+INLINE void dot_pair(const int nq, vi acc[][4], const zi *x, const zi *y,
 		     const int32_t *pair)
 {
 	zi w[4];
@@ -130,7 +203,7 @@ INLINE void dot_pair(const int nq, zi acc[][4], const zi *x, const zi *y,
 		zi q = _mm512_set1_epi32(pair[r * PAIRS]);
 
 		for (i = 0; i < 4; i++)
-			acc[r][i] = _mm512_dpwssd_epi32(acc[r][i], w[i], q);
+			acc[r][i] = dot_words(acc[r][i], w[i], q);
 	}
 }
 
@@ -154,115 +227,149 @@ INLINE void plain_pair(zi x, zi y, const bool small, zi *a, zi *b)
 	}
 }
 
-/* One pair turned by each token's offset. */
-INLINE void turn_pair(zi lo, zi hi, const int16_t *ratio, const int16_t *cs,
-		      zi *a, zi *b)
+/* One pair turned by each token's offset, scaled. */
+INLINE void turn_pair(zi lo, zi hi, const int16_t (*cs)[CQK_T], zi *a, zi *b)
 {
-	zi r_lo = _mm512_set1_epi16(ratio[0]), r_hi = _mm512_set1_epi16(ratio[1]);
 	zi l[2], h[2];
 	int i;
 
 	widen(lo, l);
 	widen(hi, h);
 	for (i = 0; i < 2; i++) {
-		zi c = _mm512_loadu_si512(cs + 32 * i);
-		zi s = _mm512_loadu_si512(cs + CQK_T + 32 * i);
+		zi lc = _mm512_loadu_si512(cs[0] + 32 * i);
+		zi ls = _mm512_loadu_si512(cs[1] + 32 * i);
+		zi hc = _mm512_loadu_si512(cs[2] + 32 * i);
+		zi hs = _mm512_loadu_si512(cs[3] + 32 * i);
 
-		l[i] = _mm512_mulhrs_epi16(l[i], r_lo);
-		h[i] = _mm512_mulhrs_epi16(h[i], r_hi);
-		a[i] = _mm512_sub_epi16(_mm512_mulhrs_epi16(l[i], c),
-					_mm512_mulhrs_epi16(h[i], s));
-		b[i] = _mm512_add_epi16(_mm512_mulhrs_epi16(l[i], s),
-					_mm512_mulhrs_epi16(h[i], c));
+		a[i] = _mm512_sub_epi16(_mm512_mulhrs_epi16(l[i], lc),
+					_mm512_mulhrs_epi16(h[i], hs));
+		b[i] = _mm512_add_epi16(_mm512_mulhrs_epi16(l[i], ls),
+					_mm512_mulhrs_epi16(h[i], hc));
 	}
 }
 
-/* s += acc as floats; acc = 0 */
-INLINE void spill(const int nq, zi acc[][4], float (*s)[CQK_T])
+/* s = acc as floats, or s += acc */
+INLINE void spill(const int nq, vi acc[][4], const bool add, float (*s)[CQK_T])
 {
 	int r, i;
 
 	for (r = 0; r < nq; r++)
 		for (i = 0; i < 4; i++) {
-			vf x = __builtin_convertvector((vi)acc[r][i], vf);
+			vf x = __builtin_convertvector(acc[r][i], vf);
 
-			ST(&s[r][16 * i], LD(&s[r][16 * i]) + x);
-			acc[r][i] = _mm512_setzero_si512();
+			if (add)
+				x += LD(&s[r][16 * i]);
+			ST(&s[r][16 * i], x);
 		}
 }
 
-/* Integer scores of one page for lanes @at .. @at + nq - 1. */
-INLINE void page_scores(const int nq, const bool turned, struct page_batch *b,
-			uint32_t page, uint32_t at)
+/*
+ * Integer scores of one page for lanes @at .. @at + nq - 1 from pairs @from .. @to:
+ * few enough for 32 bits, and for tables that stay in L1 for all pages waiting.
+ */
+INLINE void some_scores(const int nq, const bool turned, struct page_batch *b,
+			uint32_t page, uint32_t at, uint32_t from, uint32_t to)
 {
-	const int16_t *table = turned ? b->h->a->rope->in_page_q14 : NULL;
-	float (*s)[CQK_T] = &b->s[page][at];
-	struct walk lo = walk_from(b, b->k_codes[page], 0), hi = lo;
-	zi acc[4][4], x[2], y[2];
-	uint32_t i;
+	const int32_t *pair = b->pair[turned ? page : 0][at];
+	const uint8_t *codes = b->k_codes[page];
+	uint32_t turns = turned ? MIN(to, b->half) : 0, i = from;
+	struct walk lo, hi;
+	zi x[2], y[2];
+	vi acc[4][4];
 	int r;
 
-	memset(s, 0, (size_t)nq * sizeof(*s));
 	for (r = 0; r < nq; r++)
-		acc[r][0] = acc[r][1] = acc[r][2] = acc[r][3] = _mm512_setzero_si512();
-	if (turned)
-		hi = walk_from(b, b->k_codes[page], b->half);
-	for (i = 0; i < b->np; i++) {
-		zi first;
-
-		if (turned && i == b->half)
-			lo = hi;
-		first = walk_next(&lo);
-		if (turned && i < b->half)
-			turn_pair(first, walk_next(&hi), b->ratio[i],
-				  table + (size_t)i * 2 * CQK_T, x, y);
-		else
-			plain_pair(first, walk_next(&lo), !turned, x, y);
-		dot_pair(nq, acc, x, y, &b->pair[at][i]);
-		if (i % SUM_PAIRS == SUM_PAIRS - 1)
-			spill(nq, acc, s);
+		acc[r][0] = acc[r][1] = acc[r][2] = acc[r][3] = (vi){ 0 };
+	if (i < turns) {
+		lo = walk_from(b, codes, i);
+		hi = walk_from(b, codes, b->half + i);
 	}
-	spill(nq, acc, s);
-}
+	for (; i < turns; i++) {
+		zi first = walk_next(&lo);
 
-INLINE void page_keys_as(const bool turned, struct page_batch *b, uint32_t page)
-{
-	uint32_t at;
+		turn_pair(first, walk_next(&hi), b->cs[i], x, y);
+		dot_pair(nq, acc, x, y, pair + i);
+	}
+	if (i < to)
+		lo = walk_from(b, codes, 2 * i);
+	for (; i < to; i++) {
+		zi first = walk_next(&lo);
 
-	if (b->lanes == 1)
-		page_scores(1, turned, b, page, 0);
-	else if (b->lanes == 2)
-		page_scores(2, turned, b, page, 0);
-	for (at = 0; b->lanes >= 4 && at < b->lanes; at += 4)
-		page_scores(4, turned, b, page, at);
-}
-
-static void page_keys(struct page_batch *b, uint32_t page)
-{
-	if (b->half)
-		page_keys_as(true, b, page);
+		plain_pair(first, walk_next(&lo), !turned, x, y);
+		dot_pair(nq, acc, x, y, pair + i);
+	}
+	if (from)
+		spill(nq, acc, true, &b->s[page][at]);
 	else
-		page_keys_as(false, b, page);
+		spill(nq, acc, false, &b->s[page][at]);
 }
 
-/* cos and sin of position @pos for all pairs. */
+INLINE void batch_keys_as(const int nq, const bool turned, struct page_batch *b)
+{
+	uint32_t page, from, at;
+
+	for (from = 0; from < b->np; from += SUM_PAIRS)
+		for (page = 0; page < b->n; page++) {
+			for (at = 0; at < b->lanes; at += nq)
+				some_scores(nq, turned, b, page, at, from,
+					    MIN(from + SUM_PAIRS, b->np));
+			fetch_some(b);
+		}
+}
+
+#define KEYS_FNS(nq)								\
+static void keys_turned_##nq(struct page_batch *b)				\
+{										\
+	batch_keys_as(nq, true, b);						\
+}										\
+static void keys_plain_##nq(struct page_batch *b)				\
+{										\
+	batch_keys_as(nq, false, b);						\
+}
+KEYS_FNS(1)
+KEYS_FNS(2)
+KEYS_FNS(4)
+
+/* Scores of all pages waiting. */
+static void batch_keys(struct page_batch *b)
+{
+	if (b->lanes == 1)
+		(b->half ? keys_turned_1 : keys_plain_1)(b);
+	else if (b->lanes == 2)
+		(b->half ? keys_turned_2 : keys_plain_2)(b);
+	else
+		(b->half ? keys_turned_4 : keys_plain_4)(b);
+}
+
+/* cos and sin of position @pos for all pairs: cqk_turn_init() with wider vectors. */
 static void batch_turn(void *ctx, uint32_t pos)
 {
 	struct page_batch *b = ctx;
 	const struct cqk_rope *rope = b->h->a->rope;
-	float tmp[2 * PAIRS];
+	uint32_t half = b->half, j = 0;
+	const float *base, *in_page;
 
-	if (!b->half)
+	if (!half)
 		return;
-	cqk_turn_init(rope, pos, tmp);
-	memcpy(b->turn[0], tmp, b->half * sizeof(float));
-	memcpy(b->turn[1], tmp + b->half, b->half * sizeof(float));
+	base = rope->base + pos / CQK_T * (size_t)(2 * half);
+	in_page = rope->in_page + pos % CQK_T * (size_t)(2 * half);
+	for (; j + VF <= half; j += VF) {
+		vf bc = LD(base + j), bs = LD(base + half + j);
+		vf tc = LD(in_page + j), ts = LD(in_page + half + j);
+
+		ST(b->turn[0] + j, bc * tc - bs * ts);
+		ST(b->turn[1] + j, bs * tc + bc * ts);
+	}
+	for (; j < half; j++) {
+		b->turn[0][j] = base[j] * in_page[j] - base[half + j] * in_page[half + j];
+		b->turn[1][j] = base[half + j] * in_page[j] + base[j] * in_page[half + j];
+	}
 }
 
-/* The lane's query in the frame of a page, as pairs of 16-bit integers. */
-static void lane_query(void *ctx, uint32_t lane)
+/* The lane's query in the frame of the page at hand, as pairs of 16-bit integers. */
+static void lane_pairs(struct page_batch *b, uint32_t lane)
 {
-	struct page_batch *b = ctx;
+	int32_t *pair = b->pair[b->n][lane];
 	uint32_t i;
 
 	for (i = 0; i < b->np; i += VF) {
@@ -272,13 +379,16 @@ static void lane_query(void *ctx, uint32_t lane)
 		zi hi = _mm512_cvtps_epi32(y * c - x * s);
 		vi w = ((vi)lo & 0xffff) | ((vi)hi << 16);
 
-		*(vi *)(void *)&b->pair[lane][i] = w;
+		*(vi *)(void *)&pair[i] = w;
 	}
 }
 
-static float larger(float a, float b)
+static void batch_lane(void *ctx, uint32_t lane)
 {
-	return a > b ? a : b;
+	struct page_batch *b = ctx;
+
+	if (b->half)
+		lane_pairs(b, lane);
 }
 
 /* Channels of pair @i and the scale their integers share. */
@@ -320,6 +430,23 @@ static void lane_scale(struct page_batch *b, uint32_t lane)
 	}
 }
 
+/* In-page rotation of pair @i with the scales of both channels. */
+static void pair_table(struct page_batch *b, uint32_t i, float first, float second)
+{
+	const int16_t *in = b->h->a->rope->in_page_q14 + (size_t)i * 2 * CQK_T;
+	uint32_t j;
+
+	for (j = 0; j < 2 * CQK_T; j += 32) {
+		zi x = _mm512_loadu_si512(in + j);
+		int16_t *out = b->cs[i][0] + j;
+
+		_mm512_storeu_si512(out, _mm512_mulhrs_epi16(x,
+				_mm512_set1_epi16((int16_t)lrintf(first * 32767.0f))));
+		_mm512_storeu_si512(out + 2 * CQK_T, _mm512_mulhrs_epi16(x,
+				_mm512_set1_epi16((int16_t)lrintf(second * 32767.0f))));
+	}
+}
+
 static void batch_queries(struct page_batch *b)
 {
 	const float *scale = b->k->scale + (size_t)b->h->head * b->d;
@@ -333,8 +460,9 @@ static void batch_queries(struct page_batch *b)
 		sx = scale[x];
 		sy = scale[y];
 		s = larger(fabsf(sx), fabsf(sy));
-		b->ratio[i][0] = (int16_t)(s > 0.0f ? lrintf(sx / s * 32767.0f) : 0);
-		b->ratio[i][1] = (int16_t)(s > 0.0f ? lrintf(sy / s * 32767.0f) : 0);
+		if (i < b->half)
+			pair_table(b, i, s > 0.0f ? sx / s : 0.0f,
+				   s > 0.0f ? sy / s : 0.0f);
 		for (lane = 0; lane < b->nq; lane++) {
 			const float *q = b->h->q + (size_t)lane * b->h->dpad;
 
@@ -344,6 +472,8 @@ static void batch_queries(struct page_batch *b)
 	}
 	for (lane = 0; lane < b->nq; lane++)
 		lane_scale(b, lane);
+	for (lane = 0; !b->half && lane < b->nq; lane++)
+		lane_pairs(b, lane);
 }
 
 #endif /* CQK_KEYS_AVX512_H */

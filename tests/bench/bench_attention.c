@@ -419,8 +419,12 @@ int main(void)
 			getenv("CQ_KERNELS"));
 		return 1;
 	}
-	dim = env_number("CQ_BENCH_DIM", 128, MAX_D) / 8 * 8;
+	dim = env_number("CQ_BENCH_DIM", 128, MAX_D);
 	n_heads = N_KV * env_number("CQ_BENCH_GQA", 4, MAX_GQA);
+	if (dim % 8) {
+		fprintf(stderr, "CQ_BENCH_DIM=%u: not a multiple of 8\n", dim);
+		return 1;
+	}
 	data_init(&coded, (size_t)160 << 20, false);
 	data_init(&halves, MAX((size_t)256 << 20,
 			       (size_t)MAX_CONTEXT * N_KV * dim * 4), true);

@@ -18,6 +18,11 @@ static inline simde__m512i fill_loadu(const void *p)
 	return x;
 }
 
+static inline void fill_storeu(void *p, simde__m512i x)
+{
+	memcpy(p, &x, sizeof(x));
+}
+
 /* Nearest, ties to even; out of range and NaN give INT32_MIN. */
 static inline simde__m512i fill_cvtps_epi32(float __attribute__((vector_size(64))) x)
 {
@@ -32,17 +37,32 @@ static inline simde__m512i fill_cvtps_epi32(float __attribute__((vector_size(64)
 	return r;
 }
 
-/* The low half of each lane. */
-static inline __m256i fill_cvtepi32_epi16(simde__m512i x)
+/* The low byte of each lane. */
+static inline __m128i fill_cvtepi32_epi8(simde__m512i x)
 {
 	int32_t in[16];
-	int16_t out[16];
-	__m256i r;
+	uint8_t out[16];
+	__m128i r;
 	int i;
 
 	memcpy(in, &x, sizeof(in));
 	for (i = 0; i < 16; i++)
-		out[i] = (int16_t)(uint16_t)(in[i] & 0xffff);
+		out[i] = (uint8_t)(in[i] & 0xff);
+	memcpy(&r, out, sizeof(r));
+	return r;
+}
+
+/* Sixteen bytes with their sign. */
+static inline simde__m512i fill_cvtepi8_epi32(__m128i x)
+{
+	int8_t in[16];
+	int32_t out[16];
+	simde__m512i r;
+	int i;
+
+	memcpy(in, &x, sizeof(in));
+	for (i = 0; i < 16; i++)
+		out[i] = in[i];
 	memcpy(&r, out, sizeof(r));
 	return r;
 }
@@ -61,22 +81,18 @@ static inline float __attribute__((vector_size(64))) fill_cvtph_ps(__m256i x)
 #define __mmask64 simde__mmask64
 #undef _mm512_loadu_si512
 #define _mm512_loadu_si512 fill_loadu
+#undef _mm512_storeu_si512
+#define _mm512_storeu_si512 fill_storeu
 #undef _mm512_cvtph_ps
 #define _mm512_cvtph_ps fill_cvtph_ps
 #undef _mm512_cvtps_epi32
 #define _mm512_cvtps_epi32 fill_cvtps_epi32
-#undef _mm512_cvtepi32_epi16
-#define _mm512_cvtepi32_epi16 fill_cvtepi32_epi16
-#undef _mm512_permutexvar_epi32
-#define _mm512_permutexvar_epi32 simde_mm512_permutexvar_epi32
 #undef _mm512_permutex2var_epi8
 #define _mm512_permutex2var_epi8 simde_mm512_permutex2var_epi8
 #undef _mm512_mask_blend_epi8
 #define _mm512_mask_blend_epi8 simde_mm512_mask_blend_epi8
 #undef _mm512_movepi8_mask
 #define _mm512_movepi8_mask simde_mm512_movepi8_mask
-#undef _mm512_set_epi32
-#define _mm512_set_epi32 simde_mm512_set_epi32
 #undef _mm512_set1_epi32
 #define _mm512_set1_epi32 simde_mm512_set1_epi32
 #undef _mm512_set1_epi16
@@ -101,11 +117,23 @@ static inline float __attribute__((vector_size(64))) fill_cvtph_ps(__m256i x)
 #define _mm512_sub_epi16 simde_mm512_sub_epi16
 #undef _mm512_dpwssd_epi32
 #define _mm512_dpwssd_epi32 simde_mm512_dpwssd_epi32
-#undef _mm512_cvtepi8_epi16
-#define _mm512_cvtepi8_epi16 simde_mm512_cvtepi8_epi16
-#undef _mm512_castsi512_si256
-#define _mm512_castsi512_si256 simde_mm512_castsi512_si256
-#undef _mm512_extracti64x4_epi64
-#define _mm512_extracti64x4_epi64 simde_mm512_extracti64x4_epi64
+#undef _mm512_dpbusd_epi32
+#define _mm512_dpbusd_epi32 simde_mm512_dpbusd_epi32
+#undef _mm512_packus_epi32
+#define _mm512_packus_epi32 simde_mm512_packus_epi32
+#undef _mm512_packus_epi16
+#define _mm512_packus_epi16 simde_mm512_packus_epi16
+#undef _mm512_and_si512
+#define _mm512_and_si512 simde_mm512_and_si512
+#undef _mm512_srli_epi16
+#define _mm512_srli_epi16 simde_mm512_srli_epi16
+#undef _mm512_cvtepi32_epi8
+#define _mm512_cvtepi32_epi8 fill_cvtepi32_epi8
+#undef _mm512_cvtepi8_epi32
+#define _mm512_cvtepi8_epi32 fill_cvtepi8_epi32
+#undef _mm512_unpacklo_epi32
+#define _mm512_unpacklo_epi32 simde_mm512_unpacklo_epi32
+#undef _mm512_unpackhi_epi32
+#define _mm512_unpackhi_epi32 simde_mm512_unpackhi_epi32
 
 #endif /* SIMDE_FILL_H */

@@ -396,6 +396,43 @@ TEST(rows_of_halves)
 			}
 }
 
+/* Keys that need no turning, over enough pages for tables of products. */
+TEST(tables_of_products)
+{
+	static const uint32_t dims[] = { 32, 64, 128, 256 };
+	uint32_t i, gqa, c;
+
+	for (i = 0; i < ARRAY_SIZE(dims); i++)
+		for (c = 4; c <= 16; c *= 2)
+			for (gqa = 1; gqa <= 8; gqa += 1 + gqa / 3) {
+				struct scene_opts o = plain(dims[i], c, true);
+
+				o.toy.n_heads = 2 * gqa;
+				o.toy.keys = CQK_KEYS_NONE;
+				o.shared = 70;
+				o.holes = gqa % 2;
+				o.soft_cap = gqa % 4 == 3 ? 2.0f : 0.0f;
+				o.q_size = gqa == 4 ? 4.0f : 0.0f;
+				check(&o);
+			}
+}
+
+/* One group's products are many times all the others'. */
+TEST(tables_of_uneven_products)
+{
+	struct scene_opts o = plain(128, 8, true);
+	struct scene *s;
+	uint32_t h;
+
+	o.toy.keys = CQK_KEYS_NONE;
+	o.shared = 20;
+	s = scene_new(&o);
+	for (h = 0; h < 8; h++)
+		((float *)s->a.q.data)[h * (uint32_t)s->a.q.stride_head + 77] = 60.0f;
+	check_scene(s);
+	scene_free(s);
+}
+
 TEST(different_codings_of_k_and_v)
 {
 	struct scene_opts o = plain(128, 2, true);
