@@ -53,7 +53,14 @@ static int put_token(const struct cqc_append *p, size_t row, size_t token)
 	return 0;
 }
 
-static int key_turn(const struct cqk_geom *g, uint32_t flags)
+/**
+ * cqc_key_turn() - what is done to keys that are appended
+ * @g:     geometry
+ * @flags: CQ_APPEND_*
+ *
+ * Return: -1 undo the rotation, 1 rotate, 0 as they are.
+ */
+int cqc_key_turn(const struct cqk_geom *g, uint32_t flags)
 {
 	if (g->keys == CQK_KEYS_PRE_ROPE)
 		return flags & CQ_APPEND_ROTATED ? -1 : 0;
@@ -62,17 +69,26 @@ static int key_turn(const struct cqk_geom *g, uint32_t flags)
 	return 0;
 }
 
-static int append_check(const struct cq_seq *seq, const struct cqc_append *p, size_t n,
-			const struct cq_append_opts *o)
+/**
+ * cqc_append_check() - layer, views and options of an append
+ * @model: model
+ * @p:     call
+ * @n:     tokens
+ * @o:     options
+ *
+ * Return: 0 or -EINVAL with text.
+ */
+int cqc_append_check(const struct cq_model *model, const struct cqc_append *p, size_t n,
+		     const struct cq_append_opts *o)
 {
-	const struct cqk_geom *g = &seq->model->m.geom;
+	const struct cqk_geom *g = &model->m.geom;
 	int ret;
 
 	if (o->flags & ~CQ_APPEND_ROTATED)
 		return cqc_fail(-EINVAL, "cq_append: unknown flags 0x%x", o->flags);
 	if (p->layer >= g->n_layers)
 		return cqc_fail(-EINVAL, "cq_append: layer %u of %u", p->layer, g->n_layers);
-	ret = seq->model->be->call(seq->model, o->device, o->stream, "cq_append");
+	ret = model->be->call(model, o->device, o->stream, "cq_append");
 	if (!ret)
 		ret = cqc_view_check(p->k, n, g->n_kv_heads, g->head_dim, "k");
 	if (!ret)
@@ -114,7 +130,7 @@ CQ_API int cq_append(struct cq_seq *seq, uint32_t layer, const struct cq_view *k
 		return ret;
 	if (!opts)
 		o.device = seq->model->device;
-	ret = append_check(seq, &p, n, &o);
+	ret = cqc_append_check(seq->model, &p, n, &o);
 	if (ret || !n)
 		return ret;
 	at = seq->len + seq->appended[layer];
@@ -123,7 +139,7 @@ CQ_API int cq_append(struct cq_seq *seq, uint32_t layer, const struct cq_view *k
 	ret = cqc_seq_grow(seq, at + n);
 	if (ret)
 		return ret;
-	p.turn = key_turn(&seq->model->m.geom, o.flags);
+	p.turn = cqc_key_turn(&seq->model->m.geom, o.flags);
 	p.stream = o.stream;
 	ret = seq->model->be->append(&p, at, n);
 	if (ret)

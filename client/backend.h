@@ -54,6 +54,7 @@ struct cqc_attend {
  * @step_begin: the step before is over; @wait for all of them. 0; -ESTALE of an
  *            earlier one; -errno with text
  * @step:     tables of the step are made. 0 or -errno with text
+ * @append_rows: of a whole step, one layer; @a has no sequence. 0 or -errno
  * @attention: one layer. 0 or -errno with text
  * @hold:     of the engine: keep an order back for its fence? true: kept
  * @ready:    of the engine: may a page be sealed? 1; 0 not yet; -errno never
@@ -92,6 +93,8 @@ struct cqc_backend {
 	void (*batch_free)(struct cq_batch *b);
 	int (*step_begin)(struct cq_batch *b, bool wait);
 	int (*step)(struct cq_batch *b);
+	int (*append_rows)(struct cq_batch *b, const struct cqc_append *a,
+			   const struct cq_append_opts *opts);
 	int (*attention)(const struct cq_batch *b, const struct cqc_attend *at);
 	bool (*hold)(struct cq_model *model, const struct cqc_order *o);
 	int (*ready)(struct cq_pg *pg);
@@ -113,6 +116,17 @@ void cqc_host_rejoin(struct cq_model *model);
 int cqc_host_seg_map(struct cqc_seg *seg, int fd, uint64_t bytes);
 int cqc_host_append(const struct cqc_append *a, size_t at, size_t n);
 void cqc_host_fill(const struct cq_seq *seq, uint32_t i);
+int cqc_host_append_rows(struct cq_batch *b, const struct cqc_append *a,
+			 const struct cq_append_opts *opts);
+int cqc_key_turn(const struct cqk_geom *g, uint32_t flags);
+int cqc_append_check(const struct cq_model *model, const struct cqc_append *p, size_t n,
+		     const struct cq_append_opts *o);
+
+/* --- rows.c --- */
+
+/* A step's rows count as appended to @layer. 0 or -EINVAL: some were already. */
+int cqc_rows_count(struct cq_batch *b, uint32_t layer);
+void cqc_rows_uncount(struct cq_batch *b, uint32_t layer);
 int cqc_host_part(struct cq_model *model, const struct cqc_ent *from, uint32_t r, bool first,
 		  struct cqc_ent *e);
 int cqc_host_batch_new(struct cq_batch *b);

@@ -25,6 +25,7 @@ const struct cqc_backend cqc_cuda = {
 	.batch_free = cqc_gpu_batch_free,
 	.step_begin = cqc_gpu_step_begin,
 	.step = cqc_gpu_step,
+	.append_rows = cqc_gpu_append_rows,
 	.attention = cqc_gpu_attention,
 	.hold = cqc_gpu_hold,
 	.ready = cqc_gpu_ready,

@@ -163,14 +163,17 @@ struct cqc_gpu {
 
 /*
  * struct cqc_gpu_batch - a batch on a device
- * @plan: on the device, at the same place for all steps
+ * @mem:  on the device, at the same place for all steps: a table of destinations,
+ *        at most @dests_max, and at @plan_at the plan; @host pinned
+ * @n_dests, @n_items: of the step
  * @work: workspace, @work_head bytes for each kv head
  * @past: steps whose end was not seen yet, @at is the one being made or in use
  */
 struct cqc_gpu_batch {
 	struct cqk_cuda_limits limits;
-	cqcu_ptr plan, work;
-	uint64_t plan_bytes, work_head;
+	cqcu_ptr mem, work;
+	uint64_t mem_bytes, plan_at, work_head;
+	uint32_t dests_max, n_dests, n_items;
 	uint8_t *host;
 	uint32_t at;
 	bool used, stale;
@@ -263,6 +266,8 @@ int cqc_gpu_batch_new(struct cq_batch *b);
 void cqc_gpu_batch_free(struct cq_batch *b);
 int cqc_gpu_step_begin(struct cq_batch *b, bool wait);
 int cqc_gpu_step(struct cq_batch *b);
+int cqc_gpu_append_rows(struct cq_batch *b, const struct cqc_append *a,
+			const struct cq_append_opts *opts);
 int cqc_gpu_attention(const struct cq_batch *b, const struct cqc_attend *at);
 
 /* --- gpu_seal.c --- */

@@ -32,11 +32,11 @@ static int batch_memory(struct cq_batch *b)
 	void *p = NULL;
 	int r;
 
-	r = g->cu->cuMemAlloc(&gb->plan, gb->plan_bytes);
+	r = g->cu->cuMemAlloc(&gb->mem, gb->mem_bytes);
 	if (!r)
 		r = g->cu->cuMemAlloc(&gb->work, gb->work_head * heads);
 	if (!r)
-		r = g->cu->cuMemHostAlloc(&p, gb->plan_bytes * CQC_PASTS,
+		r = g->cu->cuMemHostAlloc(&p, gb->mem_bytes * CQC_PASTS,
 					  CQCU_MEMHOSTALLOC_PORTABLE);
 	if (r)
 		return cqc_gpu_fail(g, r, "memory for a batch");
@@ -69,7 +69,10 @@ int cqc_gpu_batch_new(struct cq_batch *b)
 	cqk_cuda_limits_init(&gb->limits, g->tabs, b->max_rows, GROUPS * b->max_seqs, reads,
 			     MAX(2 * (uint32_t)g->sms / heads, 1u));
 	gb->work_head = cqk_cuda_workspace(g->tabs, &gb->limits, 1);
-	gb->plan_bytes = ALIGN_UP(plan_room(b, &gb->limits, reads), 256);
+	gb->dests_max = b->max_rows / CQ_PAGE_TOKENS + 3 * b->max_seqs;
+	gb->plan_at = ALIGN_UP(sizeof(struct cqc_dests) +
+			       gb->dests_max * sizeof(struct cqkd_dest), 256);
+	gb->mem_bytes = gb->plan_at + ALIGN_UP(plan_room(b, &gb->limits, reads), 256);
 	ret = cqc_gpu_in(g);
 	if (ret)
 		return ret;
@@ -91,7 +94,7 @@ void cqc_gpu_batch_free(struct cq_batch *b)
 	if (!gb)
 		return;
 	g->cu->cuCtxPushCurrent(g->ctx);
-	g->cu->cuMemFree(gb->plan);
+	g->cu->cuMemFree(gb->mem);
 	g->cu->cuMemFree(gb->work);
 	if (gb->host)
 		g->cu->cuMemFreeHost(gb->host);
@@ -154,6 +157,30 @@ int cqc_gpu_step_begin(struct cq_batch *b, bool wait)
 				 "what that gave is void; close its sequences and open them anew");
 }
 
+/* Where all rows go; none, if one of them cannot go there. */
+static void dests_make(struct cq_batch *b, struct cqc_dests *t)
+{
+	uint32_t i, row = 0;
+	int ret = 0;
+
+	t->n = 0;
+	for (i = 0; i < b->n_seqs && !ret; i++) {
+		ret = cqc_gpu_dests(b->seqs[i], b->seqs[i]->len, b->rows[i], row, t);
+		row += b->rows[i];
+	}
+	if (ret)
+		t->n = 0;
+	b->gpu->n_dests = t->n;
+}
+
+/* A launch that is captured serves later steps too. */
+static bool captured(const struct cqc_gpu *g, struct cqcu_stream *stream)
+{
+	int how = CQCU_STREAM_CAPTURE_STATUS_NONE;
+
+	return !g->cu->cuStreamIsCapturing(stream, &how) && how != CQCU_STREAM_CAPTURE_STATUS_NONE;
+}
+
 /**
  * cqc_gpu_step() - the plan, to its place
  * @b: batch with tables
@@ -172,16 +199,18 @@ int cqc_gpu_step(struct cq_batch *b)
 		.gqa = geom->n_heads / geom->n_kv_heads, .head_dim = geom->head_dim,
 		.want = MAX(2 * (uint32_t)g->sms / geom->n_kv_heads, 1u),
 	};
-	uint8_t *out = gb->host + gb->at * gb->plan_bytes;
+	uint8_t *out = gb->host + gb->at * gb->mem_bytes, *plan = out + gb->plan_at;
 	size_t used;
 	int ret, r;
 
-	ret = cqk_cuda_plan(&s, &gb->limits, out, gb->plan_bytes, &used, cqc_err());
+	dests_make(b, (struct cqc_dests *)(void *)out);
+	ret = cqk_cuda_plan(&s, &gb->limits, plan, gb->mem_bytes - gb->plan_at, &used, cqc_err());
 	if (!ret)
 		ret = cqc_gpu_in(g);
 	if (ret)
 		return ret;
-	r = g->cu->cuMemcpyHtoDAsync(gb->plan, out, used, g->stream);
+	gb->n_items = ((const struct cqkd_plan *)(const void *)plan)->n_items;
+	r = g->cu->cuMemcpyHtoDAsync(gb->mem, out, gb->plan_at + used, g->stream);
 	if (r)
 		ret = cqc_gpu_fail(g, r, "copying a plan");
 	WRITE_ONCE(g->dirty, true);
@@ -192,6 +221,50 @@ int cqc_gpu_step(struct cq_batch *b)
 	gb->past[gb->at].n_checks = b->n_checks;
 	gb->used = true;
 	return 0;
+}
+
+/**
+ * cqc_gpu_append_rows() - all rows of a step, in one launch
+ * @b:    batch with a step
+ * @a:    call, without a sequence
+ * @opts: the caller's, checked
+ *
+ * Return: 0; -EINVAL a view is not of the device, or rows were appended already;
+ * -ESTALE; -errno of the driver.
+ */
+int cqc_gpu_append_rows(struct cq_batch *b, const struct cqc_append *a,
+			const struct cq_append_opts *opts)
+{
+	const struct cqc_gpu_batch *gb = b->gpu;
+	struct cqc_gpu *g = b->model->gpu;
+	struct cqcu_stream *stream = a->stream ? a->stream : g->stream;
+	struct cqk_cuda_append k = {
+		.layer = a->layer, .k = *a->k, .v = *a->v, .turn = a->turn, .status = g->status,
+		.n_dests = gb->mem, .dests = gb->mem + offsetof(struct cqc_dests, dest),
+		.max_dests = gb->n_dests,
+	};
+	bool counted = false, later;
+	int ret;
+
+	if (b->n_rows && !gb->n_dests)
+		return cqc_fail(-ESTALE, "cqd has forgotten this worker's slots; close the "
+					 "sequences and open them anew");
+	ret = cqc_gpu_in(g);
+	if (ret)
+		return ret;
+	later = captured(g, stream);
+	if (later)
+		k.max_dests = gb->dests_max;
+	else
+		ret = cqc_rows_count(b, a->layer);
+	counted = !later && !ret;
+	WRITE_ONCE(g->dirty, true);
+	if (!ret)
+		ret = cqk_cuda_append(g->kernels, g->tabs, &k, stream, cqc_err());
+	if (ret && counted)
+		cqc_rows_uncount(b, a->layer);
+	cqc_gpu_out(g);
+	return ret;
 }
 
 /**
@@ -207,9 +280,11 @@ int cqc_gpu_attention(const struct cq_batch *b, const struct cqc_attend *at)
 	const struct cq_attn_opts *o = &at->opt;
 	uint32_t heads = o->head_end - o->head_begin;
 	struct cqc_gpu *g = b->model->gpu;
+	struct cqcu_stream *stream = o->stream ? o->stream : g->stream;
+	struct cqk_cuda_limits limits = gb->limits;
 	struct cqk_cuda_attn a = {
 		.layer = at->layer, .head_begin = o->head_begin, .head_end = o->head_end,
-		.plan = gb->plan, .limits = &gb->limits, .q = *at->q, .o = *at->o,
+		.plan = gb->mem + gb->plan_at, .limits = &limits, .q = *at->q, .o = *at->o,
 		.lse = (uintptr_t)o->lse, .lse_stride = o->lse_stride,
 		.scale = o->scale, .soft_cap = o->soft_cap,
 		.sliding_window = o->sliding_window, .flags = o->flags,
@@ -221,9 +296,12 @@ int cqc_gpu_attention(const struct cq_batch *b, const struct cqc_attend *at)
 
 	if (ret)
 		return ret;
+	if (!captured(g, stream)) {
+		limits.rows = b->n_rows;
+		limits.items = gb->n_items;
+	}
 	WRITE_ONCE(g->dirty, true);
-	ret = cqk_cuda_attention(g->kernels, g->tabs, &a, o->stream ? o->stream : g->stream,
-				 cqc_err());
+	ret = cqk_cuda_attention(g->kernels, g->tabs, &a, stream, cqc_err());
 	cqc_gpu_out(g);
 	return ret;
 }

@@ -153,6 +153,7 @@ const struct cqc_backend cqc_host = {
 	.batch_free = batch_free,
 	.step_begin = step_begin,
 	.step = step,
+	.append_rows = cqc_host_append_rows,
 	.attention = cqc_host_attention,
 	.hold = hold,
 	.ready = ready,

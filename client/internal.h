@@ -368,6 +368,7 @@ struct cqc_check {
 
 /*
  * struct cq_batch - memory of steps
+ * @rows:   [@max_seqs] of each sequence of the step
  * @blocks, @spans: what the kernels read, spans grouped by block
  * @tmp, @use: [n_uses] spans as they are found and the block of each
  * @share:  blocks may be read by several sequences
@@ -385,6 +386,7 @@ struct cq_batch {
 	bool valid, share;
 	uint32_t n_seqs, n_rows, n_blocks, n_uses, n_checks, n_held;
 	struct cq_seq **seqs;
+	uint32_t *rows;
 	uint32_t *row_pos;
 	struct cqk_block *blocks;
 	struct cqk_span *spans, *tmp;

@@ -35,6 +35,7 @@ static int batch_arrays(struct cq_batch *b)
 		table *= 2;
 	b->table_mask = (uint32_t)(table - 1);
 	b->seqs = calloc(b->max_seqs, sizeof(*b->seqs));
+	b->rows = calloc(b->max_seqs, sizeof(*b->rows));
 	b->row_pos = calloc(b->max_rows, sizeof(*b->row_pos));
 	b->blocks = calloc(uses, sizeof(*b->blocks));
 	b->spans = calloc(uses, sizeof(*b->spans));
@@ -45,13 +46,14 @@ static int batch_arrays(struct cq_batch *b)
 	b->check_of = calloc(uses, sizeof(*b->check_of));
 	b->place = calloc(uses, sizeof(*b->place));
 	b->table = calloc(table, sizeof(*b->table));
-	return b->seqs && b->row_pos && b->blocks && b->spans && b->tmp && b->use &&
+	return b->seqs && b->rows && b->row_pos && b->blocks && b->spans && b->tmp && b->use &&
 		b->checks && b->held && b->check_of && b->place && b->table ? 0 : -ENOMEM;
 }
 
 static void batch_destroy(struct cq_batch *b)
 {
 	free(b->seqs);
+	free(b->rows);
 	free(b->row_pos);
 	free(b->blocks);
 	free(b->spans);
@@ -345,14 +347,14 @@ static int step_reserve(struct cq_batch *b, struct cq_seq *const *seqs,
 }
 
 /* @share: pages that several sequences read are one block each. */
-static void tables_make(struct cq_batch *b, const uint32_t *rows, bool share)
+static void tables_make(struct cq_batch *b, bool share)
 {
 	uint32_t i;
 
 	b->share = share;
 	b->n_rows = b->n_blocks = b->n_uses = b->n_checks = 0;
 	for (i = 0; i < b->n_seqs; i++)
-		seq_add(b, b->seqs[i], rows[i]);
+		seq_add(b, b->seqs[i], b->rows[i]);
 	spans_group(b);
 }
 
@@ -377,14 +379,16 @@ CQ_API int cq_step(struct cq_batch *batch, struct cq_seq *const *seqs,
 		return ret;
 	cqc_results_apply(b->model);
 	b->n_seqs = n;
-	if (n)
+	if (n) {
 		memcpy(b->seqs, seqs, n * sizeof(*seqs));
-	tables_make(b, rows, n > 1);
+		memcpy(b->rows, rows, n * sizeof(*rows));
+	}
+	tables_make(b, n > 1);
 	ret = b->model->be->step(b);
 	if (ret == -ENOBUFS && n > 1) {
 		/* Pages that are shared in too many ways for the kernels' tables. */
 		cqc_batch_end_step(b);
-		tables_make(b, rows, false);
+		tables_make(b, false);
 		ret = b->model->be->step(b);
 	}
 	if (ret) {

@@ -411,6 +411,36 @@ int cq_append(struct cq_seq *seq, uint32_t layer, const struct cq_view *k,
 	      const struct cq_view *v, size_t n, const struct cq_append_opts *opts);
 
 /**
+ * cq_append_rows() - keys and values of all rows of a step, one layer
+ * @batch: batch, after cq_step(); none of its sequences has uncommitted tokens
+ * @layer: layer of the shard
+ * @k:     [rows][n_kv_heads][head_dim], in the order of the step's rows
+ * @v:     the same shape
+ * @opts:  as for cq_append()
+ *
+ * The same as cq_append() for one sequence of the step after the other; on a GPU
+ * one launch, which reads where the rows go from what cq_step() brings over.
+ *
+ * Return: as cq_append(). In host memory sequences before one that is refused have
+ * their rows.
+ */
+int cq_append_rows(struct cq_batch *batch, uint32_t layer, const struct cq_view *k,
+		   const struct cq_view *v, const struct cq_append_opts *opts);
+
+/**
+ * cq_replayed() - a CUDA graph with the appends of a step was launched
+ * @batch: batch, after cq_step()
+ *
+ * cq_append_rows() and cq_attention() may be captured, on a stream given in their
+ * options or on the model's; other calls may not. Such a graph serves every later
+ * step of the batch: cq_step(), launch on the model's stream or in its order,
+ * cq_replayed(), cq_commit(). The rows count as appended to every layer from here on.
+ *
+ * Return: 0; -EINVAL no step, or a sequence has uncommitted tokens; -EOWNERDEAD.
+ */
+int cq_replayed(struct cq_batch *batch);
+
+/**
  * cq_commit() - make the first @n appended tokens part of the sequence
  * @seq: sequence
  * @ids: their token ids
