@@ -8,9 +8,7 @@
 #include "client/gpu.h"
 
 static struct sys s;
-static const struct shape small = { .layers = 2, .heads = 4, .kv_heads = 2, .dim = 64,
-				    .sinks = 4, .window = 64, .max_position = 8192,
-				    .keys = CQK_KEYS_PRE_ROPE, .k = "4c8b", .v = "4c8b" };
+static const struct shape small = GPU_SHAPE;
 static uint32_t ids[2000];
 
 static void begin(void)

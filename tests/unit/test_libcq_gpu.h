@@ -8,6 +8,8 @@
 
 #define GPU_UUID "GPU-c9e00000-6661-6b65-8000-646576696300"
 #define GPU_CONF "pool_bytes = 64M\n[gpu g0]\nuuid = " GPU_UUID "\npool_bytes = 64M\n"
+#define GPU_SHAPE { .layers = 2, .heads = 4, .kv_heads = 2, .dim = 64, .sinks = 4, .window = 64, \
+		    .max_position = 8192, .keys = CQK_KEYS_PRE_ROPE, .k = "4c8b", .v = "4c8b" }
 #define GPU_ROWS ((size_t)4 << 20)	/* bytes of each buffer */
 
 #define CU(call) do {								\
