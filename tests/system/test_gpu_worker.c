@@ -212,3 +212,66 @@ TEST_LIMIT(worker_killed, 60)
 	sys_join(&g);
 	sys_stop(&s);
 }
+
+/* --- answers that are lost with their connection --- */
+
+static void lose(struct worker *w)
+{
+	pthread_mutex_lock(&w->ctx->lock);
+	cqc_conn_drop(w->ctx, -ECONNRESET);
+	pthread_mutex_unlock(&w->ctx->lock);
+}
+
+/* SealOk: the page is there, and the slot no longer leased when it is named again. */
+TEST_LIMIT(seal_answer_lost, 60)
+{
+	const struct cqc_slot *own;
+	struct cq_seq *seq;
+	struct worker w;
+	struct cq_pg *pg;
+	int ret;
+
+	begin();
+	worker_gpu_open(&w, &small, s.sock, CQ_OPEN_POLL, 32);
+	seq = worker_seq(&w, ids, 1);
+	gpu_grow(&w, seq, ids, 64);
+	pg = seq->ents[0].pg;
+	own = &pg->own;
+	while (pg->eng != CQC_ENG_SENT)
+		cq_poll(w.ctx, 1);
+	while (CQP_WORD_STATE(smp_load_acquire(own->word)) != CQP_SEALED)
+		usleep(1000);
+	lose(&w);
+	while ((ret = cq_seal(seq, SYS_DEADLINE)) == -ENOTCONN)
+		cq_poll(w.ctx, 10);
+	CQ_OK(ret);
+	ASSERT_EQ(worker_info(seq).sealed, 64);
+	ASSERT_EQ(w.model->gpu->epoch, 0);
+	cq_close(w.ctx);
+	until_used(cq_slot_bytes(8192) + cq_slot_bytes(4096));
+	sys_stop(&s);
+}
+
+/* LeaseOk: slots that the worker never heard of go back. */
+TEST_LIMIT(lease_answer_lost, 60)
+{
+	uint64_t sinks = 4 * cq_slot_bytes(4096);
+	struct cqc_pool *p;
+	struct worker w;
+
+	begin();
+	worker_gpu_open(&w, &small, s.sock, CQ_OPEN_POLL, 64);
+	p = &w.model->gpu->pool[0];
+	ASSERT_EQ(gpu_used(), 64 * cq_slot_bytes(8192) + sinks);
+	p->want = 128;
+	while (!p->asked)
+		cq_poll(w.ctx, 1);
+	until_used(128 * cq_slot_bytes(8192) + sinks);
+	lose(&w);
+	while (p->ring.head - p->ring.tail < 128)
+		cq_poll(w.ctx, 10);
+	until_used(128 * cq_slot_bytes(8192) + sinks);
+	cq_close(w.ctx);
+	until_used(0);
+	sys_stop(&s);
+}
