@@ -93,23 +93,53 @@ static void spoil_query(struct cqk_head *h, uint32_t i)
 	h->l[i] = NAN;
 }
 
+/* From the model's order of channels to that of stored keys. */
+static void order_query(const struct cqk_geom *g, float *q)
+{
+	float x[CQ_MAX_HEAD_DIM];
+	uint32_t ch;
+
+	memcpy(x, q, g->rope_dim * sizeof(*x));
+	for (ch = 0; ch < g->rope_dim; ch++)
+		q[ch] = x[cqk_given_channel(g, ch)];
+}
+
+/*
+ * One query, scaled, in stored order. Keys that are stored before RoPE lack the
+ * factor on what is rotated, so the query takes it over; its own comes with its
+ * rotation. False: no kernel can compute with it.
+ */
+static bool load_query(const struct cqk_head *h, uint32_t i, float *q)
+{
+	const struct cqk_attn *a = h->a;
+	const struct cqk_geom *g = &a->model->geom;
+	float factor = cqk_turns_keys(a) ? a->rope->factor : 1.0f;
+	int64_t at = vector_at(h, &a->q, i);
+	bool fit = true;
+	uint32_t ch;
+
+	for (ch = 0; ch < g->head_dim; ch++)
+		q[ch] = load_scalar(&a->q, at + ch) * a->scale;
+	if (g->rope_pairs != CQK_PAIRS_HALF)
+		order_query(g, q);
+	for (ch = 0; factor != 1.0f && ch < g->rope_dim; ch++)
+		q[ch] *= factor;
+	for (ch = 0; ch < g->head_dim; ch++)
+		fit &= fabsf(q[ch]) <= CQK_MAX_QUERY;
+	return fit;
+}
+
 static void load_queries(struct cqk_head *h)
 {
 	const struct cqk_attn *a = h->a;
-	uint32_t d = a->model->geom.head_dim, i, ch;
+	uint32_t d = a->model->geom.head_dim, i;
 	bool turn = a->model->geom.keys != CQK_KEYS_NONE && a->rope &&
 		    !(a->flags & CQ_ATTN_Q_ROTATED);
 
 	for (i = 0; i < h->nq; i++) {
 		float *q = h->q + (size_t)i * h->dpad;
-		int64_t at = vector_at(h, &a->q, i);
-		bool fit = true;
 
-		for (ch = 0; ch < d; ch++) {
-			q[ch] = load_scalar(&a->q, at + ch) * a->scale;
-			fit &= fabsf(q[ch]) <= CQK_MAX_QUERY;
-		}
-		if (!fit)
+		if (!load_query(h, i, q))
 			spoil_query(h, i);
 		memset(q + d, 0, (h->dpad - d) * sizeof(*q));
 		if (turn)

@@ -319,7 +319,7 @@ static int check_opts(const struct cqk_calib_opts *o, struct cq_err *err)
 static int check_dump(struct calib *c, struct cq_err *err)
 {
 	const struct cqk_calib_opts *o = c->opts;
-	const struct cqk_geom *g = &c->dump.info.geom;
+	struct cqk_geom *g = &c->dump.info.geom;
 
 	if (g->n_layers != o->geom.n_layers || g->n_kv_heads != o->geom.n_kv_heads ||
 	    g->head_dim != o->geom.head_dim)
@@ -327,6 +327,7 @@ static int check_dump(struct calib *c, struct cq_err *err)
 				  "%u channels, %u, %u and %u are asked for", g->n_layers,
 				  g->n_kv_heads, g->head_dim, o->geom.n_layers,
 				  o->geom.n_kv_heads, o->geom.head_dim);
+	*g = o->geom;	/* its pairs say in which order keys are stored */
 	if (o->fisher && !c->dump.info.fisher)
 		return cq_err_set(err, -EINVAL, "the dump has no squared gradients "
 				  "(layers.0.k.fisher): write them or do without fisher");

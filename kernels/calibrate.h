@@ -10,7 +10,8 @@
 
 /**
  * struct cqk_calib_opts - how to learn
- * @geom:       shape, as read from the dump's metadata or given by the caller
+ * @geom:       shape, as read from the dump's metadata or given by the caller; its
+ *              RoPE is believed, whatever the dump says
  * @k:          coding of keys, one per layer [n_layers]
  * @v:          coding of values, one per layer [n_layers]
  * @centroids:  enum cqk_centroids of the model to be written

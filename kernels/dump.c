@@ -166,6 +166,16 @@ static uint64_t place(const struct st_tensor *t, uint32_t head, uint64_t token)
 	return (head * t->shape[1] + token) * t->shape[2];
 }
 
+/* Where the stored channels [@first, @first + @c) of entry @i are in a tensor's rows. */
+static void channels_of(const struct cqk_dump *d, uint32_t i, uint32_t first, uint32_t c,
+			uint32_t *at)
+{
+	uint32_t j;
+
+	for (j = 0; j < c; j++)
+		at[j] = i % 2 ? first + j : cqk_given_channel(&d->info.geom, first + j);
+}
+
 /* Index of the first bad value of @n, or @n. The sign bit alone is no error. */
 static uint64_t first_bad(const struct st_tensor *t, uint64_t at, uint64_t n, bool fisher)
 {
@@ -212,16 +222,17 @@ void cqk_dump_group(const struct cqk_dump *d, uint32_t i, uint32_t head, uint32_
 		    uint32_t c, uint32_t sinks, float *x, size_t stride)
 {
 	const struct st_tensor *t = d->x[i];
+	uint32_t ch[CQ_MAX_HEAD_DIM], j;
 	uint64_t tok, at;
 	size_t n = 0;
-	uint32_t j;
 
+	channels_of(d, i, first, c, ch);
 	for (tok = 0; tok < t->shape[1]; tok++) {
 		if (tok % d->info.sequence_tokens < sinks)
 			continue;
-		at = place(t, head, tok) + first;
+		at = place(t, head, tok);
 		for (j = 0; j < c; j++)
-			x[j * stride + n] = value(t, at + j);
+			x[j * stride + n] = value(t, at + ch[j]);
 		n++;
 	}
 	for (; n < stride; n++)
@@ -233,17 +244,18 @@ void cqk_dump_weights(const struct cqk_dump *d, uint32_t i, uint32_t head,
 		      uint32_t first, uint32_t c, uint32_t sinks, float *w)
 {
 	const struct st_tensor *t = d->fisher[i];
+	uint32_t ch[CQ_MAX_HEAD_DIM], j;
 	uint64_t tok, at;
 	size_t n = 0;
 	double sum;
-	uint32_t j;
 
+	channels_of(d, i, first, c, ch);
 	for (tok = 0; tok < t->shape[1]; tok++) {
 		if (tok % d->info.sequence_tokens < sinks)
 			continue;
-		at = place(t, head, tok) + first;
+		at = place(t, head, tok);
 		for (sum = 0, j = 0; j < c; j++)
-			sum += (double)value(t, at + j);
+			sum += (double)value(t, at + ch[j]);
 		w[n++] = (float)MIN(sum, (double)__FLT_MAX__);
 	}
 }

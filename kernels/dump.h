@@ -48,7 +48,8 @@ uint32_t cqk_dump_kept(const struct cqk_dump *d, uint32_t sinks);
  * @d:      dump
  * @i:      entry of @x
  * @head:   kv head
- * @first:  first channel of the group
+ * @first:  first channel of the group, in stored order: for keys
+ *          cqk_given_channel() of @d->info.geom says where it is in the dump
  * @c:      channels
  * @sinks:  tokens at the start of each sequence to leave out
  * @x:      [c][stride], filled with the values and, behind them, zeros

@@ -14,9 +14,11 @@
 #include "kernels/model.h"
 
 /**
- * struct cqk_rope - cos/sin tables of one model, half-split pairs
+ * struct cqk_rope - cos/sin tables of one model, channel i with i + half
  * @half:    rope_dim / 2 pairs; 0 = no rotation at all
  * @n_base:  positions covered: 64 * n_base
+ * @factor:  on what is rotated, for queries and keys alike; not in the tables,
+ *           which only turn. 1 but for CQK_SCALING_YARN
  * @base:    [n_base][2][half]: cos then sin of (64 i) * freq[j]
  * @in_page: [64][2][half]: cos then sin of t * freq[j], t = 0..63
  * @in_page_t: the same values, [half][2][64]
@@ -24,13 +26,13 @@
  *           16 l + 8 h + i (the order of attn_avx512.c)
  * @in_page_q15: @in_page times 32767, rounded
  *
- * freq[j] = theta^(-2j / rope_dim) (Su et al., RoFormer, arXiv 2104.09864,
- * section 3.2.2; half-split pairing as in GPT-NeoX and Llama checkpoints).
- * Rotation at p = 64 i + t is the product of both entries.
+ * freq[] is from cqk_rope_freq(). Rotation at p = 64 i + t is the product of
+ * both entries.
  */
 struct cqk_rope {
 	uint32_t half;
 	uint32_t n_base;
+	float factor;
 	const float *base;
 	const float *in_page;
 	const float *in_page_t;
@@ -95,9 +97,10 @@ struct cqk_span {
  * @spans:      grouped by block
  * @row_pos:    [n_rows] position of each query row
  * @n_rows:     query rows in the batch
- * @q:          [n_rows][n_heads][d], f32/f16/bf16; head h reads kv head
- *              h / (n_heads / n_kv_heads). A vector with a channel that, times
- *              @scale, is NaN, infinite or beyond 1e15 gives NaN in @o and @lse
+ * @q:          [n_rows][n_heads][d], f32/f16/bf16, in the model's order; head h
+ *              reads kv head h / (n_heads / n_kv_heads). A vector with a channel
+ *              that, times @scale, is NaN, infinite or beyond 1e15 gives NaN in
+ *              @o and @lse
  * @o:          [n_rows][n_heads][d], f32/f16/bf16; rows that see no token get 0
  * @lse:        [n_rows][n_heads] f32 log-sum-exp of the scaled (and capped)
  *              scores, -inf for rows that see no token; NULL if not wanted
@@ -177,14 +180,48 @@ const struct cqk_ops *cqk_select(const char *want);
 /* Implementations compiled in, best first, usable or not; NULL past the end. */
 const struct cqk_ops *cqk_nth(unsigned int i);
 
+/**
+ * cqk_rope_freq() - how far each pair turns per position
+ * @geom: model, checked
+ * @freq: [rope_dim / 2] set, in radians
+ *
+ * Without scaling f_j = theta^(-2j / rope_dim): Su et al., RoFormer, arXiv
+ * 2104.09864, section 3.2.2. Let L be original_max_position, s the factor and
+ * r_j = L f_j / 2 pi the turns of a pair in the original context.
+ *
+ * linear: f_j / s (Chen et al., Position Interpolation, arXiv 2306.15595,
+ * section 3.2).
+ *
+ * llama3: f_j if r_j is at least high_freq_factor, f_j / s if it is at most
+ * low_freq_factor, and between them (1 - w) f_j / s + w f_j with
+ * w = (r_j - low) / (high - low) (apply_scaling() of the Llama 3.1 release).
+ *
+ * yarn: (1 - w) f_j / s + w f_j as well ("NTK-by-parts", Peng et al., YaRN, arXiv
+ * 2309.00071, section 3.2), where w falls linearly in j, from 1 at the pair that
+ * makes beta_fast turns to 0 at the one that makes beta_slow: so in the authors'
+ * code and in what was trained with it; the paper's ramp is linear in r_j. A pair
+ * makes r turns at j = rope_dim ln(L / 2 pi r) / (2 ln theta). @truncate rounds
+ * the first down and the second up. The factor on cos and sin is
+ * cqk_rope.factor, sqrt(1 / t) in section 3.4.
+ *
+ * Thread-safe.
+ */
+void cqk_rope_freq(const struct cqk_geom *geom, double *freq);
+
 /* Bytes of tables for @positions positions, and their filling. half = 0 is legal. */
 size_t cqk_rope_bytes(const struct cqk_geom *geom, uint32_t positions);
 void cqk_rope_init(struct cqk_rope *rope, const struct cqk_geom *geom,
 		   uint32_t positions, void *mem);
 /**
- * cqk_rope_rotate() - rotate vectors in place by +pos or -pos
- * @x:       [n][stride] f32, one head each
+ * cqk_rope_rotate() - rotate vectors in place as the model does, or undo it
+ * @rope:    tables that cover @pos
+ * @x:       [n][stride] f32, one head each, in stored order
+ * @n:       vectors
+ * @stride:  floats between them
+ * @pos:     position
  * @inverse: true undoes the rotation
+ *
+ * What is rotated is multiplied by @rope->factor, or divided by it.
  */
 void cqk_rope_rotate(const struct cqk_rope *rope, float *x, size_t n,
 		     size_t stride, uint32_t pos, bool inverse);

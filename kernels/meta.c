@@ -22,8 +22,6 @@ static const char *const centroids_names[] = {
 	[CQK_CENTROIDS_I8] = "i8",
 };
 
-static const char *const rope_names[] = { "none", "half" };
-
 /**
  * cqk_keys_name() - word for enum cqk_keys
  * @keys: value
@@ -184,9 +182,8 @@ int cqk_meta_format(const struct st_file *f, const char *want, const char *what,
 }
 
 /* strtod() of the C locale, whatever the program has set. */
-static int meta_theta(const struct st_file *f, double *out, struct cq_err *err)
+int cqk_meta_real(const struct st_file *f, const char *key, double *out, struct cq_err *err)
 {
-	static const char key[] = "rope_theta";
 	locale_t c_locale;
 	const char *s;
 	char *end;
@@ -207,7 +204,6 @@ static int meta_theta(const struct st_file *f, double *out, struct cq_err *err)
 int cqk_meta_geom(const struct st_file *f, struct cqk_geom *out, struct cq_err *err)
 {
 	struct cqk_geom g = { 0 };
-	uint32_t rope;
 	int ret;
 
 	if ((ret = cqk_meta_u32(f, "n_layers", 1, CQ_MAX_LAYERS, &g.n_layers, err)) ||
@@ -219,37 +215,12 @@ int cqk_meta_geom(const struct st_file *f, struct cqk_geom *out, struct cq_err *
 				&g.max_position, err)) ||
 	    (ret = cqk_meta_word(f, "keys", keys_names, ARRAY_SIZE(keys_names), &g.keys,
 				 err)) ||
-	    (ret = cqk_meta_word(f, "rope", rope_names, ARRAY_SIZE(rope_names), &rope,
-				 err)) ||
-	    (ret = cqk_meta_u32(f, "rope_dim", 0, CQ_MAX_HEAD_DIM, &g.rope_dim, err)) ||
-	    (ret = meta_theta(f, &g.rope_theta, err)))
+	    (ret = cqk_meta_rope(f, &g, err)))
 		return ret;
-	if (rope != (g.keys != CQK_KEYS_NONE))
-		return cq_err_set(err, -EINVAL, "metadata rope \"%s\" does not go with "
-				  "keys \"%s\"", rope_names[rope], keys_names[g.keys]);
 	ret = cqk_geom_check(&g, err);
 	if (!ret)
 		*out = g;
 	return ret;
-}
-
-static int check_rope(const struct cqk_geom *g, struct cq_err *err)
-{
-	if (g->keys > CQK_KEYS_NONE)
-		return cq_err_set(err, -EINVAL, "keys: unknown kind %u", g->keys);
-	if (g->keys == CQK_KEYS_NONE) {
-		if (g->rope_dim || g->rope_theta != 0)
-			return cq_err_set(err, -EINVAL, "rope_dim and rope_theta must "
-					  "be 0 for keys without RoPE");
-		return 0;
-	}
-	if (!g->rope_dim || g->rope_dim % 2 || g->rope_dim > g->head_dim)
-		return cq_err_set(err, -EINVAL, "rope_dim %u: an even number from 2 to "
-				  "head_dim (%u) is wanted", g->rope_dim, g->head_dim);
-	if (!(g->rope_theta >= 1 && g->rope_theta <= 1e12))
-		return cq_err_set(err, -EINVAL, "rope_theta %g is not from 1 to 1e12",
-				  g->rope_theta);
-	return 0;
 }
 
 /**
@@ -277,5 +248,5 @@ int cqk_geom_check(const struct cqk_geom *g, struct cq_err *err)
 	if (!g->max_position || g->max_position > CQK_MAX_POSITION)
 		return cq_err_set(err, -EINVAL, "max_position %u is not from 1 to %u",
 				  g->max_position, CQK_MAX_POSITION);
-	return check_rope(g, err);
+	return cqk_rope_check(g, err);
 }

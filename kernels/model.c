@@ -155,14 +155,16 @@ static int check_keys(const struct st_file *f, struct cq_err *err)
 {
 	static const char *const known[] = {
 		"format", "n_layers", "n_heads", "n_kv_heads", "head_dim",
-		"max_position", "keys", "rope", "rope_dim", "rope_theta", "k", "v",
-		"centroids", "sinks", "window", "fingerprint", "provenance",
+		"max_position", "keys", "k", "v", "centroids", "sinks", "window",
+		"fingerprint", "provenance",
 	};
 	const char *key = NULL;
 	char buf[48];
 	size_t i;
 
 	while ((key = st_meta_next(f, key))) {
+		if (!strncmp(key, "rope", 4))	/* cqk_meta_rope() knows these */
+			continue;
 		for (i = 0; i < ARRAY_SIZE(known) && strcmp(key, known[i]); i++)
 			;
 		if (i == ARRAY_SIZE(known) && strncmp(key, "x-", 2))
@@ -360,22 +362,46 @@ static int hash_text(EVP_MD_CTX *md, const char *fmt, ...)
 	return EVP_DigestUpdate(md, buf, (size_t)n);
 }
 
+static int hash_real(EVP_MD_CTX *md, const char *key, double x)
+{
+	uint64_t bits;
+
+	memcpy(&bits, &x, 8);
+	return hash_text(md, "\n%s=%016" PRIx64, key, bits);
+}
+
+/* Only what is not the default has a line: formats.md, "Identity". */
+static int hash_rope(EVP_MD_CTX *md, const struct cqk_geom *g)
+{
+	struct cqk_rope_scaling s = g->rope_scaling;
+	const struct cqk_rope_number *n;
+	int ok = hash_real(md, "rope_theta", g->rope_theta);
+	uint32_t i;
+
+	if (ok && g->rope_pairs != CQK_PAIRS_HALF)
+		ok = hash_text(md, "\nrope=%s", cqk_pairs_name(g));
+	if (ok && s.type != CQK_SCALING_NONE)
+		ok = hash_text(md, "\nrope_scaling=%s", cqk_scaling_name(s.type));
+	for (i = 0; ok && (n = cqk_rope_number(i)); i++)
+		if (cqk_rope_has(&s, n))
+			ok = hash_real(md, n->key, *cqk_rope_value(&s, n));
+	return ok;
+}
+
 static int hash_header(EVP_MD_CTX *md, const struct cqk_model *m)
 {
 	const struct cqk_geom *g = &m->geom;
-	uint64_t theta;
 	char buf[65];
 	uint32_t l;
 	int is_v, ok;
 
-	memcpy(&theta, &g->rope_theta, 8);
 	ok = hash_text(md, CQK_MODEL_FORMAT) &&
 	     hash_text(md, "\nn_layers=%u\nn_heads=%u", g->n_layers, g->n_heads) &&
 	     hash_text(md, "\nn_kv_heads=%u\nhead_dim=%u", g->n_kv_heads, g->head_dim) &&
 	     hash_text(md, "\nmax_position=%u", g->max_position) &&
 	     hash_text(md, "\nkeys=%s", cqk_keys_name(g->keys)) &&
 	     hash_text(md, "\nrope_dim=%u", g->rope_dim) &&
-	     hash_text(md, "\nrope_theta=%016" PRIx64, theta) &&
+	     hash_rope(md, g) &&
 	     hash_text(md, "\ncentroids=%s",
 		       cqk_centroids_name(m->layers[0].k.centroids)) &&
 	     hash_text(md, "\nsinks=%u\nwindow=%u", m->sinks, m->window);

@@ -26,6 +26,46 @@ enum cqk_centroids {
 	CQK_CENTROIDS_I8 = 1,	/* value = i8 * scale[kv_head][channel] (f32) */
 };
 
+/*
+ * Which channels turn together, in what callers hand over and get back. Stored
+ * keys, codebooks and the kernels' queries are in the order of CQK_PAIRS_HALF
+ * whatever the model has: see cqk_given_channel().
+ */
+enum cqk_pairs {
+	CQK_PAIRS_HALF = 0,		/* channel i with i + rope_dim/2 */
+	CQK_PAIRS_INTERLEAVED = 1,	/* channel 2j with 2j + 1 */
+};
+
+enum cqk_scaling {		/* of RoPE, see cqk_rope_freq() */
+	CQK_SCALING_NONE = 0,
+	CQK_SCALING_LINEAR = 1,
+	CQK_SCALING_LLAMA3 = 2,
+	CQK_SCALING_YARN = 3,
+};
+
+/**
+ * struct cqk_rope_scaling - how RoPE reaches beyond the context of pre-training
+ * @type:   enum cqk_scaling; what it does not use below is 0
+ * @factor: context length over the original one
+ * @original_max_position: context length of pre-training, a whole number
+ * @low_freq_factor:  llama3: pairs with fewer turns in that context are slowed
+ *                    down by @factor
+ * @high_freq_factor: llama3: pairs with more turns keep their frequency
+ * @beta_fast: yarn: turns from which on a pair keeps its frequency
+ * @beta_slow: yarn: turns up to which it is slowed down by @factor
+ * @attention_factor: yarn: factor on cos and sin, for queries and keys alike
+ * @truncate:  yarn: 1 if the ends of the ramp are rounded to whole pairs, else 0
+ */
+struct cqk_rope_scaling {
+	uint32_t type;
+	double factor;
+	double original_max_position;
+	double low_freq_factor, high_freq_factor;
+	double beta_fast, beta_slow;
+	double attention_factor;
+	double truncate;
+};
+
 /**
  * struct cqk_geom - shape of the attention of a model (or of a shard of it)
  * @n_layers:     layers
@@ -34,9 +74,10 @@ enum cqk_centroids {
  * @head_dim:     channels per head
  * @max_position: context length the model was made for
  * @keys:         enum cqk_keys
- * @rope_dim:     leading channels that are rotated (half-split: channel i with
- *                i + rope_dim/2), 0 if none; even
+ * @rope_dim:     leading channels that are rotated, 0 if none; even
  * @rope_theta:   RoPE base
+ * @rope_pairs:   enum cqk_pairs
+ * @rope_scaling: RoPE scaling
  */
 struct cqk_geom {
 	uint32_t n_layers;
@@ -47,7 +88,25 @@ struct cqk_geom {
 	uint32_t keys;
 	uint32_t rope_dim;
 	double rope_theta;
+	uint32_t rope_pairs;
+	struct cqk_rope_scaling rope_scaling;
 };
+
+/**
+ * cqk_given_channel() - where a channel of a key or query is in a caller's view
+ * @geom: model
+ * @ch:   channel as stored
+ *
+ * Return: its place in the order that the model computes.
+ */
+static inline uint32_t cqk_given_channel(const struct cqk_geom *geom, uint32_t ch)
+{
+	uint32_t half = geom->rope_dim / 2;
+
+	if (geom->rope_pairs == CQK_PAIRS_HALF || ch >= 2 * half)
+		return ch;
+	return ch < half ? 2 * ch : 2 * (ch - half) + 1;
+}
 
 /**
  * struct cqk_codebook - centroids of one (layer, K or V), all kv heads

@@ -13,7 +13,7 @@
 #include "kernels/safetensors.h"
 
 #define CENTROIDS 256u
-#define MAX_META 17
+#define MAX_META 26
 #define NAME_BYTES 40
 
 /* Everything st_header() points to while it works. */
@@ -22,7 +22,7 @@ struct writer {
 	struct st_tensor *tensors;
 	char (*names)[NAME_BYTES];
 	size_t n;
-	char numbers[9][32];
+	char numbers[17][32];
 	char *codes[2];
 	char fingerprint[65];
 	const char *meta[2 * MAX_META];
@@ -43,17 +43,36 @@ static void put_number(struct writer *w, int slot, const char *key, uint32_t x)
 }
 
 /* A decimal point whatever locale the program has set. */
-static int put_theta(struct writer *w, int slot, double theta)
+static int put_real(struct writer *w, int slot, const char *key, double x)
 {
 	locale_t c_locale = newlocale(LC_ALL_MASK, "C", NULL), before;
 
 	if (!c_locale)
 		return -ENOMEM;
 	before = uselocale(c_locale);
-	snprintf(w->numbers[slot], sizeof(w->numbers[slot]), "%.17g", theta);
+	snprintf(w->numbers[slot], sizeof(w->numbers[slot]), "%.17g", x);
 	uselocale(before);
 	freelocale(c_locale);
-	put_meta(w, "rope_theta", w->numbers[slot]);
+	put_meta(w, key, w->numbers[slot]);
+	return 0;
+}
+
+static int put_rope(struct writer *w, int slot)
+{
+	const struct cqk_geom *g = &w->d->geom;
+	struct cqk_rope_scaling s = g->rope_scaling;
+	const struct cqk_rope_number *n;
+	uint32_t i;
+
+	put_meta(w, "rope", cqk_pairs_name(g));
+	put_number(w, slot++, "rope_dim", g->rope_dim);
+	if (put_real(w, slot++, "rope_theta", g->rope_theta))
+		return -ENOMEM;
+	if (s.type != CQK_SCALING_NONE)
+		put_meta(w, "rope_scaling", cqk_scaling_name(s.type));
+	for (i = 0; (n = cqk_rope_number(i)); i++)
+		if (cqk_rope_has(&s, n) && put_real(w, slot++, n->key, *cqk_rope_value(&s, n)))
+			return -ENOMEM;
 	return 0;
 }
 
@@ -88,9 +107,7 @@ static int put_all_meta(struct writer *w)
 	put_number(w, 3, "head_dim", g->head_dim);
 	put_number(w, 4, "max_position", g->max_position);
 	put_meta(w, "keys", cqk_keys_name(g->keys));
-	put_meta(w, "rope", g->keys == CQK_KEYS_NONE ? "none" : "half");
-	put_number(w, 5, "rope_dim", g->rope_dim);
-	if (put_theta(w, 6, g->rope_theta))
+	if (put_rope(w, 7))
 		return -ENOMEM;
 	w->codes[0] = codes_text(d->k, g->n_layers);
 	w->codes[1] = codes_text(d->v, g->n_layers);
@@ -99,8 +116,8 @@ static int put_all_meta(struct writer *w)
 	put_meta(w, "k", w->codes[0]);
 	put_meta(w, "v", w->codes[1]);
 	put_meta(w, "centroids", cqk_centroids_name(d->centroids));
-	put_number(w, 7, "sinks", d->sinks);
-	put_number(w, 8, "window", d->window);
+	put_number(w, 5, "sinks", d->sinks);
+	put_number(w, 6, "window", d->window);
 	put_meta(w, "fingerprint", cqk_hex(d->fingerprint, w->fingerprint));
 	if (d->provenance)
 		put_meta(w, "provenance", d->provenance);

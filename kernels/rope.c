@@ -39,12 +39,12 @@ size_t cqk_rope_bytes(const struct cqk_geom *geom, uint32_t positions)
 }
 
 /* cos and sin of pos * freq[j] for every pair, reduced in double. */
-static void fill_row(float *row, uint32_t half, double theta, double pos)
+static void fill_row(float *row, uint32_t half, const double *freq, double pos)
 {
 	uint32_t j;
 
 	for (j = 0; j < half; j++) {
-		double a = pos * pow(theta, -(double)j / half);
+		double a = pos * freq[j];
 
 		row[j] = (float)cos(a);
 		row[half + j] = (float)sin(a);
@@ -91,9 +91,12 @@ void cqk_rope_init(struct cqk_rope *rope, const struct cqk_geom *geom,
 	uint32_t half = rope_half(geom);
 	size_t row = (size_t)2 * half;
 	float *in_page, *in_page_t, *base;
+	double freq[CQ_MAX_HEAD_DIM / 2];
 	int16_t *q14, *q15;
 	uint32_t i;
 
+	if (half)
+		cqk_rope_freq(geom, freq);
 	q14 = (int16_t *)ALIGN_UP((uintptr_t)mem, TABLE_ALIGN);
 	q15 = q14 + row * CQ_PAGE_TOKENS;
 	in_page_t = (float *)(void *)(q15 + row * CQ_PAGE_TOKENS);
@@ -101,16 +104,18 @@ void cqk_rope_init(struct cqk_rope *rope, const struct cqk_geom *geom,
 	base = in_page + row * CQ_PAGE_TOKENS;
 
 	for (i = 0; i < CQ_PAGE_TOKENS; i++)
-		fill_row(in_page + i * row, half, geom->rope_theta, i);
+		fill_row(in_page + i * row, half, freq, i);
 	transpose_in_page(in_page, half, in_page_t);
 	quantise_in_page(in_page_t, half, q14);
 	for (i = 0; i < row * CQ_PAGE_TOKENS; i++)
 		q15[i] = (int16_t)lrintf(in_page[i] * 32767.0f);
 	for (i = 0; i < rope_n_base(positions); i++)
-		fill_row(base + i * row, half, geom->rope_theta,
-			 (double)i * CQ_PAGE_TOKENS);
+		fill_row(base + i * row, half, freq, (double)i * CQ_PAGE_TOKENS);
 	rope->half = half;
 	rope->n_base = rope_n_base(positions);
+	rope->factor = 1.0f;
+	if (half && geom->rope_scaling.type == CQK_SCALING_YARN)
+		rope->factor = (float)geom->rope_scaling.attention_factor;
 	rope->base = base;
 	rope->in_page = in_page;
 	rope->in_page_t = in_page_t;
@@ -119,7 +124,7 @@ void cqk_rope_init(struct cqk_rope *rope, const struct cqk_geom *geom,
 }
 
 static void rotate_one(float *x, const float *base, const float *in_page,
-		       uint32_t half, float sign)
+		       uint32_t half, float sign, float factor)
 {
 	uint32_t j;
 
@@ -128,7 +133,8 @@ static void rotate_one(float *x, const float *base, const float *in_page,
 		float s = base[half + j] * in_page[j] + base[j] * in_page[half + j];
 		float lo = x[j], hi = x[half + j];
 
-		s *= sign;
+		c *= factor;
+		s *= sign * factor;
 		x[j] = lo * c - hi * s;
 		x[half + j] = lo * s + hi * c;
 	}
@@ -140,11 +146,12 @@ void cqk_rope_rotate(const struct cqk_rope *rope, float *x, size_t n,
 	size_t row = (size_t)2 * rope->half;
 	const float *base = rope->base + pos / CQ_PAGE_TOKENS * row;
 	const float *in_page = rope->in_page + pos % CQ_PAGE_TOKENS * row;
+	float factor = inverse ? 1.0f / rope->factor : rope->factor;
 	size_t i;
 
 	if (!rope->half)
 		return;
 	for (i = 0; i < n; i++)
 		rotate_one(x + i * stride, base, in_page, rope->half,
-			   inverse ? -1.0f : 1.0f);
+			   inverse ? -1.0f : 1.0f, factor);
 }

@@ -35,22 +35,31 @@ CQ_DEVICE bool fits(float x)
 	return fabsf(x) < 65520.0f;
 }
 
+/* The channel that turns with @ch. */
+CQ_DEVICE uint32_t partner(const struct cqkd_append &p, uint32_t ch)
+{
+	return ch < p.rope.half ? ch + p.rope.half : ch - p.rope.half;
+}
+
 /* Channel @ch of the key at @at, rotated, or rotated back. */
 CQ_DEVICE float turned(const struct cqkd_append &p, const struct cqkd_view &view, int64_t at,
 		       uint32_t ch, uint32_t pos)
 {
 	uint32_t pairs = p.rope.half, j = ch < pairs ? ch : ch - pairs;
 	struct cqkd_turn w = cqkd_turn_at(p.rope, pos, j);
-	float lo = cqkd_load(view, at + j), hi = cqkd_load(view, at + j + pairs);
+	float lo = cqkd_load(view, at + cqkd_given(p.rope, j));
+	float hi = cqkd_load(view, at + cqkd_given(p.rope, j + pairs));
 
 	if (p.turn < 0)
 		w.s = -w.s;
+	w.c = __fmul_rn(w.c, p.rope.factor);
+	w.s = __fmul_rn(w.s, p.rope.factor);
 	if (ch < pairs)
 		return __fsub_rn(__fmul_rn(lo, w.c), __fmul_rn(hi, w.s));
 	return __fadd_rn(__fmul_rn(lo, w.s), __fmul_rn(hi, w.c));
 }
 
-/* The destination's rows as halves, [count][d]. */
+/* The destination's rows as halves, [count][d], in stored order. */
 CQ_DEVICE void rows_load(const struct cqkd_append &p, const struct put &w, __half *x)
 {
 	bool turn = !w.v && p.turn;
@@ -58,18 +67,19 @@ CQ_DEVICE void rows_load(const struct cqkd_append &p, const struct put &w, __hal
 
 	for (i = threadIdx.x; i < w.to.count * p.d; i += CQKD_THREADS) {
 		uint32_t t = i / p.d, ch = i % p.d, row = w.to.row + t;
+		uint32_t from = w.v ? ch : cqkd_given(p.rope, ch);
 		int64_t at = cqkd_at(*w.view, row, w.head);
-		float val = cqkd_load(*w.view, at + ch);
+		float val = cqkd_load(*w.view, at + from);
 		bool good = fits(val);
 
 		if (turn && ch < 2 * p.rope.half) {
 			val = turned(p, *w.view, at, ch, w.to.pos + t);
 			/* a partner that is none is reported by its own channel */
 			good = good && (fits(val) || !fits(cqkd_load(*w.view, at +
-				(ch < p.rope.half ? ch + p.rope.half : ch - p.rope.half))));
+						cqkd_given(p.rope, partner(p, ch)))));
 		}
 		if (!good)
-			note_bad(p, w, row, ch);
+			note_bad(p, w, row, from);
 		x[i] = __float2half_rn(val);
 	}
 }

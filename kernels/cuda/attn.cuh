@@ -125,8 +125,10 @@ CQ_DEVICE void query_load(const struct cqkd_attn &p, const struct work &w,
 
 #pragma unroll 2
 	for (ch = lane; ch < d; ch += 32) {
-		float x = cqkd_load(p.q, from + ch);
+		float x = cqkd_load(p.q, from + cqkd_given(p.rope, ch));
 
+		if (ch < 2 * p.rope.half)
+			x *= p.rope.factor;
 		bad |= !(fabsf(x * p.scale) <= MAX_QUERY);
 		top = fmaxf(top, fabsf(x));
 		sh->q[i][ch] = x;

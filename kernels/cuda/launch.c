@@ -178,6 +178,8 @@ static int append_in(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tab
 		.layer = a->layer, .n_kv_heads = g->n_kv_heads, .d = g->head_dim,
 		.turn = t->turn.half ? a->turn : 0,
 	};
+	if (p->turn < 0)
+		p->rope.factor = 1.0f / t->turn.factor;
 	ret = view_in(k, &a->k, "k", &p->k, err);
 	if (!ret)
 		ret = view_in(k, &a->v, "v", &p->v, err);
@@ -300,6 +302,9 @@ static void attn_in(const struct cqk_cuda_tables *t, const struct cqk_cuda_attn 
 		.scale = a->scale, .soft_cap = a->soft_cap, .window = a->sliding_window,
 		.base2 = !!(a->flags & CQ_ATTN_LSE_BASE2),
 	};
+	/* that of the queries' rotation, and that of keys which are stored without it */
+	p->rope.factor = (p->turn_q ? t->turn.factor : 1.0f) *
+			 (p->turn_k ? t->turn.factor : 1.0f);
 }
 
 int cqk_cuda_attention(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tables *t,

@@ -39,6 +39,16 @@ CQ_DEVICE void cqkd_store(const struct cqkd_view &v, int64_t at, float x)
 		cqkd_ptr<__nv_bfloat16>(v.data)[at] = __float2bfloat16_rn(x);
 }
 
+/* Where a stored channel of a key or query is in a view. */
+CQ_DEVICE uint32_t cqkd_given(const struct cqkd_rope &r, uint32_t ch)
+{
+	uint32_t pairs = r.mixed / 2;
+
+	if (ch >= r.mixed)
+		return ch;
+	return ch < pairs ? 2 * ch : 2 * (ch - pairs) + 1;
+}
+
 struct cqkd_turn {
 	float c, s;
 };

@@ -81,12 +81,17 @@ struct cqkd_layer {
  * @in_page: [64][2][half] f32
  * @half:    pairs; 0: nothing is rotated
  * @n_base:  positions covered, by 64
+ * @mixed:   leading channels of keys and queries whose pairs are neighbours in
+ *           views, 2j and 2j + 1; as stored j and j + @mixed / 2. 0: none
+ * @factor:  on the first 2 * @half channels of queries, or of keys that turn
  */
 struct cqkd_rope {
 	uint64_t base;
 	uint64_t in_page;
 	uint32_t half;
 	uint32_t n_base;
+	uint32_t mixed;
+	float factor;
 };
 
 /**
@@ -116,7 +121,7 @@ struct cqkd_dest {
  * @k:       keys of the new tokens
  * @v:       values
  * @at:      the layer
- * @rope:    tables, if @turn
+ * @rope:    tables, if @turn; @mixed counts without them
  * @dests:   [*n_dests] struct cqkd_dest
  * @n_dests: address of their number, u32
  * @status:  address of a u64, see cqkd_bad_key(): raised, never lowered
@@ -242,7 +247,7 @@ struct cqkd_plan {
  * @q:         [n_rows][n_heads][d]
  * @o:         the same shape
  * @at:        the layer
- * @rope:      tables; half 0: nothing is rotated
+ * @rope:      tables; half 0: nothing is rotated; @mixed counts without them
  * @plan:      struct cqkd_plan and what it names
  * @part_ml:   [kv head of the call][max_slots][2] f32: maximum and sum
  * @part_o:    [kv head of the call][max_slots][d] f32
@@ -336,12 +341,12 @@ CQKD_FROZEN(sizeof(struct cqkd_book) == 40);
 CQKD_FROZEN(offsetof(struct cqkd_book, channels) == 32);
 CQKD_FROZEN(sizeof(struct cqkd_layer) == 104);
 CQKD_FROZEN(offsetof(struct cqkd_layer, offset) == 80);
-CQKD_FROZEN(sizeof(struct cqkd_rope) == 24);
+CQKD_FROZEN(sizeof(struct cqkd_rope) == 32);
 CQKD_FROZEN(sizeof(struct cqkd_dest) == 40);
 CQKD_FROZEN(offsetof(struct cqkd_dest, tokens) == 16);
-CQKD_FROZEN(sizeof(struct cqkd_append) == 232);
-CQKD_FROZEN(offsetof(struct cqkd_append, dests) == 192);
-CQKD_FROZEN(offsetof(struct cqkd_append, turn) == 228);
+CQKD_FROZEN(sizeof(struct cqkd_append) == 240);
+CQKD_FROZEN(offsetof(struct cqkd_append, dests) == 200);
+CQKD_FROZEN(offsetof(struct cqkd_append, turn) == 236);
 CQKD_FROZEN(sizeof(struct cqkd_block) == 24);
 CQKD_FROZEN(offsetof(struct cqkd_block, n_spans) == 20);
 CQKD_FROZEN(sizeof(struct cqkd_span) == 24);
@@ -349,10 +354,10 @@ CQKD_FROZEN(offsetof(struct cqkd_span, pos) == 16);
 CQKD_FROZEN(sizeof(struct cqkd_entry) == 8);
 CQKD_FROZEN(sizeof(struct cqkd_item) == 24);
 CQKD_FROZEN(sizeof(struct cqkd_plan) == 64);
-CQKD_FROZEN(sizeof(struct cqkd_attn) == 296);
-CQKD_FROZEN(offsetof(struct cqkd_attn, plan) == 192);
-CQKD_FROZEN(offsetof(struct cqkd_attn, layer) == 232);
-CQKD_FROZEN(offsetof(struct cqkd_attn, base2) == 288);
+CQKD_FROZEN(sizeof(struct cqkd_attn) == 304);
+CQKD_FROZEN(offsetof(struct cqkd_attn, plan) == 200);
+CQKD_FROZEN(offsetof(struct cqkd_attn, layer) == 240);
+CQKD_FROZEN(offsetof(struct cqkd_attn, base2) == 296);
 /* What a block of threads can have on sm_86, 89 and 120: 99 KiB. */
 CQKD_FROZEN(CQKD_ATTN_SHARED(64, CQKD_VECS(64)) <= 101376);
 CQKD_FROZEN(CQKD_ATTN_SHARED(128, CQKD_VECS(128)) <= 101376);

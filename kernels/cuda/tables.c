@@ -114,6 +114,9 @@ static void lay_out(struct cqk_cuda_tables *t)
 	}
 	t->turn.half = t->rope->half;
 	t->turn.n_base = t->rope->n_base;
+	t->turn.factor = t->rope->half ? t->rope->factor : 1.0f;
+	if (t->model->geom.rope_pairs == CQK_PAIRS_INTERLEAVED)
+		t->turn.mixed = t->model->geom.rope_dim;
 	if (!row)
 		return;
 	t->turn.base = take(t, row * t->rope->n_base);

@@ -8,11 +8,12 @@
  * its length is put in front, so that mutation works on the JSON alone.
  */
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "kernels/calibrate.h"
-#include "kernels/model.h"
+#include "kernels/kernels.h"
 
 #define MUST(c) do { if (!(c)) { fprintf(stderr, "%s\n", #c); abort(); } } while (0)
 
@@ -49,6 +50,7 @@ static uint8_t *build(const uint8_t *in, size_t n, size_t *size)
 static void check_model(const struct cqk_model *m)
 {
 	const struct cqk_geom *g = &m->geom;
+	double freq[CQ_MAX_HEAD_DIM / 2];
 	uint64_t at = 0;
 	uint32_t l;
 
@@ -60,6 +62,9 @@ static void check_model(const struct cqk_model *m)
 	}
 	MUST(at == m->payload && m->slot_bytes >= at + 64);
 	MUST(!m->sinks == !m->sink_slot_bytes);
+	cqk_rope_freq(g, freq);
+	for (l = 0; l < g->rope_dim / 2; l++)
+		MUST(isfinite(freq[l]) && freq[l] > 0);
 }
 
 static float sum_planes(const struct cqk_codebook *cb)

@@ -99,6 +99,57 @@ TEST(every_kind_of_keys)
 			}
 }
 
+/* One setting of RoPE with few and many pages, keys and queries each way. */
+static void check_rope(struct scene_opts o)
+{
+	uint32_t i;
+
+	for (i = 0; i < 4; i++) {
+		o.toy.keys = i / 2 ? CQK_KEYS_ROTATED : CQK_KEYS_PRE_ROPE;
+		o.flags = i % 2 ? CQ_ATTN_Q_ROTATED : 0;
+		o.shared = 3;
+		check(&o);
+		o.shared = 20;	/* where there are loops of their own for many pages */
+		check(&o);
+	}
+}
+
+TEST_LIMIT(every_scaling_and_pairing, 60)
+{
+	static const uint32_t dims[] = { 128, 96, 64, 32 }, codes[] = { 8, 4, 2, 0 };
+	uint32_t type, pairs, i, n = 0;
+
+	for (type = 0; type <= CQK_SCALING_YARN; type++)
+		for (pairs = 0; pairs <= CQK_PAIRS_INTERLEAVED; pairs++)
+			for (i = 0; i < 2; i++, n++) {
+				struct scene_opts o = plain(128, codes[(n + n / 4) % 4], n % 3 > 0);
+
+				o.toy.rope_dim = dims[n % 4];
+				o.toy.theta = n % 2 ? 5e5 : 1e4;
+				o.toy.pairs = pairs;
+				o.toy.scaling = ref_scaling(type, n % 5 ? 300 : 8192);
+				o.sinks = n % 3 * 2;
+				o.rows = n % 4 == 2 ? 5 : 1;
+				check_rope(o);
+			}
+}
+
+/* A large attention factor is in the scores, not in what need not be rotated. */
+TEST(the_attention_factor_counts_once_for_each_side)
+{
+	static const double factor[] = { 0.125, 3, 8 };
+	struct scene_opts o = plain(128, 8, true);
+	uint32_t i;
+
+	o.toy.scaling = ref_scaling(CQK_SCALING_YARN, 300);
+	o.q_size = 0.1f;
+	for (i = 0; i < ARRAY_SIZE(factor); i++) {
+		o.toy.scaling.attention_factor = factor[i];
+		o.toy.rope_dim = i == 1 ? 64 : 128;
+		check_rope(o);
+	}
+}
+
 TEST(no_tables_needed_when_keys_and_queries_come_rotated)
 {
 	struct scene_opts o = plain(64, 4, true);
@@ -106,10 +157,12 @@ TEST(no_tables_needed_when_keys_and_queries_come_rotated)
 
 	o.toy.keys = CQK_KEYS_ROTATED;
 	o.flags = CQ_ATTN_Q_ROTATED;
-	s = scene_new(&o);
-	s->a.rope = NULL;
-	check_scene(s);
-	scene_free(s);
+	for (o.toy.pairs = 0; o.toy.pairs <= CQK_PAIRS_INTERLEAVED; o.toy.pairs++) {
+		s = scene_new(&o);
+		s->a.rope = NULL;
+		check_scene(s);
+		scene_free(s);
+	}
 }
 
 TEST(gqa_from_1_to_16)

@@ -7,6 +7,7 @@
 #include "tests/harness.h"
 #include "kernels/calibrate.h"
 #include "tests/kernels/image.h"
+#include "tests/rope_ref.h"
 
 /**
  * struct fake - an activation dump in the making
@@ -287,6 +288,71 @@ TEST(threads_do_not_matter)
 	free(a.buf);
 	free(b.buf);
 	free(f.im.buf);
+}
+
+/* The same keys, channels as the model has them and as they are stored. */
+static void fill_keys(struct fake *f, const struct cqk_geom *order, uint8_t *const *at,
+		      uint32_t entry, bool positive)
+{
+	uint32_t h, t, ch;
+	uint64_t seed = entry + 77;
+	double x;
+
+	for (h = 0; h < 2; h++)
+		for (t = 0; t < f->tokens; t++)
+			for (ch = 0; ch < f->geom.head_dim; ch++) {
+				x = gauss(&seed) * (1 + ch % 5);
+				put(f, at[entry], h, t, ref_stored(order, ch),
+				    positive ? x * x : x);
+			}
+}
+
+static void fill_dump(struct fake *f, const struct cqk_geom *order)
+{
+	struct cqk_geom plain = f->geom;
+	uint32_t e;
+
+	for (e = 0; e < 4; e++) {
+		fill_keys(f, e % 2 ? &plain : order, f->at, e, false);
+		fill_keys(f, e % 2 ? &plain : order, f->fisher_at, e, true);
+	}
+}
+
+TEST(interleaved_keys_are_learnt_as_they_are_stored)
+{
+	struct cqk_model *m[2];
+	struct cqk_calib_opts o;
+	struct cqk_geom mixed;
+	struct image im[2];
+	struct fake f[2];
+	uint32_t l, i;
+	size_t n = (size_t)2 * 64 * 256 * 2;
+
+	for (i = 0; i < 2; i++) {
+		fake_new(&f[i], 64, 600, 300, true, true);
+		mixed = f[i].geom;
+		mixed.rope_dim = 48;
+		mixed.rope_pairs = CQK_PAIRS_INTERLEAVED;
+		/* the first dump has the model's order, the second the stored one */
+		fill_dump(&f[i], i ? &mixed : &f[i].geom);
+		o = options(&f[i], "4c8b", "4c8b");
+		o.fisher = true;
+		o.geom.rope_dim = 48;
+		o.geom.rope_pairs = i ? CQK_PAIRS_HALF : CQK_PAIRS_INTERLEAVED;
+		im[i] = calibrated(&f[i], &o, NULL);
+		ASSERT_OK(cqk_model_head(im[i].buf, im[i].size, &m[i], NULL));
+		ASSERT_EQ(m[i]->geom.rope_pairs, o.geom.rope_pairs);
+	}
+	for (l = 0; l < 2; l++) {
+		ASSERT_MEMEQ(m[0]->layers[l].k.stored, m[1]->layers[l].k.stored, n);
+		ASSERT_MEMEQ(m[0]->layers[l].v.stored, m[1]->layers[l].v.stored, n);
+	}
+	ASSERT(memcmp(m[0]->hash, m[1]->hash, 32));
+	for (i = 0; i < 2; i++) {
+		cqk_model_free(m[i]);
+		free(im[i].buf);
+		free(f[i].im.buf);
+	}
 }
 
 /* The same data at another place starts from other random numbers. */
@@ -669,6 +735,7 @@ TEST(dump_info)
 		{ "\"n_kv_heads\":\"2\"", "\"n_kv_heads\":\"1\"", "shape", -EINVAL },
 		{ "fingerprint", "fingerpront", "fingerprint is missing", -EINVAL },
 		{ "\"F16\"", "\"U16\"", "neither", -EINVAL },
+		{ "rope_theta", "rope_thetq", "unknown metadata rope_thetq", -EINVAL },
 	};
 	struct cqk_dump_info info;
 	struct cqk_geom geom;

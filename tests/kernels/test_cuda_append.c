@@ -89,7 +89,8 @@ static void host_row(const struct batch *b, const struct sides *s, bool v, uint3
 	uint32_t ch;
 
 	for (ch = 0; ch < b->toy.d; ch++)
-		x[ch] = (float)toy_load(v ? &s->v : &s->k, row, head, ch);
+		x[v ? ch : ref_stored(&s->toy.m.geom, ch)] =
+			(float)toy_load(v ? &s->v : &s->k, row, head, ch);
 	if (!v && b->turn)
 		cqk_rope_rotate(&s->toy.rope, x, 1, b->toy.d, pos, b->turn < 0);
 	for (ch = 0; ch < b->toy.d; ch++)
@@ -238,6 +239,8 @@ TEST_LIMIT(every_pair_of_settings, 60)
 		b.rows = rows[(i + i / 8) % 4];
 		b.first = firsts[(i / 2 + i / 7) % 4];
 		b.hnd = i / 4 % 2;
+		b.toy.pairs = i / 6 % 2;
+		b.toy.scaling = ref_scaling((i + i / 4) % 4, 100);
 		if (b.toy.d == 256)
 			b.rows = MIN(b.rows, 33u);
 		check(&g, &b);
@@ -343,6 +346,13 @@ TEST(values_that_fp16_cannot_hold_are_named)
 		batch_dests(&b, &s);
 		expect_bad(append(&g, &b, &s, false), 66, 1, false, 63);
 		sides_free(&s);
+		/* 62 and 63 are a pair, and stored as 31 and 63 */
+		b.toy.pairs = CQK_PAIRS_INTERLEAVED;
+		sides_make(&b, &s);
+		put_bad(&s, false, 66, 1, 62, bad[i]);
+		expect_bad(append(&g, &b, &s, false), 66, 1, false, 62);
+		sides_free(&s);
+		b.toy.pairs = CQK_PAIRS_HALF;
 	}
 	ASSERT(!cqk_cuda_bad(0, &none));
 	gpu_close(&g);

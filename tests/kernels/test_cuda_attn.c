@@ -41,6 +41,28 @@ TEST_LIMIT(every_pair_of_settings, 60)
 	gpu_close(&g);
 }
 
+/* Keys and queries rotated before and after, in each order of channels. */
+TEST_LIMIT(every_scaling_and_pairing, 60)
+{
+	static const uint32_t dims[] = { 64, 128, 32 };
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	for (i = 0; i < 16; i++) {
+		struct scene_opts o = plain(128, i % 3 ? 4 : 0);
+
+		o.toy.pairs = i / 4 % 2;
+		o.toy.scaling = ref_scaling(i % 4 ? i % 4 : 3, 100);
+		o.toy.keys = (i / 8 + i) % 2 ? CQK_KEYS_ROTATED : CQK_KEYS_PRE_ROPE;
+		o.toy.rope_dim = dims[i % 3];
+		o.flags = i / 2 % 2 ? CQ_ATTN_Q_ROTATED : 0;
+		o.sinks = i % 3;
+		check(&g, &o);
+	}
+	gpu_close(&g);
+}
+
 TEST(no_tables_needed_when_keys_and_queries_come_rotated)
 {
 	struct scene_opts o = plain(64, 4);
@@ -50,10 +72,12 @@ TEST(no_tables_needed_when_keys_and_queries_come_rotated)
 	gpu_open(&g);
 	o.toy.keys = CQK_KEYS_ROTATED;
 	o.flags = CQ_ATTN_Q_ROTATED;
-	s = scene_new(&o);
-	s->a.rope = NULL;
-	check_scene(&g, s);
-	scene_free(s);
+	for (o.toy.pairs = 0; o.toy.pairs <= CQK_PAIRS_INTERLEAVED; o.toy.pairs++) {
+		s = scene_new(&o);
+		s->a.rope = NULL;
+		check_scene(&g, s);
+		scene_free(s);
+	}
 	gpu_close(&g);
 }
 

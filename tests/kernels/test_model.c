@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 /* Model files: layout, identity, prepared planes, and every way to be wrong. */
 #include "tests/harness.h"
+#include "kernels/meta.h"
 #include "tests/kernels/image.h"
+#include "tests/rope_ref.h"
 
 static struct cqk_model *parsed(struct image im)
 {
@@ -173,6 +175,10 @@ TEST(identity)
 		{ "\"n_heads\":\"4\"", "\"n_heads\":\"8\"", false },
 		{ "\"max_position\":\"2048\"", "\"max_position\":\"2047\"", false },
 		{ "\"keys\":\"pre-rope\"", "\"keys\":\"rotated\"", false },
+		{ "\"rope\":\"half\"", "\"rope\":\"interleaved\"", false },
+		{ "\"rope\":\"half\"", "\"rope\":\"half\",\"rope_scaling\":\"none\"", true },
+		{ "\"rope\":\"half\"", "\"rope\":\"half\",\"rope_scaling\":\"linear\","
+		  "\"rope_factor\":\"1\"", false },
 	};
 	struct cqk_model *m = head_of(im), *other;
 	struct image ed;
@@ -233,8 +239,12 @@ TEST(wrong_metadata)
 		  -EINVAL },
 		{ "\"keys\":\"pre-rope\"", "\"keys\":\"none\"", "does not go", -EINVAL },
 		{ "\"keys\":\"pre-rope\"", "\"keys\":\"\\u001b[2J\"", "?[2J", -EINVAL },
-		{ "\"rope\":\"half\"", "\"rope\":\"interleaved\"", "interleaved",
-		  -EINVAL },
+		{ "\"rope\":\"half\"", "\"rope\":\"quarter\"", "quarter", -EINVAL },
+		{ "\"rope\":\"half\"", "\"rope\":\"none\"", "does not go", -EINVAL },
+		{ "\"rope\":\"half\"", "\"rope\":\"half\",\"rope_mscale\":\"1\"",
+		  "unknown metadata rope_mscale", -EINVAL },
+		{ "\"rope\":\"half\"", "\"rope\":\"half\",\"rope_factor\":\"2\"",
+		  "rope_factor does not go with rope_scaling \"none\"", -EINVAL },
 		{ "\"rope_dim\":\"64\"", "\"rope_dim\":\"66\"", "rope_dim", -EINVAL },
 		{ "\"rope_dim\":\"64\"", "\"rope_dim\":\"33\"", "rope_dim", -EINVAL },
 		{ "\"rope_dim\":\"64\"", "\"rope_dim\":\"0\"", "rope_dim", -EINVAL },
@@ -278,6 +288,181 @@ TEST(wrong_metadata)
 		free(ed.buf);
 	}
 	free(im.buf);
+}
+
+static struct cqk_geom scaled_geom(uint32_t type)
+{
+	struct cqk_geom g = small_geom(64);
+
+	g.rope_dim = 32;
+	g.rope_pairs = CQK_PAIRS_INTERLEAVED;
+	g.rope_scaling = ref_scaling(type, 512);
+	g.rope_scaling.attention_factor *= 1.0 / 3;	/* all digits are kept */
+	if (type == CQK_SCALING_YARN)
+		g.rope_scaling.truncate = 0;
+	return g;
+}
+
+TEST(scaling_round_trip)
+{
+	const struct cqk_rope_number *n;
+	uint8_t hash[4][32];
+	struct cqk_model *m;
+	struct image im;
+	uint32_t type, i;
+
+	for (type = 0; type <= CQK_SCALING_YARN; type++) {
+		struct cqk_geom g = scaled_geom(type);
+
+		im = image_model(g, "4c8b", "4c8b", CQK_CENTROIDS_F16);
+		m = parsed(im);
+		ASSERT_EQ(m->geom.rope_pairs, CQK_PAIRS_INTERLEAVED);
+		ASSERT_EQ(m->geom.rope_scaling.type, type);
+		for (i = 0; (n = cqk_rope_number(i)); i++)
+			ASSERT(*cqk_rope_value(&m->geom.rope_scaling, n) ==
+			       *cqk_rope_value(&g.rope_scaling, n));
+		memcpy(hash[type], m->hash, 32);
+		for (i = 0; i < type; i++)
+			ASSERT(memcmp(hash[i], hash[type], 32));
+		cqk_model_free(m);
+		free(im.buf);
+	}
+}
+
+/* As identity_is_frozen: YaRN and interleaved pairs, from a script of its own. */
+TEST(identity_of_scaling_is_frozen)
+{
+	static const uint8_t want[4] = { 0x72, 0x32, 0x20, 0xd9 };
+	struct image im = image_model(scaled_geom(CQK_SCALING_YARN), "4c8b", "2c8b",
+				      CQK_CENTROIDS_I8);
+	struct cqk_model *m = head_of(im);
+
+	ASSERT_MEMEQ(m->hash, want, 4);
+	cqk_model_free(m);
+	free(im.buf);
+}
+
+/* Every number of a kind of scaling counts in the identity, and must be there. */
+TEST(every_number_of_a_scaling)
+{
+	const struct cqk_rope_number *n;
+	struct cqk_model *m = NULL, *other;
+	char from[64], to[80];
+	struct cqk_geom g;
+	struct cq_err err;
+	struct image im, ed;
+	uint32_t type, i;
+
+	for (type = CQK_SCALING_LINEAR; type <= CQK_SCALING_YARN; type++) {
+		g = scaled_geom(type);
+		im = image_model(g, "fp16", "fp16", CQK_CENTROIDS_F16);
+		m = head_of(im);
+		for (i = 0; (n = cqk_rope_number(i)); i++) {
+			if (!cqk_rope_has(&g.rope_scaling, n))
+				continue;
+			snprintf(from, sizeof(from), "\"%s\":\"%.17g\"", n->key,
+				 *cqk_rope_value(&g.rope_scaling, n));
+			snprintf(to, sizeof(to), "\"%s\":\"%.17g\"", n->key,
+				 n->whole && n->max <= 1 ? 1 :
+				 *cqk_rope_value(&g.rope_scaling, n) + (n->whole ? 1 : 0.01));
+			ed = edited(im, from, to);
+			other = head_of(ed);
+			ASSERT(memcmp(m->hash, other->hash, 32));
+			cqk_model_free(other);
+			free(ed.buf);
+			snprintf(to, sizeof(to), "\"x-%s\":\"1\"", n->key);
+			ed = edited(im, from, to);
+			ASSERT_EQ(cqk_model_head(ed.buf, ed.size, &other, &err), -EINVAL);
+			snprintf(to, sizeof(to), "%s is missing", n->key);
+			ASSERT_STRHAS(err.text, to);
+			free(ed.buf);
+		}
+		cqk_model_free(m);
+		free(im.buf);
+	}
+}
+
+TEST(wrong_scaling)
+{
+	static const struct {
+		uint32_t type;
+		const char *from, *to, *text;
+	} edit[] = {
+		{ 1, "linear", "longrope", "longrope" },
+		{ 1, "linear", "dynamic", "dynamic" },
+		{ 1, "linear", "none", "rope_factor does not go" },
+		{ 1, "linear", "llama3", "rope_original_max_position is missing" },
+		{ 1, "rope_factor\":\"4", "rope_factor\":\"0.5", "rope_factor 0.5" },
+		{ 1, "rope_factor\":\"4", "rope_factor\":\"1e7", "rope_factor 1e+07" },
+		{ 1, "rope_factor\":\"4", "rope_factor\":\"nan", "nan" },
+		{ 1, "rope_factor\":\"4", "rope_factor\":\"1e999", "rope_factor inf" },
+		{ 1, "rope_factor\":\"4", "rope_factor\":\"-4", "rope_factor" },
+		{ 1, "rope_factor\":\"4", "rope_factor\":\"", "rope_factor" },
+		{ 1, "rope_factor\":\"4", "rope_factor\":\"4 ", "rope_factor" },
+		{ 2, "rope_original_max_position\":\"512", "rope_original_max_position\":\"512.5",
+		  "a whole number" },
+		{ 2, "rope_original_max_position\":\"512", "rope_original_max_position\":\"0",
+		  "rope_original_max_position" },
+		{ 2, "rope_original_max_position\":\"512", "rope_original_max_position\":\"1e9",
+		  "rope_original_max_position" },
+		{ 2, "rope_low_freq_factor\":\"1", "rope_low_freq_factor\":\"4", "not below" },
+		{ 2, "rope_low_freq_factor\":\"1", "rope_low_freq_factor\":\"0",
+		  "rope_low_freq_factor 0" },
+		{ 3, "rope_beta_slow\":\"1", "rope_beta_slow\":\"32", "not below" },
+		{ 3, "rope_truncate\":\"0", "rope_truncate\":\"2", "rope_truncate 2" },
+		{ 3, "rope_attention_factor\":\"0", "rope_attention_factor\":\"9",
+		  "rope_attention_factor 9" },
+		{ 3, "rope_attention_factor\":\"0.3", "rope_attention_factor\":\"0.03",
+		  "rope_attention_factor 0.03" },
+		{ 3, "rope_theta\":\"10000", "rope_theta\":\"1", "above 1" },
+	};
+	struct cqk_model *m = NULL;
+	struct image im, ed;
+	struct cq_err err;
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(edit); i++) {
+		im = image_model(scaled_geom(edit[i].type), "4c8b", "4c8b", CQK_CENTROIDS_I8);
+		ed = edited(im, edit[i].from, edit[i].to);
+		ASSERT_EQ(cqk_model_parse(ed.buf, ed.size, &m, &err), -EINVAL);
+		ASSERT(!m);
+		ASSERT_STRHAS(err.text, edit[i].text);
+		free(ed.buf);
+		free(im.buf);
+	}
+}
+
+/* What a program may put together, beside what a file may say. */
+TEST(wrong_geometry)
+{
+	struct cqk_geom g = small_geom(64);
+	struct cq_err err;
+	char buf[200];
+
+	g.rope_pairs = 2;
+	ASSERT_EQ(cqk_geom_check(&g, &err), -EINVAL);
+	ASSERT_STRHAS(err.text, "pairs 2");
+	g.rope_pairs = 0;
+	g.rope_scaling.type = 4;
+	ASSERT_EQ(cqk_geom_check(&g, &err), -EINVAL);
+	ASSERT_STRHAS(err.text, "kind 4");
+	g.rope_scaling.type = 0;
+	g.rope_scaling.factor = 2;
+	ASSERT_EQ(cqk_geom_check(&g, &err), -EINVAL);
+	ASSERT_STRHAS(err.text, "rope_factor 2");
+	g = scaled_geom(CQK_SCALING_LINEAR);
+	g.keys = CQK_KEYS_NONE;
+	g.rope_dim = 0;
+	g.rope_theta = 0;
+	ASSERT_EQ(cqk_geom_check(&g, &err), -EINVAL);
+	ASSERT_STRHAS(err.text, "without RoPE");
+	ASSERT_STREQ(cqk_rope_text(&g, buf, sizeof(buf)), "none");
+	g = scaled_geom(CQK_SCALING_LLAMA3);
+	ASSERT_STREQ(cqk_rope_text(&g, buf, sizeof(buf)),
+		     "interleaved, dim 32, theta 10000, llama3 factor 4 original_max_position 512 "
+		     "low_freq_factor 1 high_freq_factor 4");
+	cqk_rope_text(&g, buf, 20);
+	ASSERT_EQ(strlen(buf), 19);
 }
 
 /* @bytes at offset @at of tensor @name: refused, naming tensor and value 5. */

@@ -12,6 +12,7 @@
 #include <string.h>
 #include "kernels/attn.h"
 #include "kernels/f16.h"
+#include "tests/rope_ref.h"
 
 struct toy_opts {
 	uint32_t n_layers, n_heads, n_kv_heads, d;
@@ -20,6 +21,8 @@ struct toy_opts {
 	bool i8;
 	float k_size, v_size;	/* 0: 1 */
 	double theta;		/* 0: 10000 */
+	uint32_t pairs;
+	struct cqk_rope_scaling scaling;
 };
 
 struct toy {
@@ -142,6 +145,7 @@ static inline void toy_init(struct toy *t, const struct toy_opts *o,
 		.max_position = positions, .keys = o->keys,
 		.rope_dim = o->rope_dim,
 		.rope_theta = o->theta > 0 ? o->theta : 1e4,
+		.rope_pairs = o->pairs, .rope_scaling = o->scaling,
 	};
 	t->m.layers = toy_alloc(o->n_layers * sizeof(*t->m.layers));
 	for (l = 0; l < o->n_layers; l++) {
@@ -243,19 +247,6 @@ static inline double toy_load(const struct cq_view *v, uint32_t row, uint32_t he
 	return (double)cqk_bf16_to_f32(((const uint16_t *)v->data)[at]);
 }
 
-static inline void toy_rotate(double *x, const struct cqk_geom *g, double pos)
-{
-	uint32_t half = g->rope_dim / 2, j;
-
-	for (j = 0; j < half; j++) {
-		double w = pos * pow(g->rope_theta, -2.0 * j / g->rope_dim);
-		double lo = x[j], hi = x[half + j];
-
-		x[j] = lo * cos(w) - hi * sin(w);
-		x[half + j] = lo * sin(w) + hi * cos(w);
-	}
-}
-
 /* cos and sin of @pos for every pair, and of one position more. */
 struct toy_turn {
 	double c[128], s[128], c1[128], s1[128];
@@ -267,7 +258,7 @@ static inline void toy_turn_init(struct toy_turn *r, const struct cqk_geom *g,
 	uint32_t j;
 
 	for (j = 0; j < g->rope_dim / 2; j++) {
-		double w = pow(g->rope_theta, -2.0 * j / g->rope_dim);
+		double w = ref_freq(g, j);
 
 		r->c[j] = cos(pos * w);
 		r->s[j] = sin(pos * w);
@@ -276,16 +267,18 @@ static inline void toy_turn_init(struct toy_turn *r, const struct cqk_geom *g,
 	}
 }
 
-/* Turns @k and goes on by one position. */
-static inline void toy_turn_next(struct toy_turn *r, uint32_t half, double *k)
+/* Turns @k, in the model's order, and goes on by one position. */
+static inline void toy_turn_next(struct toy_turn *r, const struct cqk_geom *g, double *k)
 {
+	double f = ref_factor(g);
 	uint32_t j;
 
-	for (j = 0; j < half; j++) {
-		double c = r->c[j], s = r->s[j], lo = k[j], hi = k[half + j];
+	for (j = 0; j < g->rope_dim / 2; j++) {
+		double *a = &k[ref_first(g, j)], *b = &k[ref_second(g, j)];
+		double c = r->c[j], s = r->s[j], lo = *a * f, hi = *b * f;
 
-		k[j] = lo * c - hi * s;
-		k[half + j] = lo * s + hi * c;
+		*a = lo * c - hi * s;
+		*b = lo * s + hi * c;
 		r->c[j] = c * r->c1[j] - s * r->s1[j];
 		r->s[j] = s * r->c1[j] + c * r->s1[j];
 	}
@@ -317,9 +310,9 @@ static inline void toy_scores(const struct cqk_attn *a, const struct cqk_block *
 		double k[256], dot = 0;
 
 		for (ch = 0; ch < g->head_dim; ch++)
-			k[ch] = toy_value(&src, t, ch);
+			k[ch] = toy_value(&src, t, ref_stored(g, ch));
 		if (turn)
-			toy_turn_next(&r, g->rope_dim / 2, k);
+			toy_turn_next(&r, g, k);
 		if (!toy_sees(a, b, s, row, t))
 			continue;
 		for (ch = 0; ch < g->head_dim; ch++)
@@ -370,7 +363,7 @@ static inline double toy_reference(const struct cqk_attn *a, uint32_t row,
 	for (ch = 0; ch < g->head_dim; ch++)
 		q[ch] = toy_load(&a->q, row, head, ch);
 	if (g->keys != CQK_KEYS_NONE && !(a->flags & CQ_ATTN_Q_ROTATED))
-		toy_rotate(q, g, a->row_pos[row]);
+		ref_rope(q, g, a->row_pos[row]);
 	memset(o, 0, g->head_dim * sizeof(*o));
 	n = toy_uses(a, row, kv, q, u);
 	for (i = 0; i < n; i++)
