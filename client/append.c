@@ -12,23 +12,52 @@ static int bad_value(const struct cqc_append *p, const char *what, size_t row,
 			what, p->layer, head, row, ch);
 }
 
+/* As it comes, in stored order. */
+static void put_halves(const struct cqk_geom *g, const uint16_t *x, uint16_t *out)
+{
+	uint32_t ch;
+
+	for (ch = 0; ch < g->head_dim; ch++)
+		out[ch] = x[cqk_given_channel(g, ch)];
+}
+
+/* Returns the channel, in the caller's order, that no half can hold, or -1. */
+static int put_turned(const struct cqc_append *p, size_t row, uint32_t head, uint32_t pos,
+		      uint16_t *out)
+{
+	const struct cq_model *model = p->seq->model;
+	const struct cqk_geom *g = &model->m.geom;
+	float x[CQ_MAX_HEAD_DIM], y[CQ_MAX_HEAD_DIM];
+	uint32_t d = g->head_dim, ch;
+	int bad;
+
+	cqc_row_to_f32(p->k, row, head, d, x);
+	/* A NaN would spread over its pair: name the channel that came. */
+	bad = cqc_f32_to_f16(x, d, out);
+	if (bad >= 0)
+		return bad;
+	for (ch = 0; ch < d; ch++)
+		y[ch] = x[cqk_given_channel(g, ch)];
+	cqk_rope_rotate(&model->rope, y, 1, d, pos, p->turn < 0);
+	bad = cqc_f32_to_f16(y, d, out);
+	return bad < 0 ? bad : (int)cqk_given_channel(g, (uint32_t)bad);
+}
+
 static int put_key(const struct cqc_append *p, size_t row, uint32_t head, uint32_t pos,
 		   uint16_t *out)
 {
-	const struct cq_model *model = p->seq->model;
-	uint32_t d = model->m.geom.head_dim;
-	float tmp[CQ_MAX_HEAD_DIM];
+	const struct cqk_geom *g = &p->seq->model->m.geom;
+	uint16_t x[CQ_MAX_HEAD_DIM];
 	int bad;
 
-	if (!p->turn)
-		return cqc_row_to_f16(p->k, row, head, d, out);
-	cqc_row_to_f32(p->k, row, head, d, tmp);
-	/* A NaN would spread over its pair: name the channel that came. */
-	bad = cqc_f32_to_f16(tmp, d, out);
-	if (bad >= 0)
-		return bad;
-	cqk_rope_rotate(&model->rope, tmp, 1, d, pos, p->turn < 0);
-	return cqc_f32_to_f16(tmp, d, out);
+	if (p->turn)
+		return put_turned(p, row, head, pos, out);
+	if (g->rope_pairs == CQK_PAIRS_HALF)
+		return cqc_row_to_f16(p->k, row, head, g->head_dim, out);
+	bad = cqc_row_to_f16(p->k, row, head, g->head_dim, x);
+	if (bad < 0)
+		put_halves(g, x, out);
+	return bad;
 }
 
 static int put_token(const struct cqc_append *p, size_t row, size_t token)

@@ -132,11 +132,19 @@ struct reader {
 static void row_out(const struct reader *r, size_t token, uint32_t head, float *x)
 {
 	const struct cq_model *model = r->seq->model;
-	uint32_t d = model->m.geom.head_dim;
+	const struct cqk_geom *g = &model->m.geom;
+	float y[CQ_MAX_HEAD_DIM];
+	uint32_t d = g->head_dim, ch;
 
-	if (!r->kv && model->m.geom.keys == CQK_KEYS_ROTATED)
+	if (!r->kv && g->keys == CQK_KEYS_ROTATED)
 		cqk_rope_rotate(&model->rope, x, 1, d, r->seq->position + (uint32_t)token, true);
-	cqc_row_from_f32(r->view, token - r->from, head, d, x);
+	if (r->kv || g->rope_pairs == CQK_PAIRS_HALF) {
+		cqc_row_from_f32(r->view, token - r->from, head, d, x);
+		return;
+	}
+	for (ch = 0; ch < d; ch++)
+		y[cqk_given_channel(g, ch)] = x[ch];
+	cqc_row_from_f32(r->view, token - r->from, head, d, y);
 }
 
 static void decode_token(const struct reader *r, const struct cqc_ent *ent,

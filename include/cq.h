@@ -59,7 +59,8 @@ enum cq_dtype {
  * @stride_token: elements between tokens (rows)
  * @stride_head:  elements between heads
  *
- * Channels are contiguous. NHD and HND layouts differ in strides only.
+ * Channels are contiguous, and in the model's own order, whichever of them RoPE
+ * turns together. NHD and HND layouts differ in strides only.
  */
 struct cq_view {
 	void *data;
@@ -192,7 +193,8 @@ struct cq_publish_opts {
 	uint32_t ttl_s;
 };
 
-#define CQ_APPEND_ROTATED (1u << 0)	/* keys come rotated to their positions */
+/* Keys come as the model's RoPE leaves them, with its scaling, at their positions. */
+#define CQ_APPEND_ROTATED (1u << 0)
 
 /**
  * struct cq_append_opts - options of cq_append()
@@ -208,7 +210,8 @@ struct cq_append_opts {
 	void *stream;
 };
 
-#define CQ_ATTN_Q_ROTATED (1u << 0)	/* queries come rotated to their positions */
+/* Queries come as the model's RoPE leaves them, with its scaling, at their positions. */
+#define CQ_ATTN_Q_ROTATED (1u << 0)
 #define CQ_ATTN_LSE_BASE2 (1u << 1)	/* lse in log2 units; default natural */
 
 /**

@@ -407,44 +407,99 @@ TEST(step_checks)
 
 /* --- keys that come rotated --- */
 
-TEST(rotation_is_undone)
+/* Rotates [@n][2][32] as the model does, token 0 at 1000. */
+static void rotate_rows(const struct shape *shape, float *k, uint32_t n)
+{
+	double out[32];
+	uint32_t i, c;
+
+	for (i = 0; i < 2 * n; i++) {
+		ref_rotate(shape, k + i * 32, out, 1000 + i / 2);
+		for (c = 0; c < 32; c++)
+			k[i * 32 + c] = (float)out[c];
+	}
+}
+
+static void rotation_undone(const struct shape *shape)
 {
 	struct cq_append_opts o = { .sz = sizeof(o), .flags = CQ_APPEND_ROTATED,
 				    .device = CQ_DEVICE_HOST };
 	struct cq_seq_opts so = { .sz = sizeof(so), .position = 1000 };
-	float *k, *v, *back, rot[32];
+	float *k, *v, *back;
 	struct cq_view kv, vv;
 	struct worker w;
 	struct cq_seq *x;
-	double out[32];
-	uint32_t t, h, l, c;
+	uint32_t l, c;
 
 	rig_ids(ids, 50, 1);
-	rig_start(&r, &small, NULL);
-	worker_open(&w, &small, r.sock, 0, 0);
+	rig_start(&r, shape, NULL);
+	worker_open(&w, shape, r.sock, 0, 0);
 	CQ_OK(cq_seq_open(w.model, NULL, 0, &so, &x));
 	k = rig_rows(&w, ids, 0, 50, 0, 0);
 	v = rig_rows(&w, ids, 0, 50, 1, 0);
 	kv = rig_view(&w, k, 2);
 	vv = rig_view(&w, v, 2);
-	for (t = 0; t < 50; t++)
-		for (h = 0; h < 2; h++) {
-			ref_rotate(k + (t * 2 + h) * 32, out, 32, 1000 + t, true);
-			for (c = 0; c < 32; c++)
-				k[(t * 2 + h) * 32 + c] = (float)out[c];
-		}
+	rotate_rows(shape, k, 50);
 	for (l = 0; l < 2; l++)
 		CQ_OK(cq_append(x, l, &kv, &vv, 50, &o));
 	CQ_OK(cq_commit(x, ids, 50));
 	back = worker_read(&w, x, 0, 50, 0);
 	free(k);
 	k = rig_rows(&w, ids, 0, 50, 0, 0);
-	memcpy(rot, back, sizeof(rot));
 	for (c = 0; c < 50 * 2 * 32; c++)
 		ASSERT_NEAR(back[c], k[c], 2e-3);
 	free(k);
 	free(v);
 	free(back);
+	cq_close(w.ctx);
+	rig_stop(&r);
+}
+
+TEST(rotation_is_undone)
+{
+	struct shape s = small;
+
+	rotation_undone(&s);
+	s.scaling = ref_scaling(CQK_SCALING_LLAMA3, 100);
+	rotation_undone(&s);
+	s.scaling = ref_scaling(CQK_SCALING_YARN, 100);
+	s.pairs = CQK_PAIRS_INTERLEAVED;
+	s.rope_dim = 24;
+	rotation_undone(&s);
+}
+
+/* The caller's channel, though it is stored elsewhere, and the pair is rotated. */
+TEST(a_bad_channel_is_named_as_it_came)
+{
+	struct cq_append_opts o = { .sz = sizeof(o), .device = CQ_DEVICE_HOST };
+	struct shape s = small;
+	struct cq_view kv, vv;
+	struct worker w;
+	struct cq_seq *x;
+	float *k, *v;
+
+	s.pairs = CQK_PAIRS_INTERLEAVED;
+	rig_start(&r, &s, NULL);
+	worker_open(&w, &s, r.sock, 0, 0);
+	x = worker_seq(&w, NULL, 0);
+	rig_ids(ids, 50, 1);
+	k = rig_rows(&w, ids, 0, 2, 0, 0);
+	v = rig_rows(&w, ids, 0, 2, 1, 0);
+	kv = rig_view(&w, k, 2);
+	vv = rig_view(&w, v, 2);
+	k[(1 * 2 + 1) * 32 + 5] = NAN;
+	CQ_FAILS(cq_append(x, 0, &kv, &vv, 2, &o), -EINVAL);
+	ASSERT_STRHAS(cq_last_error(), "head 1, token 1, channel 5 ");
+	o.flags = CQ_APPEND_ROTATED;
+	CQ_FAILS(cq_append(x, 0, &kv, &vv, 2, &o), -EINVAL);
+	ASSERT_STRHAS(cq_last_error(), "head 1, token 1, channel 5 ");
+	/* halves, but not what the rotation back makes of them */
+	k[(1 * 2 + 1) * 32 + 5] = 60000;
+	k[(1 * 2 + 1) * 32 + 4] = -60000;
+	CQ_FAILS(cq_append(x, 0, &kv, &vv, 2, &o), -EINVAL);
+	ASSERT_STRHAS(cq_last_error(), "head 1, token 1, channel 5 ");
+	free(k);
+	free(v);
 	cq_close(w.ctx);
 	rig_stop(&r);
 }

@@ -11,6 +11,7 @@
 #include "kernels/f16.h"
 #include "kernels/model.h"
 #include "tests/harness.h"
+#include "tests/rope_ref.h"
 
 #define RIG_MAX_LAYERS 8
 #define CQ_OK(call) do {							\
@@ -28,11 +29,16 @@
  * struct shape - a model
  * @k, @v: coding, "4c8b", "fp16"
  * @keys:  enum cqk_keys
+ * @pairs: enum cqk_pairs
+ * @rope_dim: channels that are rotated, 0: all
+ * @scaling: of RoPE
  */
 struct shape {
 	uint32_t layers, heads, kv_heads, dim;
 	uint32_t sinks, window, max_position, keys;
 	const char *k, *v;
+	uint32_t pairs, rope_dim;
+	struct cqk_rope_scaling scaling;
 };
 
 #define SHAPE_SMALL { .layers = 2, .heads = 4, .kv_heads = 2, .dim = 32, .sinks = 4, \
@@ -56,6 +62,19 @@ static inline float rig_value(uint64_t x)
 
 /* --- model --- */
 
+static inline struct cqk_geom rig_geom(const struct shape *s)
+{
+	bool rope = s->keys != CQK_KEYS_NONE;
+
+	return (struct cqk_geom){
+		.n_layers = s->layers, .n_heads = s->heads, .n_kv_heads = s->kv_heads,
+		.head_dim = s->dim, .max_position = s->max_position, .keys = s->keys,
+		.rope_dim = !rope ? 0 : s->rope_dim ? s->rope_dim : s->dim,
+		.rope_theta = rope ? 10000 : 0, .rope_pairs = s->pairs,
+		.rope_scaling = s->scaling,
+	};
+}
+
 static inline void *rig_book(const struct shape *s, uint32_t which, struct cq_code code)
 {
 	size_t n = (size_t)s->kv_heads * s->dim * 256, i;
@@ -73,12 +92,7 @@ static inline void *rig_image(const struct shape *s, size_t *size)
 	struct cq_code k[RIG_MAX_LAYERS], v[RIG_MAX_LAYERS];
 	void *books[2 * RIG_MAX_LAYERS] = { NULL };
 	struct cqk_model_desc d = {
-		.geom = { .n_layers = s->layers, .n_heads = s->heads,
-			  .n_kv_heads = s->kv_heads, .head_dim = s->dim,
-			  .max_position = s->max_position, .keys = s->keys,
-			  .rope_dim = s->keys == CQK_KEYS_NONE ? 0 : s->dim,
-			  .rope_theta = s->keys == CQK_KEYS_NONE ? 0 : 10000 },
-		.k = k, .v = v, .centroids = CQK_CENTROIDS_F16,
+		.geom = rig_geom(s), .k = k, .v = v, .centroids = CQK_CENTROIDS_F16,
 		.sinks = s->sinks, .window = s->window,
 		.codebooks = (const void *const *)books,
 	};
@@ -396,20 +410,19 @@ static inline float *worker_read(const struct worker *w, struct cq_seq *seq, uin
  */
 struct ref {
 	double scale, cap;
-	uint32_t window, pos0, keys;
+	uint32_t window, pos0;
 };
 
-/* Half-split RoPE, theta 10000. */
-static inline void ref_rotate(const float *x, double *out, uint32_t d, uint32_t pos, bool on)
+/* What the model of that shape does to a query or key at @pos. */
+static inline void ref_rotate(const struct shape *shape, const float *x, double *out,
+			      uint32_t pos)
 {
-	uint32_t i, half = d / 2;
+	struct cqk_geom g = rig_geom(shape);
+	uint32_t i;
 
-	for (i = 0; i < half; i++) {
-		double a = on ? pos * pow(10000.0, -2.0 * i / d) : 0;
-
-		out[i] = x[i] * cos(a) - x[i + half] * sin(a);
-		out[i + half] = x[i] * sin(a) + x[i + half] * cos(a);
-	}
+	for (i = 0; i < shape->dim; i++)
+		out[i] = (double)x[i];
+	ref_rope(out, &g, pos);
 }
 
 /*
@@ -421,15 +434,14 @@ static inline double ref_row(const struct worker *w, const struct ref *r, const 
 			     double *o)
 {
 	uint32_t d = w->m.dim, i, pos = r->pos0 + (uint32_t)n - 1;
-	bool on = r->keys != CQK_KEYS_NONE;
 	double qr[256], kr[256], *s = malloc(n * sizeof(*s)), max = -INFINITY, sum = 0;
 	size_t t, first = r->window && n > r->window ? n - r->window : 0;
 
 	ASSERT(s);
-	ref_rotate(q, qr, d, pos, on);
+	ref_rotate(&w->m, q, qr, pos);
 	for (t = first; t < n; t++) {
-		ref_rotate(k + (t * w->m.kv_heads + kv_head) * d, kr, d,
-			   r->pos0 + (uint32_t)t, on);
+		ref_rotate(&w->m, k + (t * w->m.kv_heads + kv_head) * d, kr,
+			   r->pos0 + (uint32_t)t);
 		for (s[t] = 0, i = 0; i < d; i++)
 			s[t] += qr[i] * kr[i];
 		s[t] *= r->scale;

@@ -37,7 +37,7 @@ static void attn_compare(const struct worker *w, struct attn *t, uint32_t l)
 {
 	struct ref ref = { .scale = t->o.scale ? t->o.scale : 1 / sqrt(w->m.dim),
 			   .cap = t->o.soft_cap, .window = t->o.sliding_window,
-			   .pos0 = t->pos0, .keys = w->m.keys };
+			   .pos0 = t->pos0 };
 	uint32_t i, j, h, c, row = 0, gqa = w->m.heads / w->m.kv_heads, d = w->m.dim;
 	double want[256], lse;
 
@@ -176,6 +176,23 @@ TEST(attention_over_rotated_keys)
 	struct shape s = small;
 
 	s.keys = CQK_KEYS_ROTATED;
+	attention_of(&s, (struct cq_attn_opts){ 0 });
+}
+
+TEST(attention_with_scaling_and_interleaved_pairs)
+{
+	struct shape s = small;
+	uint32_t type;
+
+	for (type = 0; type <= CQK_SCALING_YARN; type++) {
+		s.scaling = ref_scaling(type, 100);
+		s.pairs = type ? type % 2 : CQK_PAIRS_INTERLEAVED;
+		s.keys = type / 2 ? CQK_KEYS_PRE_ROPE : CQK_KEYS_ROTATED;
+		s.rope_dim = type == CQK_SCALING_LLAMA3 ? 16 : 0;
+		attention_of(&s, (struct cq_attn_opts){ 0 });
+	}
+	s.keys = CQK_KEYS_ROTATED;
+	s.rope_dim = 24;
 	attention_of(&s, (struct cq_attn_opts){ 0 });
 }
 
