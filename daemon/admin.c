@@ -150,6 +150,7 @@ static void fill_text(struct listing *l, Cqp__Item *it, const struct cqd_item *s
 	it->pool = copy_text(text[5], src->pool);
 	it->k = l->src[l->n].k[0] ? l->src[l->n].k : NULL;
 	it->v = l->src[l->n].v[0] ? l->src[l->n].v : NULL;
+	it->rope = l->src[l->n].rope[0] ? l->src[l->n].rope : NULL;
 	if (!src->hash)
 		return;
 	memcpy(l->hash[l->n], src->hash, sizeof(l->hash[0]));

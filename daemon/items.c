@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 #include "daemon/store_priv.h"
+#include "kernels/meta.h"
 
 static const char *shown_code(const struct cqk_model *h, bool v, char buf[16])
 {
@@ -45,6 +46,7 @@ static bool model_item(struct cqd_store *st, uint32_t i, struct cqd_item *out)
 	out->slot_bytes = m->head->slot_bytes;
 	shown_code(m->head, false, out->k);
 	shown_code(m->head, true, out->v);
+	cqk_rope_text(&m->head->geom, out->rope, sizeof(out->rope));
 	list_for_each(pos, &st->shards) {
 		const struct cqd_shard *sh = list_entry(pos, struct cqd_shard, node);
 

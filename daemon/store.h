@@ -555,6 +555,7 @@ struct cqd_item {
 	const char *name, *tenant, *model, *state, *backend, *pool;
 	char text[65];		/* storage for @name when it is computed */
 	char k[16], v[16];
+	char rope[256];
 	const uint8_t *hash;
 	uint64_t id, bytes, limit, pages, pins, slots, age_us, slot_bytes, tokens, left_us;
 	uint64_t lookups, hits, misses, seals, restored, evictions;

@@ -18,6 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "client/cqctl/cqctl.h"
+#include "client/cqctl/rope.h"
 #include "kernels/calibrate.h"
 #include "kernels/meta.h"
 
@@ -32,6 +33,7 @@ struct calib {
 	struct ctl *c;
 	const char *acts, *output;
 	const char *k, *v, *centroids, *sinks, *window, *iterations, *threads, *seed;
+	const char *scaling, *pairs;
 	bool fisher;
 	void *dump;
 	size_t size;
@@ -188,6 +190,22 @@ static int progress(void *arg, uint32_t done, uint32_t total)
 	return 0;
 }
 
+/* What the dump says of RoPE, and what was said on the command line instead. */
+static int fill_rope(struct calib *cal)
+{
+	struct cqk_geom *g = &cal->opts.geom;
+	struct cq_err err;
+
+	*g = cal->info.geom;
+	if (cal->pairs && ctl_rope_pairs(cal->pairs, &g->rope_pairs))
+		return ctl_usage(cal->c, "--rope-pairs %s: half or interleaved", cal->pairs);
+	if (cal->scaling && ctl_rope_scaling(cal->scaling, &g->rope_scaling, &err))
+		return ctl_usage(cal->c, "--rope-scaling: %s", err.text);
+	if (cqk_geom_check(g, &err))
+		return ctl_usage(cal->c, "RoPE of %s: %s", cal->acts, err.text);
+	return CTL_GO_ON;
+}
+
 static int fill_opts(struct calib *cal)
 {
 	struct cqk_calib_opts *o = &cal->opts;
@@ -196,9 +214,10 @@ static int fill_opts(struct calib *cal)
 	ret = parse_codes(cal, "k", cal->k, cal->code[0]);
 	if (ret == CTL_GO_ON)
 		ret = parse_codes(cal, "v", cal->v, cal->code[1]);
+	if (ret == CTL_GO_ON)
+		ret = fill_rope(cal);
 	if (ret != CTL_GO_ON)
 		return ret;
-	o->geom = cal->info.geom;
 	o->k = cal->code[0];
 	o->v = cal->code[1];
 	memcpy(o->fingerprint, cal->info.fingerprint, sizeof(o->fingerprint));
@@ -311,7 +330,7 @@ static int report_json(const struct calib *cal, const struct cqk_model *m, size_
 		       double seconds)
 {
 	json_t *layers = json_array();
-	char k[16], v[16], hash[65];
+	char k[16], v[16], hash[65], rope[256];
 	uint32_t l;
 
 	for (l = 0; l < cal->info.geom.n_layers; l++)
@@ -319,18 +338,19 @@ static int report_json(const struct calib *cal, const struct cqk_model *m, size_
 			"k", cqk_code_name(cal->code[0][l], k), "k_error",
 			cal->error[l].k, "v", cqk_code_name(cal->code[1][l], v),
 			"v_error", cal->error[l].v));
-	return ctl_print_json(json_pack("{s:o, s:s, s:I, s:I, s:I, s:s, s:f, s:o}",
+	return ctl_print_json(json_pack("{s:o, s:s, s:I, s:I, s:I, s:s, s:s, s:f, s:o}",
 		"model", ctl_json_text(cal->output), "hash", ctl_hex(m->hash, 32, hash),
 		"bytes", (json_int_t)size, "slot_bytes", (json_int_t)m->slot_bytes,
 		"tokens", (json_int_t)cal->info.tokens, "centroids",
-		cqk_centroids_name(cal->opts.centroids), "seconds", seconds,
+		cqk_centroids_name(cal->opts.centroids), "rope",
+		cqk_rope_text(&m->geom, rope, sizeof(rope)), "seconds", seconds,
 		"layers", layers));
 }
 
 static int report(const struct calib *cal, const struct cqk_model *m, size_t size,
 		  double seconds)
 {
-	char k[16], v[16], hash[65], buf[24];
+	char k[16], v[16], hash[65], buf[24], rope[256];
 	double sum = 0;
 	uint32_t l;
 
@@ -343,6 +363,7 @@ static int report(const struct calib *cal, const struct cqk_model *m, size_t siz
 		       cqk_code_name(cal->code[1][l], v), cal->error[l].v);
 		sum += bits(cal, 0, l) + bits(cal, 1, l);
 	}
+	printf("RoPE: %s\n", cqk_rope_text(&m->geom, rope, sizeof(rope)));
 	printf("%s: %s, %.2f bits per value, %llu tokens, %.1f s, hash %.16s\n",
 	       cal->output, ctl_bytes(size, buf), sum / (2 * cal->info.geom.n_layers),
 	       (unsigned long long)cal->info.tokens, seconds,
@@ -401,6 +422,8 @@ int ctl_cmd_calibrate(struct ctl *c, int argc, char **argv)
 		{ "iterations", 0, cal ? &cal->iterations : NULL, NULL },
 		{ "threads", 0, cal ? &cal->threads : NULL, NULL },
 		{ "seed", 0, cal ? &cal->seed : NULL, NULL },
+		{ "rope-scaling", 0, cal ? &cal->scaling : NULL, NULL },
+		{ "rope-pairs", 0, cal ? &cal->pairs : NULL, NULL },
 		{ "output", 'o', cal ? &cal->output : NULL, NULL },
 		{ NULL, 0, NULL, NULL },
 	};

@@ -21,7 +21,7 @@ _cqctl() {
 		esac
 		case $before in
 		--socket | --k | --v | --centroids | --sinks | --window | --iterations | \
-			--threads | --seed | --output | -o | --namespace | --model | --older | \
+			--threads | --seed | --rope-scaling | --rope-pairs | --output | -o | --namespace | --model | --older | \
 			--bytes | --pages | --pins | --connections | --ttl | \
 			--timeout | --clients | --seconds | --interval | -i | --sort | -s | -n | --count) continue ;;
 		esac
@@ -35,6 +35,14 @@ _cqctl() {
 		;;
 	--k | --v)
 		mapfile -t COMPREPLY < <(compgen -W "fp16 2c8b 4c8b 8c8b" -- "$cur")
+		return
+		;;
+	--rope-pairs)
+		mapfile -t COMPREPLY < <(compgen -W "half interleaved" -- "$cur")
+		return
+		;;
+	--rope-scaling)
+		mapfile -t COMPREPLY < <(compgen -W "linear, llama3, yarn, none" -- "$cur")
 		return
 		;;
 	--centroids)
@@ -71,7 +79,7 @@ _cqctl() {
 		bench) words+=" --clients --seconds --namespace --model" ;;
 		drain) words+=" --timeout --undo" ;;
 		calibrate) words+=" --k --v --fisher --centroids --sinks --window
-			--iterations --threads --seed --output" ;;
+			--iterations --threads --seed --rope-scaling --rope-pairs --output" ;;
 		esac
 		mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
 		return

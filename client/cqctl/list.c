@@ -332,6 +332,7 @@ static json_t *item_json(const Cqp__Item *it, const struct listing *l)
 	put_json(o, "pool", it->pool);
 	put_json(o, "k", it->k);
 	put_json(o, "v", it->v);
+	put_json(o, "rope", it->rope);
 	if (it->has_hash)
 		put_json(o, "hash", ctl_hex(it->hash.data, it->hash.len, hex));
 	put_numbers(o, it, l);
@@ -431,6 +432,11 @@ static void print_fields(const struct listing *l, const Cqp__Item *it, const cha
 			put_cell(it, l->column[i], cell);
 		printf("%-10s%s\n", columns[l->column[i]].title, cell);
 	}
+	if (!it->rope)
+		return;
+	printf("%-10s", "ROPE");
+	ctl_put_text(stdout, it->rope);
+	putchar('\n');
 }
 
 /* What is shown below a model or namespace. */

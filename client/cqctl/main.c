@@ -91,6 +91,8 @@ static const struct ctl_command commands[] = {
 	  "  --iterations N        of k-means, at most (25)\n"
 	  "  --threads N           (all CPUs)\n"
 	  "  --seed N              (1)\n"
+	  "  --rope-scaling WORDS  linear,factor=4, or \"rope_scaling\" of config.json\n"
+	  "  --rope-pairs half|interleaved  which channels turn together\n"
 	  "Needs no daemon.\n", ctl_cmd_calibrate },
 };
 

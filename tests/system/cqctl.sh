@@ -50,6 +50,66 @@ finer() {	# per-layer codings, halves, no sinks
 		[ "$(head -c 400 "$dir/d.st" | grep -ac '"k":"2c8b,2c8b,4c8b')" = 1 ]
 }
 
+meta() {	# FILE KEY: its value
+	head -c 2000 "$1" | grep -aoE "\"$2\":\"[^\"]*\"" | head -1
+}
+
+rope() {	# in words, as config.json has it, with YaRN's defaults
+	local yarn='yarn factor 4 original_max_position 2048 beta_fast 32 beta_slow 1'
+	local max=original_max_position=8192
+	local json='{"factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,
+		"original_max_position_embeddings":8192,"rope_type":"llama3"}'
+
+	cal --k fp16 --v fp16 -o "$dir/r0.st" && [ -z "$(meta "$dir/r0.st" rope_scaling)" ] &&
+		cal --k fp16 --v fp16 -o "$dir/r1.st" --rope-scaling "$json" &&
+		cal --k fp16 --v fp16 -o "$dir/r2.st" --rope-scaling \
+			"llama3,factor=8,low_freq_factor=1,high_freq_factor=4,$max" &&
+		cmp "$dir/r1.st" "$dir/r2.st" &&
+		[ "$(meta "$dir/r1.st" rope_scaling)" = '"rope_scaling":"llama3"' ] &&
+		[ "$(meta "$dir/r1.st" rope_low_freq_factor)" = '"rope_low_freq_factor":"1"' ] &&
+		gives 0 "interleaved, .* $yarn attention_factor 1.138629436 truncate 0\"" \
+			cal --k fp16 --v fp16 --json -o "$dir/r3.st" --rope-pairs interleaved \
+			--rope-scaling '{"type":"yarn","factor":4,"truncate":false,
+				"original_max_position_embeddings":2048}' &&
+		[ "$(meta "$dir/r3.st" rope)" = '"rope":"interleaved"' ] &&
+		gives 0 'RoPE: half, dim 64, theta 10000, linear factor 2.5' \
+			cal --k fp16 --v fp16 -o "$dir/r4.st" --rope-scaling linear,factor=2.5 &&
+		cal --k fp16 --v fp16 -o "$dir/r5.st" --rope-scaling none &&
+		cmp "$dir/r0.st" "$dir/r5.st"
+}
+
+wrong_rope() {
+	local text scaling
+
+	while IFS='|' read -r text scaling; do
+		gives 2 "$text" cal --k fp16 --v fp16 -o "$dir/no.st" --rope-scaling "$scaling" ||
+			return
+	done <<-'EOF'
+		"dynamic" is not supported|dynamic,factor=2
+		"longrope" is not supported|{"rope_type":"longrope"}
+		no rope_type|
+		no rope_type|{"factor":2}
+		no rope_type|{"type":7}
+		JSON|{"type":"linear"
+		JSON|{"type":"linear","type":"yarn"}
+		linear needs factor|linear
+		needs original_max_position|yarn,factor=4
+		needs low_freq_factor|llama3,factor=8,original_max_position=8192
+		low_freq_factor is nothing that|linear,factor=2,low_freq_factor=1
+		mscale is nothing|{"type":"yarn","mscale":1}
+		"factor" is not like|linear,factor
+		"x" is not a number|linear,factor=x
+		"nan" is not a number|linear,factor=nan
+		factor is given twice|linear,factor=2,factor=3
+		factor is not a number|{"type":"linear","factor":"2"}
+		rope_factor 0.5 is not|linear,factor=0.5
+		not below|yarn,factor=4,original_max_position=100,beta_slow=32
+		whole number|yarn,factor=4,original_max_position=100.5
+	EOF
+	gives 2 "half or interleaved" cal --k fp16 --v fp16 -o "$dir/no.st" --rope-pairs odd &&
+		nothing_left
+}
+
 nothing_left() {	# no temporary file, no output
 	[ ! -e "$dir/no.st" ] && ! ls "$dir"/no.st.* 2>/dev/null
 }
@@ -166,7 +226,7 @@ documented() {
 	for c in $words; do
 		echo "$c"
 		grep -qE "Cm $c( |\$)" "$page" || return
-		for o in $(ctl "$c" --help | grep -oE -e '--[a-z0-9]+' | sort -u); do
+		for o in $(ctl "$c" --help | grep -oE -e '--[a-z0-9-]+' | sort -u); do
 			echo "$c $o"
 			grep -qE "Fl ${o#-}( |\$)" "$page" || return
 			case " $(complete_words cqctl "$c" --) " in
@@ -175,7 +235,7 @@ documented() {
 			esac
 		done
 	done
-	for o in $(ctl --help | grep -oE -e '--[a-z0-9]+' | sort -u); do
+	for o in $(ctl --help | grep -oE -e '--[a-z0-9-]+' | sort -u); do
 		grep -qE "Fl ${o#-}( |\$)" "$page" && grep -q -e "$o\>" "$bash" || return
 	done
 	[ "${words//$'\n'/ }" = "$(sed -n 's/.*commands+*="\(.*\)"/\1/p' "$bash" | tr -d '\n')" ]
@@ -256,7 +316,9 @@ pages() {
 		gives 0 ' 7 sealed' ctl status &&
 		[ "$(ctl list pages | awk '$3 == "coded"' | wc -l)" = 7 ] &&
 		gives 0 '^test ' ctl list namespaces && gives 0 ' coded ' ctl list segments &&
-		gives 0 '^PAGES *7$' ctl show test && gives 0 ' coded ' ctl show coded &&
+		gives 0 '^PAGES *7$' ctl show test &&
+		gives 0 ' coded ' ctl show coded &&
+		gives 0 '^ROPE *half, dim 64, theta 10000$' ctl show coded &&
 		gives 0 ' 0 wrong' ctl verify && gives 0 '"failed":0' ctl verify --json
 }
 
@@ -324,6 +386,8 @@ ok "activations of two sequences" acts
 ok "calibration: an error for each layer" layers
 ok "the same file whatever the threads, another with another seed" same_file
 ok "codings per layer, halves, JSON" finer
+ok "RoPE scaling and pairs" rope
+ok "RoPE that cannot be is named" wrong_rope
 ok "NaN: layer, head and token are named, nothing is written" nan
 ok "a dump cut short: named, nothing is written" cut
 ok "a failure leaves the old output" keeps_old
