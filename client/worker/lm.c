@@ -68,6 +68,10 @@ static int config_check(const json_t *j, struct wk_config *c, const char *path)
 
 	c->eps = json_number_value(json_object_get(j, "rms_norm_eps"));
 	c->rope_theta = json_number_value(json_object_get(j, "rope_theta"));
+	if (json_object_get(j, "rope_scaling") &&
+	    !json_is_null(json_object_get(j, "rope_scaling")))
+		return wk_error(-EOPNOTSUPP, "%s: this language model has no rope_scaling",
+				path);
 	if (!arch || strcmp(arch, "llama") ||
 	    !json_is_true(json_object_get(j, "tie_word_embeddings")))
 		return wk_error(-EINVAL, "%s: only model_type llama with tied embeddings",
