@@ -10,11 +10,16 @@ static struct rig r;
 static const struct shape small = GPU_SHAPE;
 static uint32_t ids[5000];
 
-static void begin(void)
+static void begin_as(const struct shape *shape)
 {
 	gpu_env();
 	rig_ids(ids, 5000, 1);
-	rig_start(&r, &small, GPU_CONF);
+	rig_start(&r, shape, GPU_CONF);
+}
+
+static void begin(void)
+{
+	begin_as(&small);
 }
 
 /* What @seq of @w reads is what @host of @h does. */
@@ -67,6 +72,24 @@ TEST(own_pages)
 	worker_open(&h, &small, r.sock, 0, 32);
 	both(&w, &h, 200, 1);
 	ASSERT_EQ(worker_model(&w).arena_free, worker_model(&w).arena_bytes);
+	cq_close(w.ctx);
+	cq_close(h.ctx);
+	rig_stop(&r);
+}
+
+/* The device's kernels read keys and queries in the model's order of channels. */
+TEST(scaling_and_interleaved_pairs)
+{
+	struct shape s = small;
+	struct worker w, h;
+
+	s.pairs = CQK_PAIRS_INTERLEAVED;
+	s.rope_dim = 48;
+	s.scaling = ref_scaling(CQK_SCALING_YARN, 100);
+	begin_as(&s);
+	worker_gpu_open(&w, &s, r.sock, 0, 32);
+	worker_open(&h, &s, r.sock, 0, 32);
+	both(&w, &h, 200, 3);
 	cq_close(w.ctx);
 	cq_close(h.ctx);
 	rig_stop(&r);
