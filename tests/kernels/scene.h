@@ -24,6 +24,7 @@
  * @shift:  sequence i starts at position i * @shift
  * @q_size: factor on queries (0: 1)
  * @dtype:  of q and o
+ * @hnd:    views are [head][row] rather than [row][head]
  * @layer:  attended
  * @holes:  knock random tokens out of the masks
  */
@@ -34,7 +35,7 @@ struct scene_opts {
 	float soft_cap;
 	float scale;
 	uint32_t window, flags, dtype, layer;
-	bool holes;
+	bool holes, hnd;
 };
 
 struct scene {
@@ -131,8 +132,13 @@ static inline void scene_queries(struct scene *s)
 	/* strides with gaps, data at an odd multiple of the element size */
 	s->a.q = (struct cq_view){ .dtype = o->dtype, .stride_head = d + 3,
 				   .stride_token = (int64_t)heads * (d + 3) + 5 };
-	s->a.o = s->a.q;
 	n = (size_t)s->a.n_rows * (size_t)s->a.q.stride_token + 1;
+	if (o->hnd) {
+		s->a.q.stride_token = d + 7;
+		s->a.q.stride_head = (int64_t)s->a.n_rows * (d + 7) + 1;
+		n = heads * (size_t)s->a.q.stride_head + 1;
+	}
+	s->a.o = s->a.q;
 	s->q = toy_alloc(n * size);
 	s->out_bytes = n * size;
 	s->out = toy_alloc(n * size);

@@ -104,12 +104,15 @@ static void check_rope(struct scene_opts o)
 {
 	uint32_t i;
 
+	o.toy.n_heads = 4;
 	for (i = 0; i < 4; i++) {
 		o.toy.keys = i / 2 ? CQK_KEYS_ROTATED : CQK_KEYS_PRE_ROPE;
 		o.flags = i % 2 ? CQ_ATTN_Q_ROTATED : 0;
-		o.shared = 3;
+		o.shared = 2;
+		o.rows = 5;
 		check(&o);
-		o.shared = 20;	/* where there are loops of their own for many pages */
+		o.shared = 17;	/* where there are loops of their own for many pages */
+		o.rows = 1;
 		check(&o);
 	}
 }
@@ -129,7 +132,6 @@ TEST_LIMIT(every_scaling_and_pairing, 60)
 				o.toy.pairs = pairs;
 				o.toy.scaling = ref_scaling(type, n % 5 ? 300 : 8192);
 				o.sinks = n % 3 * 2;
-				o.rows = n % 4 == 2 ? 5 : 1;
 				check_rope(o);
 			}
 }
@@ -142,7 +144,7 @@ TEST(the_attention_factor_counts_once_for_each_side)
 	uint32_t i;
 
 	o.toy.scaling = ref_scaling(CQK_SCALING_YARN, 300);
-	o.q_size = 0.1f;
+	o.q_size = 0.02f;
 	for (i = 0; i < ARRAY_SIZE(factor); i++) {
 		o.toy.scaling.attention_factor = factor[i];
 		o.toy.rope_dim = i == 1 ? 64 : 128;
@@ -266,6 +268,28 @@ TEST(soft_cap_window_base2)
 }
 
 /* A cap far above the scores leaves them as they are. */
+/* Few rows and many, in every layout of views, with every kind of mask at once. */
+TEST_LIMIT(views_and_masks_of_many_rows, 60)
+{
+	static const uint32_t rows[] = { 1, 3, 70 }, codes[] = { 8, 0, 4 };
+	uint32_t i;
+
+	for (i = 0; i < 36; i++) {
+		struct scene_opts o = plain(i % 2 ? 128 : 80, codes[(i + i / 6) % 3], i / 3 % 2);
+
+		o.toy.n_heads = i % 4 == 3 ? 6 : 2;
+		o.rows = rows[i / 12];
+		o.dtype = i % 3;
+		o.hnd = i / 3 % 2;
+		o.soft_cap = i / 6 % 2 ? 1.5f : 0;
+		o.window = i % 4 ? 30 + i : 0;
+		o.sinks = i % 5;
+		o.holes = i % 7 == 6;
+		o.toy.pairs = i / 2 % 2;
+		check(&o);
+	}
+}
+
 TEST(soft_caps_of_every_size)
 {
 	static const float caps[] = { 1e-3f, 0.5f, 5, 50, 1e3f, 1e5f, 1e30f, 3e38f };
