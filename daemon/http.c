@@ -17,6 +17,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 #include "cq/log.h"
+#include "daemon/bind.h"
 #include "daemon/http.h"
 #include "daemon/metrics.h"
 #include "daemon/server.h"

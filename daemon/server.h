@@ -204,9 +204,6 @@ int cqd_listen(struct cqd_server *srv, const char *path, uint32_t mode, bool adm
 /* Takes over a listening socket from the service manager. */
 int cqd_listen_fd(struct cqd_server *srv, int fd, bool admin, struct cq_err *err);
 void cqd_listen_close_all(struct cqd_server *srv);
-/* Bound and listening at @path, with @mode from the first moment. 0 or -errno. */
-int cqd_bind_unix(const char *path, int type, uint32_t mode, int backlog, int *fd,
-		  struct cq_err *err);
 
 /* --- fds.c --- */
 
