@@ -19,6 +19,7 @@
  *	CQ_EMU_HOSTGUARD=pkey|mprotect|off	host code may not touch device
  *				addresses (pkey where the CPU has it, else mprotect)
  *	CQ_EMU_FD_POLL=1	exported fds poll as POLLERR|POLLHUP
+ *	CQ_EMU_GARBAGE=1	new memory has somebody's bytes in it
  *	CUDA_VISIBLE_DEVICES	indices or UUIDs, as with a real driver
  *
  * Tables are references to what is never deleted: threads of streams may run
@@ -70,7 +71,7 @@ struct knobs {
 	std::string state, kernels;
 	unsigned int threads, order, delay_us;
 	uint64_t seed;
-	bool fd_poll;
+	bool fd_poll, garbage;
 	int visible[MAX_DEVICES], num_visible;	/* ordinal -> device */
 };
 extern struct knobs knobs;

@@ -192,6 +192,7 @@ void knobs_read()
 								    1000000);
 	knobs.seed = number("CQ_EMU_SEED", 1);
 	knobs.fd_poll = number("CQ_EMU_FD_POLL", 0) != 0;
+	knobs.garbage = number("CQ_EMU_GARBAGE", 0) != 0;
 	knobs.order = !order || !strcmp(order, "forward") ? 0 : !strcmp(order, "reverse") ? 1 : 2;
 	knobs.state = state_name(state);
 	knobs.kernels = kernels ? kernels : "";

@@ -9,6 +9,7 @@
  *
  * The last page of a file says what it is; mappings leave it out.
  */
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <dirent.h>
@@ -160,6 +161,20 @@ static bool write_trailer(struct phys *p)
 	       pwrite(p->fd, &t, sizeof(t), (off_t)p->size) == (ssize_t)sizeof(t);
 }
 
+/* What a driver does not clear. */
+static bool fill(struct phys *p)
+{
+	static const std::string bytes(65536, '\xdb');
+	size_t at, n;
+
+	for (at = 0; knobs.garbage && at < p->size; at += n) {
+		n = std::min(bytes.size(), p->size - at);
+		if (pwrite(p->fd, bytes.data(), n, (off_t)at) != (ssize_t)n)
+			return false;
+	}
+	return true;
+}
+
 int phys_create(phys_ptr *out, int dev, size_t size, size_t pad, bool shareable)
 {
 	phys_ptr p = std::make_shared<struct phys>();
@@ -178,7 +193,8 @@ int phys_create(phys_ptr *out, int dev, size_t size, size_t pad, bool shareable)
 	p->pad = pad;
 	p->shareable = shareable;
 	p->fd = openat(guard.dir, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-	if (p->fd < 0 || flock(p->fd, LOCK_SH | LOCK_NB) < 0 || !write_trailer(p.get())) {
+	if (p->fd < 0 || flock(p->fd, LOCK_SH | LOCK_NB) < 0 || !write_trailer(p.get()) ||
+	    !fill(p.get())) {
 		if (p->fd >= 0)
 			unlinkat(guard.dir, name, 0);
 		return CQCU_ERROR_OUT_OF_MEMORY;
