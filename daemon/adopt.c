@@ -338,6 +338,7 @@ static int scan_all(struct cqd_adopt *ad)
 	for (i = 0; i < ARRAY_SIZE(then); i++)
 		scan(ad, &then[i]);
 	cqd_adopt_leases(ad);
+	cqd_adopt_imports(ad->st);
 	return cqd_adopt_order(ad);
 }
 
@@ -518,6 +519,8 @@ int cqd_adopt(struct cqd_store *st, const struct cqd_store_opts *opts,
 			cq_err_set(err, 0, "%s: every cached page of the cqd before is dropped",
 				   why.text[0] ? why.text : "the fd store holds no index");
 	}
+	if (!ret)
+		cqd_ipc_adopted(st);
 	free(ad.order);
 	free(ad.taken);
 	return ret;

@@ -77,7 +77,7 @@ static struct cqd_segment *seg_object(struct cqd_shard *sh, unsigned int kind,
 	seg->slots = r->slots;
 	seg->slot_bytes = r->slot_bytes;
 	seg->word_base = r->word_base;
-	seg->mem = (struct cqd_mem){ .bytes = r->bytes, .fd = fd, .ro_fd = -1,
+	seg->mem = (struct cqd_mem){ .bytes = r->bytes, .id = r->id, .fd = fd, .ro_fd = -1,
 				     .dev = &sh->pool->dev };
 	seg->live = true;
 	seg->empty_since = uv_now(sh->st->loop);
@@ -87,7 +87,7 @@ static struct cqd_segment *seg_object(struct cqd_shard *sh, unsigned int kind,
 	return seg;
 }
 
-/* The segment around @fd; false leaves @fd alone. */
+/* The segment around @fd, or what its holder has; false leaves @fd alone. */
 static bool segment_around(struct cqd_shard *sh, unsigned int kind, uint32_t rec, int fd)
 {
 	const struct cqd_mem_ops *mem = sh->pool->mem;
@@ -136,6 +136,13 @@ bool cqd_adopt_segment(struct cqd_adopt *ad, uint32_t i)
 	    !r->id || r->id == CQP_NONE || cqd_segment_find(st, r->id) ||
 	    cqd_shard_make(ns, m, pool, &range, &sh, NULL))
 		return false;
+	if (pool->ipc) {
+		if (sizes_hold(r, sh, kind) && segment_around(sh, kind, i, -1))
+			return true;
+		pool->lost = true;
+		cqd_shard_put(sh);
+		return false;
+	}
 	snprintf(name, sizeof(name), "cq-seg-%u", r->id);
 	fd = sizes_hold(r, sh, kind) ? cqd_adopt_take(ad, name) : -1;
 	if (fd >= 0 && segment_around(sh, kind, i, ad->fds[fd]))

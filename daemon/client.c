@@ -196,6 +196,7 @@ void cqd_client_free(struct cqd_client *cl)
 
 	orphan(cl, false);
 	cqd_leases_free(cl);
+	cqd_imports_drop(cl);
 	list_del(&cl->node);
 	unhash(cl);
 	cl->ns->counts.clients--;
@@ -226,14 +227,14 @@ struct cqd_seal_op *cqd_client_seal(struct cqd_client *cl)
  * @client: session
  *
  * Return: true if nothing is left of it but the record. False: work that it began may
- * still write into slots that it leased: all but those is dropped, and the session lasts
- * until the process is gone.
+ * still write into slots that it leased, or it may have memory open that must not be
+ * freed meanwhile: all else is dropped, and the session lasts until the process is gone.
  */
 bool cqd_client_bye(struct cqd_client *client)
 {
 	cqd_seal_cancel_client(client);
 	cqd_lease_cancel_client(client);
-	if (list_empty(&client->leases))
+	if (list_empty(&client->leases) && !client->n_imports)
 		return true;
 	cqd_leases_distrust(client);
 	cqd_publish_cancel_client(client);

@@ -78,10 +78,11 @@ enum cqd_sharing { CQD_SHARING_VMM, CQD_SHARING_IPC };
  * struct cqd_gpu_config - one [gpu NAME] section: memory of a GPU
  * @pool_bytes: a share is one of the GPU's memory, which is not known here
  * @sharing:    enum cqd_sharing
+ * @holder:     socket of cq-holder, with CQD_SHARING_IPC; else NULL
  * @trust_readers: readable_by holds there too
  */
 struct cqd_gpu_config {
-	char *name, *uuid;
+	char *name, *uuid, *holder;
 	struct cqd_size pool_bytes;
 	uint32_t sharing, trust_readers;
 };
@@ -163,11 +164,12 @@ int cqd_value_names(const char *s, struct cqd_names *out, struct cq_err *err);
 
 /* --- config_gpu.c --- */
 
-/* vmm: sets enum cqd_sharing. */
+/* vmm, ipc: sets enum cqd_sharing. */
 int cqd_value_sharing(const char *s, uint32_t *out, struct cq_err *err);
 /* yes, no. */
 int cqd_value_bool(const char *s, uint32_t *out, struct cq_err *err);
-int cqd_config_gpus(const struct cqd_config *cfg, const char *path, struct cq_err *err);
+/* Checks them, and sets what has a default. 0; -EINVAL; -ENOMEM. */
+int cqd_config_gpus(struct cqd_config *cfg, const char *path, struct cq_err *err);
 void cqd_config_gpus_free(struct cqd_config *cfg);
 
 /* --- config_file.c --- */

@@ -109,6 +109,7 @@ static const struct key gpu_keys[] = {
 	{ "uuid", K_TEXT, true, G(uuid), 0, 0 },
 	{ "pool_bytes", K_SHARE, true, G(pool_bytes), 0, 0 },
 	{ "sharing", K_SHARING, true, G(sharing), 0, 0 },
+	{ "holder", K_SOCKET, true, G(holder), 0, 0 },
 	{ "trust_readers", K_BOOL, true, G(trust_readers), 0, 0 },
 	{ NULL, 0, false, 0, 0, 0 },
 };

@@ -7,6 +7,7 @@
 #include <strings.h>
 #include "cq/util.h"
 #include "daemon/config.h"
+#include "proto/holder.h"
 
 #define UUID_CHARS 40		/* "GPU-" and 36 more */
 
@@ -48,15 +49,28 @@ static int check_one(const struct cqd_config *cfg, const struct cqd_gpu_config *
 	return 0;
 }
 
+/* The socket of its holder: where the unit of that name has it, if nothing is said. */
+static int set_holder(struct cqd_gpu_config *g, const char *path, struct cq_err *err)
+{
+	if (g->sharing != CQD_SHARING_IPC)
+		return !g->holder ? 0 : cq_err_set(err, -EINVAL, "%s: [gpu %s] holder: only with "
+						   "sharing = ipc", path, g->name);
+	if (!g->holder && asprintf(&g->holder, CQP_HOLDER_DIR "/%s.sock", g->name) < 0) {
+		g->holder = NULL;
+		return cq_err_set(err, -ENOMEM, "out of memory");
+	}
+	return 0;
+}
+
 /**
  * cqd_config_gpus() - check the sections [gpu NAME]
  * @cfg:  configuration, read
  * @path: of the file
  * @err:  what is wrong
  *
- * Return: 0 or -EINVAL.
+ * Return: 0; -EINVAL; -ENOMEM.
  */
-int cqd_config_gpus(const struct cqd_config *cfg, const char *path, struct cq_err *err)
+int cqd_config_gpus(struct cqd_config *cfg, const char *path, struct cq_err *err)
 {
 	unsigned int i;
 	int ret = 0;
@@ -64,8 +78,11 @@ int cqd_config_gpus(const struct cqd_config *cfg, const char *path, struct cq_er
 	if (cfg->n_gpus > CQD_MAX_GPUS)
 		return cq_err_set(err, -EINVAL, "%s: %u sections [gpu NAME], at most %d", path,
 				  cfg->n_gpus, CQD_MAX_GPUS);
-	for (i = 0; i < cfg->n_gpus && !ret; i++)
+	for (i = 0; i < cfg->n_gpus && !ret; i++) {
 		ret = check_one(cfg, &cfg->gpu[i], path, err);
+		if (!ret)
+			ret = set_holder(&cfg->gpu[i], path, err);
+	}
 	return ret;
 }
 
@@ -80,6 +97,7 @@ void cqd_config_gpus_free(struct cqd_config *cfg)
 	for (i = 0; i < cfg->n_gpus; i++) {
 		free(cfg->gpu[i].name);
 		free(cfg->gpu[i].uuid);
+		free(cfg->gpu[i].holder);
 	}
 	free(cfg->gpu);
 }
@@ -94,11 +112,9 @@ void cqd_config_gpus_free(struct cqd_config *cfg)
  */
 int cqd_value_sharing(const char *s, uint32_t *out, struct cq_err *err)
 {
-	if (!strcmp(s, "ipc"))
-		return cq_err_set(err, -EINVAL, "ipc is not there yet: there is vmm");
-	if (strcmp(s, "vmm"))
-		return cq_err_set(err, -EINVAL, "\"%s\": there is vmm", s);
-	*out = CQD_SHARING_VMM;
+	if (strcmp(s, "vmm") && strcmp(s, "ipc"))
+		return cq_err_set(err, -EINVAL, "\"%s\": there is vmm and ipc", s);
+	*out = !strcmp(s, "ipc") ? CQD_SHARING_IPC : CQD_SHARING_VMM;
 	return 0;
 }
 

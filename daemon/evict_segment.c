@@ -6,9 +6,10 @@
  * loop.
  *
  * A segment may be chosen if nothing in it is in use, nor what descends from
- * it, and, when another shard asks, if all of that goes before its own. That is
- * looked at for a few candidates only, and given up after CHECK pages: chains
- * may be as long as clients like.
+ * it, if nobody must have closed it first (imports.c), and, when another shard
+ * asks, if all of that goes before its own. That is looked at for a few
+ * candidates only, and given up after CHECK pages: chains may be as long as
+ * clients like.
  */
 #include "daemon/store_priv.h"
 
@@ -70,6 +71,8 @@ static bool may_go(struct cqd_store *st, const struct cqd_segment *seg, uint32_t
 	unsigned int work = CHECK;
 	uint32_t i, p;
 
+	if (seg->importers)
+		return false;
 	for (i = 0; i < seg->slots; i++) {
 		p = seg->owner[i];
 		if (p >= CQD_OWNER_LOST && p != CQP_NONE)
@@ -141,6 +144,10 @@ static void step_emptying(struct cqd_store *st)
 	}
 	if (seg->used)
 		return;
+	if (seg->importers) {
+		give_up(st, seg);
+		return;
+	}
 	st->squeeze -= MIN(st->squeeze, st->emptying_why == CQD_EVICT_PRESSURE ?
 			   seg->mem.bytes : 0);
 	cqd_segment_retire(seg);

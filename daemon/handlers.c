@@ -207,9 +207,16 @@ static int handle_segment_get(struct cqd_req *req)
 	Cqp__SegmentOk ok = CQP__SEGMENT_OK__INIT;
 	Cqp__Msg msg = CQP__MSG__INIT;
 	struct cqd_segment_info info;
+	uint8_t handle[CQD_HANDLE];
+	unsigned int n = 0;
 	int fds[2], ret;
 
 	ret = cqd_segment_get(client_of(req), id, &info);
+	if (ret == -ENODATA)
+		return cq_err_set(req->err, ret, "segment %u: its memory is lost, compute again",
+				  id);
+	if (ret == -ENOMEM)
+		return cq_err_set(req->err, ret, "cqd is out of memory");
 	if (ret)
 		return cq_err_set(req->err, ret, "segment %u: none that this namespace may "
 				  "read", id);
@@ -222,11 +229,18 @@ static int handle_segment_get(struct cqd_req *req)
 	ok.state_words = info.state_words;
 	ok.has_backend = true;
 	ok.backend = (Cqp__Backend)info.kind;
-	fds[0] = info.fd;
-	fds[1] = info.state_fd;
+	if (info.handle) {
+		memcpy(handle, info.handle, sizeof(handle));
+		ok.has_handle = true;
+		ok.handle = (ProtobufCBinaryData){ sizeof(handle), handle };
+	} else {
+		fds[n++] = info.fd;
+	}
+	if (info.state_fd >= 0)
+		fds[n++] = info.state_fd;
 	msg.body_case = CQP__MSG__BODY_SEGMENT_OK;
 	msg.segment_ok = &ok;
-	reply(req, &msg, fds, info.state_fd >= 0 ? 2 : 1);
+	reply(req, &msg, fds, n);
 	return 0;
 }
 

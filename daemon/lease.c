@@ -271,6 +271,19 @@ static struct cqd_lease *named(struct cqd_client *cl, const struct cqp_page *slo
 	return l;
 }
 
+/* Why an entry names no lease of @cl: it lies, or the memory was lost with its holder. */
+static int not_leased(const struct cqd_client *cl, const struct cqp_page *slot,
+		      struct cq_err *err)
+{
+	const struct cqd_segment *seg = cqd_segment_find(cl->st, slot->segment);
+
+	if (seg ? seg->lost : cqd_client_lost(cl))
+		return cq_err_set(err, -ENODATA, "slot %u of segment %u: its memory is lost, "
+				  "compute again", slot->slot, slot->segment);
+	return cq_err_set(err, -EINVAL, "slot %u of segment %u: not leased by this session",
+			  slot->slot, slot->segment);
+}
+
 /**
  * cqd_lease_return() - slots go back unsealed
  * @client: who leased them
@@ -278,8 +291,8 @@ static struct cqd_lease *named(struct cqd_client *cl, const struct cqp_page *slo
  * @n:      entries
  * @err:    text of the failure
  *
- * Return: 0; -EINVAL an entry names no slot leased by this client; -EBUSY it is being
- * sealed (entries before it are done).
+ * Return: 0; -EINVAL an entry names no slot leased by this client; -ENODATA it is lost;
+ * -EBUSY it is being sealed (entries before it are done).
  */
 int cqd_lease_return(struct cqd_client *client, const struct cqp_page *slots,
 		     unsigned int n, struct cq_err *err)
@@ -291,8 +304,7 @@ int cqd_lease_return(struct cqd_client *client, const struct cqp_page *slots,
 	for (i = 0; i < n && !ret; i++) {
 		l = named(client, &slots[i]);
 		if (!l)
-			ret = cq_err_set(err, -EINVAL, "entry %u (segment %u, slot %u): not "
-					 "leased by you", i, slots[i].segment, slots[i].slot);
+			ret = not_leased(client, &slots[i], err);
 		else if (l->op)
 			ret = cq_err_set(err, -EBUSY, "entry %u (segment %u, slot %u): is being "
 					 "sealed", i, slots[i].segment, slots[i].slot);
@@ -317,7 +329,8 @@ static bool distrusted(const struct cqd_lease *l)
  *
  * Those that a seal names stay as well.
  *
- * Return: 0; -EINVAL an entry names no slot leased by this client (nothing is done).
+ * Return: 0; -EINVAL an entry names no slot leased by this client, -ENODATA it is lost
+ * (nothing is done).
  */
 int cqd_lease_keep(struct cqd_client *client, const struct cqp_page *slots,
 		   unsigned int n, struct cq_err *err)
@@ -331,8 +344,7 @@ int cqd_lease_keep(struct cqd_client *client, const struct cqp_page *slots,
 	for (i = 0; i < n; i++) {
 		l = named(client, &slots[i]);
 		if (!l)
-			return cq_err_set(err, -EINVAL, "entry %u (segment %u, slot %u): not "
-					  "leased by you", i, slots[i].segment, slots[i].slot);
+			return not_leased(client, &slots[i], err);
 		l->kept = true;
 	}
 	list_for_each_safe(pos, tmp, &client->leases) {
@@ -352,8 +364,7 @@ static int find(struct cqd_client *cl, const struct cqd_shard *sh, unsigned int 
 	struct cqd_lease *l = named(cl, slot);
 
 	if (!l)
-		return cq_err_set(err, -EINVAL, "slot %u of segment %u: not leased by this "
-				  "session", slot->slot, slot->segment);
+		return not_leased(cl, slot, err);
 	if (l->at.seg->shard != sh || l->at.seg->kind != kind)
 		return cq_err_set(err, -EINVAL, "slot %u of segment %u: not %s of this shard",
 				  slot->slot, slot->segment,
@@ -373,7 +384,7 @@ static int find(struct cqd_client *cl, const struct cqd_shard *sh, unsigned int 
  * @lease: filled on success
  * @err:   text of the failure
  *
- * Return: 0; -EINVAL not leased, or not for this; -EBUSY.
+ * Return: 0; -EINVAL not leased, or not for this; -ENODATA lost; -EBUSY.
  */
 int cqd_lease_check(struct cqd_client *cl, const struct cqd_shard *sh,
 		    const struct cqd_seal_req *req, struct cqd_lease *lease[CQD_N_KINDS],
@@ -561,25 +572,48 @@ bool cqd_adopt_lease(struct cqd_adopt *ad, uint32_t i)
 	return true;
 }
 
+/* Leased to nobody that is known, and nobody can write it any more. */
+static void free_lost_slot(struct cqd_place at)
+{
+	struct cqd_shard *sh = at.seg->shard;
+
+	slot_event(at, CQD_EV_GONE);
+	sh->ns->used_bytes -= at.seg->slot_bytes;
+	sh->ns->lost--;
+	count(sh, -1);
+	cqd_slot_free(at);
+}
+
 static void free_lost(struct cqd_ns *ns)
 {
-	struct cqd_segment *seg;
 	struct list_head *pos;
 	struct cqd_place at;
 
 	list_for_each(pos, &ns->segs) {
-		seg = list_entry(pos, struct cqd_segment, ns_node);
-		for (at.slot = 0; seg->live && seg->lease && at.slot < seg->slots; at.slot++) {
-			if (seg->owner[at.slot] != CQD_OWNER_LOST)
-				continue;
-			at.seg = seg;
-			slot_event(at, CQD_EV_GONE);
-			ns->used_bytes -= seg->slot_bytes;
-			count(seg->shard, -1);
-			cqd_slot_free(at);
-		}
+		at.seg = list_entry(pos, struct cqd_segment, ns_node);
+		for (at.slot = 0; at.seg->live && at.seg->lease && at.slot < at.seg->slots;
+		     at.slot++)
+			if (at.seg->owner[at.slot] == CQD_OWNER_LOST)
+				free_lost_slot(at);
 	}
-	ns->lost = 0;
+}
+
+/**
+ * cqd_leases_lose() - the memory of a segment is gone
+ * @seg: segment; its leases end, but those that a seal under way names
+ */
+void cqd_leases_lose(struct cqd_segment *seg)
+{
+	struct cqd_place at = { .seg = seg };
+	struct cqd_lease *l;
+
+	for (; seg->lease && at.slot < seg->slots; at.slot++) {
+		l = seg->lease[at.slot];
+		if (seg->owner[at.slot] == CQD_OWNER_LOST)
+			free_lost_slot(at);
+		else if (l && !l->op)
+			end(l, CQD_EV_GONE);
+	}
 }
 
 /**

@@ -378,6 +378,7 @@ static void gpu_opts(const struct cqd_config *cfg, struct cqd_pool_opts out[CQD_
 			.name = cfg->gpu[i].name,
 			.uuid = cfg->gpu[i].uuid,
 			.backend = backends[cfg->gpu[i].sharing],
+			.holder = cfg->gpu[i].holder,
 			.bytes = cfg->gpu[i].pool_bytes.percent ? 0 :
 				 cfg->gpu[i].pool_bytes.bytes,
 			.percent = cfg->gpu[i].pool_bytes.percent,

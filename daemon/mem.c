@@ -4,10 +4,10 @@
 #include <string.h>
 #include "daemon/mem.h"
 
-#define MAX_BACKENDS 4
+#define MAX_BACKENDS 5
 
 static const struct cqd_mem_ops *backends[MAX_BACKENDS] = {
-	&cqd_mem_memfd, &cqd_mem_cuda,
+	&cqd_mem_memfd, &cqd_mem_cuda, &cqd_mem_ipc,
 };
 
 static bool has_hole(const struct cqd_mem_ops *o)

@@ -10,6 +10,8 @@
 
 #define CQD_HUGE_BYTES	(2u << 20)
 
+struct cqd_ipc_link;
+
 enum cqd_huge { CQD_HUGE_NEVER, CQD_HUGE_AUTO, CQD_HUGE_ALWAYS };
 enum cqd_numa { CQD_NUMA_DEFAULT, CQD_NUMA_INTERLEAVE, CQD_NUMA_BIND, CQD_NUMA_PREFERRED };
 
@@ -35,12 +37,14 @@ struct cqd_mem_policy {
  * @granularity: segments are multiples of it
  * @node:        device node that must stay open for as long as there are segments;
  *               empty: none
+ * @link:        to the process that holds its memory, NULL: there is none
  */
 struct cqd_mem_device {
 	char uuid[CQD_UUID_TEXT];
 	int ordinal;
 	uint64_t bytes, granularity;
 	char node[32];
+	struct cqd_ipc_link *link;
 };
 
 /* As in enum Backend of proto/cq.proto. */
@@ -49,17 +53,22 @@ enum cqd_mem_kind { CQD_MEM_MEMFD, CQD_MEM_CUDA_VMM, CQD_MEM_CUDA_IPC };
 /**
  * struct cqd_mem - memory of one segment
  * @bytes: size, fixed for life
- * @fd:    owner's descriptor, goes to the fd store
+ * @id:    its number, which no other has, also after a restart
+ * @fd:    owner's descriptor, goes to the fd store; -1: there is none
  * @ro_fd: what clients get; for memfd an O_RDONLY reopen
+ * @boot:  with a holder: which one made it, 0: none
+ * @handle: with a holder: what clients get
  * @dev:   where, NULL: the host
  * @policy: for create, NULL: none
  * @base:  mapping in the daemon, NULL where it has none; of a segment it is not
  *         touched, payloads go through the table below
  */
 struct cqd_mem {
-	uint64_t bytes;
+	uint64_t bytes, id;
 	int fd;
 	int ro_fd;
+	uint64_t boot;
+	uint8_t handle[CQD_HANDLE];
 	void *base;
 	const struct cqd_mem_device *dev;
 	const struct cqd_mem_policy *policy;
@@ -67,17 +76,18 @@ struct cqd_mem {
 
 /**
  * struct cqd_mem_ops - a memory backend
- * @name:    unique, as written in cqd.conf: "memfd", "cuda-vmm"
+ * @name:    unique, as written in cqd.conf: "memfd", "cuda-vmm", "cuda-ipc"
  * @kind:    as clients are told
  * @remote:  cqd cannot reach payloads: workers lease slots and write them; then
  *           @write, @fill, @read and @check must be missing, and nobody calls them
  * @usable:  0, or -errno with the reason; called once for each pool
  * @probe:   look for @dev->uuid, and fill in the rest; -ENODEV
  * @create:  reserve @mem->bytes and fill the rest of @mem
- * @adopt:   the same around @mem->fd, which came back from the fd store
+ * @adopt:   the same around @mem->fd, which came back from the fd store, or by @mem->id
  * @discard: give the bytes back although others may have them mapped; nobody
  *           reads them any more
- * @destroy: undo either; memory not discarded lives on while others hold fds
+ * @destroy: undo either; memory not discarded lives on while others hold fds, or
+ *           its holder lives
  * @write:   copy @len bytes from @src_fd at @src_off to @dst_off; short source is
  *           -EFAULT
  * @fill:    copy @len bytes from memory
@@ -111,7 +121,7 @@ int cqd_mem_register(const struct cqd_mem_ops *ops);
 /* NULL if there is none of that name. */
 const struct cqd_mem_ops *cqd_mem_find(const char *name);
 
-extern const struct cqd_mem_ops cqd_mem_memfd, cqd_mem_cuda;
+extern const struct cqd_mem_ops cqd_mem_memfd, cqd_mem_cuda, cqd_mem_ipc;
 
 /* --- mem_policy.c --- */
 

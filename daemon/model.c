@@ -335,6 +335,9 @@ static bool in_use(struct cqd_store *st, const struct cqd_model *m)
 				       sh->kind[1].creating))
 			return true;
 	}
+	for (p = 0; p < CQD_MAX_SEGMENTS; p++)
+		if (st->segs[p] && st->segs[p]->shard->model == m && st->segs[p]->importers)
+			return true;
 	for (p = 0; p < st->ix.t_pages.high; p++) {
 		const struct cqd_page *pg = &st->pages[p];
 

@@ -54,6 +54,8 @@ static int device_init(struct cqd_store *st, const struct cqd_pool_opts *o,
 	snprintf(pool->dev.uuid, sizeof(pool->dev.uuid), "%s", o->uuid);
 	pool->trust_readers = o->trust_readers;
 	pool->dev.granularity = CQD_HUGE_BYTES;
+	if (pool->mem->kind == CQD_MEM_CUDA_IPC && cqd_ipc_new(st, pool, o, err))
+		return -ENOMEM;
 	if (probe(pool, &pool->why) && !pool->why.text[0])
 		cq_err_set(&pool->why, -ENODEV, "it cannot be used");
 	if (!o->bytes)
@@ -222,6 +224,21 @@ void cqd_pools_free(struct cqd_store *st)
 	for (i = 1; i < st->n_pools; i++)
 		if (st->pool[i].node_fd >= 0)
 			close(st->pool[i].node_fd);
+	for (i = 1; i < st->n_pools; i++)
+		cqd_ipc_delete(&st->pool[i]);
+}
+
+/**
+ * cqd_pool_unready() - why there can be no new segment in it now
+ * @pool: that is not ready
+ * @err:  filled
+ *
+ * Return: -ENODEV; -ENODATA of one whose holder is not there: it may come back.
+ */
+int cqd_pool_unready(const struct cqd_pool *pool, struct cq_err *err)
+{
+	return cq_err_set(err, pool->ipc ? -ENODATA : -ENODEV, "[gpu %s]: %s", pool->name,
+			  pool->why.text);
 }
 
 /**

@@ -292,6 +292,9 @@ static void conclude(struct cqd_seal_op *op)
 	if (!op->ret && op->parent_lost)
 		op->ret = cq_err_set(&op->err, -ENOENT,
 				     "the parent page was lost: publish it again");
+	if (!op->ret && op->lease[CQD_CODES] && op->lease[CQD_CODES]->at.seg->lost)
+		op->ret = cq_err_set(&op->err, -ENODATA, "the slot's memory is lost: compute "
+				     "again");
 	if (op->ret) {
 		cqd_seal_fail(op, op->ret);
 		return;

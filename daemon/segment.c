@@ -131,23 +131,44 @@ int cqd_segment_arrays(struct cqd_segment *seg)
 
 /* --- creation --- */
 
+/* What is not a descriptor is kept by its holder. */
+static int keep(struct cqd_segment *seg)
+{
+	char name[32];
+
+	if (cqd_pool_of(seg)->ipc)
+		return 0;
+	seg_name(seg, name);
+	return cqd_fdstore_push(seg->st, name, seg->mem.fd, CQD_FD_SURE, &seg->err);
+}
+
+static void unkeep(const struct cqd_segment *seg)
+{
+	char name[32];
+
+	if (cqd_pool_of(seg)->ipc)
+		return;
+	seg_name(seg, name);
+	cqd_fdstore_remove(seg->st, name);
+}
+
 static void create_run(struct cqd_job *job)
 {
 	struct cqd_segment *seg = container_of(job, struct cqd_segment, job);
+	const struct cqd_mem_ops *mem = cqd_pool_of(seg)->mem;
 	struct cqd_ns *ns = seg->shard->ns;
-	char name[32];
 
-	seg->ret = cqd_pool_of(seg)->mem->create(&seg->mem, &seg->err);
+	seg->ret = mem->create(&seg->mem, &seg->err);
 	if (seg->ret)
 		return;
 	seg->ret = cqd_fallocate(ns->mem.fd, seg->word_base * 8, (uint64_t)seg->slots * 8);
-	if (seg->ret) {
+	if (seg->ret)
 		cq_err_set(&seg->err, seg->ret, "reserving state words: %s",
 			   strerror(-seg->ret));
-		return;
-	}
-	seg_name(seg, name);
-	seg->ret = cqd_fdstore_push(seg->st, name, seg->mem.fd, CQD_FD_SURE, &seg->err);
+	else
+		seg->ret = keep(seg);
+	if (seg->ret)
+		mem->discard(&seg->mem);
 }
 
 /* Its words may have belonged to a segment that was lost in a restart. */
@@ -189,7 +210,9 @@ void cqd_segment_release(struct cqd_segment *seg)
 {
 	list_del(&seg->ns_node);
 	list_del(&seg->partial_node);
-	cqd_pool_of(seg)->reserved -= seg->mem.bytes;
+	cqd_imports_forget(seg);
+	if (!seg->lost)
+		cqd_pool_of(seg)->reserved -= seg->mem.bytes;
 	free(seg->owner);
 	free(seg->lease);
 	free(seg->next_free);
@@ -199,10 +222,8 @@ void cqd_segment_release(struct cqd_segment *seg)
 static void create_failed(struct cqd_segment *seg)
 {
 	struct cqd_shard_kind *k = &seg->shard->kind[seg->kind];
-	char name[32];
 
-	seg_name(seg, name);
-	cqd_fdstore_remove(seg->st, name);
+	unkeep(seg);
 	cqd_pool_of(seg)->mem->destroy(&seg->mem);
 	cqd_tab_put(&seg->st->ix.t_segs, seg->rec);
 	k->failed = seg->ret;
@@ -224,6 +245,19 @@ static void device_done(struct cqd_pool *pool, const struct cqd_segment *seg)
 	pool->full = seg->err;
 }
 
+/* Its memory is there: what else a segment needs. */
+static void arrange(struct cqd_segment *seg)
+{
+	if (seg->ret)
+		return;
+	if (!cqd_ipc_current(seg))
+		seg->ret = cq_err_set(&seg->err, -ENODATA, "the holder ended: ask again");
+	else if (cqd_segment_arrays(seg))
+		seg->ret = cq_err_set(&seg->err, -ENOMEM, "no memory for a segment");
+	if (seg->ret)
+		cqd_pool_of(seg)->mem->discard(&seg->mem);
+}
+
 static void create_done(struct cqd_job *job)
 {
 	struct cqd_segment *seg = container_of(job, struct cqd_segment, job);
@@ -236,8 +270,7 @@ static void create_done(struct cqd_job *job)
 	k->failed = 0;
 	if (remote)
 		device_done(sh->pool, seg);
-	if (!seg->ret && cqd_segment_arrays(seg))
-		seg->ret = cq_err_set(&seg->err, -ENOMEM, "no memory for a segment");
+	arrange(seg);
 	if (seg->ret) {
 		create_failed(seg);
 	} else {
@@ -349,7 +382,7 @@ int cqd_segment_grow(struct cqd_shard *sh, unsigned int kind, struct cq_err *err
 	if (sh->pool->full_until > uv_now(st->loop))
 		return cq_err_set(err, -ENOSPC, "%s", sh->pool->full.text);
 	if (!sh->pool->ready)
-		return cq_err_set(err, -ENODEV, "%s: %s", sh->pool->name, sh->pool->why.text);
+		return cqd_pool_unready(sh->pool, err);
 	if (!slots || st->closing)
 		return cq_err_set(err, -ENOSPC, "pool_bytes = %llu are all in use",
 				  (unsigned long long)sh->pool->limit);
@@ -364,6 +397,7 @@ int cqd_segment_grow(struct cqd_shard *sh, unsigned int kind, struct cq_err *err
 				  CQD_MAX_SEGMENTS);
 	}
 	seg->id = new_id(st);
+	seg->mem.id = seg->id;
 	sh->pool->reserved += seg->mem.bytes;
 	k->creating = true;
 	sh->pool->creating = sh->pool->mem->remote;
@@ -378,10 +412,8 @@ int cqd_segment_grow(struct cqd_shard *sh, unsigned int kind, struct cq_err *err
 static void destroy_run(struct cqd_job *job)
 {
 	struct cqd_segment *seg = container_of(job, struct cqd_segment, job);
-	char name[32];
 
-	seg_name(seg, name);
-	cqd_fdstore_remove(seg->st, name);
+	unkeep(seg);
 	cqd_pool_of(seg)->mem->discard(&seg->mem);
 	cqd_pool_of(seg)->mem->destroy(&seg->mem);
 }
@@ -404,13 +436,14 @@ static void destroy_done(struct cqd_job *job)
  * cqd_segment_retire() - destroy an empty segment
  * @seg: segment
  *
- * Pages that a job reads are held, so an empty segment is nobody's business.
+ * Pages that a job reads are held, so an empty segment is nobody's business, but of those
+ * who have it open where that must not be (imports.c).
  *
  * Return: true if it is on its way out.
  */
 bool cqd_segment_retire(struct cqd_segment *seg)
 {
-	if (!seg->live || seg->used)
+	if (!seg->live || seg->used || (seg->importers && !seg->lost))
 		return false;
 	seg->live = false;
 	if (seg->st->emptying == seg)
@@ -463,8 +496,8 @@ uint64_t cqd_segment_trim(struct cqd_store *st, const struct cqd_pool *pool)
 		seg = st->segs[i];
 		if (!seg || seg->used || (pool && cqd_pool_of(seg) != pool))
 			continue;
-		bytes += seg->mem.bytes;
-		cqd_segment_retire(seg);
+		if (cqd_segment_retire(seg))
+			bytes += seg->mem.bytes;
 	}
 	return bytes;
 }
@@ -475,18 +508,23 @@ uint64_t cqd_segment_trim(struct cqd_store *st, const struct cqd_pool *pool)
  * @id:     segment id
  * @info:   filled on success
  *
- * Return: 0; -ENOENT no such segment of a namespace that this client may read.
+ * Return: 0; -ENOENT no such segment of a namespace that this client may read; -ENODATA
+ * its memory is gone, or it may be one of those that are; -ENOMEM.
  */
 int cqd_segment_get(struct cqd_client *client, uint32_t id,
 		    struct cqd_segment_info *info)
 {
-	const struct cqd_segment *seg = cqd_segment_find(client->st, id);
+	struct cqd_segment *seg = cqd_segment_find(client->st, id);
 	struct cqd_ns *owner = seg ? seg->shard->ns : NULL;
 
 	if (!seg || !cqd_ns_reads(client->ns, owner))
-		return -ENOENT;
+		return cqd_client_lost(client) ? -ENODATA : -ENOENT;
 	if (owner != client->ns && !cqd_pool_readable(cqd_pool_of(seg)))
 		return -ENOENT;
+	if (seg->lost)
+		return -ENODATA;
+	if (cqd_pool_of(seg)->ipc && cqd_import(client, seg))
+		return -ENOMEM;
 	info->state_fd = -1;
 	info->state_words = 0;
 	if (owner != client->ns) {
@@ -502,5 +540,6 @@ int cqd_segment_get(struct cqd_client *client, uint32_t id,
 	info->word_base = seg->word_base;
 	info->slots = seg->slots;
 	info->fd = seg->mem.ro_fd;
+	info->handle = cqd_pool_of(seg)->ipc ? seg->mem.handle : NULL;
 	return 0;
 }

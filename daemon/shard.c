@@ -170,10 +170,7 @@ static int pool_for(struct cqd_store *st, const char *device, struct cqd_pool **
 	if (!*out)
 		return cq_err_set(err, -ENODEV, "cqd has no memory on %.63s: no [gpu] section "
 				  "of its cqd.conf names it", device);
-	if (!(*out)->ready)
-		return cq_err_set(err, -ENODEV, "[gpu %s]: %s", (*out)->name,
-				  (*out)->why.text);
-	return 0;
+	return (*out)->ready ? 0 : cqd_pool_unready(*out, err);
 }
 
 /**
@@ -187,7 +184,8 @@ static int pool_for(struct cqd_store *st, const char *device, struct cqd_pool **
  * @err:    text of the failure
  *
  * Return: 0; -ENOENT no such model; -EINVAL range; -ENODEV no such device, or it
- * cannot be used; -ENOSPC too many shards open in this client; -ENOMEM.
+ * cannot be used; -ENODATA the holder of its memory is not there; -ENOSPC too many
+ * shards open in this client; -ENOMEM.
  */
 int cqd_shard_get_on(struct cqd_client *client, const char *model,
 		     const struct cqp_shard *range, const char *device,

@@ -55,8 +55,8 @@ static int take(struct cqd_shard *sh, unsigned int kind, uint32_t owner, struct 
  * @at:    set on success
  * @err:   text of the failure
  *
- * Return: 0; -EAGAIN there may be one when the shard is kicked; -ENOSPC; what the
- * last creation of a segment failed with.
+ * Return: 0; -EAGAIN there may be one when the shard is kicked; -ENOSPC; -ENODATA the
+ * holder of such memory is not there; what the last creation of a segment failed with.
  */
 int cqd_slot_get(struct cqd_shard *sh, unsigned int kind, uint32_t owner, bool evict,
 		 struct cqd_place *at, struct cq_err *err)
@@ -67,6 +67,8 @@ int cqd_slot_get(struct cqd_shard *sh, unsigned int kind, uint32_t owner, bool e
 	ret = take(sh, kind, owner, at);
 	if (!ret || sh->kind[kind].creating)
 		return ret;
+	if (!sh->pool->ready && sh->pool->ipc)
+		return cqd_pool_unready(sh->pool, err);
 	/* Right after a failure it would fail again, and again. */
 	if (!sh->kind[kind].failed && !cqd_segment_grow(sh, kind, NULL))
 		return -EAGAIN;

@@ -127,6 +127,7 @@ static void tick(uv_timer_t *timer)
 	cqd_evict_tick(timer->data);
 	cqd_names_tick(timer->data);
 	cqd_fdstore_kick(timer->data);
+	cqd_ipc_tick(timer->data);
 }
 
 static int check_opts(const struct cqd_store_opts *o, struct cq_err *err)
@@ -208,6 +209,7 @@ int cqd_store_new(uv_loop_t *loop, const struct cqd_store_opts *opts,
 		return ret;
 	}
 	handles(st);
+	cqd_ipc_start(st);
 	cqd_verify_background(st);
 	*out = st;
 	return 0;
@@ -269,6 +271,7 @@ void cqd_store_close(struct cqd_store *st, void (*done)(void *arg), void *arg)
 	st->closing = true;
 	cqd_verify_stop(st);
 	cqd_evict_stop(st);
+	cqd_ipc_stop(st);
 	cqd_persist_close(st);
 	cqd_seal_cancel_waiting(st);
 	list_for_each(pos, &st->clients) {

@@ -39,10 +39,11 @@ struct cqd_ns_counts;	/* daemon/count.h */
  * @uuid:    of the device
  * @backend: by name
  * @bytes:   limit on segments; 0: @percent of the device's memory
+ * @holder:  socket of the process that holds the memory, lives on; NULL: there is none
  * @trust_readers: readable_by holds there too
  */
 struct cqd_pool_opts {
-	const char *name, *uuid, *backend;
+	const char *name, *uuid, *backend, *holder;
 	uint64_t bytes;
 	uint32_t percent;
 	bool trust_readers;
@@ -271,7 +272,8 @@ int cqd_match(struct cqd_client *client, struct cqd_shard *shard,
 /**
  * struct cqd_segment_info - what SegmentOk carries
  * @kind: of its memory
- * @fd: read-only where there is such a thing, owned by the store
+ * @fd: read-only where there is such a thing, owned by the store; -1: none
+ * @handle: CQD_HANDLE bytes of the store's, instead of @fd; NULL: none
  * @state_fd: the same for the state words of its namespace, @state_words of
  *            them, if that is not the client's own; else -1
  */
@@ -280,9 +282,11 @@ struct cqd_segment_info {
 	uint64_t bytes, slot_bytes, word_base, state_words;
 	uint32_t slots;
 	int fd, state_fd;
+	const uint8_t *handle;
 };
 
-/* 0; -ENOENT: no such segment of a namespace that this client may read. */
+/* 0; -ENOENT: no such segment of a namespace that this client may read; -ENODATA: it, or
+ * all that it was among, is lost; -ENOMEM. */
 int cqd_segment_get(struct cqd_client *client, uint32_t id,
 		    struct cqd_segment_info *info);
 

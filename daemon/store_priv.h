@@ -151,6 +151,8 @@ int cqd_state_next(unsigned int state, unsigned int event);
  * @creating:   of a device: a segment is being made, and no other meanwhile
  * @full_until: loop time, ms: before then its device is not asked for memory again
  * @full:       what it said
+ * @ipc:        a process that holds its memory (pool_ipc.c); NULL: there is none
+ * @lost:       segments of it were lost with their holder since cqd started
  */
 struct cqd_pool {
 	const struct cqd_mem_ops *mem;
@@ -166,6 +168,8 @@ struct cqd_pool {
 	bool creating;
 	uint64_t full_until;
 	struct cq_err full;
+	struct cqd_ipc *ipc;
+	bool lost;
 };
 
 struct cqd_ns {
@@ -279,6 +283,8 @@ struct cqd_segment {
 	struct cqd_lease **lease;	/* [slots] where slots are leased, else NULL */
 	bool live, dying;
 	bool leaving;			/* being emptied: no slot of it is given out */
+	bool lost;			/* its memory is gone; closed, and not counted any more */
+	uint32_t importers;		/* clients that may have its memory open: imports.c */
 	bool closed;			/* takes no new page: readers.c */
 };
 
@@ -341,6 +347,8 @@ struct cqd_client {
 	uint32_t n_arenas, next_arena;
 	struct list_head publishes;
 	struct list_head leases, leasing;	/* what it has, what it waits for */
+	uint64_t *imports;		/* bit per segment record, NULL: none */
+	uint32_t n_imports;
 	uint32_t n_leases;
 	struct cqd_shard *shards[CQD_SHARDS_PER_CLIENT];
 	uint32_t n_shards;
@@ -503,6 +511,25 @@ int cqd_pools_init(struct cqd_store *st, struct cq_err *err);
 /* Keeps nodes open, also while no cqd runs; @taken(arg, name): one that was kept, or -1. */
 void cqd_pools_hold(struct cqd_store *st, int (*taken)(void *arg, const char *name), void *arg);
 void cqd_pools_free(struct cqd_store *st);
+/* The holders of pools that have one (pool_ipc.c): watched from now on; reached again once
+ * a second; let go. */
+void cqd_ipc_start(struct cqd_store *st);
+void cqd_ipc_tick(struct cqd_store *st);
+void cqd_ipc_stop(struct cqd_store *st);
+int cqd_ipc_new(struct cqd_store *st, struct cqd_pool *pool, const struct cqd_pool_opts *o,
+		struct cq_err *err);
+void cqd_ipc_delete(struct cqd_pool *pool);
+/* After a restart: what no segment is in goes back to its holder. */
+void cqd_ipc_adopted(struct cqd_store *st);
+/* Was this segment made by a holder that is there? Always, without a holder. */
+bool cqd_ipc_current(const struct cqd_segment *seg);
+/* Every page and lease in the pool's segments, whose memory is gone (lost.c); pages. */
+uint64_t cqd_pool_lose(struct cqd_store *st, struct cqd_pool *pool);
+/* Has the client opened something in a pool that lost segments? */
+bool cqd_client_lost(const struct cqd_client *cl);
+
+/* Why there can be no new segment in it now: -ENODEV, with a holder -ENODATA. */
+int cqd_pool_unready(const struct cqd_pool *pool, struct cq_err *err);
 /* Bytes that all of them may have. */
 uint64_t cqd_pools_limit(const struct cqd_store *st);
 /* Pool of a device, any text; NULL if there is none. */
@@ -522,6 +549,17 @@ static inline struct cqd_pool *cqd_pool_of(const struct cqd_segment *seg)
 {
 	return seg->shard->pool;
 }
+
+/* --- memory that others have open (imports.c) --- */
+
+/* The client is given what it may open it by. 0; -ENOMEM. */
+int cqd_import(struct cqd_client *cl, struct cqd_segment *seg);
+/* The process is gone, or the session is not ours to look after any more. */
+void cqd_imports_drop(struct cqd_client *cl);
+/* The segment ends, whoever had it open. */
+void cqd_imports_forget(struct cqd_segment *seg);
+/* After a restart: who may have been given what. */
+void cqd_adopt_imports(struct cqd_store *st);
 
 /* --- namespaces (ns.c) --- */
 
@@ -601,6 +639,8 @@ void cqd_segment_free_list(struct cqd_segment *seg);
 int cqd_lease_check(struct cqd_client *cl, const struct cqd_shard *sh,
 		    const struct cqd_seal_req *req, struct cqd_lease *lease[CQD_N_KINDS],
 		    struct cq_err *err);
+/* Every slot of a segment whose memory is gone that is leased, or may be. */
+void cqd_leases_lose(struct cqd_segment *seg);
 /* Bytes of a seal's leases count as its page's, or as theirs. */
 void cqd_lease_lend(struct cqd_seal_op *op, bool lent);
 /* A seal ends, its leases stay as they are. */

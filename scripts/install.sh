@@ -28,8 +28,12 @@ for entry; do
 	*/cqd.conf) [ ! -e "$dst" ] || { echo "  KEEP    $dst"; continue; } ;;
 	esac
 	echo "  INSTALL $dst"
-	if [ "${dst##*/}" = cqd.service ]; then
-		# the unit names the daemon by its full path
+	case ${dst##*/} in
+	cqd.service | cq-holder@.service) unit=y ;;
+	*) unit= ;;
+	esac
+	if [ "$unit" ]; then
+		# the unit names its program by its full path
 		sed "s|^\\(Exec[A-Za-z]*=[-+!:@]*\\)/usr/s*bin/cq|\\1${SBIN:-/usr/sbin}/cq|" \
 			"$src" >"$dst"
 		chmod "$mode" "$dst"

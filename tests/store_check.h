@@ -149,7 +149,7 @@ static const char *check_segment(const struct cqd_segment *seg, struct check_sum
 	if (CQP_WORD_STATE(seg->st->ix.segs[seg->rec].word) != CQP_SEALED)
 		return "CQP_WORD_STATE(seg->st->ix.segs[seg->rec].word) == CQP_SEALED";
 	sum->used += used * seg->slot_bytes;
-	sum->reserved += seg->mem.bytes;
+	sum->reserved += seg->lost ? 0 : seg->mem.bytes;
 	return NULL;
 }
 

@@ -251,12 +251,51 @@ static void check_daemon(struct ctl *c, struct doc_finding *f)
 	cqp_free(pong);
 }
 
+/* Memory of GPUs, as cqd sees it; those whose memory a process has name that. */
+static void look_at_pools(struct doc_finding *f, const Cqp__StatusOk *st)
+{
+	const Cqp__Pool *p;
+	size_t i, n = 0;
+
+	for (i = 1; i < st->n_pools && n < sizeof(f->text); i++) {
+		p = st->pools[i];
+		n += (size_t)snprintf(f->text + n, sizeof(f->text) - n, "%s%.63s %.31s%s%.100s",
+				      i > 1 ? ", " : "", p->name, p->backend,
+				      p->why ? ": " : "", p->why ? p->why : "");
+		if (p->why && !strcmp(p->backend, "cuda-ipc"))
+			doc_remedy(f, DOC_PROBLEM, "systemctl enable --now cq-holder@%.63s; "
+				   "journalctl -u cq-holder@%.63s", p->name, p->name);
+		else if (p->why)
+			doc_remedy(f, DOC_PROBLEM, "see cqd.conf(5), sections gpu NAME");
+	}
+	if (!n)
+		doc_text(f, "no [gpu NAME] in cqd.conf: pages are in host memory");
+}
+
+static void check_pools(struct ctl *c, struct doc_finding *f)
+{
+	Cqp__Msg msg = CQP__MSG__INIT, *reply;
+	Cqp__Status body = CQP__STATUS__INIT;
+	int ret;
+
+	msg.body_case = CQP__MSG__BODY_STATUS;
+	msg.status = &body;
+	reply = ctl_call(c, &msg, -1, CQP__MSG__BODY_STATUS_OK, &ret);
+	if (!reply) {
+		doc_text(f, "unknown: cqd tells only who may open its admin socket");
+		return;
+	}
+	look_at_pools(f, reply->status_ok);
+	cqp_free(reply);
+}
+
 static const struct doc_check checks[] = {
 	{ "group", check_group },
 	{ "config", check_config },
 	{ "socket", check_socket },
 	{ "admin", check_admin },
 	{ "daemon", check_daemon },
+	{ "GPU memory", check_pools },
 	{ NULL, NULL },
 };
 

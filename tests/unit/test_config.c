@@ -121,16 +121,26 @@ TEST(every_key)
 
 #define UUID_A "GPU-00112233-4455-6677-8899-aabbccddeeff"
 #define UUID_B "MIG-00112233-4455-6677-8899-AABBCCDDEE00"
+#define UUID_C "GPU-00112233-4455-6677-8899-aabbccddee01"
+#define UUID_D "GPU-00112233-4455-6677-8899-aabbccddee02"
 
 TEST(gpus)
 {
 	struct cqd_config *cfg = load("[gpu g0]\nuuid = " UUID_A "\npool_bytes = 4G\n"
 				      "sharing = vmm\ntrust_readers = yes\n"
-				      "[gpu g1]\nuuid = " UUID_B "\npool_bytes = 50%\n");
+				      "[gpu g1]\nuuid = " UUID_B "\npool_bytes = 50%\n"
+				      "[gpu g2]\nuuid = " UUID_C "\npool_bytes = 2M\n"
+				      "sharing = ipc\n"
+				      "[gpu g3]\nuuid = " UUID_D "\npool_bytes = 2M\n"
+				      "holder = /tmp/h.sock\nsharing = ipc\n");
 	char text[4096] = "";
 	unsigned int i;
 
-	ASSERT_EQ(cfg->n_gpus, 2);
+	ASSERT_EQ(cfg->n_gpus, 4);
+	ASSERT(!cfg->gpu[0].holder);
+	ASSERT_EQ(cfg->gpu[2].sharing, CQD_SHARING_IPC);
+	ASSERT_STREQ(cfg->gpu[2].holder, "/run/cq-holder/g2.sock");
+	ASSERT_STREQ(cfg->gpu[3].holder, "/tmp/h.sock");
 	ASSERT_STREQ(cfg->gpu[0].name, "g0");
 	ASSERT_STREQ(cfg->gpu[0].uuid, UUID_A);
 	ASSERT_EQ(cfg->gpu[0].pool_bytes.bytes, 4ull << 30);
@@ -152,7 +162,9 @@ TEST(gpus)
 	refused("[gpu g]\nuuid = " UUID_A "\npool_bytes = 1G\n"
 		"[gpu h]\nuuid = gpu-00112233-4455-6677-8899-AABBCCDDEEFF\npool_bytes = 1G\n",
 		0, "the same uuid");
-	refused("[gpu g]\nsharing = both\n", 2, "there is vmm");
+	refused("[gpu g]\nsharing = both\n", 2, "there is vmm and ipc");
+	refused("[gpu g]\nuuid = " UUID_A "\npool_bytes = 1G\nholder = /tmp/h.sock\n", 0,
+		"only with sharing = ipc");
 	refused("[gpu g]\ntrust_readers = maybe\n", 2, "neither yes nor no");
 	refused("[gpu g]\nuuid = " UUID_A "\npool_bytes = 1G\n[gpu g]\n", 4,
 		"already has a section");

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Memory of segments on a GPU (sharing = ipc): blocks of a process of their own,
+ * cq-holder, which workers open by a legacy handle of 64 bytes. cqd needs no driver for
+ * it. The blocks outlive cqd and are gone with the holder.
+ */
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+#include "daemon/ipc_link.h"
+#include "daemon/mem.h"
+
+/* As in mem_cuda.c: what importers let go comes back a little later. */
+#define TRIES	20
+#define WAIT_MS	50
+
+_Static_assert(CQD_HANDLE == CQP_HOLDER_HANDLE, "one kind of handle");
+
+static int ipc_usable(struct cq_err *err)
+{
+	return 0;	/* probe() says what there is to say */
+}
+
+static int ipc_probe(struct cqd_mem_device *dev, struct cq_err *err)
+{
+	struct cqd_ipc_peer p;
+	int ret;
+
+	if (!dev->link)
+		return cq_err_set(err, -EINVAL, "backend 'cuda-ipc' is for sections [gpu NAME]");
+	ret = cqd_ipc_reach(dev->link, &p, err);
+	if (ret)
+		return ret;
+	dev->bytes = p.bytes;
+	dev->granularity = CQP_HOLDER_GRAIN;
+	cqd_ipc_link_set(dev->link, &p);
+	return 0;
+}
+
+static int ipc_create(struct cqd_mem *mem, struct cq_err *err)
+{
+	const struct timespec pause = { .tv_nsec = WAIT_MS * 1000000L };
+	struct cqd_ipc_link *l = mem->dev->link;
+	int ret, i;
+
+	for (i = 0;; i++) {
+		ret = cqd_ipc_alloc(l, mem->id, mem->bytes, mem->handle, &mem->boot, err);
+		if (ret != -ENOMEM)
+			return ret;
+		if (i == TRIES)
+			return cq_err_set(err, -ENOSPC, "%s has no %llu MiB of memory left, tried "
+					  "for %d ms: lower its pool_bytes, or what else runs "
+					  "there", mem->dev->uuid,
+					  (unsigned long long)(mem->bytes >> 20), TRIES * WAIT_MS);
+		nanosleep(&pause, NULL);
+	}
+}
+
+static int ipc_adopt(struct cqd_mem *mem, struct cq_err *err)
+{
+	struct cqd_ipc_link *l = mem->dev->link;
+	const struct cqp_holder_block *b = cqd_ipc_peer_take(&l->peer, mem->id, mem->bytes);
+
+	if (!b)
+		return cq_err_set(err, -ENODATA, "the holder has no block %llu of %llu bytes",
+				  (unsigned long long)mem->id, (unsigned long long)mem->bytes);
+	memcpy(mem->handle, b->handle, sizeof(mem->handle));
+	mem->boot = l->peer.boot;
+	return 0;
+}
+
+static void ipc_discard(struct cqd_mem *mem)
+{
+	if (mem->boot)
+		cqd_ipc_free(mem->dev->link, mem->boot, mem->id);
+	mem->boot = 0;
+}
+
+/* The block stays with the holder, for the next cqd. */
+static void ipc_destroy(struct cqd_mem *mem)
+{
+	mem->boot = 0;
+}
+
+const struct cqd_mem_ops cqd_mem_ipc = {
+	.name = "cuda-ipc",
+	.kind = CQD_MEM_CUDA_IPC,
+	.remote = true,
+	.usable = ipc_usable,
+	.probe = ipc_probe,
+	.create = ipc_create,
+	.adopt = ipc_adopt,
+	.discard = ipc_discard,
+	.destroy = ipc_destroy,
+};
