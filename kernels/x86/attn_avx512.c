@@ -8,9 +8,9 @@
  * channel, whatever the group size; nothing is gathered. Keys are turned by
  * their in-page offset in 16 bits with one table for all pages, and multiplied
  * with the query, turned back by the page's position, by vpdpwssd. Values meet
- * the probabilities of up to eight pages in 16 bits, scaled to the largest of
+ * the probabilities of up to 16 pages in 16 bits, scaled to the largest of
  * them, by vpdpbusd, and go on in float. Tables are larger than L1, so each of
- * their parts does its work for all these pages at once. The next eight pages
+ * their parts does its work for all these pages at once. The next 16 pages
  * are fetched meanwhile.
  *
  * Halves take the rows of rows_avx512.h, all else the tile (tile.h, 64-byte
@@ -39,36 +39,60 @@ typedef __m512i zi;
 #include "kernels/x86/rows_avx512.h"
 #include "kernels/x86/values_avx512.h"
 
-/* Where K, and V after it, of coded block @i of @head lie. */
-static const uint8_t *page_at(const struct page_batch *b, uint32_t i, uint32_t head)
+static void add_ahead(struct page_batch *b, const void *at, size_t bytes)
 {
-	return cqk_block_src(b->h->a, &b->h->a->blocks[i], head, false, 0).data;
+	b->ahead[b->n_ahead++] = (struct page_ahead){ at, (const uint8_t *)at + bytes };
 }
 
-/* The pages that come after those waiting: of this head, then of the next. */
+/* K, and V after it, of up to BATCH coded blocks of @head from @i on. */
+static void pages_ahead(struct page_batch *b, uint32_t head, uint32_t i)
+{
+	const struct cqk_attn *a = b->h->a;
+	const struct cqk_layer *layer = &a->model->layers[a->layer];
+
+	for (; i < a->n_blocks && b->n_ahead < BATCH; i++)
+		if (a->blocks[i].kind == CQK_BLOCK_CODES)
+			add_ahead(b, cqk_block_src(a, &a->blocks[i], head, false, 0).data,
+				  layer->k_bytes + layer->v_bytes);
+}
+
+/* Centroids of @head. */
+static void tables_ahead(struct page_batch *b, uint32_t head)
+{
+	size_t bytes = (size_t)b->d * CQK_CENTROIDS;
+
+	add_ahead(b, b->k->i8 + head * bytes, bytes);
+	add_ahead(b, b->v->i8 + head * bytes, bytes);
+}
+
+/* What comes after the pages waiting: pages of this head, then the next head. */
 static void find_ahead(struct page_batch *b)
 {
 	/* fetch_some() is called so often, with keys and with values */
 	uint32_t calls = (b->by_lut ? b->nq * b->n / 4 : b->n * b->np / SUM_PAIRS) +
 			 b->d / 2 + 1;
-	const struct cqk_attn *a = b->h->a;
-	uint32_t head = b->h->head, i = b->after, lines;
+	uint32_t head = b->h->head, lines = 0, i;
 
-	b->n_ahead = b->ahead_page = b->ahead_at = 0;
-	while (b->n_ahead < BATCH) {
-		if (i == a->n_blocks) {
-			if (head > b->h->head || head + 1 == a->head_end)
-				break;
-			head++;
-			i = 0;
-			continue;
-		}
-		if (a->blocks[i].kind == CQK_BLOCK_CODES)
-			b->ahead[b->n_ahead++] = page_at(b, i, head);
-		i++;
+	b->n_ahead = b->fetched = 0;
+	pages_ahead(b, head, b->after);
+	if (b->n_ahead < BATCH && head + 1 < b->h->a->head_end) {
+		pages_ahead(b, head + 1, 0);
+		if (!b->tables)
+			tables_ahead(b, head + 1);
+		b->tables = true;
 	}
-	lines = b->n_ahead * (b->ahead_bytes / 64);
-	b->ahead_step = (lines + calls - 1) / calls;
+	for (i = 0; i < b->n_ahead; i++)
+		lines += (uint32_t)(b->ahead[i].end - b->ahead[i].at) / 64;
+	b->ahead_step = lines / calls + 1;
+}
+
+/* The first pages and tables of a call, all at once. */
+static void fetch_first(struct page_batch *b)
+{
+	tables_ahead(b, b->h->head);
+	pages_ahead(b, b->h->head, 0);
+	b->ahead_step = UINT32_MAX;
+	fetch_some(b);
 }
 
 static void batch_flush(struct page_batch *b)
@@ -109,11 +133,19 @@ static const struct cqk_page_ops page_ops = {
 	.page = batch_add,
 };
 
-/* Making tables takes the time of turning none for so many blocks. */
-static bool worth_tables(const struct cqk_attn *a, const struct cqk_codebook *k)
+/*
+ * Making tables takes the time that they save in so many blocks, measured with
+ * 128 channels.
+ */
+static bool worth_tables(const struct page_batch *b)
 {
+	const struct cqk_codebook *k = b->k;
+	uint32_t least = 8 + 4 * b->lanes;
+
+	if (k->code.channels < 8)
+		least = least * 8 / 3;
 	return k->code.channels >= 4 && k->n_groups <= LUT_GROUPS &&
-	       a->n_blocks >= (k->code.channels >= 8 ? 16 : 64);
+	       b->h->a->n_blocks >= least;
 }
 
 static struct page_batch *batch_begin(struct cqk_head *h)
@@ -134,17 +166,13 @@ static struct page_batch *batch_begin(struct cqk_head *h)
 	b->d = d;
 	b->half = cqk_turns_keys(h->a) ? h->a->rope->half : 0;
 	b->np = d / 2;
-	b->ahead_bytes = (uint32_t)(layer->k_bytes + layer->v_bytes);
-	if (h->head == h->a->head_begin) {
-		find_ahead(b);
-		b->ahead_step = UINT32_MAX;
-		fetch_some(b);
-	}
+	if (h->head == h->a->head_begin)
+		fetch_first(b);
 	for (i = 0; i < PAIRS; i++)
 		b->turn[0][i] = 1.0f;
 	for (i = 0; i < LANES; i++)
 		b->m[i] = -INFINITY;
-	b->by_lut = !b->half && worth_tables(h->a, &layer->k);
+	b->by_lut = !b->half && worth_tables(b);
 	if (b->by_lut)
 		lut_queries(b);
 	else

@@ -12,12 +12,17 @@
 #define CQK_KEYS_AVX512_H
 
 #define LANES CQK_LANES
-#define BATCH 8			/* pages that share tables in L1 and a scale of p */
+#define BATCH 16		/* pages that share tables in L1 and a scale of p */
 #define PAIRS 128		/* pairs of channels, d <= 256 */
 #define SUM_PAIRS 16		/* pairs summed in 32 bits */
 #define KEY_UNIT 128.0f		/* a turned key is its centroid times this, */
 #define PLAIN_UNIT 1.0f		/* where no key is turned */
 #define LUT_GROUPS 32		/* groups of keys that tables are made for */
+
+/* Memory to be fetched. */
+struct page_ahead {
+	const uint8_t *at, *end;
+};
 
 /**
  * struct page_batch - state of one kv head in the transposed path
@@ -29,8 +34,9 @@
  * @by_lut: scores come from tables (lut_avx512.h)
  * @n:      pages waiting
  * @after:  index of the block after the last page
- * @ahead, @n_ahead: pages to be fetched; @ahead_page, @ahead_at: how far that is
- * @ahead_bytes: of a page; @ahead_step: lines at a time
+ * @ahead, @n_ahead: what comes next; @fetched: of these
+ * @ahead_step: lines that fetch_some() takes
+ * @tables: tables of the next head are among these, or have been
  * @m, @l:  [lane] running maximum and sum
  * @unit:   [lane] score of one; @bias: what is added to it
  * @grow, @weight: [lane] factors of sums so far and of this batch
@@ -43,6 +49,7 @@
  *          page serves all where nothing is turned
  * @cs:     [half][4][64] cos and sin of the offset times the first channel's
  *          scale, the same for the second; scales over the larger of both
+ * @keys:   pairs of keys that the first four lanes are done with
  * @lut:    [lane][group] products with centroids, lower and upper bytes
  * @o:      [d][lanes][16] partial sums of p v
  */
@@ -51,10 +58,10 @@ struct page_batch {
 	const struct cqk_codebook *k, *v;
 	const int8_t *k_plane, *v_plane;
 	uint32_t nq, lanes, np, half, d, n, after;
-	uint32_t n_ahead, ahead_page, ahead_at, ahead_bytes, ahead_step;
-	const uint8_t *ahead[BATCH];
+	uint32_t n_ahead, fetched, ahead_step;
+	struct page_ahead ahead[BATCH + 2];
 	float m[LANES], l[LANES], unit[LANES], bias[LANES];
-	bool by_lut;
+	bool by_lut, tables;
 	float grow[LANES], weight[LANES];
 	uint64_t vis[BATCH][LANES];
 	const uint8_t *k_codes[BATCH], *v_codes[BATCH];
@@ -66,6 +73,7 @@ struct page_batch {
 		struct {
 			int32_t pair[BATCH][LANES][PAIRS];
 			int16_t cs[PAIRS][4][CQK_T];
+			int32_t keys[SUM_PAIRS][4][16];
 		};
 		uint8_t lut[LANES][LUT_GROUPS][2][CQK_CENTROIDS];
 	};
@@ -77,18 +85,18 @@ INLINE float larger(float a, float b)
 	return a > b ? a : b;
 }
 
-/* A few lines of the pages to come. */
+/* A few lines of what comes next. */
 INLINE void fetch_some(struct page_batch *b)
 {
 	uint32_t i;
 
-	for (i = 0; i < b->ahead_step && b->ahead_page < b->n_ahead; i++) {
-		__builtin_prefetch(b->ahead[b->ahead_page] + b->ahead_at, 0, 3);
-		b->ahead_at += 64;
-		if (b->ahead_at >= b->ahead_bytes) {
-			b->ahead_at = 0;
-			b->ahead_page++;
-		}
+	for (i = 0; i < b->ahead_step && b->fetched < b->n_ahead; i++) {
+		struct page_ahead *p = &b->ahead[b->fetched];
+
+		__builtin_prefetch(p->at, 0, 3);
+		p->at += 64;
+		if (p->at >= p->end)
+			b->fetched++;
 	}
 }
 
@@ -189,21 +197,26 @@ INLINE zi walk_next(struct walk *w)
 }
 
 /* acc += (x, y) . (q of x, q of y), 16 tokens per register */
-INLINE void dot_pair(const int nq, vi acc[][4], const zi *x, const zi *y,
-		     const int32_t *pair)
+INLINE void dot_pair(const int nq, vi acc[][4], const zi *w, const int32_t *pair)
 {
-	zi w[4];
 	int r, i;
 
-	for (i = 0; i < 2; i++) {
-		w[2 * i] = _mm512_unpacklo_epi16(x[i], y[i]);
-		w[2 * i + 1] = _mm512_unpackhi_epi16(x[i], y[i]);
-	}
 	for (r = 0; r < nq; r++) {
 		zi q = _mm512_set1_epi32(pair[r * PAIRS]);
 
 		for (i = 0; i < 4; i++)
 			acc[r][i] = dot_words(acc[r][i], w[i], q);
+	}
+}
+
+/* (x, y) side by side, as dot_pair() takes them. */
+INLINE void side_by_side(const zi *x, const zi *y, zi *w)
+{
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		w[2 * i] = _mm512_unpacklo_epi16(x[i], y[i]);
+		w[2 * i + 1] = _mm512_unpackhi_epi16(x[i], y[i]);
 	}
 }
 
@@ -263,23 +276,39 @@ INLINE void spill(const int nq, vi acc[][4], const bool add, float (*s)[CQK_T])
 		}
 }
 
-/*
- * Integer scores of one page for lanes @at .. @at + nq - 1 from pairs @from .. @to:
- * few enough for 32 bits, and for tables that stay in L1 for all pages waiting.
- */
-INLINE void some_scores(const int nq, const bool turned, struct page_batch *b,
-			uint32_t page, uint32_t at, uint32_t from, uint32_t to)
+INLINE void clear(const int nq, vi acc[][4])
 {
-	const int32_t *pair = b->pair[turned ? page : 0][at];
-	const uint8_t *codes = b->k_codes[page];
-	uint32_t turns = turned ? MIN(to, b->half) : 0, i = from;
-	struct walk lo, hi;
-	zi x[2], y[2];
-	vi acc[4][4];
 	int r;
 
 	for (r = 0; r < nq; r++)
 		acc[r][0] = acc[r][1] = acc[r][2] = acc[r][3] = (vi){ 0 };
+}
+
+/* Keys of a pair, ready for dot_pair(), for all lanes but the first four. */
+INLINE void keep_keys(struct page_batch *b, uint32_t i, const zi *w)
+{
+	int k;
+
+	for (k = 0; k < 4; k++)
+		_mm512_storeu_si512(b->keys[i % SUM_PAIRS][k], w[k]);
+}
+
+/*
+ * Integer scores of one page for the first @nq lanes from pairs @from .. @to: few
+ * enough for 32 bits, and for tables that stay in L1 for all pages waiting.
+ */
+INLINE void some_scores(const int nq, const bool turned, const bool keep,
+			struct page_batch *b, uint32_t page, uint32_t from,
+			uint32_t to)
+{
+	const int32_t *pair = b->pair[turned ? page : 0][0];
+	const uint8_t *codes = b->k_codes[page];
+	uint32_t turns = turned ? MIN(to, b->half) : 0, i = from;
+	struct walk lo, hi;
+	zi x[2], y[2], w[4];
+	vi acc[4][4];
+
+	clear(nq, acc);
 	if (i < turns) {
 		lo = walk_from(b, codes, i);
 		hi = walk_from(b, codes, b->half + i);
@@ -288,7 +317,10 @@ INLINE void some_scores(const int nq, const bool turned, struct page_batch *b,
 		zi first = walk_next(&lo);
 
 		turn_pair(first, walk_next(&hi), b->cs[i], x, y);
-		dot_pair(nq, acc, x, y, pair + i);
+		side_by_side(x, y, w);
+		if (keep)
+			keep_keys(b, i, w);
+		dot_pair(nq, acc, w, pair + i);
 	}
 	if (i < to)
 		lo = walk_from(b, codes, 2 * i);
@@ -296,39 +328,66 @@ INLINE void some_scores(const int nq, const bool turned, struct page_batch *b,
 		zi first = walk_next(&lo);
 
 		plain_pair(first, walk_next(&lo), !turned, x, y);
-		dot_pair(nq, acc, x, y, pair + i);
+		side_by_side(x, y, w);
+		if (keep)
+			keep_keys(b, i, w);
+		dot_pair(nq, acc, w, pair + i);
 	}
 	if (from)
-		spill(nq, acc, true, &b->s[page][at]);
+		spill(nq, acc, true, b->s[page]);
 	else
-		spill(nq, acc, false, &b->s[page][at]);
+		spill(nq, acc, false, b->s[page]);
 }
 
-INLINE void batch_keys_as(const int nq, const bool turned, struct page_batch *b)
+/* The same for the other four lanes, from the keys kept. */
+INLINE void kept_scores(const bool turned, struct page_batch *b, uint32_t page,
+			uint32_t from, uint32_t to)
 {
-	uint32_t page, from, at;
+	const int32_t *pair = b->pair[turned ? page : 0][4];
+	vi acc[4][4];
+	uint32_t i;
+	zi w[4];
+	int k;
+
+	clear(4, acc);
+	for (i = from; i < to; i++) {
+		for (k = 0; k < 4; k++)
+			w[k] = _mm512_loadu_si512(b->keys[i % SUM_PAIRS][k]);
+		dot_pair(4, acc, w, pair + i);
+	}
+	if (from)
+		spill(4, acc, true, &b->s[page][4]);
+	else
+		spill(4, acc, false, &b->s[page][4]);
+}
+
+INLINE void batch_keys_as(const int lanes, const bool turned, struct page_batch *b)
+{
+	uint32_t page, from, to;
 
 	for (from = 0; from < b->np; from += SUM_PAIRS)
 		for (page = 0; page < b->n; page++) {
-			for (at = 0; at < b->lanes; at += nq)
-				some_scores(nq, turned, b, page, at, from,
-					    MIN(from + SUM_PAIRS, b->np));
+			to = MIN(from + SUM_PAIRS, b->np);
+			some_scores(MIN(lanes, 4), turned, lanes > 4, b, page, from, to);
+			if (lanes > 4)
+				kept_scores(turned, b, page, from, to);
 			fetch_some(b);
 		}
 }
 
-#define KEYS_FNS(nq)								\
-static void keys_turned_##nq(struct page_batch *b)				\
+#define KEYS_FNS(lanes)								\
+static void keys_turned_##lanes(struct page_batch *b)				\
 {										\
-	batch_keys_as(nq, true, b);						\
+	batch_keys_as(lanes, true, b);						\
 }										\
-static void keys_plain_##nq(struct page_batch *b)				\
+static void keys_plain_##lanes(struct page_batch *b)				\
 {										\
-	batch_keys_as(nq, false, b);						\
+	batch_keys_as(lanes, false, b);						\
 }
 KEYS_FNS(1)
 KEYS_FNS(2)
 KEYS_FNS(4)
+KEYS_FNS(8)
 
 /* Scores of all pages waiting. */
 static void batch_keys(struct page_batch *b)
@@ -337,8 +396,10 @@ static void batch_keys(struct page_batch *b)
 		(b->half ? keys_turned_1 : keys_plain_1)(b);
 	else if (b->lanes == 2)
 		(b->half ? keys_turned_2 : keys_plain_2)(b);
-	else
+	else if (b->lanes == 4)
 		(b->half ? keys_turned_4 : keys_plain_4)(b);
+	else
+		(b->half ? keys_turned_8 : keys_plain_8)(b);
 }
 
 /* cos and sin of position @pos for all pairs: cqk_turn_init() with wider vectors. */
@@ -406,27 +467,26 @@ static void pair_of(const struct page_batch *b, uint32_t i, uint32_t *first,
 static void lane_scale(struct page_batch *b, uint32_t lane)
 {
 	float unit = b->half ? KEY_UNIT : PLAIN_UNIT;
-	float most = 0.0f, sum = 0.0f, worst = 0.0f, up;
+	float most = 0.0f, worst = 0.0f, up;
 	uint32_t i;
 
-	for (i = 0; i < b->np; i++) {
-		float x = b->qa[lane][i], y = b->qb[lane][i];
-		float size = sqrtf(x * x + y * y);
-
-		if (i % SUM_PAIRS == 0)
-			sum = 0.0f;
+	_Static_assert(SUM_PAIRS == VF, "pairs of a sum are one vector");
+	for (i = 0; i < b->np; i += VF) {
+		vf x = LD(&b->qa[lane][i]), y = LD(&b->qb[lane][i]);
+		vf size = (vf)_mm512_sqrt_ps((__m512)(x * x + y * y));
 		/* unturned among turned: twice KEY_UNIT, plain_pair() */
-		sum += b->half && i >= b->half ? 2 * size : size;
-		most = larger(most, size);
-		worst = larger(worst, sum);
+		float twice = b->half && i + VF > b->half ? 2.0f : 1.0f;
+
+		most = larger(most, vf_top(size));
+		worst = larger(worst, vf_sum(size) * twice);
 	}
 	/* a pair of keys is at most 127 * unit * sqrt(2) long */
 	up = larger(most / 32700.0f, worst * (127 * unit * 1.4143f / 2.1e9f));
 	b->unit[lane] = up / unit;
 	up = up > 0.0f ? 1.0f / up : 0.0f;
-	for (i = 0; i < b->np; i++) {
-		b->qa[lane][i] *= up;
-		b->qb[lane][i] *= up;
+	for (i = 0; i < b->np; i += VF) {
+		ST(&b->qa[lane][i], LD(&b->qa[lane][i]) * up);
+		ST(&b->qb[lane][i], LD(&b->qb[lane][i]) * up);
 	}
 }
 
@@ -434,16 +494,18 @@ static void lane_scale(struct page_batch *b, uint32_t lane)
 static void pair_table(struct page_batch *b, uint32_t i, float first, float second)
 {
 	const int16_t *in = b->h->a->rope->in_page_q14 + (size_t)i * 2 * CQK_T;
+	int16_t q15_first = (int16_t)lrintf(first * 32767.0f);
+	int16_t q15_second = (int16_t)lrintf(second * 32767.0f);
+	zi by_first = _mm512_set1_epi16(q15_first);
+	zi by_second = _mm512_set1_epi16(q15_second);
 	uint32_t j;
 
 	for (j = 0; j < 2 * CQK_T; j += 32) {
 		zi x = _mm512_loadu_si512(in + j);
 		int16_t *out = b->cs[i][0] + j;
 
-		_mm512_storeu_si512(out, _mm512_mulhrs_epi16(x,
-				_mm512_set1_epi16((int16_t)lrintf(first * 32767.0f))));
-		_mm512_storeu_si512(out + 2 * CQK_T, _mm512_mulhrs_epi16(x,
-				_mm512_set1_epi16((int16_t)lrintf(second * 32767.0f))));
+		_mm512_storeu_si512(out, _mm512_mulhrs_epi16(x, by_first));
+		_mm512_storeu_si512(out + 2 * CQK_T, _mm512_mulhrs_epi16(x, by_second));
 	}
 }
 

@@ -5,7 +5,7 @@
  * Probabilities are 16-bit fractions of the largest one of the batch, split into
  * bytes, so that vpdpbusd takes them and 8-bit centroids as they are: 64 tokens
  * of a channel are two instructions per query vector. Sums of a batch stay below
- * 2^29: 4 * BATCH products of 127 and 65,535 per 32-bit lane.
+ * 2^30: 4 * BATCH products of 127 and 65,535 per 32-bit lane.
  */
 #ifndef CQK_VALUES_AVX512_H
 #define CQK_VALUES_AVX512_H

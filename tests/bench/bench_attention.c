@@ -19,6 +19,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <time.h>
 #include "tests/kernels/toy.h"
 
@@ -338,11 +339,27 @@ static void run_case(const struct cqk_ops *ops, struct toy *toy, struct data *da
 	job_exit(&fp16, threads);
 }
 
+/* In huge pages with CQ_BENCH_PAGES=huge, as cqd's segments may be. */
+static uint8_t *data_alloc(size_t bytes)
+{
+	const char *pages = getenv("CQ_BENCH_PAGES");
+	size_t huge = (size_t)2 << 20;
+	uint8_t *p = aligned_alloc(huge, ALIGN_UP(bytes, huge));
+
+	if (!p || (pages && !strcmp(pages, "huge") &&
+		   madvise(p, ALIGN_UP(bytes, huge), MADV_HUGEPAGE))) {
+		perror("memory for pages");
+		exit(1);
+	}
+	memset(p, 0, ALIGN_UP(bytes, huge));
+	return p;
+}
+
 static void data_init(struct data *d, size_t bytes, bool f16)
 {
 	size_t one = 1 << 20, i;
 
-	d->mem = toy_alloc(bytes);
+	d->mem = data_alloc(bytes);
 	d->bytes = bytes;
 	if (f16)
 		toy_halves(d->mem, one / 2, 1.0f);
@@ -428,7 +445,7 @@ int main(void)
 	data_init(&coded, (size_t)160 << 20, false);
 	data_init(&halves, MAX((size_t)256 << 20,
 			       (size_t)MAX_CONTEXT * N_KV * dim * 4), true);
-	read_mem = toy_alloc(4 * READ_BYTES);
+	read_mem = (uint64_t *)(void *)data_alloc(4 * READ_BYTES);
 	memset(read_mem, 1, 4 * READ_BYTES);
 	toy_of(&base, 0, CQK_KEYS_NONE);
 	for (i = 0; i < ARRAY_SIZE(codings); i++) {

@@ -85,6 +85,10 @@ static inline float __attribute__((vector_size(64))) fill_cvtph_ps(__m256i x)
 #define _mm512_storeu_si512 fill_storeu
 #undef _mm512_cvtph_ps
 #define _mm512_cvtph_ps fill_cvtph_ps
+#undef _mm512_sqrt_ps
+#define _mm512_sqrt_ps simde_mm512_sqrt_ps
+#undef __m512
+#define __m512 simde__m512
 #undef _mm512_cvtps_epi32
 #define _mm512_cvtps_epi32 fill_cvtps_epi32
 #undef _mm512_permutex2var_epi8

@@ -486,7 +486,7 @@ TEST(tables_of_products)
 
 				o.toy.n_heads = 2 * gqa;
 				o.toy.keys = CQK_KEYS_NONE;
-				o.shared = 70;
+				o.shared = gqa < 5 ? 70 : 110;
 				o.holes = gqa % 2;
 				o.soft_cap = gqa % 4 == 3 ? 2.0f : 0.0f;
 				o.q_size = gqa == 4 ? 4.0f : 0.0f;
@@ -502,7 +502,7 @@ TEST(tables_of_uneven_products)
 	uint32_t h;
 
 	o.toy.keys = CQK_KEYS_NONE;
-	o.shared = 20;
+	o.shared = 30;
 	s = scene_new(&o);
 	for (h = 0; h < 8; h++)
 		((float *)s->a.q.data)[h * (uint32_t)s->a.q.stride_head + 77] = 60.0f;
