@@ -48,6 +48,7 @@ struct cqc_attend {
  * @in_place: a page is published where it was private
  * @part:     copy what a part-filled page keeps, see part_make(); sets the tokens
  *            in e->f16_mask that it brought from sinks. 0 or -errno
+ * @place:    a full page is about to be ordered: let it be where it can be sealed
  * @fence:    number to be waited for until work given so far is done; 0: none
  * @batch_new: memory of a batch; 0 or -errno with text
  * @batch_free: undo that, also half of it
@@ -88,6 +89,7 @@ struct cqc_backend {
 	void (*fill)(const struct cq_seq *seq, uint32_t i);
 	int (*part)(struct cq_model *model, const struct cqc_ent *from, uint32_t r, bool first,
 		    struct cqc_ent *e);
+	void (*place)(struct cq_pg *pg);
 	uint64_t (*fence)(struct cq_model *model);
 	int (*batch_new)(struct cq_batch *b);
 	void (*batch_free)(struct cq_batch *b);

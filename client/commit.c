@@ -23,6 +23,7 @@ static void page_order(const struct cq_seq *seq, struct cq_pg *pg)
 	pg->orphan = false;
 	pg->priority = (uint8_t)seq->priority;
 	pg->ttl_s = seq->ttl_s;
+	pg->model->be->place(pg);
 	pg->fence = pg->model->be->fence(pg->model);
 	cqc_order_push(pg->model, &o);
 }

@@ -20,6 +20,7 @@ const struct cqc_backend cqc_cuda = {
 	.append = cqc_gpu_append,
 	.fill = cqc_gpu_fill,
 	.part = cqc_gpu_part,
+	.place = cqc_gpu_place,
 	.fence = cqc_gpu_fence,
 	.batch_new = cqc_gpu_batch_new,
 	.batch_free = cqc_gpu_batch_free,

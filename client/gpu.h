@@ -232,6 +232,12 @@ void cqc_gpu_resume(struct cq_model *model, bool resumed);
 void cqc_gpu_leases_pump(struct cq_model *model);
 int cqc_gpu_leases_idle_ms(const struct cq_model *model);
 void cqc_gpu_lease_over(struct cq_model *model, uint32_t lease);
+/* A leased slot for codes (@kind 0) or sinks (1); CQC_NONE: none is there. */
+uint32_t cqc_gpu_take(struct cq_model *model, uint32_t kind);
+/* Two that were not used after all, each may be CQC_NONE. */
+void cqc_gpu_unused(struct cq_model *model, uint32_t codes, uint32_t sinks);
+/* Let @pg be in these. */
+void cqc_gpu_pg_set(struct cq_pg *pg, uint32_t codes, uint32_t sinks);
 bool cqc_gpu_pg_take(struct cq_pg *pg, bool sink);
 void cqc_gpu_pg_give(struct cq_pg *pg);
 
@@ -256,6 +262,7 @@ static inline cqcu_ptr cqc_lease_rw(const struct cqc_gpu *g, uint32_t lease)
 int cqc_gpu_append(const struct cqc_append *a, size_t at, size_t n);
 int cqc_gpu_dests(const struct cq_seq *seq, size_t at, size_t n, uint32_t row,
 		  struct cqc_dests *t);
+void cqc_gpu_place(struct cq_pg *pg);
 void cqc_gpu_fill(const struct cq_seq *seq, uint32_t i);
 int cqc_gpu_part(struct cq_model *model, const struct cqc_ent *from, uint32_t r, bool first,
 		 struct cqc_ent *e);

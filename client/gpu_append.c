@@ -13,17 +13,87 @@
 _Static_assert(sizeof(struct cqc_dests) + (PIECE_PAGES + 3) * sizeof(struct cqkd_dest) <= PART,
 	       "a piece fits into a part of the ring");
 
-/* A lease that cqd has forgotten is written no more. */
-static int lease_check(const struct cq_model *model, const struct cq_pg *pg)
+static int copy(struct cqc_gpu *g, cqcu_ptr to, cqcu_ptr from, uint64_t bytes)
+{
+	int r = g->cu->cuMemcpyDtoDAsync(to, from, bytes, g->stream);
+
+	return r ? cqc_gpu_fail(g, r, "copying a page") : 0;
+}
+
+static bool is_current(const struct cq_model *model, uint32_t lease)
 {
 	const struct cqc_gpu *g = model->gpu;
 
-	if (pg->chunk != CQC_NONE && g->leases[pg->chunk].epoch == READ_ONCE(g->epoch) &&
-	    (pg->sink_chunk == CQC_NONE ||
-	     g->leases[pg->sink_chunk].epoch == READ_ONCE(g->epoch)))
+	/* Pairs with the release in cqc_gpu_resume(). */
+	return lease == CQC_NONE || g->leases[lease].epoch == smp_load_acquire(&g->epoch);
+}
+
+static int move_to(struct cq_pg *pg, uint32_t codes, uint32_t sinks)
+{
+	const struct cqk_model *m = &pg->model->m;
+	struct cqc_gpu *g = pg->model->gpu;
+	int ret;
+
+	ret = copy(g, cqc_lease_rw(g, codes), (uintptr_t)pg->codes, m->payload);
+	if (!ret && sinks != CQC_NONE)
+		ret = copy(g, cqc_lease_rw(g, sinks),
+			   (uintptr_t)cqc_lease_ro(g, pg->sink_chunk), m->sink_payload);
+	if (ret)
+		return ret;
+	WRITE_ONCE(g->dirty, true);
+	cqc_gpu_pg_give(pg);
+	cqc_gpu_pg_set(pg, codes, sinks);
+	if (pg->sink.data)
+		pg->sink.data = cqc_lease_ro(g, sinks);
+	pg->hash = CQC_HASH_NONE;
+	return 0;
+}
+
+/*
+ * A cqd that lost everything has left the slots of before to those who mapped
+ * them: what is there is copied into new ones. One that only forgot this session
+ * may give them to others.
+ */
+static int page_move(struct cq_pg *pg)
+{
+	uint32_t codes, sinks = CQC_NONE;
+	struct cq_model *model = pg->model;
+	int ret = -ENOBUFS;
+
+	if (model->gpu->leases[pg->chunk].seg->epoch == READ_ONCE(model->ctx->boot_epoch))
+		return cqc_fail(-ESTALE, "cqd has forgotten this worker's slots; close the "
+					 "sequence and open it anew");
+	codes = cqc_gpu_take(model, 0);
+	if (pg->sink_chunk != CQC_NONE)
+		sinks = cqc_gpu_take(model, 1);
+	if (codes != CQC_NONE && (sinks != CQC_NONE || pg->sink_chunk == CQC_NONE))
+		ret = move_to(pg, codes, sinks);
+	else
+		cqc_fail(ret, "no slot is leased yet for a page of before cqd was started anew; "
+			      "wait on cq_event_fd()");
+	if (ret)
+		cqc_gpu_unused(model, codes, sinks);
+	return ret;
+}
+
+/* A lease that cqd has forgotten is written no more. */
+static int lease_check(struct cq_pg *pg)
+{
+	if (is_current(pg->model, pg->chunk) && is_current(pg->model, pg->sink_chunk))
 		return 0;
-	return cqc_fail(-ESTALE, "cqd has forgotten this worker's slots; close the sequence and "
-				 "open it anew");
+	return page_move(pg);
+}
+
+/**
+ * cqc_gpu_place() - let a full page be in slots that it can be sealed from
+ * @pg: about to be ordered; if it cannot be moved the engine says so
+ */
+void cqc_gpu_place(struct cq_pg *pg)
+{
+	if (pg->chunk == CQC_NONE || cqc_gpu_in(pg->model->gpu))
+		return;
+	lease_check(pg);
+	cqc_gpu_out(pg->model->gpu);
 }
 
 /* Tokens [@at, @at + @n) of entry @i, whose first row is @row. */
@@ -96,7 +166,7 @@ int cqc_gpu_dests(const struct cq_seq *seq, size_t at, size_t n, uint32_t row,
 		uint32_t first = (uint32_t)(at % CQ_PAGE_TOKENS);
 		uint32_t count = (uint32_t)MIN(end - at, (size_t)CQ_PAGE_TOKENS - first);
 
-		ret = lease_check(seq->model, seq->ents[i].pg);
+		ret = lease_check(seq->ents[i].pg);
 		if (!ret)
 			dest_add(seq, i, first, count, row, t);
 		row += count;
@@ -206,13 +276,6 @@ void cqc_gpu_fill(const struct cq_seq *seq, uint32_t i)
 }
 
 /* --- part-filled pages --- */
-
-static int copy(struct cqc_gpu *g, cqcu_ptr to, cqcu_ptr from, uint64_t bytes)
-{
-	int r = g->cu->cuMemcpyDtoDAsync(to, from, bytes, g->stream);
-
-	return r ? cqc_gpu_fail(g, r, "copying a part-filled page") : 0;
-}
 
 /* Sinks of page 0, [@tokens] of them, back into a block of 64. */
 static int sinks_restore(struct cq_model *model, cqcu_ptr sink, uint32_t tokens, cqcu_ptr block)

@@ -68,7 +68,14 @@ static uint32_t waiting(const struct cqc_pool *p)
 
 /* --- the caller's thread --- */
 
-static uint32_t take(struct cq_model *model, uint32_t kind)
+/**
+ * cqc_gpu_take() - a leased slot; caller's thread
+ * @model: model
+ * @kind:  0 codes, 1 sinks
+ *
+ * Return: number of the lease; CQC_NONE: none is there, more are asked for.
+ */
+uint32_t cqc_gpu_take(struct cq_model *model, uint32_t kind)
 {
 	struct cqc_gpu *g = model->gpu;
 	struct cqc_pool *p = &g->pool[kind];
@@ -90,6 +97,25 @@ static uint32_t take(struct cq_model *model, uint32_t kind)
 }
 
 /**
+ * cqc_gpu_pg_set() - a page is in slots of ours
+ * @pg:    page object
+ * @codes: lease
+ * @sinks: lease or CQC_NONE
+ */
+void cqc_gpu_pg_set(struct cq_pg *pg, uint32_t codes, uint32_t sinks)
+{
+	const struct cqc_gpu *g = pg->model->gpu;
+	const struct cqc_lease *l = &g->leases[codes];
+
+	pg->chunk = codes;
+	pg->sink_chunk = sinks;
+	pg->codes = cqc_lease_ro(g, codes);
+	pg->own.word = &l->seg->words[l->page.slot];
+	pg->own.expect = l->page.word;
+	pg->own.mask = CQP_WORD(UINT64_MAX, 0);
+}
+
+/**
  * cqc_gpu_pg_take() - slots for a page to come
  * @pg:   page object
  * @sink: page 0 of a model with sinks
@@ -98,23 +124,16 @@ static uint32_t take(struct cq_model *model, uint32_t kind)
  */
 bool cqc_gpu_pg_take(struct cq_pg *pg, bool sink)
 {
-	struct cqc_gpu *g = pg->model->gpu;
-	const struct cqc_lease *l;
-
-	pg->chunk = take(pg->model, 0);
+	pg->chunk = cqc_gpu_take(pg->model, 0);
 	if (pg->chunk == CQC_NONE)
 		return false;
 	if (sink) {
-		pg->sink_chunk = take(pg->model, 1);
+		pg->sink_chunk = cqc_gpu_take(pg->model, 1);
 		if (pg->sink_chunk == CQC_NONE)
 			return false;
 	}
-	pg->codes = cqc_lease_ro(g, pg->chunk);
-	l = &g->leases[pg->chunk];
-	pg->own.word = &l->seg->words[l->page.slot];
-	pg->own.expect = l->page.word;
-	pg->own.mask = CQP_WORD(UINT64_MAX, 0);
-	pg->born = g->recorded + 1;
+	cqc_gpu_pg_set(pg, pg->chunk, pg->sink_chunk);
+	pg->born = pg->model->gpu->recorded + 1;
 	return true;
 }
 
@@ -130,6 +149,18 @@ static void give(struct cq_model *model, uint32_t *lease, uint32_t kind)
 	else
 		p->stack[p->n++] = *lease;
 	*lease = CQC_NONE;
+}
+
+/**
+ * cqc_gpu_unused() - leases go back to who takes the next
+ * @model: model
+ * @codes: lease or CQC_NONE
+ * @sinks: lease or CQC_NONE
+ */
+void cqc_gpu_unused(struct cq_model *model, uint32_t codes, uint32_t sinks)
+{
+	give(model, &codes, 0);
+	give(model, &sinks, 1);
 }
 
 /**

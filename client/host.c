@@ -75,6 +75,10 @@ static bool same(const struct cq_pg *pg)
 	       !memcmp(pg->sink.data, pg->res.sink.data, m->sink_payload);
 }
 
+static void place(struct cq_pg *pg)
+{
+}
+
 static uint64_t fence(struct cq_model *model)
 {
 	return 0;
@@ -148,6 +152,7 @@ const struct cqc_backend cqc_host = {
 	.append = cqc_host_append,
 	.fill = cqc_host_fill,
 	.part = cqc_host_part,
+	.place = place,
 	.fence = fence,
 	.batch_new = cqc_host_batch_new,
 	.batch_free = batch_free,

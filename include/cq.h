@@ -407,7 +407,7 @@ int cq_seq_get_info(struct cq_seq *seq, struct cq_seq_info *info);
  * are named), or a view that is not in the GPU's memory; -ENOBUFS arena full, or
  * no slot of the GPU leased (nothing changed; wait on cq_event_fd() or close
  * something); -ERANGE beyond max_position; -ESTALE cqd has forgotten the slots of
- * a GPU (close the sequence and open it anew); -EOWNERDEAD; -errno of the driver's
+ * a GPU, and only these (close the sequence and open it anew); -EOWNERDEAD; -errno of the driver's
  * failures.
  */
 int cq_append(struct cq_seq *seq, uint32_t layer, const struct cq_view *k,

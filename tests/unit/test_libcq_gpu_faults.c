@@ -185,13 +185,16 @@ TEST(no_device_memory)
 	rig_stop(&r);
 }
 
-/* cqd has lost everything: what is here is read, slots are not written any more. */
+/* cqd has lost everything: slots are not written any more, and what is here goes on. */
 TEST(cqd_forgets)
 {
-	struct cq_batch *b;
-	struct cq_seq *seq;
-	struct worker w;
-	float *o = calloc(2048, 4);
+	float *o = calloc(2048, 4), *p = calloc(2048, 4);
+	struct cq_batch *b, *bh;
+	struct cq_seq *seq, *host;
+	struct worker w, h;
+	const uint8_t *was;
+	uint32_t i;
+	int ret;
 
 	begin();
 	worker_gpu_open(&w, &small, r.sock, 0, 32);
@@ -204,8 +207,21 @@ TEST(cqd_forgets)
 	rig_run(&r);
 	while (!READ_ONCE(w.model->gpu->epoch))
 		usleep(1000);
-	/* The page that is being filled cannot go on where it is. */
-	CQ_FAILS(gpu_append_layer(&w, seq, ids, 1, 0), -ESTALE);
+	/* The page that is being filled goes on, in another slot. */
+	was = seq->ents[3].pg->codes;
+	while ((ret = gpu_try_grow(&w, seq, ids, 300, 100)) == -ENOBUFS)
+		usleep(1000);
+	CQ_OK(ret);
+	ASSERT(seq->ents[3].pg->codes != was);
+	worker_open(&h, &small, r.sock, 0, 32);
+	CQ_OK(cq_batch_new(h.model, 1, 1, 0, &bh));
+	host = worker_seq(&h, ids, 300);
+	worker_grow(&h, host, ids, 300);
+	CQ_OK(attend(&w, b, seq, ids, 1, true, o, o + 1024));
+	CQ_OK(attend(&h, bh, host, ids, 1, false, p, p + 1024));
+	for (i = 0; i < small.heads * small.dim; i++)
+		ASSERT_NEAR(o[i], p[i], 2e-3);
+	CQ_FAILS(cq_seal(seq, 5000), -ENOENT);
 	cq_seq_close(seq);
 	while (gpu_try_grow(&w, seq = worker_seq(&w, ids, 200), ids, 200, 100)) {
 		cq_seq_close(seq);
@@ -215,11 +231,13 @@ TEST(cqd_forgets)
 	ASSERT_EQ(worker_info(seq).sealed, 192);
 	CQ_OK(attend(&w, b, seq, ids, 1, true, o, o + 1024));
 	free(o);
+	free(p);
 	cq_close(w.ctx);
+	cq_close(h.ctx);
 	rig_stop(&r);
 }
 
-/* Full pages that were not sealed when cqd forgot: they stay private and usable. */
+/* Full pages that were not sealed when cqd forgot: private, and sealed when asked again. */
 TEST(cqd_forgets_before_seal)
 {
 	float *o = calloc(2048, 4), *p = calloc(2048, 4);
@@ -240,6 +258,10 @@ TEST(cqd_forgets_before_seal)
 	CQ_FAILS(cq_seal(seq, 5000), -ESTALE);
 	while (attend(&w, b, seq, ids, 1, true, p, p + 1024) == -ENOBUFS)
 		cq_poll(w.ctx, 10);
+	ASSERT_MEMEQ(o, p, 2048 * 4);
+	CQ_OK(cq_seal(seq, 5000));
+	ASSERT_EQ(worker_info(seq).sealed, 128);
+	CQ_OK(attend(&w, b, seq, ids, 1, true, p, p + 1024));
 	ASSERT_MEMEQ(o, p, 2048 * 4);
 	cq_seq_close(seq);
 	cq_close(w.ctx);
