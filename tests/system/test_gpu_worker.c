@@ -237,8 +237,10 @@ TEST_LIMIT(seal_answer_lost, 60)
 	gpu_grow(&w, seq, ids, 64);
 	pg = seq->ents[0].pg;
 	own = &pg->own;
-	while (pg->eng != CQC_ENG_SENT)
-		cq_poll(w.ctx, 1);
+	while (pg->eng != CQC_ENG_SENT) {
+		cqc_conn_run(w.ctx);
+		usleep(100);
+	}
 	while (CQP_WORD_STATE(smp_load_acquire(own->word)) != CQP_SEALED)
 		usleep(1000);
 	lose(&w);
@@ -265,7 +267,7 @@ TEST_LIMIT(lease_answer_lost, 60)
 	ASSERT_EQ(gpu_used(), 64 * cq_slot_bytes(8192) + sinks);
 	p->want = 128;
 	while (!p->asked)
-		cq_poll(w.ctx, 1);
+		cqc_conn_run(w.ctx);
 	until_used(128 * cq_slot_bytes(8192) + sinks);
 	lose(&w);
 	while (p->ring.head - p->ring.tail < 128)

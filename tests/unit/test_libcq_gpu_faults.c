@@ -244,6 +244,7 @@ TEST(cqd_forgets_before_seal)
 	struct cq_batch *b;
 	struct cq_seq *seq;
 	struct worker w;
+	int ret;
 
 	begin();
 	worker_gpu_open(&w, &small, r.sock, CQ_OPEN_POLL, 32);
@@ -259,7 +260,10 @@ TEST(cqd_forgets_before_seal)
 	while (attend(&w, b, seq, ids, 1, true, p, p + 1024) == -ENOBUFS)
 		cq_poll(w.ctx, 10);
 	ASSERT_MEMEQ(o, p, 2048 * 4);
-	CQ_OK(cq_seal(seq, 5000));
+	/* Until there is a slot for each of them. */
+	while ((ret = cq_seal(seq, 5000)) == -ESTALE)
+		cq_poll(w.ctx, 10);
+	CQ_OK(ret);
 	ASSERT_EQ(worker_info(seq).sealed, 128);
 	CQ_OK(attend(&w, b, seq, ids, 1, true, p, p + 1024));
 	ASSERT_MEMEQ(o, p, 2048 * 4);
