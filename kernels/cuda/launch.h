@@ -28,7 +28,10 @@ struct cqk_cuda_kernels;
 int cqk_cuda_kernels_load(const struct cqk_cuda *cu, struct cqk_cuda_kernels **out,
 			  struct cq_err *err);
 
-/* Unloads kernels that no launch uses any more; NULL is allowed. */
+/**
+ * cqk_cuda_kernels_free() - unload kernels
+ * @k: that no launch uses any more, in the context they were loaded in; or NULL
+ */
 void cqk_cuda_kernels_free(struct cqk_cuda_kernels *k);
 
 /**
@@ -100,7 +103,14 @@ bool cqk_cuda_bad(uint64_t status, struct cqk_cuda_bad *bad);
 void cqk_cuda_limits_init(struct cqk_cuda_limits *l, const struct cqk_cuda_tables *t,
 			  uint32_t rows, uint32_t groups, uint32_t reads, uint32_t want);
 
-/* Bytes of workspace for attention over @heads kv heads at once, 256-byte aligned. */
+/**
+ * cqk_cuda_workspace() - memory that attention needs beside its results
+ * @t:     tables
+ * @l:     limits of the plans
+ * @heads: kv heads computed at once
+ *
+ * Return: bytes, a multiple of 256.
+ */
 uint64_t cqk_cuda_workspace(const struct cqk_cuda_tables *t, const struct cqk_cuda_limits *l,
 			    uint32_t heads);
 

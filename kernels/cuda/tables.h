@@ -54,7 +54,10 @@ void cqk_cuda_tables_fill(const struct cqk_cuda_tables *t, void *image);
  */
 void cqk_cuda_tables_place(struct cqk_cuda_tables *t, uint64_t base);
 
-/* Ends tables; NULL is allowed. The device memory is the caller's. */
+/**
+ * cqk_cuda_tables_free() - end tables
+ * @t: tables, whose device memory is the caller's; or NULL
+ */
 void cqk_cuda_tables_free(struct cqk_cuda_tables *t);
 
 #endif /* CQK_CUDA_TABLES_H */
