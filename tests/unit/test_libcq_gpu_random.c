@@ -169,11 +169,12 @@ static void one_call(struct scene *s)
 static void at_random(const struct shape *shape, uint64_t seed, int calls)
 {
 	struct scene s = { .shape = *shape };
+	const char *more = getenv("SEED");
 	char text[32];
 	int i;
 
-	if (getenv("SEED"))		/* to look for more */
-		seed = strtoull(getenv("SEED"), NULL, 10);
+	if (more)		/* to look for more */
+		seed = strtoull(more, NULL, 10);
 	state = seed << 20;
 	gpu_env();
 	rig_start(&r, shape, GPU_CONF);
