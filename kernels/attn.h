@@ -187,11 +187,14 @@ extern const struct cqk_tile_ops cqk_tile_portable;
 
 extern const struct cqk_ops cqk_portable;
 #ifdef __x86_64__
-/* The AVX2 encoder and decoder serve AVX-512 machines as well. */
+/* The AVX2 decoder serves AVX-512 machines as well, the encoder for few tokens. */
 void cqk_avx2_encode(const struct cqk_codebook *cb, uint32_t kv_head,
 		     const uint16_t *x, uint32_t first, uint32_t n, uint8_t *codes);
 void cqk_avx2_decode(const struct cqk_codebook *cb, uint32_t kv_head,
 		     const uint8_t *codes, uint32_t first, uint32_t n, float *out);
+
+void cqk_avx512_encode(const struct cqk_codebook *cb, uint32_t kv_head,
+		       const uint16_t *x, uint32_t first, uint32_t n, uint8_t *codes);
 
 extern const struct cqk_tile_ops cqk_tile_avx2;
 extern const struct cqk_ops cqk_avx2;

@@ -115,6 +115,25 @@ TEST(codes_are_the_nearest_centroids)
 			}
 }
 
+TEST(every_number_of_tokens)
+{
+	static const uint32_t groups[] = { 1, 2, 3, 4, 8, 16, 32 };
+	uint32_t i, n;
+
+	for (i = 0; i < ARRAY_SIZE(groups); i++) {
+		struct toy_opts o = shape(96, groups[i], true);
+		uint8_t *x = toy_alloc((size_t)N * 96 * 2);
+		struct toy t;
+
+		toy_init(&t, &o, 64);
+		toy_halves(x, (size_t)N * 96, 1.0f);
+		for (n = 1; n <= N; n += n % 16 < 2 ? 1 : 7)
+			check_codes(&t.m.layers[0].k, (uint16_t *)(void *)x, N - n, n);
+		free(x);
+		toy_free(&t);
+	}
+}
+
 TEST(ties_take_the_lowest_code)
 {
 	struct toy_opts o = shape(64, 4, true);
