@@ -13,8 +13,8 @@
  * their parts does its work for all these pages at once. The next 16 pages
  * are fetched meanwhile.
  *
- * Halves take the rows of rows_avx512.h, all else the tile (tile.h, 64-byte
- * vectors) or the AVX2 path.
+ * Halves take the rows of rows_avx512.h, more than eight vectors many_avx512.h,
+ * all else the tile (tile.h, 64-byte vectors) or the AVX2 path.
  *
  * Tests compile this file a second time on SIMDe (CQK_SIMDE), which is how it
  * is checked on machines without AVX-512.
@@ -36,6 +36,7 @@ typedef __m512i zi;
 #include "kernels/tile.h"
 #include "kernels/x86/keys_avx512.h"
 #include "kernels/x86/lut_avx512.h"
+#include "kernels/x86/many_avx512.h"
 #include "kernels/x86/rows_avx512.h"
 #include "kernels/x86/values_avx512.h"
 
@@ -284,6 +285,11 @@ static void avx512_attention(const struct cqk_attn *a)
 {
 	uint32_t head;
 
+	if (cqk_many_fit(a)) {
+		for (head = a->head_begin; head < a->head_end; head++)
+			cqk_many_head(a, head, &tile_avx512);
+		return;
+	}
 	if (!a->n_rows || !transposed(a)) {
 		cqk_attn_tiled(a, &tile_avx512);
 		return;
@@ -295,7 +301,9 @@ static void avx512_attention(const struct cqk_attn *a)
 static size_t avx512_scratch_bytes(const struct cqk_model *model, uint32_t n_rows)
 {
 	/* Scratch for many rows serves calls of few rows too, which use batches. */
-	return cqk_head_bytes(model, n_rows) + ALIGN_UP(sizeof(struct page_batch), 64);
+	return cqk_head_bytes(model, n_rows) +
+	       MAX(ALIGN_UP(sizeof(struct page_batch), 64),
+		   cqk_many_bytes(model, n_rows));
 }
 
 #ifdef CQK_SIMDE

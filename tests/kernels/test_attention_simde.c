@@ -4,7 +4,8 @@
  * same cases as test_attention.c. This table entry exists in this program only.
  */
 #define CQK_SIMDE 1
-#include "tests/kernels/simde_fill.h"
+#include "tests/kernels/simde_many.h"
+#include "kernels/x86/many_avx512.c"
 #include "kernels/x86/attn_avx512.c"
 #define ONLY_OPS (&cqk_avx512_simde)
 #include "tests/kernels/test_attention.c"
