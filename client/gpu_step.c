@@ -17,7 +17,8 @@ static uint64_t plan_room(const struct cq_batch *b, const struct cqk_cuda_limits
 {
 	uint64_t gqa = b->model->m.geom.n_heads / b->model->m.geom.n_kv_heads;
 
-	return sizeof(struct cqkd_plan) + (uint64_t)l->items * sizeof(struct cqkd_item) +
+	return sizeof(struct cqkd_plan) +
+	       ((uint64_t)l->items + l->wide) * sizeof(struct cqkd_item) +
 	       reads * sizeof(struct cqkd_entry) +
 	       (uint64_t)b->max_uses * (sizeof(struct cqkd_block) + sizeof(struct cqkd_span)) +
 	       (2ull * b->max_rows + 1) * sizeof(uint32_t) +
@@ -209,7 +210,8 @@ int cqc_gpu_step(struct cq_batch *b)
 		ret = cqc_gpu_in(g);
 	if (ret)
 		return ret;
-	gb->n_items = ((const struct cqkd_plan *)(const void *)plan)->n_items;
+	gb->n_wide = ((const struct cqkd_plan *)(const void *)plan)->n_wide;
+	gb->n_items = ((const struct cqkd_plan *)(const void *)plan)->n_items - gb->n_wide;
 	r = g->cu->cuMemcpyHtoDAsync(gb->mem, out, gb->plan_at + used, g->stream);
 	if (r)
 		ret = cqc_gpu_fail(g, r, "copying a plan");
@@ -299,6 +301,7 @@ int cqc_gpu_attention(const struct cq_batch *b, const struct cqc_attend *at)
 	if (!captured(g, stream)) {
 		limits.rows = b->n_rows;
 		limits.items = gb->n_items;
+		limits.wide = gb->n_wide;
 	}
 	WRITE_ONCE(g->dirty, true);
 	ret = cqk_cuda_attention(g->kernels, g->tabs, &a, stream, cqc_err());

@@ -6,8 +6,8 @@
  * blocks that the same query rows read. A block of threads takes one item for
  * one kv head, decodes each of its blocks once into shared memory, and
  * computes up to 64 query vectors against it with tensor cores. Its result,
- * not yet normalised, goes to the workspace; cqk_merge adds up what the items
- * have of each row.
+ * not yet normalised, goes to the workspace; cqk_merge (merge.cu) adds up what
+ * the items have of each row. Items of more vectors are attn_wide.cu's.
  *
  * Per block: scores of 16 tokens per warp, softmax of a vector per warp, and
  * values of a quarter of the channels per warp. Online softmax: Dao et al.,
@@ -15,12 +15,177 @@
  */
 #include "kernels/cuda/attn.cuh"
 
-/*
- * Probabilities are kept times 2^10 in fp16: beside a token of probability 1,
- * thousands of small ones still count with all their bits.
+#define WARPS (CQKD_THREADS / 32)
+
+/**
+ * struct vec - one query vector: a head of a row
+ * @vis:  tokens of the block at hand that it sees
+ * @m:    maximum of its scores so far
+ * @l:    sum of its probabilities so far, NaN if the query is none
+ * @fade: what the block at hand does to all before it
+ * @size: factor that makes scores of products
+ * @row:  query row
+ * @span: its span of each block
+ * @spoiled: the query is not finite or too large
  */
-#define P_LIFT 10.0f
-#define P_UNIT 0.0009765625f
+struct vec {
+	uint64_t vis;
+	float m, l, fade, size;
+	uint32_t row, span;
+	uint32_t spoiled;
+	uint32_t pad;
+};
+
+template <int d, int vecs>
+struct shared {
+	float q[vecs][CQKD_Q_PITCH(d)];
+	__half qh[vecs][CQKD_PITCH(d)];
+	__half tile[CQKD_TOKENS][CQKD_PITCH(d)];
+	float s[vecs][CQKD_S_PITCH];
+	__half p[vecs][CQKD_P_PITCH];
+	struct vec vec[vecs];
+	uint32_t live[2][2];	/* by warp: tokens that some vector sees, low and high */
+};
+
+/*
+ * A warp loads one query. It is kept as a number below 1 and a power of two,
+ * so that fp16 holds it; sizes of keys and scores are the caller's affair.
+ */
+template <int d, int vecs>
+CQ_DEVICE void query_load(const struct cqkd_attn &p, const struct work &w,
+			  struct shared<d, vecs> *sh, uint32_t i)
+{
+	uint32_t at = w.item.vec + i, lane = threadIdx.x % 32, ch;
+	struct cqkd_entry e = part_of<struct cqkd_entry>(p, &cqkd_plan::entries)
+				[w.item.entry + at / p.gqa];
+	int64_t from = cqkd_at(p.q, e.row, w.head * p.gqa + at % p.gqa);
+	float top = 0, unit;
+	bool bad = false;
+
+#pragma unroll 2
+	for (ch = lane; ch < d; ch += 32) {
+		float x = cqkd_load(p.q, from + cqkd_given(p.rope, ch));
+
+		if (ch < 2 * p.rope.half)
+			x *= p.rope.factor;
+		bad |= !(fabsf(x * p.scale) <= MAX_QUERY);
+		top = fmaxf(top, fabsf(x));
+		sh->q[i][ch] = x;
+	}
+	bad = __any_sync(0xffffffffu, bad);
+	unit = bad ? 0.0f : unit_of(warp_max(top));
+	for (ch = lane; ch < d; ch += 32)
+		sh->q[i][ch] = bad ? 0.0f : sh->q[i][ch] * unit;
+	if (lane == 0) {
+		struct vec *v = &sh->vec[i];
+
+		v->m = -CQKD_INF;
+		v->l = 0;
+		v->size = bad ? 0.0f : p.scale / unit;
+		if (p.turn_k)
+			v->size /= TURNED_SIZE;
+		v->row = e.row;
+		v->span = e.span;
+		v->spoiled = bad;
+	}
+}
+
+/* A warp rotates a query to its row's position, where it lies. */
+template <int d, int vecs>
+CQ_DEVICE void query_turn(const struct cqkd_attn &p, struct shared<d, vecs> *sh, uint32_t i)
+{
+	uint32_t pos = part_of<uint32_t>(p, &cqkd_plan::row_pos)[sh->vec[i].row], j;
+	float *q = sh->q[i];
+
+	for (j = threadIdx.x % 32; j < p.rope.half; j += 32) {
+		struct cqkd_turn t = cqkd_turn_at(p.rope, pos, j);
+		float lo = q[j], hi = q[j + p.rope.half];
+
+		q[j] = lo * t.c - hi * t.s;
+		q[j + p.rope.half] = lo * t.s + hi * t.c;
+	}
+}
+
+/* A warp makes halves of a query, turned back by @pos if keys are turned here. */
+template <int d, int vecs>
+CQ_DEVICE void query_halves(const struct cqkd_attn &p, struct shared<d, vecs> *sh, uint32_t i,
+			    uint32_t pos)
+{
+	uint32_t pairs = p.turn_k ? p.rope.half : 0, j;
+	const float *q = sh->q[i];
+	__half *out = sh->qh[i];
+
+	for (j = threadIdx.x % 32; j < pairs; j += 32) {
+		struct cqkd_turn t = cqkd_turn_at(p.rope, pos, j);
+		float lo = q[j], hi = q[j + pairs];
+
+		out[j] = __float2half_rn(lo * t.c + hi * t.s);
+		out[j + pairs] = __float2half_rn(hi * t.c - lo * t.s);
+	}
+	for (j = 2 * pairs + threadIdx.x % 32; j < d; j += 32)
+		out[j] = __float2half_rn(q[j]);
+}
+
+/* All queries of the item; the vectors that fill the last tile see nothing. */
+template <int d, int vecs>
+CQ_DEVICE void queries_load(const struct cqkd_attn &p, const struct work &w,
+			    struct shared<d, vecs> *sh)
+{
+	uint32_t i, ch;
+
+	for (i = threadIdx.x / 32; i < w.n_tiles * 16; i += WARPS) {
+		if (i >= w.item.n_vecs) {
+			for (ch = threadIdx.x % 32; ch < d; ch += 32)
+				sh->qh[i][ch] = __float2half_rn(0.0f);
+			continue;
+		}
+		query_load(p, w, sh, i);
+		__syncwarp();
+		if (p.turn_q)
+			query_turn(p, sh, i);
+		__syncwarp();
+		if (!p.turn_k)
+			query_halves(p, sh, i, 0);
+	}
+}
+
+/* Queries into the frame of the block at hand. */
+template <int d, int vecs>
+CQ_DEVICE void queries_turn(const struct cqkd_attn &p, const struct work &w,
+			    struct shared<d, vecs> *sh)
+{
+	const struct cqkd_span *s = part_of<struct cqkd_span>(p, &cqkd_plan::spans) +
+				    w.block.span_first;
+	uint32_t i;
+
+	for (i = threadIdx.x / 32; i < w.item.n_vecs; i += WARPS)
+		query_halves(p, sh, i, s[sh->vec[i].span].pos);
+}
+
+/* Keys of the tile by their offset in the block, and to TURNED_SIZE. */
+template <int d, int vecs>
+CQ_DEVICE void tile_turn(const struct cqkd_attn &p, struct shared<d, vecs> *sh)
+{
+	const float *table = cqkd_ptr<const float>(p.rope.in_page);
+	uint32_t pairs = p.rope.half, left = d - 2 * pairs, i;
+
+#pragma unroll 2
+	for (i = threadIdx.x; i < CQKD_TOKENS * pairs; i += CQKD_THREADS) {
+		uint32_t t = i / pairs, j = i % pairs;
+		float c = __ldg(table + t * 2 * pairs + j) * TURNED_SIZE;
+		float s = __ldg(table + t * 2 * pairs + pairs + j) * TURNED_SIZE;
+		float lo = __half2float(sh->tile[t][j]);
+		float hi = __half2float(sh->tile[t][j + pairs]);
+
+		sh->tile[t][j] = __float2half_rn(lo * c - hi * s);
+		sh->tile[t][j + pairs] = __float2half_rn(lo * s + hi * c);
+	}
+	for (i = threadIdx.x; i < CQKD_TOKENS * left; i += CQKD_THREADS) {
+		__half *x = &sh->tile[i / left][2 * pairs + i % left];
+
+		*x = __float2half_rn(__half2float(*x) * TURNED_SIZE);
+	}
+}
 
 /* Who sees what of the block at hand. Returns whether anybody sees anything. */
 template <int d, int vecs>
@@ -79,29 +244,14 @@ CQ_DEVICE void scores(const struct work &w, struct shared<d, vecs> *sh)
 	}
 }
 
-/* The score of a product, -inf for a token that is not seen. */
-CQ_DEVICE float score(const struct cqkd_attn &p, const struct vec *v, float product, uint32_t t)
-{
-	float x = product * v->size;
-
-	if (p.soft_cap > 0)
-		x = p.soft_cap * tanhf(x / p.soft_cap);
-	return v->vis >> t & 1 ? x : -CQKD_INF;
-}
-
-CQ_DEVICE float prob(float x, float m)
-{
-	return x > -CQKD_INF ? exp2f((x - m) * LOG2E + P_LIFT) : 0.0f;
-}
-
 /* A warp turns the scores of a vector into probabilities. */
 template <int d, int vecs>
 CQ_DEVICE void softmax(const struct cqkd_attn &p, struct shared<d, vecs> *sh, uint32_t i)
 {
 	uint32_t lane = threadIdx.x % 32;
 	struct vec *v = &sh->vec[i];
-	float lo = score(p, v, sh->s[i][lane], lane);
-	float hi = score(p, v, sh->s[i][lane + 32], lane + 32);
+	float lo = score(p, sh->s[i][lane], v->size, v->vis >> lane & 1);
+	float hi = score(p, sh->s[i][lane + 32], v->size, v->vis >> (lane + 32) & 1);
 	float old = v->m, l = v->l, m, sum, fade;
 	__half plo, phi;
 
@@ -197,6 +347,14 @@ CQ_DEVICE void values(const struct work &w, struct shared<d, vecs> *sh,
 	}
 }
 
+/* Tokens that some vector sees; after the barrier of look(). */
+template <int d, int vecs>
+CQ_DEVICE uint64_t live_tokens(const struct shared<d, vecs> *sh)
+{
+	return sh->live[0][0] | sh->live[1][0] |
+	       (uint64_t)(sh->live[0][1] | sh->live[1][1]) << 32;
+}
+
 /* One block of tokens against all vectors of the item. */
 template <int d, int vecs>
 CQ_DEVICE void block_add(const struct cqkd_attn &p, const struct work &w,
@@ -204,7 +362,7 @@ CQ_DEVICE void block_add(const struct cqkd_attn &p, const struct work &w,
 {
 	if (!look(p, w, sh))
 		return;
-	tile_load(p, w, false, sh);
+	tile_load<d, CQKD_THREADS>(p, w, false, live_tokens(sh), sh->tile);
 	if (p.turn_k) {
 		queries_turn(p, w, sh);
 		__syncthreads();
@@ -213,7 +371,7 @@ CQ_DEVICE void block_add(const struct cqkd_attn &p, const struct work &w,
 	__syncthreads();
 	scores(w, sh);
 	__syncthreads();
-	tile_load(p, w, true, sh);
+	tile_load<d, CQKD_THREADS>(p, w, true, live_tokens(sh), sh->tile);
 	softmaxes(p, w, sh);
 	__syncthreads();
 	values(w, sh, r);
@@ -257,12 +415,14 @@ template <int d, int vecs>
 CQ_DEVICE void attention(const struct cqkd_attn &p, struct shared<d, vecs> *sh)
 {
 	struct result<d, vecs> r = {};
+	const struct cqkd_plan *plan = cqkd_ptr<const struct cqkd_plan>(p.plan);
 	struct work w;
 	uint32_t i;
 
-	if (blockIdx.x >= cqkd_ptr<const struct cqkd_plan>(p.plan)->n_items)
+	/* wide items come first: they are for attn_wide.cu */
+	if (blockIdx.x >= plan->n_items - plan->n_wide)
 		return;
-	w.item = part_of<struct cqkd_item>(p, &cqkd_plan::items)[blockIdx.x];
+	w.item = part_of<struct cqkd_item>(p, &cqkd_plan::items)[plan->n_wide + blockIdx.x];
 	w.head = p.head_begin + blockIdx.y;
 	w.n_tiles = (w.item.n_vecs + 15) / 16;
 	queries_load(p, w, sh);
@@ -287,80 +447,3 @@ CQ_KERNEL(CQKD_THREADS, cqk_attn_d##d, (struct cqkd_attn p)) \
 ATTN(64)
 ATTN(128)
 ATTN(256)
-
-/* Maximum and sum of a row and head in item @ref, and how much they count. */
-struct share {
-	const float *ml, *o;
-	float m;
-};
-
-CQ_DEVICE float weight(const struct share &s, uint32_t ref)
-{
-	float m = s.ml[2 * (size_t)ref];
-
-	return m > -CQKD_INF ? exp2f((m - s.m) * LOG2E) : 0.0f;
-}
-
-CQ_DEVICE float merge_sum(const struct share &s, const uint32_t *refs, uint32_t n)
-{
-	float sum = 0;
-	uint32_t i;
-
-	for (i = 0; i < n; i++) {
-		float w = weight(s, refs[i]);
-
-		if (w > 0)	/* a spoiled one is NaN, but may see nothing */
-			sum += w * s.ml[2 * (size_t)refs[i] + 1];
-	}
-	return sum;
-}
-
-CQ_DEVICE float merge_channel(const struct share &s, const uint32_t *refs, uint32_t n,
-			      uint32_t d, uint32_t ch)
-{
-	float x = 0;
-	uint32_t i;
-
-	for (i = 0; i < n; i++) {
-		float w = weight(s, refs[i]);
-
-		if (w > 0)
-			x += w * s.o[(size_t)refs[i] * d + ch];
-	}
-	return x;
-}
-
-/* Sum of the partial results of one row and head, by one warp. */
-CQ_DEVICE void merge(const struct cqkd_attn &p, uint32_t row, uint32_t head)
-{
-	const uint32_t *at = part_of<uint32_t>(p, &cqkd_plan::row_refs) + row;
-	const uint32_t *refs = part_of<uint32_t>(p, &cqkd_plan::refs) + at[0];
-	size_t slot = (size_t)(head / p.gqa) * p.max_slots + head % p.gqa;
-	uint32_t n = at[1] - at[0], out = p.head_begin * p.gqa + head, i;
-	int64_t to = cqkd_at(p.o, row, out);
-	struct share s;
-	float sum, lse;
-
-	s.ml = cqkd_ptr<const float>(p.part_ml) + slot * 2;
-	s.o = cqkd_ptr<const float>(p.part_o) + slot * p.d;
-	s.m = -CQKD_INF;
-	for (i = 0; i < n; i++)
-		s.m = fmaxf(s.m, s.ml[2 * (size_t)refs[i]]);
-	sum = merge_sum(s, refs, n);
-	for (i = threadIdx.x % 32; i < p.d; i += 32)
-		cqkd_store(p.o, to + i, s.m > -CQKD_INF ?
-			   merge_channel(s, refs, n, p.d, i) / sum : 0.0f);
-	lse = s.m > -CQKD_INF ? s.m + logf(sum) : -CQKD_INF;
-	if (p.lse && threadIdx.x % 32 == 0)
-		cqkd_ptr<float>(p.lse)[row * p.lse_stride + out] = p.base2 ? lse * LOG2E : lse;
-}
-
-/* Grid: rows that a plan may have, query heads by the warps of a block. */
-CQ_KERNEL(CQKD_THREADS, cqk_merge, (struct cqkd_attn p))
-{
-	uint32_t head = blockIdx.y * WARPS + threadIdx.x / 32;
-
-	if (blockIdx.x < cqkd_ptr<const struct cqkd_plan>(p.plan)->n_rows &&
-	    head < p.n_heads * p.gqa)
-		merge(p, blockIdx.x, head);
-}

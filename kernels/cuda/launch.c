@@ -13,19 +13,24 @@
 #define STRIDE_MAX ((int64_t)1 << 40)
 
 enum kernel {
-	K_APPEND, K_ATTN_64, K_ATTN_128, K_ATTN_256, K_MERGE, K_CHECK, N_KERNELS
+	K_APPEND, K_ATTN_64, K_ATTN_128, K_ATTN_256, K_WIDE_64, K_WIDE_128, K_WIDE_256, K_MERGE,
+	K_CHECK, N_KERNELS
 };
 
 static const struct {
 	const char *name;
 	unsigned int shared;	/* most dynamic shared memory */
+	unsigned int threads;	/* of a block */
 } kernels[N_KERNELS] = {
-	[K_APPEND] = { "cqk_append", CQKD_TOKENS * CQ_MAX_HEAD_DIM * 2 },
-	[K_ATTN_64] = { "cqk_attn_d64", CQKD_ATTN_SHARED(64, CQKD_VECS(64)) },
-	[K_ATTN_128] = { "cqk_attn_d128", CQKD_ATTN_SHARED(128, CQKD_VECS(128)) },
-	[K_ATTN_256] = { "cqk_attn_d256", CQKD_ATTN_SHARED(256, CQKD_VECS(256)) },
-	[K_MERGE] = { "cqk_merge", 0 },
-	[K_CHECK] = { "cqk_check", 0 },
+	[K_APPEND] = { "cqk_append", CQKD_TOKENS * CQ_MAX_HEAD_DIM * 2, CQKD_THREADS },
+	[K_ATTN_64] = { "cqk_attn_d64", CQKD_ATTN_SHARED(64, CQKD_VECS(64)), CQKD_THREADS },
+	[K_ATTN_128] = { "cqk_attn_d128", CQKD_ATTN_SHARED(128, CQKD_VECS(128)), CQKD_THREADS },
+	[K_ATTN_256] = { "cqk_attn_d256", CQKD_ATTN_SHARED(256, CQKD_VECS(256)), CQKD_THREADS },
+	[K_WIDE_64] = { "cqk_attn_wide_d64", CQKD_WIDE_SHARED(64), CQKD_WIDE_THREADS },
+	[K_WIDE_128] = { "cqk_attn_wide_d128", CQKD_WIDE_SHARED(128), CQKD_WIDE_THREADS },
+	[K_WIDE_256] = { "cqk_attn_wide_d256", CQKD_WIDE_SHARED(256), CQKD_WIDE_THREADS },
+	[K_MERGE] = { "cqk_merge", 0, CQKD_THREADS },
+	[K_CHECK] = { "cqk_check", 0, CQKD_THREADS },
 };
 
 struct cqk_cuda_kernels {
@@ -113,8 +118,8 @@ static int launch(const struct cqk_cuda_kernels *k, enum kernel i, struct grid s
 	void *list[] = { (void *)(uintptr_t)params };
 	int r;
 
-	r = k->cu->cuLaunchKernel(k->fn[i], size.x, size.y, 1, CQKD_THREADS, 1, 1, shared, stream,
-				  list, NULL);
+	r = k->cu->cuLaunchKernel(k->fn[i], size.x, size.y, 1, kernels[i].threads, 1, 1, shared,
+				  stream, list, NULL);
 	return r ? cqk_cuda_fail(err, r, kernels[i].name) : 0;
 }
 
@@ -223,13 +228,17 @@ void cqk_cuda_limits_init(struct cqk_cuda_limits *l, const struct cqk_cuda_table
 			  uint32_t rows, uint32_t groups, uint32_t reads, uint32_t want)
 {
 	const struct cqk_geom *g = &t->model->geom;
-	uint64_t vecs = CQKD_VECS(g->head_dim), gqa = g->n_heads / g->n_kv_heads;
-	/* one item per tile of vectors and run at least, and as many as wanted */
-	uint64_t tiles = reads * gqa / vecs + groups;
+	uint64_t most = (uint64_t)reads * (g->n_heads / g->n_kv_heads);
+	uint64_t vecs = CQKD_VECS(g->head_dim), wide = CQKD_WIDE_VECS(g->head_dim);
 
-	l->rows = rows;
-	l->items = (uint32_t)(tiles + want);
-	l->slots = (uint32_t)(reads * gqa + want * vecs);
+	/* one item per tile of vectors and run at least, and as many as wanted */
+	*l = (struct cqk_cuda_limits){
+		.rows = rows,
+		.items = (uint32_t)(most / vecs + groups + want),
+		.slots = (uint32_t)(most + want * MAX(vecs, MIN(wide, most))),
+	};
+	if (most > vecs)
+		l->wide = (uint32_t)(most / wide + MIN(groups, most / vecs) + want);
 }
 
 static uint64_t part_ml_bytes(const struct cqk_cuda_limits *l, uint32_t heads)
@@ -312,7 +321,7 @@ int cqk_cuda_attention(const struct cqk_cuda_kernels *k, const struct cqk_cuda_t
 		       struct cq_err *err)
 {
 	uint32_t d = t->model->geom.head_dim;
-	enum kernel which = d == 64 ? K_ATTN_64 : d == 128 ? K_ATTN_128 : K_ATTN_256;
+	enum kernel size = d == 64 ? 0 : d == 128 ? 1 : 2;
 	struct cqkd_attn p;
 	int ret = check_layer(t, a->layer, err);
 
@@ -324,9 +333,12 @@ int cqk_cuda_attention(const struct cqk_cuda_kernels *k, const struct cqk_cuda_t
 	if (!p.n_heads || !p.max_rows)
 		return 0;
 	ret = attn_addresses(k, a, &p, err);
+	if (!ret && a->limits->wide)
+		ret = launch(k, K_WIDE_64 + size, (struct grid){ a->limits->wide, p.n_heads },
+			     kernels[K_WIDE_64 + size].shared, &p, stream, err);
 	if (!ret && p.max_items)
-		ret = launch(k, which, (struct grid){ p.max_items, p.n_heads },
-			     kernels[which].shared, &p, stream, err);
+		ret = launch(k, K_ATTN_64 + size, (struct grid){ p.max_items, p.n_heads },
+			     kernels[K_ATTN_64 + size].shared, &p, stream, err);
 	if (!ret)
 		ret = launch(k, K_MERGE, (struct grid){ p.max_rows, (p.n_heads * p.gqa + 3) / 4 },
 			     0, &p, stream, err);

@@ -149,7 +149,7 @@ struct cqk_cuda_attn {
 };
 
 /**
- * cqk_cuda_attention() - attention over a plan's blocks, in two launches
+ * cqk_cuda_attention() - attention over a plan's blocks, in two launches or three
  * @k:      kernels
  * @t:      tables of the model, placed
  * @a:      what to attend

@@ -18,7 +18,7 @@
 
 #define CQKD_TOKENS	64	/* of a page or an fp16 block */
 #define CQKD_CENTROIDS	256	/* of a group */
-#define CQKD_THREADS	128	/* of a block of any kernel here */
+#define CQKD_THREADS	128	/* of a block of any kernel but the wide ones */
 #define CQKD_CHUNK	4096	/* bytes under one XXH3-64 */
 #define CQKD_CHECKS	16	/* of them per block of threads, eight lanes each */
 
@@ -218,7 +218,7 @@ struct cqkd_item {
  * struct cqkd_plan - head of a plan; offsets are in bytes from here
  * @n_items:  items in use
  * @n_rows:   query rows in use
- * @items:    [n_items] struct cqkd_item
+ * @items:    [n_items] struct cqkd_item, the wide ones first
  * @entries:  struct cqkd_entry
  * @blocks:   struct cqkd_block
  * @spans:    struct cqkd_span
@@ -226,6 +226,7 @@ struct cqkd_item {
  * @row_refs: [n_rows + 1] u32, where a row's part of @refs begins
  * @refs:     u32: slot of the row's first query head in a partial result
  * @bytes:    of the whole plan
+ * @n_wide:   items of more than CQKD_VECS() vectors
  * @pad:      0
  */
 struct cqkd_plan {
@@ -239,7 +240,8 @@ struct cqkd_plan {
 	uint32_t row_refs;
 	uint32_t refs;
 	uint32_t bytes;
-	uint32_t pad[6];
+	uint32_t n_wide;
+	uint32_t pad[5];
 };
 
 /**
@@ -259,7 +261,7 @@ struct cqkd_plan {
  * @n_heads:   kv heads of the call
  * @gqa:       query heads of a kv head
  * @d:         channels of a head
- * @max_items: items that there are blocks of threads for
+ * @max_items: items that are not wide that there are blocks of threads for
  * @max_rows:  rows that there are warps for
  * @max_slots: of a kv head in @part_ml and @part_o
  * @turn_q:    queries are to be rotated to their row's position
@@ -297,7 +299,12 @@ struct cqkd_attn {
 	uint32_t pad;
 };
 
-/* Query vectors that a block of threads computes at once, and its pitches. */
+/*
+ * Query vectors that a block of threads computes at once, and its pitches. A
+ * wide block has its results in registers, which hold so many and no more.
+ */
+#define CQKD_WIDE_THREADS	256
+#define CQKD_WIDE_VECS(d)	((d) > 128 ? 112 : 256)
 #define CQKD_VECS(d)		((d) > 128 ? 32 : 64)
 #define CQKD_PITCH(d)		((d) + 8)	/* halves between rows of d channels */
 #define CQKD_Q_PITCH(d)		((d) + 4)	/* floats between queries */
@@ -312,6 +319,11 @@ struct cqkd_attn {
 	 (vecs) * CQKD_S_PITCH * 4 +		/* scores */ \
 	 (vecs) * CQKD_P_PITCH * 2 +		/* probabilities */ \
 	 (vecs) * 40 + 64)			/* vectors, live tokens */
+
+/* The same of cqk_attn_wide_d*. */
+#define CQKD_WIDE_SHARED(d) \
+	((CQKD_WIDE_VECS(d) + CQKD_TOKENS) * CQKD_PITCH(d) * 2 +	/* q; K or V */ \
+	 CQKD_WIDE_VECS(d) * 24 + CQKD_WIDE_THREADS / 32 * 8)		/* vectors, live tokens */
 
 /**
  * struct cqkd_check - one payload to be hashed
@@ -362,6 +374,9 @@ CQKD_FROZEN(offsetof(struct cqkd_attn, base2) == 296);
 CQKD_FROZEN(CQKD_ATTN_SHARED(64, CQKD_VECS(64)) <= 101376);
 CQKD_FROZEN(CQKD_ATTN_SHARED(128, CQKD_VECS(128)) <= 101376);
 CQKD_FROZEN(CQKD_ATTN_SHARED(256, CQKD_VECS(256)) <= 101376);
+CQKD_FROZEN(CQKD_WIDE_SHARED(64) <= 101376);
+CQKD_FROZEN(CQKD_WIDE_SHARED(128) <= 101376);
+CQKD_FROZEN(CQKD_WIDE_SHARED(256) <= 101376);
 CQKD_FROZEN(sizeof(struct cqkd_check) == 24);
 CQKD_FROZEN(sizeof(struct cqkd_checks) == 16);
 

@@ -37,12 +37,13 @@ static uint64_t ceil_div(uint64_t a, uint64_t b)
 struct group {
 	uint32_t block, n_blocks;
 	uint32_t n_entries;	/* rows, span by span */
+	bool one_pos;		/* each block has one position for all of them */
 };
 
 /* How much a cut makes of everything. */
 struct cut {
 	uint32_t stretch;	/* blocks of an item */
-	uint64_t items, slots, refs, entries;
+	uint64_t items, wide, slots, refs, entries;
 };
 
 static int check_block(const struct cqk_cuda_step *s, uint32_t i, struct cq_err *err)
@@ -104,6 +105,16 @@ static bool same_rows(const struct cqk_cuda_step *s, const struct cqk_block *a,
 	return true;
 }
 
+static bool one_pos(const struct cqk_cuda_step *s, const struct cqk_block *b)
+{
+	uint32_t i;
+
+	for (i = 1; i < b->n_spans; i++)
+		if (s->spans[b->span_first + i].pos != s->spans[b->span_first].pos)
+			return false;
+	return true;
+}
+
 /* The group that begins with block @at; false at the end. */
 static bool group_at(const struct cqk_cuda_step *s, uint32_t at, struct group *g)
 {
@@ -112,30 +123,49 @@ static bool group_at(const struct cqk_cuda_step *s, uint32_t at, struct group *g
 
 	if (at >= s->n_blocks)
 		return false;
-	*g = (struct group){ .block = at, .n_blocks = 1 };
+	*g = (struct group){ .block = at, .n_blocks = 1, .one_pos = one_pos(s, b) };
 	for (i = 0; i < b->n_spans; i++)
 		g->n_entries += s->spans[b->span_first + i].n_rows;
-	while (at + g->n_blocks < s->n_blocks && same_rows(s, b, &b[g->n_blocks]))
-		g->n_blocks++;
+	for (; at + g->n_blocks < s->n_blocks && same_rows(s, b, &b[g->n_blocks]); g->n_blocks++)
+		g->one_pos = g->one_pos && one_pos(s, &b[g->n_blocks]);
 	return true;
 }
 
-static uint32_t vecs_at_once(const struct cqk_cuda_step *s)
+/* How the vectors of a group are shared out: @vecs to an item, the last less. */
+struct share {
+	uint32_t vecs, items;
+	bool wide;
+};
+
+static struct share share_of(const struct cqk_cuda_step *s, const struct cqk_cuda_limits *limits,
+			     const struct group *g)
 {
-	return CQKD_VECS(s->head_dim);
+	uint32_t few = CQKD_VECS(s->head_dim), many = CQKD_WIDE_VECS(s->head_dim);
+	uint32_t n = g->n_entries * s->gqa;
+	struct share sh = { .vecs = few };
+
+	if (limits->wide && g->one_pos && n > few) {
+		/* as many to each, in whole tiles of 16 */
+		sh.wide = true;
+		sh.vecs = (uint32_t)ALIGN_UP(ceil_div(n, ceil_div(n, many)), 16);
+	}
+	sh.items = (uint32_t)ceil_div(n, sh.vecs);
+	return sh;
 }
 
-static void cut_count(const struct cqk_cuda_step *s, struct cut *c)
+static void cut_count(const struct cqk_cuda_step *s, const struct cqk_cuda_limits *limits,
+		      struct cut *c)
 {
-	uint32_t at = 0, vecs = vecs_at_once(s);
+	uint32_t at = 0;
 	struct group g;
 
-	c->items = c->slots = c->refs = c->entries = 0;
+	c->items = c->wide = c->slots = c->refs = c->entries = 0;
 	for (; group_at(s, at, &g); at += g.n_blocks) {
 		uint64_t n = (uint64_t)g.n_entries * s->gqa;
 		uint64_t stretches = ceil_div(g.n_blocks, c->stretch);
+		struct share sh = share_of(s, limits, &g);
 
-		c->items += stretches * ceil_div(n, vecs);
+		*(sh.wide ? &c->wide : &c->items) += stretches * sh.items;
 		c->slots += stretches * n;
 		c->refs += stretches * g.n_entries;
 		c->entries += g.n_entries;
@@ -146,24 +176,26 @@ static void cut_count(const struct cqk_cuda_step *s, struct cut *c)
 static int cut_choose(const struct cqk_cuda_step *s, const struct cqk_cuda_limits *limits,
 		      struct cut *c, struct cq_err *err)
 {
-	uint32_t vecs = vecs_at_once(s), at = 0;
 	uint64_t work = 0;
+	uint32_t at = 0;
 	struct group g;
 
 	for (; group_at(s, at, &g); at += g.n_blocks)
-		work += ceil_div((uint64_t)g.n_entries * s->gqa, vecs) * g.n_blocks;
+		work += (uint64_t)share_of(s, limits, &g).items * g.n_blocks;
 	c->stretch = (uint32_t)MIN(ceil_div(work, MAX(s->want, 1u)), (uint64_t)1 << 30);
 	c->stretch = MAX(c->stretch, 1u);
 	for (;;) {
-		cut_count(s, c);
-		if (c->items <= limits->items && c->slots <= limits->slots)
+		cut_count(s, limits, c);
+		if (c->items <= limits->items && c->wide <= limits->wide &&
+		    c->slots <= limits->slots)
 			return 0;
 		if (c->stretch >= s->n_blocks)
-			return cq_err_set(err, -ENOBUFS, "%llu items and %llu slots, made for %u "
-							 "and %u",
+			return cq_err_set(err, -ENOBUFS, "%llu items, %llu wide ones and %llu "
+							 "slots, made for %u, %u and %u",
 					  (unsigned long long)c->items,
+					  (unsigned long long)c->wide,
 					  (unsigned long long)c->slots, limits->items,
-					  limits->slots);
+					  limits->wide, limits->slots);
 		c->stretch *= 2;
 	}
 }
@@ -173,7 +205,7 @@ static size_t lay_out(const struct cqk_cuda_step *s, const struct cut *c,
 		      struct cqkd_plan *head, size_t size)
 {
 	struct { uint32_t *at; uint64_t bytes; } part[] = {
-		{ &head->items, c->items * sizeof(struct cqkd_item) },
+		{ &head->items, (c->items + c->wide) * sizeof(struct cqkd_item) },
 		{ &head->entries, c->entries * sizeof(struct cqkd_entry) },
 		{ &head->blocks, s->n_blocks * sizeof(struct cqkd_block) },
 		{ &head->spans, s->n_spans * sizeof(struct cqkd_span) },
@@ -191,7 +223,8 @@ static size_t lay_out(const struct cqk_cuda_step *s, const struct cut *c,
 			return 0;
 	}
 	head->bytes = (uint32_t)at;
-	head->n_items = (uint32_t)c->items;
+	head->n_items = (uint32_t)(c->items + c->wide);
+	head->n_wide = (uint32_t)c->wide;
 	head->n_rows = s->n_rows;
 	return at;
 }
@@ -199,8 +232,9 @@ static size_t lay_out(const struct cqk_cuda_step *s, const struct cut *c,
 /* Where the parts of a plan are being written. */
 struct writer {
 	const struct cqk_cuda_step *s;
+	const struct cqk_cuda_limits *limits;
 	uint32_t stretch;
-	struct cqkd_item *item;
+	struct cqkd_item *item, *wide;
 	struct cqkd_entry *entry;
 	uint32_t *row_refs, *refs;
 	uint32_t n_entries, n_slots;
@@ -208,16 +242,18 @@ struct writer {
 
 static void put_items(struct writer *w, const struct group *g)
 {
-	uint32_t vecs = vecs_at_once(w->s), n = g->n_entries * w->s->gqa, b, v;
+	struct share sh = share_of(w->s, w->limits, g);
+	struct cqkd_item **item = sh.wide ? &w->wide : &w->item;
+	uint32_t n = g->n_entries * w->s->gqa, b, v;
 
 	for (b = 0; b < g->n_blocks && n; b += w->stretch) {
-		for (v = 0; v < n; v += vecs)
-			*w->item++ = (struct cqkd_item){
+		for (v = 0; v < n; v += sh.vecs)
+			*(*item)++ = (struct cqkd_item){
 				.block = g->block + b,
 				.n_blocks = MIN(w->stretch, g->n_blocks - b),
 				.entry = w->n_entries,
 				.vec = v,
-				.n_vecs = MIN(vecs, n - v),
+				.n_vecs = MIN(sh.vecs, n - v),
 				.slot = w->n_slots + v,
 			};
 		w->n_slots += n;
@@ -278,7 +314,7 @@ int cqk_cuda_plan(const struct cqk_cuda_step *step, const struct cqk_cuda_limits
 		  void *out, size_t size, size_t *used, struct cq_err *err)
 {
 	struct cqkd_plan head = { 0 };
-	struct writer w = { .s = step };
+	struct writer w = { .s = step, .limits = limits };
 	uint8_t *base = out;
 	struct cut cut;
 	int ret;
@@ -299,7 +335,8 @@ int cqk_cuda_plan(const struct cqk_cuda_step *step, const struct cqk_cuda_limits
 	if (step->n_rows)
 		memcpy(base + head.row_pos, step->row_pos, step->n_rows * sizeof(uint32_t));
 	w.stretch = cut.stretch;
-	w.item = (struct cqkd_item *)(void *)(base + head.items);
+	w.wide = (struct cqkd_item *)(void *)(base + head.items);
+	w.item = w.wide + head.n_wide;
 	w.entry = (struct cqkd_entry *)(void *)(base + head.entries);
 	w.row_refs = (uint32_t *)(void *)(base + head.row_refs);
 	w.refs = (uint32_t *)(void *)(base + head.refs);

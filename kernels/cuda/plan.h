@@ -15,6 +15,8 @@
  * @rows:  query rows at most
  * @items: items at most: blocks of threads per kv head
  * @slots: query vectors over all items at most, of one kv head
+ * @wide:  items at most, beside @items, that decode a block once for all of up to
+ *         256 query vectors (112 with more than 128 channels); 0: there are none
  *
  * A launch with these limits serves every plan within them, so a CUDA graph
  * needs to be captured once.
@@ -23,6 +25,7 @@ struct cqk_cuda_limits {
 	uint32_t rows;
 	uint32_t items;
 	uint32_t slots;
+	uint32_t wide;
 };
 
 /**
@@ -60,7 +63,8 @@ struct cqk_cuda_step {
  * @err:    text of the failure, may be NULL
  *
  * Blocks that follow each other and are read by the same rows are computed
- * together; more rows than fit at once read them again.
+ * together; more rows than fit at once read them again. Many fit, if all of them
+ * read the blocks at the same position: those are wide items.
  *
  * Return: 0; -EINVAL a block, span or row that cannot be; -ENOBUFS the step
  * does not fit into @limits or @size; the text says which.

@@ -136,6 +136,78 @@ TEST(batches_share_pages_at_other_positions)
 	gpu_close(&g);
 }
 
+/* So many vectors read the same pages that wide items decode them once for all. */
+TEST_LIMIT(wide_batches, 60)
+{
+	static const struct { uint32_t d, ck, cv, heads, seqs, rows, keys; } batch[] = {
+		{ 64, 2, 4, 2, 33, 2, CQK_KEYS_PRE_ROPE },	/* 66 */
+		{ 128, 8, 8, 4, 40, 1, CQK_KEYS_PRE_ROPE },	/* 160 */
+		{ 128, 4, 0, 7, 5, 8, CQK_KEYS_ROTATED },	/* 280: two items */
+		{ 256, 4, 8, 4, 9, 1, CQK_KEYS_PRE_ROPE },	/* 36 */
+		{ 256, 8, 2, 8, 15, 1, CQK_KEYS_NONE },		/* 120: two items */
+	};
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	for (i = 0; i < ARRAY_SIZE(batch); i++) {
+		struct scene_opts o = plain(batch[i].d, batch[i].ck);
+
+		o.toy.cv = batch[i].cv;
+		o.toy.keys = batch[i].keys;
+		o.toy.n_kv_heads = 1;
+		o.toy.n_heads = batch[i].heads;
+		o.toy.rope_dim = i % 2 ? o.toy.d / 2 : o.toy.d;
+		o.seqs = batch[i].seqs;
+		o.rows = batch[i].rows;
+		o.sinks = i;
+		o.holes = i % 2;
+		o.tail = 3;
+		o.dtype = i % 3;
+		o.window = i == 2 ? 90 : 0;
+		o.soft_cap = i == 1 ? 3 : 0;
+		check(&g, &o);
+	}
+	gpu_close(&g);
+}
+
+/* The same rows at other positions cannot share decoded keys. */
+TEST(many_rows_at_other_positions)
+{
+	struct scene_opts o = plain(64, 8);
+	struct gpu g;
+
+	gpu_open(&g);
+	o.seqs = 10;
+	o.rows = 4;
+	o.shift = 77;
+	check(&g, &o);
+	gpu_close(&g);
+}
+
+TEST(wide_rows_that_see_nothing_or_are_no_numbers)
+{
+	struct scene_opts o = plain(64, 4);
+	struct scene *s;
+	struct gpu g;
+	uint32_t i, h;
+
+	gpu_open(&g);
+	o.rows = 40;
+	s = scene_new(&o);
+	s->row_pos[7] = 0;
+	for (i = 0; i < s->n_spans; i++)
+		s->spans[i].pos += 1;
+	check_scene(&g, s);
+	((float *)s->a.q.data)[9 * s->a.q.stride_token + 3 * s->a.q.stride_head + 5] = NAN;
+	scene_gpu(&g, s);
+	for (i = 0; i < o.rows; i++)
+		for (h = 0; h < 4; h++)
+			ASSERT_EQ(isnan(toy_load(&s->a.o, i, h, 11)), i == 9 && h == 3);
+	scene_free(s);
+	gpu_close(&g);
+}
+
 TEST(sinks_tails_masks)
 {
 	uint32_t tail;

@@ -56,10 +56,11 @@ static void rig_make(struct rig *r)
 			if (i && b[-1].n_spans == b->n_spans && toy_u32() % 3)
 				*s = r->spans[b[-1].span_first + j];
 			s->mask = toy_u32();
+			s->pos = j && toy_u32() % 8 == 0 ? 64 : 0;
 		}
 	}
 	r->step.n_spans = n;
-	r->limits = (struct cqk_cuda_limits){ ROWS, 100000, 100000 };
+	r->limits = (struct cqk_cuda_limits){ ROWS, 100000, 100000, toy_u32() % 2 * 100000 };
 }
 
 static int rig_plan(struct rig *r)
@@ -103,12 +104,31 @@ static void see(const struct rig *r, uint32_t slot, uint32_t row, uint32_t h, ui
 	}
 }
 
+/* Wide items come first; they have many vectors, and one position for each block. */
+static void check_wide(const struct rig *r)
+{
+	const struct cqkd_plan *p = part(r, 0);
+	const struct cqkd_item *it = part(r, p->items);
+	uint32_t few = CQKD_VECS(r->step.head_dim), many = CQKD_WIDE_VECS(r->step.head_dim);
+	uint32_t i, b, j;
+
+	ASSERT_LE(p->n_wide, r->limits.wide);
+	for (i = 0; i < p->n_items; i++, it++) {
+		ASSERT_LE(it->n_vecs, i < p->n_wide ? many : few);
+		for (b = it->block; i < p->n_wide && b < it->block + it->n_blocks; b++)
+			for (j = 0; j < r->blocks[b].n_spans; j++)
+				ASSERT_EQ(r->spans[r->blocks[b].span_first + j].pos,
+					  r->spans[r->blocks[b].span_first].pos);
+	}
+}
+
 static void check_plan(const struct rig *r)
 {
 	const struct cqkd_plan *p = part(r, 0);
 	const uint32_t *row_refs = part(r, p->row_refs), *refs = part(r, p->refs);
 	uint32_t row, h, i;
 
+	check_wide(r);
 	ASSERT_EQ(p->bytes, r->used);
 	ASSERT_EQ(p->n_rows, r->step.n_rows);
 	ASSERT(!memcmp(part(r, p->blocks), r->blocks, r->step.n_blocks * sizeof(r->blocks[0])));
@@ -148,6 +168,7 @@ TEST(limits_hold)
 	for (i = 0; i < 100; i++) {
 		rig_make(&r);
 		r.step.want = 100;
+		r.limits.wide = 1000;
 		for (least = 0; least < 1000; least++) {
 			r.limits.items = least;
 			if (!rig_plan(&r))
@@ -155,7 +176,8 @@ TEST(limits_hold)
 			ASSERT(strstr(r.err.text, "items"));
 		}
 		check_plan(&r);
-		ASSERT_LE(((const struct cqkd_plan *)part(&r, 0))->n_items, least);
+		ASSERT_LE(((const struct cqkd_plan *)part(&r, 0))->n_items -
+			  ((const struct cqkd_plan *)part(&r, 0))->n_wide, least);
 		r.limits.items = 1000;
 		for (least = 0; least < 10000; least++) {
 			r.limits.slots = least;
@@ -165,6 +187,42 @@ TEST(limits_hold)
 		check_plan(&r);
 		free(r.mem);
 	}
+}
+
+/* 12 rows of 20 heads, a prefix of 3 blocks: one item decodes them for all. */
+TEST(a_batch_decodes_its_prefix_once)
+{
+	const struct cqkd_plan *p;
+	struct rig r;
+	uint32_t i;
+
+	rig_make(&r);
+	r.step.n_rows = ROWS;
+	r.step.gqa = 20;
+	r.step.head_dim = 128;
+	r.step.want = 1;
+	r.step.n_blocks = r.step.n_spans = 3;
+	r.limits.wide = 3;
+	for (i = 0; i < 3; i++) {
+		r.blocks[i] = (struct cqk_block){ .base = (uint8_t *)16, .tokens = 64,
+						  .span_first = i, .n_spans = 1 };
+		r.spans[i] = (struct cqk_span){ .mask = ~0ull, .n_rows = ROWS, .pos = 64 * i };
+	}
+	ASSERT_EQ(rig_plan(&r), 0);
+	check_plan(&r);
+	p = part(&r, 0);
+	ASSERT_EQ(p->n_items, 1);
+	ASSERT_EQ(p->n_wide, 1);
+	r.step.gqa = 22;	/* 264 vectors: two halves, and not 256 and 8 */
+	ASSERT_EQ(rig_plan(&r), 0);
+	check_plan(&r);
+	ASSERT_EQ(p->n_wide, 2);
+	ASSERT_EQ(((const struct cqkd_item *)part(&r, p->items))->n_vecs, 144);
+	r.limits.wide = 0;
+	ASSERT_EQ(rig_plan(&r), 0);
+	check_plan(&r);
+	ASSERT_EQ(p->n_items, 5);
+	free(r.mem);
 }
 
 TEST(no_room_for_the_plan)
