@@ -31,6 +31,13 @@ static void check(const struct cqd_config *cfg)
 		MUST(cqd_uids_match(&cfg->ns[i].uid, cfg->ns[i].uid.any ? 7 :
 				    cfg->ns[i].uid.uid[0]));
 	}
+	MUST(cfg->n_gpus <= CQD_MAX_GPUS);
+	for (i = 0; i < cfg->n_gpus; i++) {
+		MUST(cqd_name_ok(cfg->gpu[i].name) && strcmp(cfg->gpu[i].name, "host") &&
+		     strlen(cfg->gpu[i].uuid) == 40);
+		MUST(cfg->gpu[i].pool_bytes.percent ? cfg->gpu[i].pool_bytes.percent <= 100 :
+		     cfg->gpu[i].pool_bytes.bytes >= CQD_HUGE_BYTES);
+	}
 	for (i = 0; i < cfg->n_models; i++)
 		MUST(cqd_name_ok(cfg->model[i].name) && cfg->model[i].path[0] == '/');
 }

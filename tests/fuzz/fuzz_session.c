@@ -36,9 +36,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 struct peer {
 	int fd;
 	uint64_t session;
-	uint32_t shard, arena;
+	uint32_t shard, device, arena;	/* @device: shard on the played GPU */
 	struct cqp_key root, key;
-	struct cqp_page page;
+	struct cqp_page page, leased[2];	/* the last two answers to Lease, newest first */
 };
 
 static struct cqd_server srv;
@@ -101,9 +101,13 @@ static void learn(struct peer *p, const Cqp__Msg *r)
 	if (r->body_case == CQP__MSG__BODY_HELLO_OK) {
 		p->session = r->hello_ok->session;
 	} else if (r->body_case == CQP__MSG__BODY_MODEL_OK) {
-		p->shard = r->model_ok->shard;
+		*(r->model_ok->backend ? &p->device : &p->shard) = r->model_ok->shard;
 		memcpy(&p->root, r->model_ok->root_key.data, sizeof(p->root));
 		p->key = p->root;
+	} else if (r->body_case == CQP__MSG__BODY_LEASE_OK) {
+		MUST(r->lease_ok->slots.len >= sizeof(p->leased[0]));
+		p->leased[1] = p->leased[0];
+		memcpy(&p->leased[0], r->lease_ok->slots.data, sizeof(p->leased[0]));
 	} else if (r->body_case == CQP__MSG__BODY_ARENA_OK) {
 		p->arena = r->arena_ok->arena;
 	} else if (r->body_case == CQP__MSG__BODY_SEAL_OK) {
@@ -163,7 +167,11 @@ static void say_open(struct piece *c)
 	DECLARE_MSG(msg, MODEL_OPEN, model_open, body);
 	static char names[3][8] = { "m", "n", "/" };
 
+	static char gpus[2][41] = { REMOTE_UUID, "GPU-ffffffff-ffff-ffff-ffff-ffffffffffff" };
+
 	body.name = names[c->v[0] % 3];
+	if (c->v[2])
+		body.device = gpus[c->v[2] & 1 ? 0 : 1];
 	if (c->v[1]) {
 		body.layer_end = c->v[1] & 3;
 		body.head_end = c->v[1] >> 2 & 3;
@@ -202,6 +210,60 @@ static void say_seal(struct piece *c)
 	body.offset = c->v[0] & 8 ? UINT64_MAX - c->v[2] : c->v[2] * 512u;
 	body.has_priority = c->v[0] >> 2 & 1;
 	body.priority = c->v[2] * 2u;
+	say(c, &msg);
+}
+
+static void say_lease(struct piece *c)
+{
+	Cqp__Lease body = CQP__LEASE__INIT;
+	DECLARE_MSG(msg, LEASE, lease, body);
+
+	body.shard = c->v[0] & 1 ? c->p->shard : c->p->device;
+	body.slots = c->v[0] & 2 ? c->v[1] * 257u : c->v[1];
+	body.has_sinks = c->v[2] & 1;
+	body.sinks = c->v[2] >> 1 & 1;
+	say(c, &msg);
+}
+
+static void say_lease_return(struct piece *c)
+{
+	Cqp__LeaseReturn body = CQP__LEASE_RETURN__INIT;
+	DECLARE_MSG(msg, LEASE_RETURN, lease_return, body);
+	struct cqp_page slots[3] = { c->p->leased[0], c->p->leased[1], c->p->page };
+
+	slots[0].slot += c->v[1];
+	slots[1].segment += c->v[2] & 15;
+	body.slots = (ProtobufCBinaryData){ sizeof(slots[0]) * (c->v[0] & 3) + (c->v[0] >> 7),
+					    (uint8_t *)slots };
+	body.has_others = c->v[0] >> 2 & 1;
+	body.others = c->v[0] >> 3 & 1;
+	say(c, &msg);
+}
+
+/* Of a page whose payload is in a leased slot, or is said to be. */
+static void say_seal_slot(struct piece *c)
+{
+	static uint8_t tokens[CQ_PAGE_TOKENS * 4], checks[33];
+	Cqp__Seal body = CQP__SEAL__INIT;
+	DECLARE_MSG(msg, SEAL, seal, body);
+	bool first = c->v[0] & 1;
+	struct cqp_key parent = first ? c->p->root : c->p->key;
+	struct cqp_page slot = c->p->leased[first ? 1 : 0], sink = c->p->leased[0];
+
+	tokens[0] = c->v[1];
+	slot.slot += c->v[2] & 15;
+	sink.word += c->v[2] >> 4;
+	body.shard = c->v[0] & 2 ? c->p->shard : c->p->device;
+	body.parent = (ProtobufCBinaryData){ sizeof(parent), parent.b };
+	body.tokens = (ProtobufCBinaryData){ sizeof(tokens), tokens };
+	body.has_slot = true;
+	body.slot = (ProtobufCBinaryData){ sizeof(slot) - (c->v[0] >> 7), (uint8_t *)&slot };
+	body.has_sink_slot = first != (c->v[0] >> 4 & 1);
+	body.sink_slot = (ProtobufCBinaryData){ sizeof(sink) - (c->v[0] >> 6 & 1),
+						(uint8_t *)&sink };
+	body.has_checks = !(c->v[0] & 8);
+	body.checks = (ProtobufCBinaryData){ (body.has_sink_slot ? 32 : 16) +
+					     (c->v[0] >> 5 & 1), checks };
 	say(c, &msg);
 }
 
@@ -306,7 +368,7 @@ static void one(const uint8_t d[STEP], const uint8_t *rest, size_t n)
 {
 	static void (*const what[])(struct piece *c) = {
 		say_hello, say_open, say_arena, say_seal, say_lookup, say_release, say_plain,
-		say_admin, say_load,
+		say_admin, say_load, say_lease, say_lease_return, say_seal_slot,
 	};
 	struct piece c = { .p = &peers[d[0] % PEERS], .n_fds = d[2] & 3, .v = d + 4 };
 	unsigned int i;
