@@ -6,6 +6,8 @@
 #ifndef GPU_REPORT_H
 #define GPU_REPORT_H
 
+#include <getopt.h>
+
 #define NO_GPU	3	/* exit status */
 
 /* Run @fn in a process of its own, and wait for all that it leaves behind. */
@@ -46,7 +48,7 @@ static void driver_text(char *text, size_t n)
 		module[strlen(module)] = ' ';	/* the rest is 0 */
 	if (f)
 		fclose(f);
-	CU(cuDriverGetVersion(&version));
+	CALL(cuDriverGetVersion(&version));
 	if (found->gpu.emulated)
 		snprintf(text, n, "emulated (CUDA %d.%d)", version / 1000, version % 1000 / 10);
 	else
@@ -60,7 +62,7 @@ static void find_node(char *node, size_t n)
 	unsigned int minor;
 	FILE *f;
 
-	CU(cuDeviceGetPCIBusId(bus, sizeof(bus), dev));
+	CALL(cuDeviceGetPCIBusId(bus, sizeof(bus), dev));
 	for (char *c = bus; *c; c++)
 		if (*c >= 'A' && *c <= 'F')
 			*c += 'a' - 'A';
@@ -77,7 +79,7 @@ static void find_node(char *node, size_t n)
 /* The GPU whose UUID is given, else the first. */
 static void probe(void)
 {
-	struct gpu *g = &found->gpu;
+	struct tested *g = &found->gpu;
 
 	g->status = cqk_cuda_get(&cu, &g->err);
 	if (!g->status && g->uuid[0])
@@ -85,10 +87,10 @@ static void probe(void)
 	if (g->status)
 		return;
 	if (!g->uuid[0])
-		CU(cuDeviceGet(&dev, 0));
+		CALL(cuDeviceGet(&dev, 0));
 	g->status = cqk_cuda_uuid(dev, g->uuid, &g->err);
-	CU(cuDeviceGetName(g->name, sizeof(g->name), dev));
-	CU(cuDeviceGetAttribute(&g->timeline, CQCU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS,
+	CALL(cuDeviceGetName(g->name, sizeof(g->name), dev));
+	CALL(cuDeviceGetAttribute(&g->timeline, CQCU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS,
 				dev));
 	g->emulated = strstr(g->name, "emulated") != NULL;
 	driver_text(g->driver, sizeof(g->driver));
@@ -110,7 +112,7 @@ static void put_json(const char *key, const char *text)
 static void report(const char *test, const char *commit)
 {
 	static const char *const results[] = { "fail", "pass", "skip" };
-	const struct gpu *g = &found->gpu;
+	const struct tested *g = &found->gpu;
 	time_t t = time(NULL);
 	char date[32];
 	struct tm tm;
@@ -133,25 +135,94 @@ static void report(const char *test, const char *commit)
 
 static int find_gpu(bool emulated)
 {
-	struct gpu *g = &found->gpu;
+	struct tested *g = &found->gpu;
 
 	if (conduct(probe)) {
-		fprintf(stderr, "gpu_sharing: %s\n", found->value);
+		fprintf(stderr, "%s: %s\n", program_invocation_short_name, found->value);
 		return 1;
 	}
 	if (g->status) {
-		fprintf(stderr, "gpu_sharing: %s\n", g->err.text);
+		fprintf(stderr, "%s: %s\n", program_invocation_short_name, g->err.text);
 		return g->status == -ENODEV ? NO_GPU : 1;
 	}
 	if (g->emulated && !emulated) {
-		fprintf(stderr, "gpu_sharing: only the emulation is here\n");
+		fprintf(stderr, "%s: only the emulation is here\n",
+			program_invocation_short_name);
 		return NO_GPU;
 	}
 	if (!g->emulated && emulated) {
-		fprintf(stderr, "gpu_sharing: %s is a GPU: leave --emulated out\n", g->uuid);
+		fprintf(stderr, "%s: %s is a GPU: leave --emulated out\n",
+			program_invocation_short_name, g->uuid);
 		return 2;
 	}
 	return 0;
+}
+
+/**
+ * struct options - what a program of make gpu-check is told
+ * @emulated: the emulation is wanted, not a GPU
+ * @confined: see gpu_hardened
+ * @mib:      size of what is shared
+ * @commit:   for the report
+ * @only:     the one test that is run, or NULL
+ */
+struct options {
+	bool emulated, confined;
+	unsigned long mib;
+	const char *commit, *only;
+};
+
+static bool options_parse(int argc, char **argv, struct options *o)
+{
+	static const struct option options[] = {
+		{ "emulated", no_argument, NULL, 'e' },
+		{ "confined", no_argument, NULL, 'n' },
+		{ "size", required_argument, NULL, 's' },
+		{ "uuid", required_argument, NULL, 'u' },
+		{ "commit", required_argument, NULL, 'c' },
+		{ "only", required_argument, NULL, 'o' },
+		{ NULL, 0, NULL, 0 },
+	};
+	char *end = NULL;
+	int opt;
+
+	while ((opt = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		if (opt == 'e')
+			o->emulated = true;
+		else if (opt == 'n')
+			o->confined = true;
+		else if (opt == 's')
+			o->mib = strtoul(optarg, &end, 10);
+		else if (opt == 'u')
+			snprintf(found->gpu.uuid, sizeof(found->gpu.uuid), "%s", optarg);
+		else if (opt == 'c')
+			o->commit = optarg;
+		else if (opt == 'o')
+			o->only = optarg;
+		else
+			return false;
+	}
+	return optind == argc && !(end && *end) && o->mib >= 8 && o->mib <= 65536 &&
+	       o->mib % 2 == 0 && !o->commit[strspn(o->commit, "0123456789abcdef+")];
+}
+
+/* The options and the GPU; 0, or the exit status of the program. */
+static int options_read(int argc, char **argv, struct options *o)
+{
+	*o = (struct options){ .mib = 1024, .commit = "" };
+	found = mmap(NULL, sizeof(*found), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+		     0);
+	if (found == MAP_FAILED || prctl(PR_SET_CHILD_SUBREAPER, 1) < 0) {
+		perror(program_invocation_short_name);
+		return 1;
+	}
+	if (!options_parse(argc, argv, o)) {
+		fprintf(stderr, "usage: %s [--emulated] [--size MIB] [--uuid UUID] [--commit ID] "
+			"[--only TEST]\n", program_invocation_short_name);
+		return 2;
+	}
+	mem_size = o->mib << 20;
+	return find_gpu(o->emulated);
 }
 
 #endif /* GPU_REPORT_H */

@@ -26,14 +26,16 @@
 #include "kernels/cuda/driver.h"
 #include "tests/fdmsg.h"
 
+#define READ		CQCU_MEM_ACCESS_FLAGS_PROT_READ
+#define READWRITE	CQCU_MEM_ACCESS_FLAGS_PROT_READWRITE
 #define GRAN	((size_t)2 << 20)
 #define CHUNK	((size_t)4 << 20)	/* of what is copied at a time */
 #define LIMIT_S	60			/* of a test */
 
-enum { FAIL, PASS, SKIP };
+enum { FAILED, PASSED, SKIPPED };
 
 /* Filled by a child, before anything else: the GPU that is tested. */
-struct gpu {
+struct tested {
 	char name[128];
 	char uuid[CQK_CUDA_UUID];
 	char driver[64];
@@ -45,14 +47,14 @@ struct gpu {
 };
 
 static struct shared {
-	struct gpu gpu;
+	struct tested gpu;
 	int result;
 	char value[256];	/* what was found; of a failure: why */
 } *found;
 
 static const struct cqk_cuda *cu;
 static cqcu_device dev;
-static size_t size;		/* of the memory that is shared */
+static size_t mem_size;		/* of the memory that is shared */
 
 /* A process that cannot go on; the first to say why is the one that counts. */
 __attribute__((noreturn, format(printf, 1, 2)))
@@ -68,7 +70,7 @@ static void broken(const char *fmt, ...)
 	_exit(1);
 }
 
-#define CU(call) do {								\
+#define CALL(call) do {								\
 	int _res = cu->call;							\
 	char _text[CQK_CUDA_TEXT];						\
 	if (_res)								\
@@ -172,15 +174,6 @@ static void role_must_end(struct role *r)
 		broken("a process of the test failed");
 }
 
-static void role_kill(struct role *r)
-{
-	int status;
-
-	SYS(kill(r->pid, SIGKILL));
-	SYS(waitpid(r->pid, &status, 0));
-	close(r->sock);
-}
-
 /* Hand a descriptor to a new role and say whether it ended well. */
 static bool role_try(void (*fn)(int sock), int fd)
 {
@@ -204,8 +197,8 @@ static void start(void)
 	struct cqcu_ctx *ctx;
 
 	start_driver();
-	CU(cuDevicePrimaryCtxRetain(&ctx, dev));
-	CU(cuCtxSetCurrent(ctx));
+	CALL(cuDevicePrimaryCtxRetain(&ctx, dev));
+	CALL(cuCtxSetCurrent(ctx));
 }
 
 static cqcu_mem mem_new(size_t n)
@@ -217,7 +210,7 @@ static cqcu_mem mem_new(size_t n)
 	};
 	cqcu_mem h;
 
-	CU(cuMemCreate(&h, n, &prop, 0));
+	CALL(cuMemCreate(&h, n, &prop, 0));
 	return h;
 }
 
@@ -226,9 +219,9 @@ static cqcu_ptr mem_map(cqcu_mem h, size_t n, int rights)
 	struct cqcu_access access = { { CQCU_MEM_LOCATION_TYPE_DEVICE, dev }, rights };
 	cqcu_ptr p;
 
-	CU(cuMemAddressReserve(&p, n, 0, 0, 0));
-	CU(cuMemMap(p, n, 0, h, 0));
-	CU(cuMemSetAccess(p, n, &access, 1));
+	CALL(cuMemAddressReserve(&p, n, 0, 0, 0));
+	CALL(cuMemMap(p, n, 0, h, 0));
+	CALL(cuMemSetAccess(p, n, &access, 1));
 	return p;
 }
 
@@ -236,7 +229,7 @@ static int mem_export(cqcu_mem h)
 {
 	int fd;
 
-	CU(cuMemExportToShareableHandle(&fd, h, CQCU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
+	CALL(cuMemExportToShareableHandle(&fd, h, CQCU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
 	return fd;
 }
 
@@ -244,7 +237,7 @@ static cqcu_mem mem_import(int fd)
 {
 	cqcu_mem h;
 
-	CU(cuMemImportFromShareableHandle(&h, (void *)(intptr_t)fd,
+	CALL(cuMemImportFromShareableHandle(&h, (void *)(intptr_t)fd,
 					  CQCU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR));
 	return h;
 }
@@ -274,10 +267,10 @@ static void fill(cqcu_ptr p, size_t n)
 		part = MIN(CHUNK, n - at);
 		for (size_t i = 0; i < part / 8; i++)
 			words[i] = word_at(at / 8 + i);
-		CU(cuMemcpyHtoD(p + at, words, part));
+		CALL(cuMemcpyHtoD(p + at, words, part));
 	}
 	/* A copy from pageable memory may return before it is done. */
-	CU(cuCtxSynchronize());
+	CALL(cuCtxSynchronize());
 	free(words);
 }
 
@@ -288,20 +281,12 @@ static void compare(cqcu_ptr p, size_t n)
 
 	for (size_t at = 0; at < n; at += part) {
 		part = MIN(CHUNK, n - at);
-		CU(cuMemcpyDtoH(words, p + at, part));
+		CALL(cuMemcpyDtoH(words, p + at, part));
 		for (size_t i = 0; i < part / 8; i++)
 			if (words[i] != word_at(at / 8 + i))
 				broken("the memory differs at byte %zu", at + 8 * i);
 	}
 	free(words);
-}
-
-static double now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (double)ts.tv_sec * 1e3 + (double)ts.tv_nsec / 1e6;
 }
 
 #endif /* GPU_RIG_H */

@@ -9,7 +9,10 @@
 
 #include "kernels/cuda/driver.h"
 #include "kernels/cuda/launch.h"
+/* Who has ASSERT() and FAIL() already is no program of the harness. */
+#ifndef ASSERT
 #include "tests/harness.h"
+#endif
 
 #define GPU_ARENA ((size_t)64 << 20)
 
@@ -31,19 +34,50 @@ struct gpu {
 		FAIL("%s: %s", #call, cqk_cuda_text(cu_r_, cu_text_)); \
 } while (0)
 
-static inline void gpu_open(struct gpu *g)
+/* 0, or what cqk_cuda_kernels_load() says: nothing else may fail. */
+static inline int gpu_open_on(struct gpu *g, cqcu_device device)
 {
 	memset(g, 0, sizeof(*g));
 	if (cqk_cuda_get(&g->cu, &g->err))
 		FAIL("no driver, not even the emulated one: %s", g->err.text);
-	CU(g->cu->cuDeviceGet(&g->dev, 0));
+	g->dev = device;
 	CU(g->cu->cuDevicePrimaryCtxRetain(&g->ctx, g->dev));
 	CU(g->cu->cuCtxSetCurrent(g->ctx));
 	CU(g->cu->cuStreamCreate(&g->stream, CQCU_STREAM_NON_BLOCKING));
 	CU(g->cu->cuMemAlloc(&g->arena, GPU_ARENA));
-	if (cqk_cuda_kernels_load(g->cu, &g->k, &g->err))
+	return cqk_cuda_kernels_load(g->cu, &g->k, &g->err);
+}
+
+#ifdef HARNESS_H
+/*
+ * The first GPU; with CQ_TEST_GPU=1 the emulated one will not do. What a real
+ * driver opens it keeps for the life of the process.
+ */
+static inline void gpu_open(struct gpu *g)
+{
+	const char *real = getenv("CQ_TEST_GPU");
+	const struct cqk_cuda *cu;
+	char name[128];
+	bool emulated;
+	cqcu_device device;
+	int ret;
+
+	if (cqk_cuda_get(&cu, &g->err))
+		FAIL("no driver, not even the emulated one: %s", g->err.text);
+	CU(cu->cuDeviceGet(&device, 0));
+	CU(cu->cuDeviceGetName(name, sizeof(name), device));
+	emulated = strstr(name, "emulated") != NULL;
+	if (emulated && real && *real == '1')
+		FAIL("a GPU is wanted, but only the emulated one is here");
+	if (!emulated)
+		test_allow_fds(1024);
+	ret = gpu_open_on(g, device);
+	if (ret == -EOPNOTSUPP && !emulated)
+		SKIP("%s", g->err.text);
+	if (ret)
 		FAIL("%s", g->err.text);
 }
+#endif
 
 static inline void gpu_close(struct gpu *g)
 {
