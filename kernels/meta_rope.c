@@ -35,26 +35,58 @@ static const char *const scaling_names[] = {
 /* In the order of enum cqk_pairs, and what a model without RoPE has. */
 static const char *const pairs_names[] = { "half", "interleaved", "none" };
 
+/**
+ * cqk_rope_number() - the numbers that kinds of RoPE scaling have
+ * @i: index
+ *
+ * Return: one of them, in the order of files and of the hash; NULL past the end.
+ */
 const struct cqk_rope_number *cqk_rope_number(uint32_t i)
 {
 	return i < ARRAY_SIZE(numbers) ? &numbers[i] : NULL;
 }
 
+/**
+ * cqk_rope_value() - place of a number
+ * @s: scaling
+ * @n: number
+ *
+ * Return: its place in @s, whether the kind of @s has it or not.
+ */
 double *cqk_rope_value(struct cqk_rope_scaling *s, const struct cqk_rope_number *n)
 {
 	return (double *)(void *)((uint8_t *)s + n->at);
 }
 
+/**
+ * cqk_rope_has() - does a kind of scaling have a number?
+ * @s: scaling, of any type, known or not
+ * @n: number
+ *
+ * Return: true if @s has it.
+ */
 bool cqk_rope_has(const struct cqk_rope_scaling *s, const struct cqk_rope_number *n)
 {
 	return s->type <= CQK_SCALING_YARN && n->types >> s->type & 1;
 }
 
+/**
+ * cqk_scaling_name() - word for enum cqk_scaling
+ * @type: value
+ *
+ * Return: static text.
+ */
 const char *cqk_scaling_name(uint32_t type)
 {
 	return type < ARRAY_SIZE(scaling_names) ? scaling_names[type] : "?";
 }
 
+/**
+ * cqk_pairs_name() - word for which channels turn together
+ * @g: geometry
+ *
+ * Return: static text: "half", "interleaved" or "none".
+ */
 const char *cqk_pairs_name(const struct cqk_geom *g)
 {
 	if (g->keys == CQK_KEYS_NONE)
@@ -62,6 +94,13 @@ const char *cqk_pairs_name(const struct cqk_geom *g)
 	return g->rope_pairs <= CQK_PAIRS_INTERLEAVED ? pairs_names[g->rope_pairs] : "?";
 }
 
+/**
+ * cqk_scaling_parse() - word to enum cqk_scaling
+ * @name: word
+ * @type: set on success
+ *
+ * Return: 0, or -EINVAL.
+ */
 int cqk_scaling_parse(const char *name, uint32_t *type)
 {
 	uint32_t i;
@@ -190,6 +229,13 @@ static int check_scaling(const struct cqk_geom *g, struct cq_err *err)
 	return 0;
 }
 
+/**
+ * cqk_rope_check() - are keys and RoPE of a shape such that cq can serve them?
+ * @g:   shape
+ * @err: text of the failure, may be NULL
+ *
+ * Return: 0 or -EINVAL.
+ */
 int cqk_rope_check(const struct cqk_geom *g, struct cq_err *err)
 {
 	if (g->keys > CQK_KEYS_NONE)
@@ -214,6 +260,14 @@ int cqk_rope_check(const struct cqk_geom *g, struct cq_err *err)
 	return check_scaling(g, err);
 }
 
+/**
+ * cqk_rope_text() - RoPE of a model in a line for people
+ * @g:    shape, checked
+ * @buf:  text
+ * @size: its bytes; the text is cut where they end
+ *
+ * Return: @buf.
+ */
 const char *cqk_rope_text(const struct cqk_geom *g, char *buf, size_t size)
 {
 	struct cqk_rope_scaling s = g->rope_scaling;
