@@ -193,40 +193,40 @@ static int open_socket(const struct cqd_ipc_link *l, struct cq_err *err)
 	return ret;
 }
 
-static int hello(const struct cqd_ipc_link *l, struct cqd_ipc_peer *p, struct answer *ans,
+static int hello(const struct cqd_ipc_link *l, struct cqd_ipc_peer *p, struct answer *got,
 		 struct cq_err *err)
 {
 	const struct cqp_holder_req r = request(CQP_HOLDER_HELLO, 1);
-	int ret = call(p->fd, &r, &ans->a, sizeof(*ans), HELLO_MS, err);
+	int ret = call(p->fd, &r, &got->a, sizeof(*got), HELLO_MS, err);
 
 	if (ret)
 		return ret;
-	if (strcasecmp(ans->a.uuid, l->uuid))
+	if (strcasecmp(got->a.uuid, l->uuid))
 		return cq_err_set(err, -EINVAL, "the holder at %s has memory of %.47s: restart "
-				  "cq-holder@%s", l->path, ans->a.uuid, l->name);
-	p->boot = ans->a.boot;
-	p->bytes = ans->a.bytes;
+				  "cq-holder@%s", l->path, got->a.uuid, l->name);
+	p->boot = got->a.boot;
+	p->bytes = got->a.bytes;
 	return 0;
 }
 
 /* One more piece of the list. 1: there is more. */
-static int list_more(struct cqd_ipc_peer *p, struct answer *ans, struct cq_err *err)
+static int list_more(struct cqd_ipc_peer *p, struct answer *got, struct cq_err *err)
 {
 	struct cqp_holder_req r = request(CQP_HOLDER_LIST_FROM, 2 + p->n);
 	unsigned int i;
 	int ret;
 
 	r.block = p->n ? p->list[p->n - 1].block + 1 : 0;
-	ret = call(p->fd, &r, &ans->a, sizeof(*ans), HELLO_MS, err);
+	ret = call(p->fd, &r, &got->a, sizeof(*got), HELLO_MS, err);
 	if (ret)
 		return ret;
-	for (i = 0; i < ans->a.n; i++) {
-		if (ans->block[i].block < r.block || p->n == CQP_HOLDER_BLOCKS)
+	for (i = 0; i < got->a.n; i++) {
+		if (got->block[i].block < r.block || p->n == CQP_HOLDER_BLOCKS)
 			return cq_err_set(err, -EPROTO, "the holder's list is not in order");
-		r.block = ans->block[i].block + 1;
-		p->list[p->n++] = ans->block[i];
+		r.block = got->block[i].block + 1;
+		p->list[p->n++] = got->block[i];
 	}
-	return ans->a.n == CQP_HOLDER_LIST;
+	return got->a.n == CQP_HOLDER_LIST;
 }
 
 /**
@@ -243,12 +243,12 @@ static int list_more(struct cqd_ipc_peer *p, struct answer *ans, struct cq_err *
 int cqd_ipc_reach(const struct cqd_ipc_link *l, struct cqd_ipc_peer *out, struct cq_err *err)
 {
 	struct cqd_ipc_peer p = { .fd = -1 };
-	struct answer *ans = malloc(sizeof(*ans));
+	struct answer *got = malloc(sizeof(*got));
 	int ret = -ENOMEM;
 
 	p.list = malloc(CQP_HOLDER_BLOCKS * sizeof(*p.list));
 	p.taken = calloc(CQP_HOLDER_BLOCKS, sizeof(*p.taken));
-	if (!ans || !p.list || !p.taken) {
+	if (!got || !p.list || !p.taken) {
 		cq_err_set(err, ret, "no memory for the holder's list");
 		goto out;
 	}
@@ -256,13 +256,13 @@ int cqd_ipc_reach(const struct cqd_ipc_link *l, struct cqd_ipc_peer *out, struct
 	if (ret < 0)
 		goto out;
 	p.fd = ret;
-	ret = hello(l, &p, ans, err);
+	ret = hello(l, &p, got, err);
 	if (!ret)
 		do
-			ret = list_more(&p, ans, err);
+			ret = list_more(&p, got, err);
 		while (ret > 0);
 out:
-	free(ans);
+	free(got);
 	if (ret)
 		cqd_ipc_peer_close(&p);
 	else
@@ -389,14 +389,14 @@ static int alloc(struct cqd_ipc_link *l, uint64_t block, uint64_t bytes,
 	struct {
 		struct cqp_holder_ans a;
 		struct cqp_holder_block block;
-	} ans;
+	} got = { .a = { .n = 0 } };
 	int ret;
 
 	r.block = block;
 	r.bytes = bytes;
-	ret = call(l->peer.fd, &r, &ans.a, sizeof(ans), ALLOC_MS, err);
-	if (!ret && (ans.a.n != 1 || ans.block.block != block || ans.block.bytes != bytes ||
-		     ans.a.boot != l->peer.boot))
+	ret = call(l->peer.fd, &r, &got.a, sizeof(got), ALLOC_MS, err);
+	if (!ret && (got.a.n != 1 || got.block.block != block || got.block.bytes != bytes ||
+		     got.a.boot != l->peer.boot))
 		ret = cq_err_set(err, -EPROTO, "the holder made another block");
 	if (ret == -ETIMEDOUT)
 		give_back(&l->peer, block);	/* behind what it is at */
@@ -405,7 +405,7 @@ static int alloc(struct cqd_ipc_link *l, uint64_t block, uint64_t bytes,
 	else if (ret == -ECONNREFUSED)
 		ret = -ENODATA;
 	else if (!ret)
-		*out = ans.block;
+		*out = got.block;
 	return ret;
 }
 

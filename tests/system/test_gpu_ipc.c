@@ -319,7 +319,7 @@ TEST_LIMIT(no_holder, 60)
 /* A block that no segment is in goes back; a connection that ends is none of the holder's. */
 TEST_LIMIT(orphaned_block, 60)
 {
-	static struct hold_ans ans;
+	static struct hold_ans got;
 	struct peer p = { .session = 0 };
 	struct cqp_page page;
 	struct cqp_key key;
@@ -329,19 +329,19 @@ TEST_LIMIT(orphaned_block, 60)
 	begin(true);
 	ASSERT_EQ(join_as(&p), 0);
 	publish(&p, 5, &key, &page);
-	fd = hold_open(&ans);	/* cqd is cut off, and comes again */
-	if (hold_ask(fd, CQP_HOLDER_ALLOC, 1ull << 40, 2 << 20, &ans))
+	fd = hold_open(&got);	/* cqd is cut off, and comes again */
+	if (hold_ask(fd, CQP_HOLDER_ALLOC, 1ull << 40, 2 << 20, &got))
 		SKIP("cqd was faster");
 	ASSERT_SYS(kill(s.cqd, SIGKILL));
 	sys_expect(&s, "killed ");
 	sys_expect(&s, "ready ");
 	close(fd);
 	ASSERT(!gpu_pool().why);
-	fd = hold_open(&ans);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_LIST_FROM, 0, 0, &ans));
-	ASSERT_GT(ans.a.n, 0);
-	for (i = 0; i < ans.a.n; i++)
-		ASSERT_NE(ans.block[i].block, 1ull << 40);
+	fd = hold_open(&got);
+	ASSERT_OK(hold_ask(fd, CQP_HOLDER_LIST_FROM, 0, 0, &got));
+	ASSERT_GT(got.a.n, 0);
+	for (i = 0; i < got.a.n; i++)
+		ASSERT_NE(got.block[i].block, 1ull << 40);
 	close(fd);
 	until_ready(true);
 	close(p.fd);

@@ -9,7 +9,7 @@
 #define MIB	(1ull << 20)
 #define BYTES	(4 * MIB)
 
-static struct hold_ans ans;	/* large: not on the stack */
+static struct hold_ans got;	/* large: not on the stack */
 
 static void begin(void)
 {
@@ -25,31 +25,31 @@ TEST(blocks)
 	int fd, other;
 
 	begin();
-	fd = hold_open(&ans);
-	boot = ans.a.boot;
+	fd = hold_open(&got);
+	boot = got.a.boot;
 	ASSERT_NE(boot, 0);
-	ASSERT_STREQ(ans.a.uuid, HOLDER_UUID);
-	ASSERT_EQ(ans.a.bytes, 64 * MIB);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 7, BYTES, &ans));
-	ASSERT_EQ(ans.a.n, 1);
-	ASSERT_EQ(ans.block[0].block, 7);
-	ASSERT_EQ(ans.block[0].bytes, BYTES);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 3, 2 * MIB, &ans));
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, UINT64_MAX, 2 * MIB, &ans));
-	other = hold_open(&ans);
-	ASSERT_EQ(ans.a.boot, boot);
-	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_LIST_FROM, 0, 0, &ans), 1);
-	ASSERT_OK(hold_ask(other, CQP_HOLDER_LIST_FROM, 0, 0, &ans));
-	ASSERT_EQ(ans.a.n, 3);
-	ASSERT_EQ(ans.block[0].block, 3);
-	ASSERT_EQ(ans.block[1].block, 7);
-	ASSERT_EQ(ans.block[2].block, UINT64_MAX);
+	ASSERT_STREQ(got.a.uuid, HOLDER_UUID);
+	ASSERT_EQ(got.a.bytes, 64 * MIB);
+	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 7, BYTES, &got));
+	ASSERT_EQ(got.a.n, 1);
+	ASSERT_EQ(got.block[0].block, 7);
+	ASSERT_EQ(got.block[0].bytes, BYTES);
+	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 3, 2 * MIB, &got));
+	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, UINT64_MAX, 2 * MIB, &got));
+	other = hold_open(&got);
+	ASSERT_EQ(got.a.boot, boot);
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_LIST_FROM, 0, 0, &got), 1);
+	ASSERT_OK(hold_ask(other, CQP_HOLDER_LIST_FROM, 0, 0, &got));
+	ASSERT_EQ(got.a.n, 3);
+	ASSERT_EQ(got.block[0].block, 3);
+	ASSERT_EQ(got.block[1].block, 7);
+	ASSERT_EQ(got.block[2].block, UINT64_MAX);
 	hold_free(other, 7);
 	hold_free(other, 7);
 	hold_free(other, 99);
-	ASSERT_OK(hold_ask(other, CQP_HOLDER_LIST_FROM, 4, 0, &ans));
-	ASSERT_EQ(ans.a.n, 1);
-	ASSERT_OK(hold_ask(other, CQP_HOLDER_ALLOC, 7, 32 * MIB, &ans));
+	ASSERT_OK(hold_ask(other, CQP_HOLDER_LIST_FROM, 4, 0, &got));
+	ASSERT_EQ(got.a.n, 1);
+	ASSERT_OK(hold_ask(other, CQP_HOLDER_ALLOC, 7, 32 * MIB, &got));
 	close(fd);
 	close(other);
 	hold_stop();
@@ -60,20 +60,20 @@ TEST(refused)
 	int fd;
 
 	begin();
-	fd = hold_open(&ans);
-	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 0, BYTES, &ans), -EINVAL);
-	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, 0, &ans), -EINVAL);
-	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES + 4096, &ans), -EINVAL);
-	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, 66 * MIB, &ans), -EINVAL);
-	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, UINT64_MAX & ~(2 * MIB - 1), &ans), -EINVAL);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &ans));
-	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &ans), -EEXIST);
+	fd = hold_open(&got);
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 0, BYTES, &got), -EINVAL);
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, 0, &got), -EINVAL);
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES + 4096, &got), -EINVAL);
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, 66 * MIB, &got), -EINVAL);
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, UINT64_MAX & ~(2 * MIB - 1), &got), -EINVAL);
+	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got));
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got), -EEXIST);
 	/* It is there, and the rest is not enough. */
-	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 2, 62 * MIB, &ans), -ENOMEM);
-	ASSERT_EQ(ans.a.n, 0);
-	ASSERT_NE(strlen(ans.a.text), 0);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_LIST_FROM, 0, 0, &ans));
-	ASSERT_EQ(ans.a.n, 1);
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 2, 62 * MIB, &got), -ENOMEM);
+	ASSERT_EQ(got.a.n, 0);
+	ASSERT_NE(strlen(got.a.text), 0);
+	ASSERT_OK(hold_ask(fd, CQP_HOLDER_LIST_FROM, 0, 0, &got));
+	ASSERT_EQ(got.a.n, 1);
 	close(fd);
 	hold_stop();
 }
@@ -83,16 +83,16 @@ static void ends(const void *data, size_t n, int with, bool greeted)
 {
 	struct pollfd p = { .events = POLLIN };
 	char buf[512];
-	ssize_t got;
-	int fd = greeted ? hold_open(&ans) : hold_connect();
+	ssize_t len;
+	int fd = greeted ? hold_open(&got) : hold_connect();
 
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(fdmsg_send(fd, with, data, n), n);
 	p.fd = fd;
 	do {
 		ASSERT_EQ(poll(&p, 1, SYS_DEADLINE), 1);
-		got = recv(fd, buf, sizeof(buf), 0);
-	} while (got > 0);
+		len = recv(fd, buf, sizeof(buf), 0);
+	} while (len > 0);
 	close(fd);
 }
 
@@ -104,8 +104,8 @@ TEST(garbage)
 	int fd;
 
 	begin();
-	fd = hold_open(&ans);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &ans));
+	fd = hold_open(&got);
+	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got));
 	memset(noise, 0x5a, sizeof(noise));
 	for (n = 1; n < sizeof(noise); n = n * 3 + 1)
 		ends(noise, n, -1, true);
@@ -124,9 +124,9 @@ TEST(garbage)
 	bad.magic++;
 	ends(&bad, sizeof(bad), -1, true);
 	close(fd);
-	fd = hold_open(&ans);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_LIST_FROM, 0, 0, &ans));
-	ASSERT_EQ(ans.a.n, 1);
+	fd = hold_open(&got);
+	ASSERT_OK(hold_ask(fd, CQP_HOLDER_LIST_FROM, 0, 0, &got));
+	ASSERT_EQ(got.a.n, 1);
 	close(fd);
 	hold_stop();
 }
@@ -141,8 +141,8 @@ TEST(versions)
 	r.version++;
 	fd = hold_connect();
 	ASSERT_LE(0, fd);
-	ASSERT_EQ(hold_call(fd, &r, &ans), -EPROTO);
-	ASSERT_EQ(recv(fd, &ans, sizeof(ans), 0), 0);
+	ASSERT_EQ(hold_call(fd, &r, &got), -EPROTO);
+	ASSERT_EQ(recv(fd, &got, sizeof(got), 0), 0);
 	close(fd);
 	hold_stop();
 }
@@ -154,10 +154,10 @@ TEST(crowd)
 	int fd, idle[16], i;
 
 	begin();
-	fd = hold_open(&ans);
+	fd = hold_open(&got);
 	for (i = 0; i < 16; i++)
 		idle[i] = hold_connect();
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &ans));
+	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got));
 	for (i = 0; i < 16; i++)
 		if (idle[i] >= 0)
 			close(idle[i]);
@@ -165,9 +165,9 @@ TEST(crowd)
 	while (send(fd, &r, sizeof(r), MSG_NOSIGNAL) > 0)
 		;
 	close(fd);
-	fd = hold_open(&ans);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_LIST_FROM, 0, 0, &ans));
-	ASSERT_EQ(ans.a.n, 1);
+	fd = hold_open(&got);
+	ASSERT_OK(hold_ask(fd, CQP_HOLDER_LIST_FROM, 0, 0, &got));
+	ASSERT_EQ(got.a.n, 1);
 	close(fd);
 	hold_stop();
 }
@@ -182,14 +182,14 @@ TEST(long_list)
 	ASSERT_SYS(setenv("CQ_EMU_MEMORY", "4294967296", 1));
 	hold_start();
 	sys_become(SYS_CQD_UID);
-	fd = hold_open(&ans);
+	fd = hold_open(&got);
 	for (i = 1; i <= 600; i++)
-		ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, i, 2 * MIB, &ans));
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_LIST_FROM, 0, 0, &ans));
-	ASSERT_EQ(ans.a.n, CQP_HOLDER_LIST);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_LIST_FROM, CQP_HOLDER_LIST + 1, 0, &ans));
-	ASSERT_EQ(ans.a.n, 600 - CQP_HOLDER_LIST);
-	ASSERT_EQ(ans.block[ans.a.n - 1].block, 600);
+		ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, i, 2 * MIB, &got));
+	ASSERT_OK(hold_ask(fd, CQP_HOLDER_LIST_FROM, 0, 0, &got));
+	ASSERT_EQ(got.a.n, CQP_HOLDER_LIST);
+	ASSERT_OK(hold_ask(fd, CQP_HOLDER_LIST_FROM, CQP_HOLDER_LIST + 1, 0, &got));
+	ASSERT_EQ(got.a.n, 600 - CQP_HOLDER_LIST);
+	ASSERT_EQ(got.block[got.a.n - 1].block, 600);
 	close(fd);
 	hold_stop();
 }
@@ -221,7 +221,7 @@ TEST(strangers)
 	sys_join(&p);
 	fd = hold_connect();	/* not even root: it is not cqd */
 	ASSERT_LE(0, fd);
-	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_HELLO, 0, 0, &ans), 1);
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_HELLO, 0, 0, &got), 1);
 	close(fd);
 	hold_stop();
 }
@@ -273,9 +273,9 @@ TEST(handles)
 	/* Of another tenant: nobody may see that. */
 	ASSERT_SYS(setenv("CQ_EMU_GARBAGE", "1", 1));
 	begin();
-	fd = hold_open(&ans);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &ans));
-	memcpy(handle, ans.block[0].handle, sizeof(handle));
+	fd = hold_open(&got);
+	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got));
+	memcpy(handle, got.block[0].handle, sizeof(handle));
 	sys_spawn(&r, SYS_CQD_UID, reader, handle);
 	sys_hear(r.fd, 'o');
 	sys_spawn(&w, SYS_CQD_UID, writer, handle);
@@ -299,9 +299,9 @@ TEST(context_lost)
 
 	ASSERT_SYS(setenv("CQ_EMU_FAIL", "cuMemAlloc:2:719", 1));
 	begin();
-	fd = hold_open(&ans);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &ans));
-	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 2, BYTES, &ans), -EOWNERDEAD);
+	fd = hold_open(&got);
+	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got));
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 2, BYTES, &got), -EOWNERDEAD);
 	ASSERT_EQ(hold_wait(), 1);
 	close(fd);
 }
@@ -313,9 +313,9 @@ TEST(half_made)
 
 	ASSERT_SYS(setenv("CQ_EMU_FAIL", "cuIpcGetMemHandle:1:801", 1));
 	begin();
-	fd = hold_open(&ans);
-	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, 60 * MIB, &ans), -EOPNOTSUPP);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, 60 * MIB, &ans));
+	fd = hold_open(&got);
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, 60 * MIB, &got), -EOPNOTSUPP);
+	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, 60 * MIB, &got));
 	close(fd);
 	hold_stop();
 }

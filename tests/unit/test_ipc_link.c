@@ -14,7 +14,7 @@
 #define BOOT	0x1234
 #define BYTES	CQP_HOLDER_GRAIN
 
-struct ans {
+struct said {
 	struct cqp_holder_ans a;
 	struct cqp_holder_block block[CQP_HOLDER_LIST + 1];
 };
@@ -22,7 +22,7 @@ struct ans {
 /* How an answer to requests of @op is spoilt; @left times, then it is right. */
 struct play {
 	uint16_t op;
-	void (*spoil)(struct ans *ans, size_t *len);
+	void (*spoil)(struct said *said, size_t *len);
 	unsigned int blocks;
 	int left, fd;		/* @fd: sent along, -1: none */
 	bool mute;
@@ -35,7 +35,7 @@ static struct {
 	int log;	/* numbers of blocks that were freed */
 } t;
 
-static struct ans answer;	/* large: not on the stack */
+static struct said answer;	/* large: not on the stack */
 
 static void list(const struct play *p, const struct cqp_holder_req *r)
 {
@@ -208,72 +208,72 @@ TEST(nobody_there)
 
 /* --- answers that are none --- */
 
-static void bad_magic(struct ans *a, size_t *len)
+static void bad_magic(struct said *a, size_t *len)
 {
 	a->a.magic++;
 }
 
-static void bad_version(struct ans *a, size_t *len)
+static void bad_version(struct said *a, size_t *len)
 {
 	a->a.version++;
 }
 
-static void bad_op(struct ans *a, size_t *len)
+static void bad_op(struct said *a, size_t *len)
 {
 	a->a.op = 77;
 }
 
-static void is_short(struct ans *a, size_t *len)
+static void is_short(struct said *a, size_t *len)
 {
 	*len = sizeof(a->a) - 1;
 }
 
-static void one_byte(struct ans *a, size_t *len)
+static void one_byte(struct said *a, size_t *len)
 {
 	*len = 1;
 }
 
-static void too_long(struct ans *a, size_t *len)
+static void too_long(struct said *a, size_t *len)
 {
 	*len = sizeof(*a);
 }
 
-static void more_than_said(struct ans *a, size_t *len)
+static void more_than_said(struct said *a, size_t *len)
 {
 	a->a.n++;
 }
 
-static void very_many(struct ans *a, size_t *len)
+static void very_many(struct said *a, size_t *len)
 {
 	a->a.n = UINT32_MAX;
 }
 
-static void good_error(struct ans *a, size_t *len)
+static void good_error(struct said *a, size_t *len)
 {
 	a->a.error = 5;
 }
 
-static void wild_error(struct ans *a, size_t *len)
+static void wild_error(struct said *a, size_t *len)
 {
 	a->a.error = INT32_MIN;
 }
 
-static void no_boot(struct ans *a, size_t *len)
+static void no_boot(struct said *a, size_t *len)
 {
 	a->a.boot = 0;
 }
 
-static void open_text(struct ans *a, size_t *len)
+static void open_text(struct said *a, size_t *len)
 {
 	memset(a->a.text, 'x', sizeof(a->a.text));
 }
 
-static void open_uuid(struct ans *a, size_t *len)
+static void open_uuid(struct said *a, size_t *len)
 {
 	memset(a->a.uuid, 'x', sizeof(a->a.uuid));
 }
 
-static void (*const nonsense[])(struct ans *, size_t *) = {
+static void (*const nonsense[])(struct said *, size_t *) = {
 	bad_magic, bad_version, bad_op, is_short, one_byte, too_long, more_than_said, very_many,
 	good_error, wild_error, no_boot, open_text, open_uuid,
 };
@@ -315,22 +315,22 @@ TEST(descriptor_along)
 	done();
 }
 
-static void other_block(struct ans *a, size_t *len)
+static void other_block(struct said *a, size_t *len)
 {
 	a->block[0].block++;
 }
 
-static void other_size(struct ans *a, size_t *len)
+static void other_size(struct said *a, size_t *len)
 {
 	a->block[0].bytes *= 2;
 }
 
-static void other_boot(struct ans *a, size_t *len)
+static void other_boot(struct said *a, size_t *len)
 {
 	a->a.boot++;
 }
 
-static void none_at_all(struct ans *a, size_t *len)
+static void none_at_all(struct said *a, size_t *len)
 {
 	a->a.n = 0;
 	*len = sizeof(a->a);
@@ -338,7 +338,7 @@ static void none_at_all(struct ans *a, size_t *len)
 
 TEST(another_block)
 {
-	static void (*const how[])(struct ans *, size_t *) = {
+	static void (*const how[])(struct said *, size_t *) = {
 		other_block, other_size, other_boot, none_at_all,
 	};
 	unsigned int i;
@@ -352,7 +352,7 @@ TEST(another_block)
 	}
 }
 
-static void backwards(struct ans *a, size_t *len)
+static void backwards(struct said *a, size_t *len)
 {
 	struct cqp_holder_block b = a->block[0];
 
@@ -360,12 +360,12 @@ static void backwards(struct ans *a, size_t *len)
 	a->block[1] = b;
 }
 
-static void same_again(struct ans *a, size_t *len)
+static void same_again(struct said *a, size_t *len)
 {
 	a->block[1] = a->block[0];
 }
 
-static void for_ever(struct ans *a, size_t *len)
+static void for_ever(struct said *a, size_t *len)
 {
 	static uint64_t next;
 	unsigned int i;
@@ -378,7 +378,7 @@ static void for_ever(struct ans *a, size_t *len)
 
 TEST(bad_lists)
 {
-	static void (*const how[])(struct ans *, size_t *) = { backwards, same_again, for_ever };
+	static void (*const how[])(struct said *, size_t *) = { backwards, same_again, for_ever };
 	unsigned int i;
 
 	for (i = 0; i < 3; i++) {
@@ -389,7 +389,7 @@ TEST(bad_lists)
 	}
 }
 
-static void of_another_gpu(struct ans *a, size_t *len)
+static void of_another_gpu(struct said *a, size_t *len)
 {
 	a->a.uuid[4] = 'f';
 }
@@ -402,13 +402,13 @@ TEST(another_device)
 	done();
 }
 
-static void full(struct ans *a, size_t *len)
+static void full(struct said *a, size_t *len)
 {
 	none_at_all(a, len);
 	a->a.error = -ENOMEM;
 }
 
-static void dies(struct ans *a, size_t *len)
+static void dies(struct said *a, size_t *len)
 {
 	*len = 0;
 }
@@ -430,7 +430,7 @@ TEST(errors)
 	done();
 }
 
-static void late(struct ans *a, size_t *len)
+static void late(struct said *a, size_t *len)
 {
 	a->a.seq--;
 }
