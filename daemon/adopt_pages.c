@@ -270,8 +270,7 @@ bool cqd_adopt_page(struct cqd_adopt *ad, uint32_t i)
 	sh = st->segs[r->segment]->shard;
 	st->pages[i] = (struct cqd_page){
 		.shard = sh, .child = CQP_NONE, .parent = CQP_NONE, .state = CQP_SEALED,
-		.flags = (sh->pool->mem->remote ? 0 : CQD_PG_UNVERIFIED) |
-			 (sink ? CQD_PG_SINK : 0),
+		.flags = CQD_PG_UNVERIFIED | (sink ? CQD_PG_SINK : 0),
 	};
 	if (!cqd_page_hash_new(st, i, sh, ad->hash[i % CQD_ADOPT_AHEAD])) {
 		st->pages[i] = (struct cqd_page){ 0 };
@@ -280,7 +279,7 @@ bool cqd_adopt_page(struct cqd_adopt *ad, uint32_t i)
 	st->n_state[CQP_FREE]--;
 	st->n_state[CQP_SEALED]++;
 	sh->ns->counts.state[CQP_SEALED]++;
-	st->verify_pending += !sh->pool->mem->remote;
+	(*cqd_unverified_of(st, sh))++;
 	sh->pages++;
 	sh->ns->pages++;
 	sh->ns->used_bytes += cqd_page_bytes(sh, sink);

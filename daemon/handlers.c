@@ -154,7 +154,7 @@ static int handle_arena_drop(struct cqd_req *req)
 }
 
 static void lookup_ok(struct cqd_req *req, struct cqp_page *pages, unsigned int n,
-		      struct cqp_page *sink, const struct cqd_found *found)
+		      struct cqp_page *sink, struct cqd_found *found)
 {
 	Cqp__LookupOk ok = CQP__LOOKUP_OK__INIT;
 	Cqp__Msg msg = CQP__MSG__INIT;
@@ -169,6 +169,9 @@ static void lookup_ok(struct cqd_req *req, struct cqp_page *pages, unsigned int 
 	ok.filling = found->filling;
 	ok.has_split = found->split != 0;
 	ok.split = found->split;
+	ok.has_unchecked = found->n_unchecked != 0;
+	ok.unchecked.data = found->unchecked;
+	ok.unchecked.len = (n + 7) / 8;
 	msg.body_case = CQP__MSG__BODY_LOOKUP_OK;
 	msg.lookup_ok = &ok;
 	reply(req, &msg, NULL, 0);
@@ -182,7 +185,7 @@ static int handle_lookup(struct cqd_req *req)
 	struct cqp_page sink = { .segment = CQP_NONE };
 	const struct cqp_key *keys;
 	struct cqd_shard *shard;
-	struct cqd_found found = { 0 };
+	struct cqd_found found;
 	size_t n = lookup->keys.len / sizeof(*keys);
 	int ret;
 
@@ -366,6 +369,7 @@ static const struct cqd_handler handlers[] = {
 	[CQP__MSG__BODY_SEAL] = { "Seal", H_TENANT, 0, handle_seal },
 	[CQP__MSG__BODY_LEASE] = { "Lease", H_TENANT, 0, cqd_req_lease },
 	[CQP__MSG__BODY_LEASE_RETURN] = { "LeaseReturn", H_TENANT, 0, cqd_req_lease_return },
+	[CQP__MSG__BODY_CHECKED] = { "Checked", H_TENANT, 0, cqd_req_checked },
 	[CQP__MSG__BODY_RELEASE] = { "Release", H_TENANT, 0, handle_release },
 	[CQP__MSG__BODY_PUBLISH] = { "Publish", H_TENANT, 0, cqd_req_publish },
 	[CQP__MSG__BODY_ATTACH] = { "Attach", H_TENANT, 0, cqd_req_attach },

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* Requests about slots that workers write themselves. */
+/* Requests about slots that workers write, and read for cqd, themselves. */
 #include <endian.h>
 #include <errno.h>
 #include <string.h>
@@ -114,5 +114,43 @@ int cqd_req_seal_slots(const Cqp__Seal *seal, struct cqp_page slots[2],
 	out->sink_slot = seal->has_sink_slot ? &slots[1] : NULL;
 	out->check_lo = le64toh(check[0]);
 	out->check_hi = le64toh(check[1]);
+	return 0;
+}
+
+/**
+ * cqd_req_checked() - Checked
+ * @req: request
+ *
+ * Return: 0, answered; -EINVAL.
+ */
+int cqd_req_checked(struct cqd_req *req)
+{
+	static struct cqp_page pages[CQP_MAX_KEYS];
+	static struct cqd_check checks[CQP_MAX_KEYS];
+	const Cqp__Checked *said = req->msg->checked;
+	size_t i, n = said->pages.len / sizeof(*pages);
+	Cqp__CheckedOk ok = CQP__CHECKED_OK__INIT;
+	Cqp__Msg msg = CQP__MSG__INIT;
+	uint8_t gone[CQP_MAX_KEYS / 8];
+
+	if (!n || n > ARRAY_SIZE(pages) || said->pages.len != n * sizeof(*pages) ||
+	    said->checks.len != n * sizeof(*checks))
+		return cq_err_set(req->err, -EINVAL, "Checked: %zu bytes of pages and %zu of "
+				  "checks; there must be 1 to %d entries of %zu and %zu",
+				  said->pages.len, said->checks.len, CQP_MAX_KEYS, sizeof(*pages),
+				  sizeof(*checks));
+	memcpy(pages, said->pages.data, said->pages.len);
+	memcpy(checks, said->checks.data, said->checks.len);
+	for (i = 0; i < n; i++) {
+		checks[i].lo = le64toh(checks[i].lo);
+		checks[i].hi = le64toh(checks[i].hi);
+	}
+	cqd_checked(req->conn->session->client, pages, checks, (unsigned int)n, gone);
+	ok.gone.data = gone;
+	ok.gone.len = (n + 7) / 8;
+	msg.id = req->msg->id;
+	msg.body_case = CQP__MSG__BODY_CHECKED_OK;
+	msg.checked_ok = &ok;
+	cqd_conn_send(req->conn, &msg, NULL, 0);
 	return 0;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /* Looking pages up by key, and letting go of them. */
 #include <errno.h>
+#include <string.h>
 #include "daemon/store_priv.h"
 
 static struct cqp_page answer(struct cqd_store *st, uint32_t p, unsigned int kind)
@@ -87,6 +88,22 @@ static struct run behind(const struct cqd_shard *sh, bool foreign, unsigned int 
 	return walk(sh, keys + skip, n - skip, pages + skip);
 }
 
+/* Which of the @n pages that end with @last nobody has checked; the first is number @at. */
+static void note_unchecked(const struct cqd_store *st, uint32_t last, unsigned int at,
+			   unsigned int n, struct cqd_found *found)
+{
+	unsigned int i;
+	uint32_t p = last;
+
+	if (!st->unchecked || !n || !st->pages[last].shard->pool->mem->remote)
+		return;
+	for (i = at + n; i-- > at; p = st->pages[p].parent)
+		if (st->pages[p].flags & CQD_PG_UNVERIFIED) {
+			found->unchecked[i / 8] |= (uint8_t)(1u << i % 8);
+			found->n_unchecked++;
+		}
+}
+
 /* The last page of each run, which holds those before it. */
 static int pin_runs(struct cqd_client *client, const struct run *first,
 		    const struct run *then, struct cq_err *err)
@@ -162,6 +179,9 @@ int cqd_match(struct cqd_client *client, struct cqd_shard *shard,
 	*sink = cqd_place_page(NULL, 0);
 	if (got)
 		*sink = answer(st, cqd_page_find(st, of ? of : shard, &keys[0]), CQD_SINKS);
+	memset(found, 0, sizeof(*found));
+	note_unchecked(st, first.last, 0, first.n, found);
+	note_unchecked(st, then.last, first.n, then.n, found);
 	found->filling = filled_by_another(st, then.n || then.miss != CQP_NONE ? then.miss :
 					   first.miss, client);
 	found->split = then.n ? first.n : 0;
@@ -183,6 +203,53 @@ static uint32_t named(struct cqd_client *cl, const struct cqp_page *page)
 		return CQP_NONE;
 	p = seg->owner[page->slot];
 	return p < cl->st->ix.t_pages.n ? p : CQP_NONE;
+}
+
+/* Of this client's own namespace, and waiting to be checked by a worker? */
+static bool unchecked(const struct cqd_client *cl, uint32_t p)
+{
+	const struct cqd_page *pg = &cl->st->pages[p];
+
+	return pg->flags & CQD_PG_UNVERIFIED && pg->shard->ns == cl->ns &&
+	       pg->shard->pool->mem->remote;
+}
+
+/**
+ * cqd_checked() - a worker has computed checksums that cqd cannot
+ * @client: who; pages of other namespaces are not its to judge, and stay as they are
+ * @pages:  [n] as answered
+ * @checks: [n] their checksums
+ * @n:      entries
+ * @gone:   [n / 8, rounded up] bit i set: page i must not be used; its checksum is
+ *          wrong, and it was dropped with its descendants, or it went before
+ *
+ * The index tells what a checksum must be. A page is judged once, by the first who
+ * sends its checksum after cqd took it over.
+ */
+void cqd_checked(struct cqd_client *client, const struct cqp_page *pages,
+		 const struct cqd_check *checks, unsigned int n, uint8_t *gone)
+{
+	struct cqd_store *st = client->st;
+	const struct cqp_rec_page *r;
+	unsigned int i;
+	uint32_t p;
+
+	memset(gone, 0, (n + 7) / 8);
+	for (i = 0; i < n; i++) {
+		p = named(client, &pages[i]);
+		if (p == CQP_NONE || st->pages[p].state == CQP_QUARANTINED) {
+			gone[i / 8] |= (uint8_t)(1u << i % 8);
+			continue;
+		}
+		if (!unchecked(client, p))
+			continue;
+		r = &st->ix.pages[p];
+		cqd_page_verified(st, p);
+		if (checks[i].lo == r->check_lo && checks[i].hi == r->check_hi)
+			continue;
+		gone[i / 8] |= (uint8_t)(1u << i % 8);
+		cqd_page_bad(st, p, ++st->checked_bad);
+	}
 }
 
 /**

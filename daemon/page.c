@@ -350,11 +350,10 @@ uint32_t cqd_page_begin(struct cqd_shard *sh, const struct cqp_key *key,
 	return p;
 }
 
-/* No longer waits for its checksum. */
-static void verified(struct cqd_store *st, uint32_t p)
+void cqd_page_verified(struct cqd_store *st, uint32_t p)
 {
 	if (st->pages[p].flags & CQD_PG_UNVERIFIED)
-		st->verify_pending--;
+		(*cqd_unverified_of(st, st->pages[p].shard))--;
 	st->pages[p].flags &= (uint8_t)~CQD_PG_UNVERIFIED;
 }
 
@@ -377,7 +376,7 @@ void cqd_page_free(struct cqd_store *st, uint32_t p, enum cqd_event ev)
 	cqd_page_event(st, p, ev);
 	cqd_slot_free(code);
 	cqd_slot_free(sink);
-	verified(st, p);
+	cqd_page_verified(st, p);
 	sh->pages--;
 	sh->ns->pages--;
 	sh->ns->used_bytes -= cqd_page_bytes(sh, pg->flags & CQD_PG_SINK);
@@ -408,7 +407,7 @@ static void drop_one(struct cqd_store *st, uint32_t p)
 	cqd_lru_del(st, p);
 	unhash(st, p);
 	unlink_page(st, p);
-	verified(st, p);
+	cqd_page_verified(st, p);
 	cqd_page_event(st, p, CQD_EV_QUARANTINE);
 }
 

@@ -344,6 +344,7 @@ int cqd_admin_pin(struct cqd_req *req);
 
 /* --- lease_req.c --- */
 
+int cqd_req_checked(struct cqd_req *req);
 int cqd_req_lease(struct cqd_req *req);
 int cqd_req_lease_return(struct cqd_req *req);
 /* Slots and checks of a Seal that names leased ones; @slots is their memory. */

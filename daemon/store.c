@@ -354,6 +354,7 @@ void cqd_store_stats(const struct cqd_store *st, struct cqd_stats *out)
 		.evictions = st->evictions,
 		.checksum_failures = st->checksum_failures,
 		.verify_pending = st->verify_pending,
+		.unchecked = st->unchecked,
 		.clients = st->ix.t_clients.used,
 		.orphans = st->orphans,
 		.segments = st->ix.t_segs.used,

@@ -247,10 +247,14 @@ int cqd_arena_drop(struct cqd_client *client, uint32_t arena);
  * @filling: the first page missing is being sealed by another client
  * @split:   not 0: the pages behind the first @split do not hang on those; the
  *           last of the first ones is pinned as well
+ * @n_unchecked: pages that cqd took over in memory it cannot read, and whose
+ *           checksum nobody has looked at since; their bits are set in @unchecked
  */
 struct cqd_found {
 	bool filling;
 	unsigned int split;
+	unsigned int n_unchecked;
+	uint8_t unchecked[CQP_MAX_KEYS / 8];
 };
 
 /**
@@ -268,6 +272,15 @@ int cqd_match(struct cqd_client *client, struct cqd_shard *shard,
 	      const struct cqp_key *keys, unsigned int n, bool pin,
 	      struct cqp_page *pages, struct cqp_page *sink, struct cqd_found *found,
 	      struct cq_err *err);
+
+/* A page's checksum, as in its header. */
+struct cqd_check {
+	uint64_t lo, hi;
+};
+
+/* What a worker says of pages that cqd cannot read; @gone: bits of those that are lost. */
+void cqd_checked(struct cqd_client *client, const struct cqp_page *pages,
+		 const struct cqd_check *checks, unsigned int n, uint8_t *gone);
 
 /**
  * struct cqd_segment_info - what SegmentOk carries
@@ -508,6 +521,7 @@ struct cqd_stats {
 	uint64_t clients, orphans;
 	uint64_t hits, misses, seals, restored, evictions;
 	uint64_t checksum_failures, verify_pending;
+	uint64_t unchecked;			/* the same on devices, left to workers */
 	uint64_t fdstore, segments;
 	uint64_t transfer_done, transfer_total;	/* of a save or restore, else 0 */
 	uint64_t persist_bytes;			/* of the files of persist= */

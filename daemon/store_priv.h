@@ -457,7 +457,10 @@ struct cqd_store {
 	uint64_t squeeze;		/* bytes to give back to the machine */
 	uint64_t n_state[5];
 	uint64_t pages_pinned;
-	uint64_t hits, misses, seals, evictions, checksum_failures, verify_pending;
+	uint64_t hits, misses, seals, evictions, checksum_failures;
+	uint64_t verify_pending;	/* pages taken over, in memory that cqd reads */
+	uint64_t unchecked;		/* the same in the memory of devices */
+	uint64_t checked_bad;		/* of these, found wrong by workers */
 	uint64_t restored, published;	/* from files; by whatever way */
 	uint64_t fdstore;
 	struct cqd_fdstore *fdq;	/* NULL: nothing is pushed */
@@ -689,6 +692,16 @@ void cqd_page_event(struct cqd_store *st, uint32_t p, enum cqd_event ev);
 void cqd_page_free(struct cqd_store *st, uint32_t p, enum cqd_event ev);
 /* The page and its descendants: freed, or quarantined while in use. */
 void cqd_page_drop(struct cqd_store *st, uint32_t p);
+/* Does not wait for its checksum, or not any longer. */
+void cqd_page_verified(struct cqd_store *st, uint32_t p);
+/* Where the pages of @sh that wait are counted. */
+static inline uint64_t *cqd_unverified_of(struct cqd_store *st, const struct cqd_shard *sh)
+{
+	return sh->pool->mem->remote ? &st->unchecked : &st->verify_pending;
+}
+/* Drops page @p, whose checksum is wrong; it is the @nth one, from 1: the first few are
+ * named in the log. */
+void cqd_page_bad(struct cqd_store *st, uint32_t p, uint64_t nth);
 /* Puts the page where its pins, holds and children say: LRU, or nowhere. */
 void cqd_page_settle(struct cqd_store *st, uint32_t p);
 void cqd_page_touch(struct cqd_store *st, uint32_t p);

@@ -78,22 +78,30 @@ static void end(struct pass *ps)
 }
 
 /* The first ones by name, the rest as a number: a bad module hits many. */
-static void say_bad(const struct pass *ps)
+static void say_bad(const struct cqd_store *st, uint32_t p, uint64_t nth)
 {
-	const struct cqd_shard *sh = ps->st->pages[ps->page].shard;
+	const struct cqd_shard *sh = st->pages[p].shard;
 	char hex[65];
 
-	if (ps->failed > SAID_BAD)
+	if (nth > SAID_BAD)
 		return;
-	cqp_key_hex((const void *)ps->st->ix.pages[ps->page].key, hex);
+	cqp_key_hex((const void *)st->ix.pages[p].key, hex);
 	cq_log_field("MESSAGE_ID", "%s", CQD_MSG_CHECKSUM);
 	cq_log_field("CQ_NAMESPACE", "%s", sh->ns->name);
 	cq_log_field("CQ_MODEL", "%s", sh->model->name);
 	cq_log_field("CQ_KEY", "%s", hex);
-	cq_log_field("CQ_PAGES", "%llu", (unsigned long long)ps->failed);
+	cq_log_field("CQ_PAGES", "%llu", (unsigned long long)nth);
 	cq_err("page %s (namespace %s, model %s): wrong checksum; dropped with its "
-	       "descendants%s; check the machine's memory", hex, sh->ns->name, sh->model->name,
-	       ps->failed == SAID_BAD ? "; more are only counted" : "");
+	       "descendants%s; check the memory of %s", hex, sh->ns->name, sh->model->name,
+	       nth == SAID_BAD ? "; more are only counted" : "",
+	       sh->pool->mem->remote ? sh->pool->name : "the machine");
+}
+
+void cqd_page_bad(struct cqd_store *st, uint32_t p, uint64_t nth)
+{
+	cqd_checksum_failed(st, p);
+	say_bad(st, p, nth);
+	cqd_page_drop(st, p);
 }
 
 static void checked(struct pass *ps)
@@ -101,17 +109,11 @@ static void checked(struct pass *ps)
 	struct cqd_store *st = ps->st;
 	uint32_t p = ps->page;
 
-	if (st->pages[p].flags & CQD_PG_UNVERIFIED) {
-		st->pages[p].flags &= (uint8_t)~CQD_PG_UNVERIFIED;
-		st->verify_pending--;
-	}
+	cqd_page_verified(st, p);
 	ps->checked++;
 	ps->bytes += ps->job_bytes;
 	if (ps->bad) {
-		ps->failed++;
-		cqd_checksum_failed(st, p);
-		say_bad(ps);
-		cqd_page_drop(st, p);
+		cqd_page_bad(st, p, ++ps->failed);
 	}
 	cqd_page_unhold(st, p);
 }

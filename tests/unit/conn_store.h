@@ -214,7 +214,14 @@ int cqd_match(struct cqd_client *client, struct cqd_shard *shard, const struct c
 	      unsigned int n, bool pin, struct cqp_page *pages, struct cqp_page *sink,
 	      struct cqd_found *found, struct cq_err *err)
 {
+	*found = (struct cqd_found){ .filling = false };
 	return 0;
+}
+
+void cqd_checked(struct cqd_client *client, const struct cqp_page *pages,
+		 const struct cqd_check *checks, unsigned int n, uint8_t *gone)
+{
+	memset(gone, 0, (n + 7) / 8);
 }
 
 void cqd_readers_begin(struct cqd_store *st)

@@ -586,6 +586,73 @@ TEST(leases_last)
 	stop(&r);
 }
 
+static unsigned int unchecked(struct rig *r, const struct cqp_key *keys, unsigned int n,
+			      struct cqp_page *pages, struct cqd_found *found)
+{
+	struct cqp_page sink;
+
+	ASSERT_EQ(cqd_match(r->cl, r->sh, keys, n, false, pages, &sink, found, &r->err), n);
+	return found->n_unchecked;
+}
+
+/* Pages taken over are judged once, by the first checksum that a worker sends. */
+TEST(checked)
+{
+	static const struct cqd_ns_opts wide = { .quota_bytes = 1 << 30 };
+	struct cqd_check good[3] = { { 1, ~1ull }, { 2, ~2ull }, { 3, ~3ull } }, bad = { 9, ~2ull };
+	struct cqp_page at[3], was[3];
+	struct rig_wait w[3];
+	struct lease_wait c;
+	struct cqp_key keys[3];
+	struct cqd_found found;
+	struct cqd_client *foreign;
+	struct cqd_ns *ns;
+	uint8_t gone;
+	struct rig r;
+	int i;
+
+	start(&r, 1 << 20);
+	w[0] = page_0(&r, 1);
+	c = lease_of(&r, r.cl, r.sh, 2, false);
+	for (i = 1; i < 3; i++)
+		ASSERT_EQ(seal_from(&r, r.cl, &w[i - 1].res.key, (uint32_t)i + 1, &c.slot[i - 1],
+				    NULL, &w[i]), 0);
+	for (i = 0; i < 3; i++)
+		keys[i] = w[i].res.key;
+	ASSERT_EQ(unchecked(&r, keys, 3, at, &found), 0);
+	again(&r);
+	ASSERT_EQ(r.st->unchecked, 3);
+	ASSERT_EQ(unchecked(&r, keys, 3, at, &found), 3);
+	ASSERT_EQ(found.unchecked[0], 7);
+	memcpy(was, at, sizeof(at));
+	/* Nobody else's to judge. */
+	ASSERT_EQ(cqd_ns_get(r.st, "foreign", &wide, &ns, &r.err), 0);
+	ASSERT_EQ(cqd_client_new(r.st, ns, 200, 7, 0, "f", &foreign, &r.err), 0);
+	cqd_checked(foreign, at, &bad, 1, &gone);
+	ASSERT_EQ(gone, 0);
+	ASSERT_EQ(r.st->unchecked, 3);
+	cqd_checked(r.cl, at, good, 1, &gone);
+	ASSERT_EQ(gone, 0);
+	ASSERT_EQ(unchecked(&r, keys, 3, at, &found), 2);
+	ASSERT_EQ(found.unchecked[0], 6);
+	cqd_checked(r.cl, at, &bad, 1, &gone);
+	ASSERT_EQ(gone, 0);
+	ASSERT_EQ(r.st->checksum_failures, 0);
+	/* The second is wrong: the third goes with it. */
+	cqd_checked(r.cl, at + 1, &bad, 1, &gone);
+	ASSERT_EQ(gone, 1);
+	ASSERT_EQ(r.st->checksum_failures, 1);
+	ASSERT_EQ(r.st->unchecked, 0);
+	ASSERT_EQ(rig_resident(&r, keys, 3), 1);
+	cqd_checked(r.cl, was, good, 3, &gone);
+	ASSERT_EQ(gone, 6);
+	ASSERT_EQ(r.st->checksum_failures, 1);
+	was[0].segment = UINT32_MAX;
+	cqd_checked(r.cl, was, good, 1, &gone);
+	ASSERT_EQ(gone, 1);
+	stop(&r);
+}
+
 /* Writes into the index while no daemon runs: as after a crash at a bad moment. */
 static struct cqp_index_hdr *index_of(size_t *bytes)
 {
