@@ -15,7 +15,6 @@
 #include "daemon/msgid.h"
 #include "daemon/server.h"
 
-#define OPEN_PER_TURN	8
 #define END_PER_TURN	64	/* sessions of one process; its event comes again */
 
 /*
@@ -207,19 +206,19 @@ static void find_again(struct cqd_process *p)
 	       "until it connects again or cqd is restarted", (int)p->pid, strerror(-ret));
 }
 
+/* One a turn: opening a process takes longer than a turn of the loop. */
 static void on_idle(uv_idle_t *idle)
 {
 	struct cqd_server *srv = idle->data;
 	struct cqd_process *p;
-	unsigned int i;
 
-	for (i = 0; i < OPEN_PER_TURN && !list_empty(&srv->unwatched); i++) {
-		p = list_first(&srv->unwatched, struct cqd_process, todo);
-		list_del(&p->todo);
-		find_again(p);
-	}
-	if (list_empty(&srv->unwatched))
+	if (list_empty(&srv->unwatched)) {
 		uv_idle_stop(idle);
+		return;
+	}
+	p = list_first(&srv->unwatched, struct cqd_process, todo);
+	list_del(&p->todo);
+	find_again(p);
 }
 
 /**
