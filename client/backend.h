@@ -25,6 +25,18 @@ struct cqc_attend {
 	struct cq_attn_opts opt;
 };
 
+/*
+ * struct cqc_unchecked - pages found, of which some were not verified since cqd took
+ * them over
+ * @pages: [@n]; those whose bit is set in @bits are to be looked at
+ * @sink:  of the first page; NULL: none
+ */
+struct cqc_unchecked {
+	const struct cqp_page *pages, *sink;
+	const uint8_t *bits;
+	uint32_t n;
+};
+
 /**
  * struct cqc_backend - operations on memory of one kind
  * @memory:   arena of @bytes (0: default) and tables, at open; @model is parsed.
@@ -39,6 +51,8 @@ struct cqc_attend {
  * @seg_map:  map a segment from its descriptor, which stays the caller's. 0 or -errno
  * @seg_unmap: undo that
  * @header:   copy the header of a slot at @at; lock held. 0 or -errno
+ * @verify:   look at pages that cqd could not; lock held. How many of them from the
+ *            first on may be used, or -errno
  * @pg_take:  memory for a private page's codes and, if @sink, sinks; false: full
  * @pg_give:  the same back, whichever of it there is
  * @same:     does a page have the bytes of the published one in pg->res?
@@ -82,6 +96,7 @@ struct cqc_backend {
 	int (*seg_map)(struct cqc_seg *seg, int fd, uint64_t bytes);
 	void (*seg_unmap)(struct cqc_seg *seg);
 	int (*header)(struct cq_model *model, const uint8_t *at, struct cq_page_hdr *hdr);
+	int (*verify)(struct cq_model *model, const struct cqc_unchecked *f);
 	bool (*pg_take)(struct cq_pg *pg, bool sink);
 	void (*pg_give)(struct cq_pg *pg);
 	bool (*same)(const struct cq_pg *pg);

@@ -14,6 +14,7 @@ const struct cqc_backend cqc_cuda = {
 	.seg_map = cqc_gpu_seg_map,
 	.seg_unmap = cqc_gpu_seg_unmap,
 	.header = cqc_gpu_header,
+	.verify = cqc_gpu_verify,
 	.pg_take = cqc_gpu_pg_take,
 	.pg_give = cqc_gpu_pg_give,
 	.same = cqc_gpu_same,

@@ -277,7 +277,19 @@ int cqc_gpu_append_rows(struct cq_batch *b, const struct cqc_append *a,
 			const struct cq_append_opts *opts);
 int cqc_gpu_attention(const struct cq_batch *b, const struct cqc_attend *at);
 
+/* Sums of 64 bits that the kernel makes of a payload. */
+static inline uint64_t cqc_gpu_sums(uint64_t payload)
+{
+	return (payload + CQ_CHECK_CHUNK - 1) / CQ_CHECK_CHUNK;
+}
+
+/* --- gpu_verify.c --- */
+
+int cqc_gpu_verify(struct cq_model *model, const struct cqc_unchecked *f);
+
 /* --- gpu_seal.c --- */
+
+void cqc_gpu_fold(const uint8_t *sums, uint64_t payload, uint64_t out[2]);
 
 int cqc_gpu_hashing_new(struct cq_model *model);
 void cqc_gpu_hashing_free(struct cqc_gpu *g);

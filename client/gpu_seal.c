@@ -11,11 +11,6 @@
 #define POLL_MS 1
 #define JOBS (2 * CQC_HASHES)	/* codes and sinks */
 
-static uint64_t sums_of(uint64_t payload)
-{
-	return (payload + CQ_CHECK_CHUNK - 1) / CQ_CHECK_CHUNK;
-}
-
 /**
  * cqc_gpu_hashing_new() - the engine's stream and memory
  * @model: model, the context is current
@@ -30,7 +25,7 @@ int cqc_gpu_hashing_new(struct cq_model *model)
 	int r;
 
 	h->out = 16 + JOBS * sizeof(struct cqkd_check);
-	h->out_bytes = 8 * (sums_of(model->m.payload) + sums_of(model->m.sink_payload));
+	h->out_bytes = 8 * (cqc_gpu_sums(model->m.payload) + cqc_gpu_sums(model->m.sink_payload));
 	h->hdrs = h->out + CQC_HASHES * h->out_bytes;
 	h->bytes = h->hdrs + (JOBS + 1) * sizeof(struct cq_page_hdr);
 	r = g->cu->cuStreamCreate(&h->stream, CQCU_STREAM_NON_BLOCKING);
@@ -115,7 +110,7 @@ static int check_launch(struct cq_model *model)
 		job_add(h, &n, cqc_lease_ro(g, h->pg[i]->chunk), m->payload, out);
 		if (h->pg[i]->sink_chunk != CQC_NONE)
 			job_add(h, &n, cqc_lease_ro(g, h->pg[i]->sink_chunk), m->sink_payload,
-				out + 8 * sums_of(m->payload));
+				out + 8 * cqc_gpu_sums(m->payload));
 	}
 	memcpy(h->host, &n, sizeof(n));
 	r = g->cu->cuMemcpyHtoDAsync(h->dev, h->host, h->out, h->stream);
@@ -132,10 +127,15 @@ static int check_launch(struct cq_model *model)
 	return r ? cqc_gpu_fail(g, r, "reading checks") : 0;
 }
 
-/* XXH3-128 over the XXH3-64 of each 4 KiB. */
-static void fold(const uint8_t *sums, uint64_t n, uint64_t out[2])
+/**
+ * cqc_gpu_fold() - checksum of a payload from what the kernel makes of it
+ * @sums:    XXH3-64 of each 4 KiB, unaligned
+ * @payload: bytes
+ * @out:     low and high half of the XXH3-128 over them
+ */
+void cqc_gpu_fold(const uint8_t *sums, uint64_t payload, uint64_t out[2])
 {
-	XXH128_hash_t x = XXH3_128bits(sums, n * 8);
+	XXH128_hash_t x = XXH3_128bits(sums, cqc_gpu_sums(payload) * 8);
 
 	out[0] = x.low64;
 	out[1] = x.high64;
@@ -165,7 +165,7 @@ static int headers_put(struct cq_model *model)
 {
 	struct cqc_gpu *g = model->gpu;
 	struct cqc_hashing *h = &g->hashing;
-	uint64_t n = sums_of(model->m.payload);
+	uint64_t n = cqc_gpu_sums(model->m.payload);
 	uint32_t i;
 	int r = 0;
 
@@ -173,11 +173,11 @@ static int headers_put(struct cq_model *model)
 		const uint8_t *sums = h->host + h->out + i * h->out_bytes;
 		struct cq_pg *pg = h->pg[i];
 
-		fold(sums, n, pg->sums);
+		cqc_gpu_fold(sums, model->m.payload, pg->sums);
 		r = header_put(model, pg, CQ_PAGE_CODES, 2 * i);
 		if (r || pg->sink_chunk == CQC_NONE)
 			continue;
-		fold(sums + 8 * n, sums_of(model->m.sink_payload), pg->sums + 2);
+		cqc_gpu_fold(sums + 8 * n, model->m.sink_payload, pg->sums + 2);
 		r = header_put(model, pg, CQ_PAGE_SINK, 2 * i + 1);
 	}
 	if (!r)

@@ -6,7 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include "client/internal.h"
+#include "client/backend.h"
 
 #define SEQ_FLAGS (CQ_SEQ_NOMATCH | CQ_SEQ_PRIVATE)
 
@@ -128,8 +128,9 @@ struct match {
 	struct cqp_page *pages;
 	uint32_t n, asked, split;
 	struct cqp_page sink;
-	bool has_sink;
+	bool has_sink, has_unchecked;
 	uint32_t epoch;
+	uint8_t unchecked[CQP_MAX_KEYS / 8];
 };
 
 static int lookup_take(struct cqc_call *call, const Cqp__Msg *msg, struct cqp_frame *f)
@@ -139,7 +140,8 @@ static int lookup_take(struct cqc_call *call, const Cqp__Msg *msg, struct cqp_fr
 
 	if (ok->matched > m->asked || ok->pages.len != ok->matched * sizeof(*m->pages) ||
 	    (ok->has_sink && ok->sink.len != sizeof(m->sink)) ||
-	    (ok->has_split && (!ok->split || ok->split >= ok->matched)))
+	    (ok->has_split && (!ok->split || ok->split >= ok->matched)) ||
+	    (ok->has_unchecked && ok->unchecked.len != (ok->matched + 7) / 8))
 		return cq_err_set(&call->err, -EPROTO, "cqd gave a malformed answer to Lookup");
 	m->n = ok->matched;
 	m->split = ok->has_split ? ok->split : 0;
@@ -148,6 +150,9 @@ static int lookup_take(struct cqc_call *call, const Cqp__Msg *msg, struct cqp_fr
 	m->has_sink = ok->has_sink;
 	if (ok->has_sink)
 		memcpy(&m->sink, ok->sink.data, sizeof(m->sink));
+	m->has_unchecked = ok->has_unchecked;
+	if (ok->has_unchecked)
+		memcpy(m->unchecked, ok->unchecked.data, ok->unchecked.len);
 	return 0;
 }
 
@@ -266,12 +271,23 @@ static int ent_match(struct cq_seq *seq, uint32_t i, const struct cqp_page *page
 	return 0;
 }
 
+/* Pages of @m that may be used, from the first on; -errno. Lock held. */
+static int usable(struct cq_model *model, const struct match *m, bool first)
+{
+	struct cqc_unchecked f = {
+		.pages = m->pages, .n = m->n, .bits = m->unchecked,
+		.sink = first && m->has_sink ? &m->sink : NULL,
+	};
+
+	return m->has_unchecked ? model->be->verify(model, &f) : (int)m->n;
+}
+
 /* Lock held. Fewer pages than there are is no error: the rest is computed. */
 static int match_rounds(struct cq_seq *seq, const uint32_t *ids,
 			const struct cqp_key *keys, uint32_t n, struct cqp_page *pages)
 {
 	struct match m = { .pages = pages };
-	uint32_t done = 0, i;
+	uint32_t done = 0, n_good, i;
 	int ret = 0;
 
 	while (done < n && !ret) {
@@ -280,11 +296,14 @@ static int match_rounds(struct cq_seq *seq, const uint32_t *ids,
 		if (ret || !m.n)
 			break;
 		pins_take(seq, &m);
-		for (i = 0; i < m.n && !ret; i++)
+		ret = usable(seq->model, &m, !done);
+		n_good = ret < 0 ? 0 : (uint32_t)ret;
+		ret = MIN(ret, 0);
+		for (i = 0; i < n_good && !ret; i++)
 			ret = ent_match(seq, done + i, &pages[i], &m, &keys[done + i],
 					ids + (size_t)(done + i) * CQ_PAGE_TOKENS);
-		done += m.n;
-		if (m.n < m.asked)
+		done += n_good;
+		if (n_good < m.asked)
 			break;
 	}
 	return ret;

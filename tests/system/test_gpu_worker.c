@@ -172,6 +172,96 @@ TEST_LIMIT(cqd_killed_slow_device, 90)
 	over_restarts(4);
 }
 
+/* --- pages that cqd took over --- */
+
+/* A byte of the device's memory changes, behind everybody's back. */
+static void spoil(const struct worker *w, const uint8_t *at)
+{
+	struct list_head *pos;
+	uint8_t byte;
+
+	list_for_each(pos, &w->model->segs) {
+		struct cqc_seg *seg = list_entry(pos, struct cqc_seg, link);
+
+		if (!seg->rw || at < seg->base || at >= seg->base + seg->bytes)
+			continue;
+		CU(cuMemcpyDtoH(&byte, (uintptr_t)at, 1));
+		byte ^= 1;
+		CU(cuMemcpyHtoD(seg->rw + (cqcu_ptr)(at - seg->base), &byte, 1));
+		return;
+	}
+	FAIL("no segment of this worker has %p", (const void *)at);
+}
+
+/* Publishes 14 pages, spoils page 5 when told 'p', the sinks when told 's'. */
+static void spoiler(int fd, void *arg)
+{
+	struct cq_seq *seq;
+	struct worker w;
+
+	worker_gpu_open(&w, &small, s.sock, 0, 64);
+	seq = worker_seq(&w, ids, 1000);
+	feed(&w, seq, 900);
+	CQ_OK(cq_seal(seq, SYS_DEADLINE));
+	sys_say(fd, 'S');
+	sys_hear(fd, 'p');
+	spoil(&w, seq->ents[5].pg->codes + 8191);
+	sys_say(fd, 'P');
+	sys_hear(fd, 's');
+	spoil(&w, seq->ents[0].pg->sink.data + 17);
+	sys_say(fd, 'D');
+	sys_hear(fd, 'e');
+	cq_close(w.ctx);
+}
+
+static void finds(int fd, void *arg)
+{
+	size_t want = *(size_t *)arg;
+	struct worker w;
+
+	worker_gpu_open(&w, &small, s.sock, 0, 64);
+	ASSERT_EQ(cq_seq_length(worker_seq(&w, ids, 900)), want);
+	/* Looked at by then: found as before. */
+	ASSERT_EQ(cq_seq_length(worker_seq(&w, ids, 900)), want);
+	cq_close(w.ctx);
+}
+
+static void look(size_t want)
+{
+	struct sys_peer p;
+
+	sys_spawn(&p, SYS_UID_B, finds, &want);
+	sys_join(&p);
+}
+
+TEST_LIMIT(verified_after_a_restart, 60)
+{
+	Cqp__StatusOk st;
+	struct sys_peer p;
+
+	begin();
+	sys_spawn(&p, SYS_UID_A, spoiler, NULL);
+	sys_hear_ms(p.fd, 'S', 2 * SYS_DEADLINE);
+	look(896);
+	sys_restart(&s);
+	look(896);
+	sys_say(p.fd, 'p');
+	sys_hear(p.fd, 'P');
+	/* Nobody looks twice: what changes later is the next restart's. */
+	look(896);
+	sys_restart(&s);
+	look(320);
+	sys_status(&s, &st);
+	ASSERT_EQ(st.checksum_failures, 1);
+	sys_say(p.fd, 's');
+	sys_hear(p.fd, 'D');
+	sys_restart(&s);
+	look(0);
+	sys_say(p.fd, 'e');
+	sys_join(&p);
+	sys_stop(&s);
+}
+
 /* Launched, committed, and killed before anything could be sealed. */
 static void victim(int fd, void *arg)
 {
