@@ -43,6 +43,14 @@ static void until_ready(bool ready)
 	}
 }
 
+/* The end of the connection comes first, then it is known that there is no holder. */
+static void until_lost(void)
+{
+	until_ready(false);
+	while (gpu_pool().reserved)
+		usleep(500);
+}
+
 static unsigned int times_logged(const char *text)
 {
 	FILE *f = fopen(s.log, "re");
@@ -233,7 +241,7 @@ TEST_LIMIT(holder_killed, 60)
 	ASSERT_OK(handle_of(&p, m.page.segment, handle, &bytes));
 	ASSERT_EQ(lease(&p, 1, false, &left), 1);
 	hold_kill();
-	until_ready(false);
+	until_lost();
 	ASSERT_EQ(wire_lookup(p.fd, p.shard.shard, &m.key, 1), 0);
 	ASSERT_EQ(handle_of(&p, m.page.segment, handle, &bytes), -ENODATA);
 	ASSERT_EQ(lease(&p, 1, false, &slot), -ENODATA);
