@@ -9,6 +9,8 @@
 
 #include "client/internal.h"
 
+#define CQC_IPC_HANDLE 64	/* bytes of a CUDA IPC memory handle */
+
 /* One call of cq_append(), options checked. */
 struct cqc_append {
 	struct cq_seq *seq;
@@ -48,7 +50,8 @@ struct cqc_unchecked {
  * @leave:    tell cqd of the end; lock held
  * @fini:     give everything back; nothing of the model is in use
  * @call:     are @device and @stream of a call for this model? 0 or -EINVAL
- * @seg_map:  map a segment from its descriptor, which stays the caller's. 0 or -errno
+ * @seg_map:  map a segment of seg->bytes from @fd, which stays the caller's, or, if that
+ *            is -1, @handle, [CQC_IPC_HANDLE]. 0 or -errno
  * @seg_unmap: undo that
  * @header:   copy the header of a slot at @at; lock held. 0 or -errno
  * @verify:   look at pages that cqd could not; lock held. How many of them from the
@@ -93,7 +96,7 @@ struct cqc_backend {
 	void (*fini)(struct cq_model *model);
 	int (*call)(const struct cq_model *model, int32_t device, void *stream,
 		    const char *what);
-	int (*seg_map)(struct cqc_seg *seg, int fd, uint64_t bytes);
+	int (*seg_map)(struct cqc_seg *seg, int fd, const uint8_t *handle);
 	void (*seg_unmap)(struct cqc_seg *seg);
 	int (*header)(struct cq_model *model, const uint8_t *at, struct cq_page_hdr *hdr);
 	int (*verify)(struct cq_model *model, const struct cqc_unchecked *f);
@@ -130,7 +133,7 @@ extern const struct cqc_backend cqc_cuda;
 int cqc_host_memory(struct cq_model *model, uint64_t bytes);
 int cqc_host_join(struct cq_model *model, uint32_t shard, uint64_t conn_no);
 void cqc_host_rejoin(struct cq_model *model);
-int cqc_host_seg_map(struct cqc_seg *seg, int fd, uint64_t bytes);
+int cqc_host_seg_map(struct cqc_seg *seg, int fd, const uint8_t *handle);
 int cqc_host_append(const struct cqc_append *a, size_t at, size_t n);
 void cqc_host_fill(const struct cq_seq *seq, uint32_t i);
 int cqc_host_append_rows(struct cq_batch *b, const struct cqc_append *a,

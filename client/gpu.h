@@ -203,7 +203,7 @@ int cqc_gpu_memory(struct cq_model *model, uint64_t bytes);
 void cqc_gpu_fini(struct cq_model *model);
 int cqc_gpu_call(const struct cq_model *model, int32_t device, void *stream,
 		 const char *what);
-int cqc_gpu_seg_map(struct cqc_seg *seg, int fd, uint64_t bytes);
+int cqc_gpu_seg_map(struct cqc_seg *seg, int fd, const uint8_t *handle);
 void cqc_gpu_seg_unmap(struct cqc_seg *seg);
 /* A second, writable mapping. 0 or -errno. */
 int cqc_gpu_seg_rw(struct cqc_seg *seg);
@@ -229,6 +229,7 @@ void cqc_gpu_rejoin(struct cq_model *model);
 void cqc_lease_late(struct cq_ctx *ctx, const Cqp__LeaseOk *ok);
 void cqc_gpu_leave(struct cq_model *model);
 void cqc_gpu_resume(struct cq_model *model, bool resumed);
+void cqc_gpu_gone(struct cq_model *model, uint32_t epoch);
 void cqc_gpu_leases_pump(struct cq_model *model);
 int cqc_gpu_leases_idle_ms(const struct cq_model *model);
 void cqc_gpu_lease_over(struct cq_model *model, uint32_t lease);

@@ -241,6 +241,28 @@ static void lease_map(struct cq_model *model, uint32_t at)
 	cqc_event(model->ctx);
 }
 
+/* Nothing may be written any more to slots that were leased so far. */
+static void forget(struct cqc_gpu *g)
+{
+	uint32_t i;
+
+	for (i = 0; i < CQC_LEASES; i++)
+		if (g->leases[i].state == CQC_LEASE_MAPPING)
+			memset(&g->leases[i], 0, sizeof(g->leases[i]));
+	/* Pairs with the loads of the caller's thread. */
+	smp_store_release(&g->epoch, g->epoch + 1);
+}
+
+static bool has_some(const struct cqc_gpu *g)
+{
+	uint32_t i;
+
+	for (i = 0; i < CQC_LEASES; i++)
+		if (g->leases[i].state && g->leases[i].epoch == g->epoch)
+			return true;
+	return false;
+}
+
 static void lease_done(struct cq_ctx *ctx, struct cqc_req *req, int ret, const Cqp__Msg *msg,
 		       struct cqp_frame *f)
 {
@@ -254,6 +276,8 @@ static void lease_done(struct cq_ctx *ctx, struct cqc_req *req, int ret, const C
 		p->retry_ms = RETRY_MIN_MS;
 		return;
 	}
+	if (ret == -ENODATA && has_some(model->gpu))
+		forget(model->gpu);
 	p->retry_at = cqc_now_ms() + p->retry_ms;
 	p->retry_ms = MIN(p->retry_ms * 2, RETRY_MAX_MS);
 }
@@ -519,17 +543,21 @@ static bool is_first(const struct cq_model *model)
  */
 void cqc_gpu_resume(struct cq_model *model, bool resumed)
 {
-	struct cqc_gpu *g = model->gpu;
-	uint32_t i;
+	if (!resumed)
+		forget(model->gpu);
+	else if (is_first(model))
+		others_return(model->ctx);
+}
 
-	if (resumed) {
-		if (is_first(model))
-			others_return(model->ctx);
-		return;
-	}
-	for (i = 0; i < CQC_LEASES; i++)
-		if (g->leases[i].state == CQC_LEASE_MAPPING)
-			memset(&g->leases[i], 0, sizeof(g->leases[i]));
-	/* Pairs with the loads of the caller's thread. */
-	smp_store_release(&g->epoch, g->epoch + 1);
+/**
+ * cqc_gpu_gone() - cqd says -ENODATA: the memory of the pool has ended
+ * @model: model, lock held
+ * @epoch: when what it said that of was leased
+ *
+ * Slots of a later memory, if there are any by now, stay.
+ */
+void cqc_gpu_gone(struct cq_model *model, uint32_t epoch)
+{
+	if (epoch == model->gpu->epoch)
+		forget(model->gpu);
 }

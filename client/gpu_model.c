@@ -314,34 +314,69 @@ err_free:
 	return cqc_gpu_fail(g, r, "mapping a segment");
 }
 
-/**
- * cqc_gpu_seg_map() - map a segment of the device, read-only
- * @seg:   segment
- * @fd:    from the daemon, not taken
- * @bytes: of it
- *
- * Return: 0; -errno.
- */
-int cqc_gpu_seg_map(struct cqc_seg *seg, int fd, uint64_t bytes)
+static int import_fd(struct cqc_gpu *g, int fd, uint64_t bytes, cqcu_ptr *out)
 {
-	struct cqc_gpu *g = seg->model->gpu;
-	cqcu_ptr p = 0;
 	cqcu_mem h;
-	int ret, r, mode;
+	int ret, r;
 
-	ret = cqc_gpu_eng_in(g, &mode);
-	if (ret)
-		return ret;
 	r = g->cu->cuMemImportFromShareableHandle(&h, (void *)(intptr_t)fd,
 			CQCU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+	if (r)
+		return cqc_gpu_fail(g, r, "importing a segment");
+	ret = map_at(g, h, bytes, CQCU_MEM_ACCESS_FLAGS_PROT_READ, out);
+	g->cu->cuMemRelease(h);
+	return ret;
+}
+
+/* Fails as well when the memory's owner has ended and cqd does not know it yet. */
+static int import_handle(struct cqc_gpu *g, const uint8_t *handle, uint64_t bytes,
+			 cqcu_ptr *out)
+{
+	struct cqcu_ipc_handle h;
+	size_t size = 0;
+	cqcu_ptr p, low;
+	int r;
+
+	_Static_assert(sizeof(h) == CQC_IPC_HANDLE, "as in SegmentOk");
+	memcpy(&h, handle, sizeof(h));
+	r = g->cu->cuIpcOpenMemHandle(&p, h, CQCU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS);
 	if (r) {
-		ret = cqc_gpu_fail(g, r, "importing a segment");
-	} else {
-		ret = map_at(g, h, bytes, CQCU_MEM_ACCESS_FLAGS_PROT_READ, &p);
-		g->cu->cuMemRelease(h);
+		cqc_gpu_fail(g, r, "opening a segment");
+		return -ENODATA;
 	}
+	r = g->cu->cuMemGetAddressRange(&low, &size, p);
+	if (r || low != p || size < bytes) {
+		g->cu->cuIpcCloseMemHandle(p);
+		return -EPROTO;
+	}
+	*out = p;
+	return 0;
+}
+
+/**
+ * cqc_gpu_seg_map() - map a segment of the device: read-only, if by a descriptor
+ * @seg:    segment
+ * @fd:     from the daemon, not taken; -1: @handle
+ * @handle: [CQC_IPC_HANDLE]; one more opening of a handle is counted by the driver
+ *
+ * Return: 0; -ENODATA the handle's owner is gone; -EPROTO; -errno.
+ */
+int cqc_gpu_seg_map(struct cqc_seg *seg, int fd, const uint8_t *handle)
+{
+	struct cqc_gpu *g = seg->model->gpu;
+	int mode, ret = cqc_gpu_eng_in(g, &mode);
+	cqcu_ptr p = 0;
+
+	if (ret)
+		return ret;
+	if (fd >= 0)
+		ret = import_fd(g, fd, seg->bytes, &p);
+	else
+		ret = import_handle(g, handle, seg->bytes, &p);
 	cqc_gpu_eng_out(g, &mode);
 	seg->base = (const uint8_t *)(uintptr_t)p;
+	seg->ipc = fd < 0;
+	seg->rw = seg->ipc ? p : 0;
 	return ret;
 }
 
@@ -390,7 +425,11 @@ void cqc_gpu_seg_unmap(struct cqc_seg *seg)
 	struct cqc_gpu *g = seg->model->gpu;
 
 	g->cu->cuCtxPushCurrent(g->ctx);
-	unmap(g, seg->rw, seg->bytes);
-	unmap(g, (uintptr_t)seg->base, seg->bytes);
+	if (seg->ipc) {
+		g->cu->cuIpcCloseMemHandle(seg->rw);
+	} else {
+		unmap(g, seg->rw, seg->bytes);
+		unmap(g, (uintptr_t)seg->base, seg->bytes);
+	}
 	cqc_gpu_out(g);
 }

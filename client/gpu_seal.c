@@ -379,6 +379,8 @@ int cqc_gpu_sealed(struct cq_pg *pg, int ret)
 		used = true;
 		ret = 0;
 	}
+	if (ret == -ENODATA && !pg->model->gone)
+		cqc_gpu_gone(pg->model, pg->model->gpu->leases[pg->chunk].epoch);
 	lease_answered(pg->model->gpu, pg->chunk, used);
 	lease_answered(pg->model->gpu, pg->sink_chunk, used);
 	return ret;

@@ -162,6 +162,7 @@ struct cqc_state_map {
  * struct cqc_seg - a segment
  * @base: NULL while its fd is on the way; read-only
  * @rw:   the same memory writable, on a device; 0: not yet
+ * @ipc:  opened by a legacy handle: one mapping, which is writable
  * @words: word of slot 0
  */
 struct cqc_seg {
@@ -173,6 +174,7 @@ struct cqc_seg {
 	uint64_t bytes, slot_bytes;
 	const uint8_t *base;
 	uint64_t rw;
+	bool ipc;
 	const uint64_t *words;
 };
 

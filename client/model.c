@@ -41,6 +41,15 @@ static int image_take(struct cq_model *model, int fd, uint64_t bytes, struct cq_
 	return model->image ? 0 : cq_err_set(err, -ENOMEM, "out of memory for the model file");
 }
 
+static bool backend_known(const struct cq_model *model, const Cqp__ModelOk *ok)
+{
+	Cqp__Backend b = ok->has_backend ? ok->backend : CQP__BACKEND__MEMFD;
+
+	if (model->gpu)
+		return b == CQP__BACKEND__CUDA_VMM || b == CQP__BACKEND__CUDA_IPC;
+	return b == CQP__BACKEND__MEMFD;
+}
+
 static int open_take(struct cqc_call *call, const Cqp__Msg *msg, struct cqp_frame *f)
 {
 	const Cqp__ModelOk *ok = msg->model_ok;
@@ -56,7 +65,7 @@ static int open_take(struct cqc_call *call, const Cqp__Msg *msg, struct cqp_fram
 				    &call->err);
 	if (ret)
 		return ret;
-	if (!!model->gpu != (ok->has_backend && ok->backend == CQP__BACKEND__CUDA_VMM))
+	if (!backend_known(model, ok))
 		return cq_err_set(&call->err, -EOPNOTSUPP, "cqd shares this shard's memory in a "
 				  "way that this library lacks (backend %d)",
 				  ok->has_backend ? (int)ok->backend : 0);

@@ -144,18 +144,18 @@ static void *map_aligned(int fd, uint64_t bytes)
  * cqc_host_seg_map() - map a memfd
  * @seg:   segment
  * @fd:    from the daemon, not taken
- * @bytes: of it
+ * @handle: unused: the host's segments have descriptors
  *
  * Return: 0; -EPROTO; other -errno of mmap().
  */
-int cqc_host_seg_map(struct cqc_seg *seg, int fd, uint64_t bytes)
+int cqc_host_seg_map(struct cqc_seg *seg, int fd, const uint8_t *handle)
 {
-	int ret = cqc_memfd_check(fd, bytes, "segment", NULL);
+	int ret = cqc_memfd_check(fd, seg->bytes, "segment", NULL);
 	void *p;
 
 	if (ret)
 		return ret;
-	p = map_aligned(fd, bytes);
+	p = map_aligned(fd, seg->bytes);
 	if (p == MAP_FAILED)
 		return -errno;
 	seg->base = p;
@@ -164,14 +164,16 @@ int cqc_host_seg_map(struct cqc_seg *seg, int fd, uint64_t bytes)
 
 static int seg_map(struct cqc_seg *seg, const Cqp__SegmentOk *ok, struct cqp_frame *f)
 {
+	bool ipc = ok->has_backend && ok->backend == CQP__BACKEND__CUDA_IPC;
 	struct cqc_state_map *state = seg->model->state;
 	int ret;
 
 	/* A segment of another namespace comes with that one's state words. */
-	if (f->n_fds != (ok->has_state_words ? 2 : 1))
+	if (f->n_fds != !ipc + (ok->has_state_words ? 1u : 0u) ||
+	    (ipc && (!seg->model->gpu || ok->handle.len != CQC_IPC_HANDLE)))
 		return -EPROTO;
 	if (ok->has_state_words) {
-		ret = cqc_state_map(seg->model, f->fds[1], ok->state_words, &state, NULL);
+		ret = cqc_state_map(seg->model, f->fds[!ipc], ok->state_words, &state, NULL);
 		if (ret)
 			return ret;
 	}
@@ -185,7 +187,7 @@ static int seg_map(struct cqc_seg *seg, const Cqp__SegmentOk *ok, struct cqp_fra
 	seg->slot_bytes = ok->slot_bytes;
 	seg->slots = ok->slots;
 	seg->words = state->words + ok->word_base;
-	return seg->model->be->seg_map(seg, f->fds[0], ok->bytes);
+	return seg->model->be->seg_map(seg, ipc ? -1 : f->fds[0], ok->handle.data);
 }
 
 static void seg_done(struct cq_ctx *ctx, struct cqc_req *req, int ret,
@@ -200,7 +202,7 @@ static void seg_done(struct cq_ctx *ctx, struct cqc_req *req, int ret,
 		free(seg);
 	}
 	/* A daemon that lies about its segments is met again from the start. */
-	if (ret && ret != -ENOTCONN && ret != -ENOENT && ret != -ENOMEM)
+	if (ret && ret != -ENOTCONN && ret != -ENOENT && ret != -ENOMEM && ret != -ENODATA)
 		cqc_conn_drop(ctx, ret);
 }
 

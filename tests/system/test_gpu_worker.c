@@ -3,74 +3,28 @@
  * Workers of libcq on the emulated GPU, and a cqd that is killed and adopted
  * between their calls: sessions are resumed, slots go on being theirs.
  */
-#include "tests/system/sys.h"
-#include "tests/unit/test_libcq_gpu.h"
-#include "client/gpu.h"
-
-static struct sys s;
-static const struct shape small = GPU_SHAPE;
-static uint32_t ids[2000];
+#include "tests/system/gpu_work.h"
 
 static void begin(void)
 {
 	static char blue[600];
 	struct sys_opts o = { .blue = blue };
-	char path[300];
-	size_t size;
-	void *image;
 
 	gpu_env();
-	rig_ids(ids, 2000, 1);
-	ASSERT_SYS(chmod(test_dir(), 0755));
-	snprintf(path, sizeof(path), "%s/toy.cqm", test_dir());
-	image = rig_image(&small, &size);
-	rig_write(path, image, size);
-	free(image);
-	snprintf(blue, sizeof(blue), "[gpu g0]\nuuid = " GPU_UUID "\npool_bytes = 32M\n"
-		 "[model toy]\npath = %s\n", path);
+	snprintf(blue, sizeof(blue), "[gpu g0]\nuuid = " GPU_UUID "\npool_bytes = 32M\n");
+	work_model(blue, sizeof(blue));
 	sys_start(&s, &o);
-}
-
-static uint64_t gpu_used(void)
-{
-	Cqp__Status body = CQP__STATUS__INIT;
-	DECLARE_MSG(msg, STATUS, status, body);
-	int fd = wire_open(s.admin);
-	uint64_t used;
-	Cqp__Msg *r;
-
-	ASSERT_OK(fd);
-	r = wire_call(fd, &msg, NULL, 0, NULL);
-	ASSERT(r && r->body_case == CQP__MSG__BODY_STATUS_OK && r->status_ok->n_pools == 2);
-	used = r->status_ok->pools[1]->used;
-	cqp_free(r);
-	close(fd);
-	return used;
 }
 
 static void until_used(uint64_t used)
 {
 	long long end = test_now_ms() + SYS_DEADLINE;
 
-	while (gpu_used() != used) {
+	while (gpu_figures().used != used) {
 		if (test_now_ms() > end)
-			FAIL("%llu bytes in use, not %llu", (unsigned long long)gpu_used(),
+			FAIL("%llu bytes in use, not %llu", (unsigned long long)gpu_figures().used,
 			     (unsigned long long)used);
 		usleep(1000);
-	}
-}
-
-/* As gpu_grow(), but waits when no slot is leased at the moment. */
-static void feed(const struct worker *w, struct cq_seq *seq, size_t to)
-{
-	long long end = test_now_ms() + 2 * SYS_DEADLINE;
-	int ret;
-
-	while ((ret = gpu_try_grow(w, seq, ids, to, 50))) {
-		if (ret != -ENOBUFS || test_now_ms() > end)
-			CQ_OK(ret);
-		CQ_OK(cq_truncate(seq, cq_seq_length(seq)));
-		usleep(2000);
 	}
 }
 
@@ -98,35 +52,6 @@ static void grower(int fd, void *arg)
 	sys_say(fd, 'S');
 	sys_hear(fd, 'e');
 	cq_close(w.ctx);
-}
-
-/* Finds what the grower published, and reads what a worker of the host computes. */
-static void reader(int fd, void *arg)
-{
-	size_t n = (size_t)2 * small.heads * small.dim, i;
-	float *a = calloc(n, 4), *b = calloc(n, 4), *lse = calloc(n, 4);
-	struct cq_batch *bw, *bh;
-	struct cq_seq *seq, *host;
-	struct worker w, h;
-
-	worker_open(&h, &small, s.sock, 0, 64);
-	host = worker_seq(&h, ids, 900);
-	worker_grow(&h, host, ids, 900);
-	CQ_OK(cq_seal(host, SYS_DEADLINE));
-	cq_seq_close(host);
-	worker_gpu_open(&w, &small, s.sock, 0, 64);
-	host = worker_seq(&h, ids, 900);
-	seq = worker_seq(&w, ids, 900);
-	ASSERT_EQ(cq_seq_length(seq), 896);
-	ASSERT_EQ(cq_seq_length(host), 896);
-	CQ_OK(cq_batch_new(w.model, 1, 2, 0, &bw));
-	CQ_OK(cq_batch_new(h.model, 1, 2, 0, &bh));
-	CQ_OK(attend(&w, bw, seq, ids, 2, true, a, lse));
-	CQ_OK(attend(&h, bh, host, ids, 2, false, b, lse));
-	for (i = 0; i < n; i++)
-		ASSERT_NEAR(a[i], b[i], 2e-3);
-	cq_close(w.ctx);
-	cq_close(h.ctx);
 }
 
 /* cqd is killed @restarts times while pages are on their way. */
@@ -288,7 +213,7 @@ TEST_LIMIT(worker_killed, 60)
 	begin();
 	sys_spawn(&v, SYS_UID_A, victim, NULL);
 	sys_hear(v.fd, 'k');
-	ASSERT_GT(gpu_used(), 0);
+	ASSERT_GT(gpu_figures().used, 0);
 	sys_kill(&v);
 	until_used(0);
 	sys_spawn(&g, SYS_UID_A, grower, NULL);
@@ -354,7 +279,7 @@ TEST_LIMIT(lease_answer_lost, 60)
 	begin();
 	worker_gpu_open(&w, &small, s.sock, CQ_OPEN_POLL, 64);
 	p = &w.model->gpu->pool[0];
-	ASSERT_EQ(gpu_used(), 64 * cq_slot_bytes(8192) + sinks);
+	ASSERT_EQ(gpu_figures().used, 64 * cq_slot_bytes(8192) + sinks);
 	p->want = 128;
 	while (!p->asked)
 		cqc_conn_run(w.ctx);

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Workers of libcq on the emulated GPU, with a cqd of the test's own: one that grows a
+ * sequence, one that reads what another has published.
+ */
+#ifndef TESTS_SYSTEM_GPU_WORK_H
+#define TESTS_SYSTEM_GPU_WORK_H
+
+#include "tests/system/sys.h"
+#include "tests/unit/test_libcq_gpu.h"
+#include "client/gpu.h"
+
+static struct sys s;
+static const struct shape small = GPU_SHAPE;
+static uint32_t ids[2000];
+
+/* The model's file and its section, behind @text. */
+static inline void work_model(char *text, size_t size)
+{
+	size_t bytes, n = strlen(text);
+	char path[300];
+	void *image;
+
+	rig_ids(ids, ARRAY_SIZE(ids), 1);
+	ASSERT_SYS(chmod(test_dir(), 0755));
+	snprintf(path, sizeof(path), "%s/toy.cqm", test_dir());
+	image = rig_image(&small, &bytes);
+	rig_write(path, image, bytes);
+	free(image);
+	snprintf(text + n, size - n, "[model toy]\npath = %s\n", path);
+}
+
+struct gpu_figures {
+	uint64_t used, reserved;
+};
+
+static inline struct gpu_figures gpu_figures(void)
+{
+	Cqp__Status body = CQP__STATUS__INIT;
+	DECLARE_MSG(msg, STATUS, status, body);
+	int fd = wire_open(s.admin);
+	struct gpu_figures f;
+	Cqp__Msg *r;
+
+	ASSERT_OK(fd);
+	r = wire_call(fd, &msg, NULL, 0, NULL);
+	ASSERT(r && r->body_case == CQP__MSG__BODY_STATUS_OK && r->status_ok->n_pools == 2);
+	f.used = r->status_ok->pools[1]->used;
+	f.reserved = r->status_ok->pools[1]->reserved;
+	cqp_free(r);
+	close(fd);
+	return f;
+}
+
+/* As gpu_try_grow(), but waits when no slot is leased at the moment. */
+static inline int feed_try(const struct worker *w, struct cq_seq *seq, size_t to)
+{
+	long long end = test_now_ms() + 2 * SYS_DEADLINE;
+	int ret;
+
+	while ((ret = gpu_try_grow(w, seq, ids, to, 50)) == -ENOBUFS && test_now_ms() < end) {
+		CQ_OK(cq_truncate(seq, cq_seq_length(seq)));
+		usleep(2000);
+	}
+	return ret;
+}
+
+static inline void feed(const struct worker *w, struct cq_seq *seq, size_t to)
+{
+	CQ_OK(feed_try(w, seq, to));
+}
+
+/*
+ * Finds the 14 pages of 900 tokens that another has published, and reads what a worker of
+ * the host computes.
+ */
+static inline void reader(int fd, void *arg)
+{
+	size_t n = (size_t)2 * small.heads * small.dim, i;
+	float *a = calloc(n, 4), *b = calloc(n, 4), *lse = calloc(n, 4);
+	struct cq_batch *bw, *bh;
+	struct cq_seq *seq, *host;
+	struct worker w, h;
+
+	worker_open(&h, &small, s.sock, 0, 64);
+	host = worker_seq(&h, ids, 900);
+	worker_grow(&h, host, ids, 900);
+	CQ_OK(cq_seal(host, SYS_DEADLINE));
+	cq_seq_close(host);
+	worker_gpu_open(&w, &small, s.sock, 0, 64);
+	host = worker_seq(&h, ids, 900);
+	seq = worker_seq(&w, ids, 900);
+	ASSERT_EQ(cq_seq_length(seq), 896);
+	ASSERT_EQ(cq_seq_length(host), 896);
+	CQ_OK(cq_batch_new(w.model, 1, 2, 0, &bw));
+	CQ_OK(cq_batch_new(h.model, 1, 2, 0, &bh));
+	CQ_OK(attend(&w, bw, seq, ids, 2, true, a, lse));
+	CQ_OK(attend(&h, bh, host, ids, 2, false, b, lse));
+	for (i = 0; i < n; i++)
+		ASSERT_NEAR(a[i], b[i], 2e-3);
+	cq_close(w.ctx);
+	cq_close(h.ctx);
+}
+
+#endif /* TESTS_SYSTEM_GPU_WORK_H */

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Workers of libcq over memory that cq-holder has (sharing = ipc), on the emulated GPU:
+ * they share pages behind handles, go on when cqd is killed, and compute anew what the
+ * holder took with it.
+ */
+#include "tests/system/gpu_work.h"
+#include "tests/system/holder.h"
+
+static void begin(void)
+{
+	static char blue[1200];
+	struct sys_opts o = { .blue = blue };
+
+	gpu_env();
+	hold_setup();
+	/* three processes' buffers, and a pool that has ended and is open still */
+	ASSERT_SYS(setenv("CQ_EMU_MEMORY", "268435456", 1));
+	snprintf(blue, sizeof(blue), "%s", hold_section());
+	work_model(blue, sizeof(blue));
+	hold_start();
+	sys_start(&s, &o);
+	if (sys_root())
+		ASSERT_SYS(chown(s.admin, SYS_CQD_UID, SYS_CQD_UID));
+	sys_become(SYS_CQD_UID);
+}
+
+/*
+ * Slots that the worker has at hand may have gone with the holder: it is told by
+ * -ESTALE or -ENODATA, and begins anew.
+ */
+static struct cq_seq *published(const struct worker *w)
+{
+	struct cq_seq *seq;
+	int again, ret;
+
+	for (again = 0;; again++) {
+		seq = worker_seq(w, ids, 1000);
+		ASSERT_EQ(cq_seq_length(seq), 0);
+		ret = feed_try(w, seq, 900);
+		if (!ret)
+			ret = cq_seal(seq, SYS_DEADLINE);
+		if (!ret)
+			break;
+		if ((ret != -ESTALE && ret != -ENODATA) || again == 2)
+			CQ_OK(ret);
+		cq_seq_close(seq);
+	}
+	ASSERT_EQ(worker_info(seq).sealed, 896);
+	return seq;
+}
+
+/* Publishes when told 'p', as often as that; what it has is closed in between. */
+static void publisher(int fd, void *arg)
+{
+	struct cq_seq *seq;
+	struct worker w;
+	char told;
+
+	worker_gpu_open(&w, &small, s.sock, 0, 64);
+	while (read(fd, &told, 1) == 1 && told == 'p') {
+		seq = published(&w);
+		sys_say(fd, 'P');
+		sys_hear(fd, 'c');
+		cq_seq_close(seq);
+		sys_say(fd, 'C');
+	}
+	ASSERT_EQ(told, 'e');
+	cq_close(w.ctx);
+}
+
+static void publish(const struct sys_peer *p)
+{
+	sys_say(p->fd, 'p');
+	sys_hear_ms(p->fd, 'P', 2 * SYS_DEADLINE);
+}
+
+static void read_it(void)
+{
+	struct sys_peer r;
+
+	sys_spawn(&r, SYS_CQD_UID, reader, NULL);
+	sys_join(&r);
+}
+
+static void drop(const struct sys_peer *p)
+{
+	sys_say(p->fd, 'c');
+	sys_hear(p->fd, 'C');
+}
+
+TEST_LIMIT(shared, 60)
+{
+	struct sys_peer p;
+
+	begin();
+	sys_spawn(&p, SYS_CQD_UID, publisher, NULL);
+	publish(&p);
+	read_it();
+	sys_restart(&s);
+	read_it();
+	drop(&p);
+	sys_say(p.fd, 'e');
+	sys_join(&p);
+	sys_stop(&s);
+	hold_stop();
+}
+
+TEST_LIMIT(holder_killed, 60)
+{
+	struct sys_peer p;
+
+	begin();
+	sys_spawn(&p, SYS_CQD_UID, publisher, NULL);
+	publish(&p);
+	hold_kill();
+	while (gpu_figures().reserved)
+		usleep(500);
+	drop(&p);
+	hold_start();
+	publish(&p);
+	read_it();
+	drop(&p);
+	sys_say(p.fd, 'e');
+	sys_join(&p);
+	sys_stop(&s);
+	hold_stop();
+}
