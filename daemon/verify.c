@@ -112,9 +112,8 @@ static void checked(struct pass *ps)
 	cqd_page_verified(st, p);
 	ps->checked++;
 	ps->bytes += ps->job_bytes;
-	if (ps->bad) {
+	if (ps->bad)
 		cqd_page_bad(st, p, ++ps->failed);
-	}
 	cqd_page_unhold(st, p);
 }
 

@@ -28,29 +28,34 @@ struct job {
 
 /* Twelve sums that depend on nothing but themselves: two FMAs of four cycles. */
 #define PEAK_SUMS 12
-#define PEAK_FN(name, reg)							\
-static double name(double width)						\
-{										\
-	double start = times_now();						\
-	int i;									\
-										\
-	for (i = 0; i < PEAK_STEPS; i++)					\
-		__asm__ volatile("" PEAK_FMA(reg, "0") PEAK_FMA(reg, "1")		\
-				 PEAK_FMA(reg, "2") PEAK_FMA(reg, "3")		\
-				 PEAK_FMA(reg, "4") PEAK_FMA(reg, "5")		\
-				 PEAK_FMA(reg, "6") PEAK_FMA(reg, "7")		\
-				 PEAK_FMA(reg, "8") PEAK_FMA(reg, "9")		\
-				 PEAK_FMA(reg, "10") PEAK_FMA(reg, "11")	\
-				 : : : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4",	\
-				 "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",	\
-				 "xmm10", "xmm11");				\
-	return PEAK_STEPS * (double)PEAK_SUMS * width / (times_now() - start);	\
-}
-#define PEAK_FMA(reg, n) "vfmadd231ps %%" reg "12, %%" reg "12, %%" reg n "\n\t"
+#define FMA(reg, n) "vfmadd231ps %%" reg "12, %%" reg "12, %%" reg n "\n\t"
+#define TWELVE(reg)								\
+	FMA(reg, "0") FMA(reg, "1") FMA(reg, "2") FMA(reg, "3")			\
+	FMA(reg, "4") FMA(reg, "5") FMA(reg, "6") FMA(reg, "7")			\
+	FMA(reg, "8") FMA(reg, "9") FMA(reg, "10") FMA(reg, "11")
+#define SUMS "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",	\
+	     "xmm9", "xmm10", "xmm11"
 
 #ifdef __x86_64__
-PEAK_FN(peak_avx512, "zmm")
-PEAK_FN(peak_avx2, "ymm")
+static double peak_avx512(void)
+{
+	double start = times_now();
+	int i;
+
+	for (i = 0; i < PEAK_STEPS; i++)
+		__asm__ volatile(TWELVE("zmm") : : : SUMS);
+	return PEAK_STEPS * PEAK_SUMS * 16.0 / (times_now() - start);
+}
+
+static double peak_avx2(void)
+{
+	double start = times_now();
+	int i;
+
+	for (i = 0; i < PEAK_STEPS; i++)
+		__asm__ volatile(TWELVE("ymm") : : : SUMS);
+	return PEAK_STEPS * PEAK_SUMS * 8.0 / (times_now() - start);
+}
 #endif
 
 /* Multiply-adds per nanosecond at best; 0: not known here. */
@@ -58,9 +63,9 @@ static double peak(const struct cqk_ops *ops)
 {
 #ifdef __x86_64__
 	if (!strcmp(ops->name, "avx512"))
-		return peak_avx512(16);
+		return peak_avx512();
 	if (!strcmp(ops->name, "avx2"))
-		return peak_avx2(8);
+		return peak_avx2();
 #endif
 	return 0;
 }

@@ -51,7 +51,7 @@ typedef void (*sgemm_fn)(int order, int trans_a, int trans_b, int m, int n, int 
 static sgemm_fn find_sgemm(void)
 {
 	void *lib = dlopen("libopenblas.so.0", RTLD_NOW);
-	void (*threads)(int);
+	void (*threads)(int n);
 	sgemm_fn fn;
 
 	if (!lib)

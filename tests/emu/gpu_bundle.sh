@@ -75,7 +75,8 @@ within() {
 	env -i PATH=/bin TMPDIR=/tmp GPU_MIB=8 HOME=/ ${loader:+CQ_BUNDLE_LOADER=1} \
 		${parts+GPU_PARTS="$parts"} \
 		unshare -m -- /bin/bash -c 'mount -t proc proc "$0/proc" &&
-			mount --bind /dev "$0/dev" && exec "$1" "$0" "${@:2}"' "$root" "$chroot" "$@"
+			mount --bind /dev "$0/dev" && exec "$1" "$0" "${@:2}"' \
+		"$root" "$chroot" "$@"
 }
 
 program_runs() {

@@ -381,7 +381,7 @@ ctl_closed() {
 	"$O/cqctl" "$@" <&- >&-
 }
 
-plan 24
+plan 26
 ok "activations of two sequences" acts
 ok "calibration: an error for each layer" layers
 ok "the same file whatever the threads, another with another seed" same_file

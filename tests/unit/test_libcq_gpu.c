@@ -517,7 +517,7 @@ TEST(more_leases)
 {
 	struct cq_seq *seq;
 	struct worker w;
-	int ret, i;
+	int ret = -ENOBUFS, i;
 
 	begin();
 	worker_gpu_open(&w, &small, r.sock, 0, 64);

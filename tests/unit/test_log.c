@@ -133,6 +133,7 @@ TEST(catalog)
 	static const char *const ids[] = {
 		CQD_MSG_SERVING, CQD_MSG_CHECKSUM, CQD_MSG_MODEL_FAILED, CQD_MSG_UNWATCHED,
 		CQD_MSG_NO_DESCRIPTORS, CQD_MSG_CONFIG_REFUSED, CQD_MSG_NOT_TAKEN_OVER,
+		CQD_MSG_HOLDER_LOST,
 	};
 	FILE *f = fopen("systemd/cq.catalog", "re");
 	unsigned int found = 0, n = 0;
