@@ -84,7 +84,7 @@ rm -rf "$R"/etc/systemd/system/*.wants "$R/etc/systemd/system/default.target"
 : >"$R/etc/fstab"
 
 # Installed as a package would, from what is built already.
-cp -a "$O"/cqd "$O"/cqctl "$O"/libcq* "$W/o/"
+cp -a "$O"/cqd "$O"/cqctl "$O"/cq-holder "$O"/libcq* "$W/o/"
 if ! make -s -C "$top" -o all O="$W/o" PREFIX=/usr DESTDIR="$R" install >"$W/install" 2>&1; then
 	echo "1..1"
 	echo "not ok 1 - make install"
