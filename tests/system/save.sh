@@ -3,6 +3,12 @@
 #
 # cqctl save, restore and drain on a real cqd with pages of the reference worker.
 set -u
+case ${SANITIZE:-} in
+*thread*)
+	echo "1..0 # SKIP clang 14's TSan crashes now and then where threads give areas of 16 MiB back"
+	exit
+	;;
+esac
 # shellcheck source=tests/system/lib-worker.sh
 . "$(dirname "$0")/lib-worker.sh"
 export CQ_ADMIN_SOCKET=$dir/admin.sock

@@ -195,8 +195,9 @@ TEST(list_and_sweep)
 	ASSERT_EQ(freed(50), 0);
 	cqd_ipc_free(&t.link, BOOT, 1000);
 	ASSERT_EQ(freed(5000), 1000);
-	done();
+	cqd_ipc_link_set(&t.link, NULL);
 	ASSERT_EQ(get_block(1), -ENODATA);
+	done();
 }
 
 TEST(nobody_there)
