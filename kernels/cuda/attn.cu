@@ -47,33 +47,16 @@ struct shared {
 	uint32_t live[2][2];	/* by warp: tokens that some vector sees, low and high */
 };
 
-/*
- * A warp loads one query. It is kept as a number below 1 and a power of two,
- * so that fp16 holds it; sizes of keys and scores are the caller's affair.
- */
+/* A warp loads one query, times what query_read() says. */
 template <int d, int vecs>
 CQ_DEVICE void query_load(const struct cqkd_attn &p, const struct work &w,
 			  struct shared<d, vecs> *sh, uint32_t i)
 {
-	uint32_t at = w.item.vec + i, lane = threadIdx.x % 32, ch;
-	struct cqkd_entry e = part_of<struct cqkd_entry>(p, &cqkd_plan::entries)
-				[w.item.entry + at / p.gqa];
-	int64_t from = cqkd_at(p.q, e.row, w.head * p.gqa + at % p.gqa);
-	float top = 0, unit;
-	bool bad = false;
+	uint32_t lane = threadIdx.x % 32, ch;
+	struct cqkd_entry e;
+	float unit = query_read<d>(p, w, i, &e, sh->q[i]);
+	bool bad = unit == 0;
 
-#pragma unroll 2
-	for (ch = lane; ch < d; ch += 32) {
-		float x = cqkd_load(p.q, from + cqkd_given(p.rope, ch));
-
-		if (ch < 2 * p.rope.half)
-			x *= p.rope.factor;
-		bad |= !(fabsf(x * p.scale) <= MAX_QUERY);
-		top = fmaxf(top, fabsf(x));
-		sh->q[i][ch] = x;
-	}
-	bad = __any_sync(0xffffffffu, bad);
-	unit = bad ? 0.0f : unit_of(warp_max(top));
 	for (ch = lane; ch < d; ch += 32)
 		sh->q[i][ch] = bad ? 0.0f : sh->q[i][ch] * unit;
 	if (lane == 0) {

@@ -83,6 +83,37 @@ CQ_DEVICE float warp_sum(float x)
 	return x;
 }
 
+/*
+ * A warp reads query vector @i of an item, of row @e. Returns the power of two
+ * that makes it a number below 1, which fp16 holds, or 0 if it is not finite or
+ * too large; sizes of keys and scores are the caller's affair.
+ */
+template <int d>
+CQ_DEVICE float query_read(const struct cqkd_attn &p, const struct work &w, uint32_t i,
+			   struct cqkd_entry *e, float *x)
+{
+	uint32_t at = w.item.vec + i, ch;
+	float top = 0;
+	bool bad = false;
+	int64_t from;
+
+	*e = part_of<struct cqkd_entry>(p, &cqkd_plan::entries)[w.item.entry + at / p.gqa];
+	from = cqkd_at(p.q, e->row, w.head * p.gqa + at % p.gqa);
+#pragma unroll 2
+	for (ch = threadIdx.x % 32; ch < d; ch += 32) {
+		float y = cqkd_load(p.q, from + cqkd_given(p.rope, ch));
+
+		if (ch < 2 * p.rope.half)
+			y *= p.rope.factor;
+		bad |= !(fabsf(y * p.scale) <= MAX_QUERY);
+		top = fmaxf(top, fabsf(y));
+		x[ch] = y;
+	}
+	bad = __any_sync(0xffffffffu, bad);
+	top = warp_max(top);
+	return bad ? 0.0f : unit_of(top);
+}
+
 /* @product: of query and key, times @size; -inf unless the token is @seen. */
 CQ_DEVICE float score(const struct cqkd_attn &p, float product, float size, bool seen)
 {

@@ -72,32 +72,18 @@ CQ_DEVICE void query_halves(const struct cqkd_attn &p, const float *x, float uni
 }
 
 /*
- * A warp loads one query: a number below 1 that fp16 holds, and a power of two
- * that goes into the scores. @x: room for it in shared memory.
+ * A warp loads one query: halves, and a power of two that goes into the scores.
+ * @x: room for it in shared memory.
  */
 template <int d>
 CQ_DEVICE void query_load(const struct cqkd_attn &p, const struct work &w, struct wide<d> *sh,
 			  uint32_t i, float *x)
 {
-	uint32_t at = w.item.vec + i, lane = threadIdx.x % 32, ch;
-	struct cqkd_entry e = part_of<struct cqkd_entry>(p, &cqkd_plan::entries)
-				[w.item.entry + at / p.gqa];
-	int64_t from = cqkd_at(p.q, e.row, w.head * p.gqa + at % p.gqa);
-	float top = 0, unit;
-	bool bad = false;
+	uint32_t lane = threadIdx.x % 32, ch;
+	struct cqkd_entry e;
+	float unit = query_read<d>(p, w, i, &e, x);
+	bool bad = unit == 0;
 
-#pragma unroll 2
-	for (ch = lane; ch < d; ch += 32) {
-		float y = cqkd_load(p.q, from + cqkd_given(p.rope, ch));
-
-		if (ch < 2 * p.rope.half)
-			y *= p.rope.factor;
-		bad |= !(fabsf(y * p.scale) <= MAX_QUERY);
-		top = fmaxf(top, fabsf(y));
-		x[ch] = y;
-	}
-	bad = __any_sync(0xffffffffu, bad);
-	unit = bad ? 0.0f : unit_of(warp_max(top));
 	for (ch = lane; bad && ch < d; ch += 32)
 		x[ch] = 0;
 	__syncwarp();
