@@ -177,6 +177,19 @@ int cqc_send(struct cq_ctx *ctx, struct cqc_req *req, Cqp__Msg *msg,
 	return 0;
 }
 
+/**
+ * cqc_tell() - send a request whose answer nobody waits for, if that can be now
+ * @ctx: context, lock held
+ * @msg: answered by Ok
+ */
+void cqc_tell(struct cq_ctx *ctx, Cqp__Msg *msg)
+{
+	struct cqc_req req = { .want = CQP__MSG__BODY_OK };
+
+	if (!cqc_send(ctx, &req, msg, NULL, 0))
+		list_del(&req.link);
+}
+
 static int reply_code(const struct cqc_req *req, const Cqp__Msg *msg)
 {
 	if (msg->body_case == req->want)

@@ -449,7 +449,6 @@ static bool is_ours(const struct cqc_gpu *g, const struct cqc_lease *l)
 static void return_send(struct cq_ctx *ctx, const struct cqp_page *slots, uint32_t n,
 			bool others)
 {
-	struct cqc_req req = { .want = CQP__MSG__BODY_OK };
 	Cqp__LeaseReturn body = CQP__LEASE_RETURN__INIT;
 	Cqp__Msg msg = CQP__MSG__INIT;
 
@@ -459,8 +458,7 @@ static void return_send(struct cq_ctx *ctx, const struct cqp_page *slots, uint32
 	body.others = others;
 	msg.body_case = CQP__MSG__BODY_LEASE_RETURN;
 	msg.lease_return = &body;
-	if (!cqc_send(ctx, &req, &msg, NULL, 0))
-		list_del(&req.link);	/* nobody waits for the answer */
+	cqc_tell(ctx, &msg);
 }
 
 /**

@@ -434,6 +434,8 @@ int cqc_conn_run(struct cq_ctx *ctx);
 /* Send @msg as @req. 0; -EAGAIN; -ENOTCONN. Lock held. */
 int cqc_send(struct cq_ctx *ctx, struct cqc_req *req, Cqp__Msg *msg,
 	     const int *fds, unsigned int n_fds);
+/* A request whose answer nobody waits for. Lock held. */
+void cqc_tell(struct cq_ctx *ctx, Cqp__Msg *msg);
 /* Send and wait. @conn_no: 0, or the connection it must go over. Lock held. */
 int cqc_call(struct cq_ctx *ctx, struct cqc_call *call, Cqp__Msg *msg,
 	     const int *fds, unsigned int n_fds, uint64_t conn_no);

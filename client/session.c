@@ -296,15 +296,13 @@ bool cqc_model_returning(const struct cq_model *model)
  */
 void cqc_arena_drop(struct cq_ctx *ctx, uint32_t arena)
 {
-	struct cqc_req req = { .want = CQP__MSG__BODY_OK };
 	Cqp__ArenaDrop body = CQP__ARENA_DROP__INIT;
 	Cqp__Msg msg = CQP__MSG__INIT;
 
 	body.arena = arena;
 	msg.body_case = CQP__MSG__BODY_ARENA_DROP;
 	msg.arena_drop = &body;
-	if (!cqc_send(ctx, &req, &msg, NULL, 0))
-		list_del(&req.link);	/* nobody waits for the answer */
+	cqc_tell(ctx, &msg);
 }
 
 /**
