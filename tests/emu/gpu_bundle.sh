@@ -11,20 +11,8 @@ dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 chroot=$(PATH=$PATH:/usr/sbin:/sbin command -v chroot)
 root=$dir/root bundle=$dir/root/opt/cq
-n=0
-
-ok() {	# TEXT COMMAND...
-	local what=$1
-
-	shift
-	n=$((n + 1))
-	if "$@" >"$dir/out" 2>&1; then
-		echo "ok $n - $what"
-	else
-		echo "not ok $n - $what"
-		sed 's/^/# /' "$dir/out"
-	fi
-}
+# shellcheck source=tests/tap.sh
+. "$top/tests/tap.sh"
 
 skip_all() {
 	echo "1..1"
@@ -122,7 +110,7 @@ echo "TAP version 13"
 [ -z "${SANITIZE:-}" ] || skip_all "a sanitizer's libraries are not in a bundle"
 [ "$(uname -m)" = x86_64 ] || skip_all "a bundle is for x86-64"
 unshare -m true 2>/dev/null || skip_all "no mount namespace"
-echo "1..10"
+plan 10
 parts='kernels hardening' loader=''
 ok "make gpu-bundle" make_it
 ok "at most 50 MiB" small_enough

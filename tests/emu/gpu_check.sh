@@ -10,20 +10,8 @@ O=${O:-$top/build}
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 json=$O/gpu-emulated.json
-n=0
-
-ok() {	# TEXT COMMAND...
-	local what=$1
-
-	shift
-	n=$((n + 1))
-	if "$@" >"$dir/out" 2>&1; then
-		echo "ok $n - $what"
-	else
-		echo "not ok $n - $what"
-		sed 's/^/# /' "$dir/out"
-	fi
-}
+# shellcheck source=tests/tap.sh
+. "$top/tests/tap.sh"
 
 check() {
 	rm -f "$json"
@@ -150,7 +138,7 @@ case ${SANITIZE:-} in
 	exit
 	;;
 esac
-echo "1..25"
+plan 25
 ok "a call that fails is told" fails
 ok "a tool that finds nothing" sanitizer_clean
 ok "a tool that finds something" sanitizer_finds

@@ -23,11 +23,6 @@ struct peer {
 	struct wire_shard shard;
 };
 
-struct pool {
-	uint64_t reserved, used;
-	bool why;
-};
-
 /* The driver that cqd is to find, or one without any device. */
 static inline void driver(bool there)
 {
@@ -38,38 +33,14 @@ static inline void driver(bool there)
 	ASSERT_SYS(setenv("CQ_EMU_DEVICES", there ? "1" : "0", 1));
 }
 
-static inline struct pool gpu_pool(void)
+static inline struct sys_pool gpu_pool(void)
 {
-	Cqp__Status body = CQP__STATUS__INIT;
-	DECLARE_MSG(msg, STATUS, status, body);
-	int fd = wire_open(s.admin);
-	struct pool p;
-	Cqp__Msg *r;
-
-	ASSERT_OK(fd);
-	r = wire_call(fd, &msg, NULL, 0, NULL);
-	ASSERT(r && r->body_case == CQP__MSG__BODY_STATUS_OK && r->status_ok->n_pools >= 2);
-	p.reserved = r->status_ok->pools[1]->reserved;
-	p.used = r->status_ok->pools[1]->used;
-	p.why = r->status_ok->pools[1]->why != NULL;
-	cqp_free(r);
-	close(fd);
-	return p;
+	return sys_pool(&s, 1);
 }
 
-/* Until so much of the pool is in use. */
 static inline void until_used(uint64_t used)
 {
-	long long end = test_now_ms() + SYS_DEADLINE;
-
-	while (gpu_pool().used != used) {
-		if (test_now_ms() > end) {
-			sys_show_log(&s);
-			FAIL("%llu bytes in use, not %llu",
-			     (unsigned long long)gpu_pool().used, (unsigned long long)used);
-		}
-		usleep(500);
-	}
+	sys_until_used(&s, 1, used);
 }
 
 static inline int open_on(int fd, const char *device, uint32_t *shard, struct cqp_key *root,

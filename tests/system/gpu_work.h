@@ -30,26 +30,13 @@ static inline void work_model(char *text, size_t size)
 	snprintf(text + n, size - n, "[model toy]\npath = %s\n", path);
 }
 
-struct gpu_figures {
-	uint64_t used, reserved;
-};
-
-static inline struct gpu_figures gpu_figures(void)
+/* The GPU's, beside the host's. */
+static inline uint64_t gpu_used(void)
 {
-	Cqp__Status body = CQP__STATUS__INIT;
-	DECLARE_MSG(msg, STATUS, status, body);
-	int fd = wire_open(s.admin);
-	struct gpu_figures f;
-	Cqp__Msg *r;
+	struct sys_pool p = sys_pool(&s, 1);
 
-	ASSERT_OK(fd);
-	r = wire_call(fd, &msg, NULL, 0, NULL);
-	ASSERT(r && r->body_case == CQP__MSG__BODY_STATUS_OK && r->status_ok->n_pools == 2);
-	f.used = r->status_ok->pools[1]->used;
-	f.reserved = r->status_ok->pools[1]->reserved;
-	cqp_free(r);
-	close(fd);
-	return f;
+	ASSERT_EQ(p.n, 2);
+	return p.used;
 }
 
 /* As gpu_try_grow(), but waits when no slot is leased at the moment. */

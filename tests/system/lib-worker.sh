@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034 # $top is for those who source this
 #
-# For scripts that run the reference worker: TAP lines, a folder that goes away,
+# For scripts that run the reference worker: a folder that goes away,
 # and a cqd with the models they made. Sourced by worker.sh and example.sh.
 
 O=${O:-build}
@@ -11,7 +11,8 @@ top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 dir=$(mktemp -d "${TMPDIR:-/tmp}/cq-test.XXXXXX")
 lm=$top/client/worker/lm
 started=()
-n=0
+# shellcheck source=tests/tap.sh
+. "$top/tests/tap.sh"
 
 finish() {
 	local pid
@@ -24,32 +25,6 @@ finish() {
 }
 trap finish EXIT
 trap 'exit 1' INT TERM
-
-# plan N: the first line
-plan() {
-	echo "TAP version 13"
-	echo "1..$1"
-}
-
-# ok TEXT COMMAND...: one line; what the command said, if it failed
-ok() {
-	local what=$1
-
-	shift
-	n=$((n + 1))
-	if "$@" >"$dir/out" 2>&1; then
-		echo "ok $n - $what"
-	else
-		echo "not ok $n - $what"
-		sed 's/^/# /' "$dir/out"
-		[ ! -s "$dir/cqd.log" ] || tail -n 5 "$dir/cqd.log" | sed 's/^/# cqd: /'
-	fi
-}
-
-skip() {
-	n=$((n + 1))
-	echo "ok $n - $1 # SKIP $2"
-}
 
 worker() {
 	"$O/cq-worker" "$@"

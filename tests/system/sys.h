@@ -287,6 +287,48 @@ static inline void sys_status(struct sys *s, Cqp__StatusOk *out)
 	close(fd);
 }
 
+/* Pool @i of the status, of @n in all. */
+struct sys_pool {
+	uint64_t reserved, used;
+	size_t n;
+	bool why;		/* it cannot be used */
+};
+
+static inline struct sys_pool sys_pool(struct sys *s, size_t i)
+{
+	Cqp__Status body = CQP__STATUS__INIT;
+	DECLARE_MSG(msg, STATUS, status, body);
+	int fd = wire_open(s->admin);
+	struct sys_pool p;
+	Cqp__Msg *r;
+
+	ASSERT_OK(fd);
+	r = wire_call(fd, &msg, NULL, 0, NULL);
+	ASSERT(r && r->body_case == CQP__MSG__BODY_STATUS_OK && r->status_ok->n_pools > i);
+	p.reserved = r->status_ok->pools[i]->reserved;
+	p.used = r->status_ok->pools[i]->used;
+	p.n = r->status_ok->n_pools;
+	p.why = r->status_ok->pools[i]->why != NULL;
+	cqp_free(r);
+	close(fd);
+	return p;
+}
+
+/* Until so much of it is in use. */
+static inline void sys_until_used(struct sys *s, size_t i, uint64_t used)
+{
+	long long end = test_now_ms() + SYS_DEADLINE;
+
+	while (sys_pool(s, i).used != used) {
+		if (test_now_ms() > end) {
+			sys_show_log(s);
+			FAIL("%llu bytes in use, not %llu",
+			     (unsigned long long)sys_pool(s, i).used, (unsigned long long)used);
+		}
+		usleep(500);
+	}
+}
+
 /* Poll the status until @cond, an expression over "st". */
 #define SYS_UNTIL(s, cond) do {							\
 	long long _end = test_now_ms() + SYS_DEADLINE;				\

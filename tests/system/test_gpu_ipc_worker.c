@@ -89,6 +89,15 @@ static void drop(const struct sys_peer *p)
 	sys_hear(p->fd, 'C');
 }
 
+static void finish(struct sys_peer *p)
+{
+	drop(p);
+	sys_say(p->fd, 'e');
+	sys_join(p);
+	sys_stop(&s);
+	hold_stop();
+}
+
 TEST_LIMIT(shared, 60)
 {
 	struct sys_peer p;
@@ -99,11 +108,7 @@ TEST_LIMIT(shared, 60)
 	read_it();
 	sys_restart(&s);
 	read_it();
-	drop(&p);
-	sys_say(p.fd, 'e');
-	sys_join(&p);
-	sys_stop(&s);
-	hold_stop();
+	finish(&p);
 }
 
 TEST_LIMIT(holder_killed, 60)
@@ -114,15 +119,11 @@ TEST_LIMIT(holder_killed, 60)
 	sys_spawn(&p, SYS_CQD_UID, publisher, NULL);
 	publish(&p);
 	hold_kill();
-	while (gpu_figures().reserved)
+	while (sys_pool(&s, 1).reserved)
 		usleep(500);
 	drop(&p);
 	hold_start();
 	publish(&p);
 	read_it();
-	drop(&p);
-	sys_say(p.fd, 'e');
-	sys_join(&p);
-	sys_stop(&s);
-	hold_stop();
+	finish(&p);
 }

@@ -18,14 +18,8 @@ static void begin(void)
 
 static void until_used(uint64_t used)
 {
-	long long end = test_now_ms() + SYS_DEADLINE;
-
-	while (gpu_figures().used != used) {
-		if (test_now_ms() > end)
-			FAIL("%llu bytes in use, not %llu", (unsigned long long)gpu_figures().used,
-			     (unsigned long long)used);
-		usleep(1000);
-	}
+	ASSERT_EQ(sys_pool(&s, 1).n, 2);
+	sys_until_used(&s, 1, used);
 }
 
 /* Grows by 300 tokens for each 'g', up to 900; then 'e'. */
@@ -213,7 +207,7 @@ TEST_LIMIT(worker_killed, 60)
 	begin();
 	sys_spawn(&v, SYS_UID_A, victim, NULL);
 	sys_hear(v.fd, 'k');
-	ASSERT_GT(gpu_figures().used, 0);
+	ASSERT_GT(gpu_used(), 0);
 	sys_kill(&v);
 	until_used(0);
 	sys_spawn(&g, SYS_UID_A, grower, NULL);
@@ -279,7 +273,7 @@ TEST_LIMIT(lease_answer_lost, 60)
 	begin();
 	worker_gpu_open(&w, &small, s.sock, CQ_OPEN_POLL, 64);
 	p = &w.model->gpu->pool[0];
-	ASSERT_EQ(gpu_figures().used, 64 * cq_slot_bytes(8192) + sinks);
+	ASSERT_EQ(gpu_used(), 64 * cq_slot_bytes(8192) + sinks);
 	p->want = 128;
 	while (!p->asked)
 		cqc_conn_run(w.ctx);

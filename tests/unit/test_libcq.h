@@ -327,9 +327,12 @@ static inline int worker_append_layer(const struct worker *w, struct cq_seq *seq
 	return ret;
 }
 
+typedef int (*append_layer_fn)(const struct worker *w, struct cq_seq *seq,
+			       const uint32_t *ids, size_t n, uint32_t layer);
+
 /* Append and commit tokens of @ids (the whole text) until @seq has @to. */
-static inline int worker_try_grow(const struct worker *w, struct cq_seq *seq,
-				  const uint32_t *ids, size_t to, size_t step)
+static inline int rig_try_grow(const struct worker *w, struct cq_seq *seq, const uint32_t *ids,
+			       size_t to, size_t step, append_layer_fn append_layer)
 {
 	size_t from, n;
 	uint32_t l;
@@ -338,11 +341,17 @@ static inline int worker_try_grow(const struct worker *w, struct cq_seq *seq,
 	while (!ret && (from = cq_seq_length(seq)) < to) {
 		n = MIN(to - from, step);
 		for (l = 0; l < w->m.layers && !ret; l++)
-			ret = worker_append_layer(w, seq, ids, n, l);
+			ret = append_layer(w, seq, ids, n, l);
 		if (!ret)
 			ret = cq_commit(seq, ids + from, n);
 	}
 	return ret;
+}
+
+static inline int worker_try_grow(const struct worker *w, struct cq_seq *seq,
+				  const uint32_t *ids, size_t to, size_t step)
+{
+	return rig_try_grow(w, seq, ids, to, step, worker_append_layer);
 }
 
 static inline void worker_grow(const struct worker *w, struct cq_seq *seq,

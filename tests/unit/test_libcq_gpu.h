@@ -116,18 +116,7 @@ static inline int gpu_append_layer(const struct worker *w, struct cq_seq *seq,
 static inline int gpu_try_grow(const struct worker *w, struct cq_seq *seq, const uint32_t *ids,
 			       size_t to, size_t step)
 {
-	size_t from, n;
-	uint32_t l;
-	int ret = 0;
-
-	while (!ret && (from = cq_seq_length(seq)) < to) {
-		n = MIN(to - from, step);
-		for (l = 0; l < w->m.layers && !ret; l++)
-			ret = gpu_append_layer(w, seq, ids, n, l);
-		if (!ret)
-			ret = cq_commit(seq, ids + from, n);
-	}
-	return ret;
+	return rig_try_grow(w, seq, ids, to, step, gpu_append_layer);
 }
 
 static inline void gpu_grow(const struct worker *w, struct cq_seq *seq, const uint32_t *ids,
