@@ -11,6 +11,8 @@
 #ifndef CQK_KEYS_AVX512_H
 #define CQK_KEYS_AVX512_H
 
+#include "kernels/x86/planes_avx512.h"
+
 #define LANES CQK_LANES
 #define BATCH 16		/* pages that share tables in L1 and a scale of p */
 #define PAIRS 128		/* pairs of channels, d <= 256 */
@@ -128,17 +130,6 @@ INLINE vi dot_bytes(vi acc, zi x, zi y)
 	return acc;
 }
 #endif
-
-/* 64 tokens of one channel. */
-INLINE zi decode64(const int8_t *plane, zi codes, __mmask64 upper)
-{
-	zi a = _mm512_permutex2var_epi8(_mm512_loadu_si512(plane), codes,
-					_mm512_loadu_si512(plane + 64));
-	zi b = _mm512_permutex2var_epi8(_mm512_loadu_si512(plane + 128), codes,
-					_mm512_loadu_si512(plane + 192));
-
-	return _mm512_mask_blend_epi8(upper, a, b);
-}
 
 /* 16 bytes as floats. */
 INLINE vf plane_floats(const int8_t *p)

@@ -13,6 +13,8 @@
 #ifndef CQK_MANY_TILE_AVX512_H
 #define CQK_MANY_TILE_AVX512_H
 
+#include "kernels/x86/planes_avx512.h"
+
 #define MANY_PAIRS 128		/* pairs of channels, d <= 256 */
 #define MANY_CHUNK 64		/* vectors that meet a tile together */
 #define MANY_SUM 32		/* pairs of turned channels summed in 32 bits */
@@ -85,17 +87,6 @@ INLINE void many_store(void *p, zi x)
 	*(vi *)p = (vi)x;
 }
 
-/* 64 tokens of one channel: its 256 centroids are four registers. */
-INLINE zi many_decode(const int8_t *plane, zi codes, __mmask64 upper)
-{
-	zi a = _mm512_permutex2var_epi8(_mm512_loadu_si512(plane), codes,
-					_mm512_loadu_si512(plane + 64));
-	zi b = _mm512_permutex2var_epi8(_mm512_loadu_si512(plane + 128), codes,
-					_mm512_loadu_si512(plane + 192));
-
-	return _mm512_mask_blend_epi8(upper, a, b);
-}
-
 /* Centroids of all channels. */
 static void many_load_raw(struct many *x)
 {
@@ -108,7 +99,7 @@ static void many_load_raw(struct many *x)
 		__mmask64 upper = _mm512_movepi8_mask(now);
 
 		for (j = 0; j < x->k->code.channels; j++, plane += CQK_CENTROIDS)
-			many_store(x->raw[ch++], many_decode(plane, now, upper));
+			many_store(x->raw[ch++], decode64(plane, now, upper));
 	}
 }
 
@@ -200,7 +191,7 @@ static void many_load_values(struct many *x)
 		__mmask64 upper = _mm512_movepi8_mask(now);
 
 		for (j = 0; j < x->v->code.channels; j++, ch++, plane += CQK_CENTROIDS) {
-			zi v = many_decode(plane, now, upper);
+			zi v = decode64(plane, now, upper);
 
 			many_store(x->value[ch],
 				_mm512_cvtepi8_epi16(_mm512_castsi512_si256(v)));
