@@ -120,6 +120,10 @@ struct cqd_mem_ops {
 int cqd_mem_register(const struct cqd_mem_ops *ops);
 /* NULL if there is none of that name. */
 const struct cqd_mem_ops *cqd_mem_find(const char *name);
+/* Makes a segment by @attempt, again for a second while that is -ENOMEM: then -ENOSPC. */
+int cqd_mem_patient(struct cqd_mem *mem,
+		    int (*attempt)(struct cqd_mem *mem, void *arg, struct cq_err *err),
+		    void *arg, struct cq_err *err);
 
 extern const struct cqd_mem_ops cqd_mem_memfd, cqd_mem_cuda, cqd_mem_ipc;
 

@@ -12,18 +12,10 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 #include "cq/util.h"
 #include "daemon/mem.h"
 #include "kernels/cuda/driver.h"
-
-/*
- * Memory that importers have let go comes back when the driver has got round to it: "out
- * of memory" is believed only after a second.
- */
-#define TRIES	20
-#define WAIT_MS	50
 
 static int cuda_usable(struct cq_err *err)
 {
@@ -132,18 +124,26 @@ static int cuda_probe(struct cqd_mem_device *dev, struct cq_err *err)
 	return 0;
 }
 
-static int create(const struct cqk_cuda *cu, const struct cqd_mem *mem, cqcu_mem *h)
-{
-	const struct timespec pause = { .tv_nsec = WAIT_MS * 1000000L };
-	const struct cqcu_mem_prop prop = prop_of(mem->dev->ordinal);
-	int res, i;
+struct making {
+	const struct cqk_cuda *cu;
+	cqcu_mem h;
+};
 
-	for (i = 0;; i++) {
-		res = cu->cuMemCreate(h, mem->bytes, &prop, 0);
-		if (res != CQCU_ERROR_OUT_OF_MEMORY || i == TRIES)
-			return res;
-		nanosleep(&pause, NULL);
-	}
+static int attempt(struct cqd_mem *mem, void *arg, struct cq_err *err)
+{
+	const struct cqcu_mem_prop prop = prop_of(mem->dev->ordinal);
+	struct making *m = arg;
+	char what[64];
+	int res;
+
+	res = m->cu->cuMemCreate(&m->h, mem->bytes, &prop, 0);
+	if (res == CQCU_ERROR_OUT_OF_MEMORY)
+		return -ENOMEM;
+	if (!res)
+		return 0;
+	snprintf(what, sizeof(what), "making a segment of %llu MiB",
+		 (unsigned long long)(mem->bytes >> 20));
+	return cqk_cuda_fail(err, res, what);
 }
 
 /* A descriptor of our own for who asks: what is sent is never what the store keeps. */
@@ -178,28 +178,17 @@ static int export(const struct cqk_cuda *cu, cqcu_mem h, struct cqd_mem *mem,
 
 static int cuda_create(struct cqd_mem *mem, struct cq_err *err)
 {
-	const struct cqk_cuda *cu;
-	char what[64];
-	cqcu_mem h = 0;
-	int ret, res;
+	struct making m = { .h = 0 };
+	int ret;
 
-	ret = cqk_cuda_get(&cu, err);
+	ret = cqk_cuda_get(&m.cu, err);
+	if (!ret)
+		ret = cqd_mem_patient(mem, attempt, &m, err);
 	if (ret)
 		return ret;
-	res = create(cu, mem, &h);
-	if (res == CQCU_ERROR_OUT_OF_MEMORY)
-		return cq_err_set(err, -ENOSPC, "%s has no %llu MiB of memory left, tried for "
-				  "%d ms: lower its pool_bytes, or what else runs there",
-				  mem->dev->uuid, (unsigned long long)(mem->bytes >> 20),
-				  TRIES * WAIT_MS);
-	if (res) {
-		snprintf(what, sizeof(what), "making a segment of %llu MiB",
-			 (unsigned long long)(mem->bytes >> 20));
-		return cqk_cuda_fail(err, res, what);
-	}
-	ret = export(cu, h, mem, err);
+	ret = export(m.cu, m.h, mem, err);
 	/* The descriptor keeps it from now on; without one it is gone. */
-	cu->cuMemRelease(h);
+	m.cu->cuMemRelease(m.h);
 	return ret;
 }
 

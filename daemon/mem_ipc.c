@@ -6,13 +6,8 @@
  */
 #include <errno.h>
 #include <string.h>
-#include <time.h>
 #include "daemon/ipc_link.h"
 #include "daemon/mem.h"
-
-/* As in mem_cuda.c: what importers let go comes back a little later. */
-#define TRIES	20
-#define WAIT_MS	50
 
 _Static_assert(CQD_HANDLE == CQP_HOLDER_HANDLE, "one kind of handle");
 
@@ -37,23 +32,14 @@ static int ipc_probe(struct cqd_mem_device *dev, struct cq_err *err)
 	return 0;
 }
 
+static int attempt(struct cqd_mem *mem, void *arg, struct cq_err *err)
+{
+	return cqd_ipc_alloc(mem->dev->link, mem->id, mem->bytes, mem->handle, &mem->boot, err);
+}
+
 static int ipc_create(struct cqd_mem *mem, struct cq_err *err)
 {
-	const struct timespec pause = { .tv_nsec = WAIT_MS * 1000000L };
-	struct cqd_ipc_link *l = mem->dev->link;
-	int ret, i;
-
-	for (i = 0;; i++) {
-		ret = cqd_ipc_alloc(l, mem->id, mem->bytes, mem->handle, &mem->boot, err);
-		if (ret != -ENOMEM)
-			return ret;
-		if (i == TRIES)
-			return cq_err_set(err, -ENOSPC, "%s has no %llu MiB of memory left, tried "
-					  "for %d ms: lower its pool_bytes, or what else runs "
-					  "there", mem->dev->uuid,
-					  (unsigned long long)(mem->bytes >> 20), TRIES * WAIT_MS);
-		nanosleep(&pause, NULL);
-	}
+	return cqd_mem_patient(mem, attempt, NULL, err);
 }
 
 static int ipc_adopt(struct cqd_mem *mem, struct cq_err *err)
