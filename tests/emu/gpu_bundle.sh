@@ -110,7 +110,7 @@ echo "TAP version 13"
 [ -z "${SANITIZE:-}" ] || skip_all "a sanitizer's libraries are not in a bundle"
 [ "$(uname -m)" = x86_64 ] || skip_all "a bundle is for x86-64"
 unshare -m true 2>/dev/null || skip_all "no mount namespace"
-plan 10
+echo "1..10"
 parts='kernels hardening' loader=''
 ok "make gpu-bundle" make_it
 ok "at most 50 MiB" small_enough
