@@ -24,6 +24,9 @@ static void shard_codebook(struct cqk_codebook *out, const struct cqk_codebook *
 	out->stored = (const uint8_t *)cb->stored + planes * width;
 	if (cb->scale)
 		out->scale = cb->scale + (size_t)head * cb->head_dim;
+	if (cb->metric)
+		out->metric = cb->metric + (size_t)head * cb->head_dim;
+	out->enc = cb->enc + planes;
 	out->f32 = cb->f32 + planes;
 	out->half_norm = cb->half_norm + (size_t)head * cb->n_groups * CENTROIDS;
 	if (cb->i8)

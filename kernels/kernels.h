@@ -144,8 +144,9 @@ struct cqk_attn {
  *             stride d. @codes: the head's block, [group][64]; tokens >= @n are
  *             left as they are, @first is the index of the first token in the
  *             block. Nearest centroid under
- *             argmin_k(half_norm[k] - sum_j x_j * c_kj), evaluated in f32 as
- *             acc = half_norm; acc = acc - x_j * c_kj for j ascending, product
+ *             argmin_k(half_norm[k] - sum_j x_j * e_kj), e being the codebook's
+ *             @enc (the centroids, times the metric if there is one), in f32 as
+ *             acc = half_norm; acc = acc - x_j * e_kj for j ascending, product
  *             and difference each rounded (no FMA); ties: lowest k. Bit-exact
  *             between implementations. Input must be finite.
  * @decode:    out[n][d] f32 from the head's block (stored values exactly)

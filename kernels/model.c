@@ -254,6 +254,19 @@ static int check_scale(const struct st_tensor *t, struct cq_err *err)
 	return 0;
 }
 
+static int check_metric(const struct st_tensor *t, struct cq_err *err)
+{
+	const float *x = t->data;
+	uint64_t i;
+
+	for (i = 0; i < t->bytes / 4; i++)
+		if (!(x[i] >= CQK_METRIC_MIN && x[i] <= CQK_METRIC_MAX))
+			return cq_err_set(err, -EINVAL, "tensor %s: value %llu is not "
+					  "from %g to %g", t->name, (unsigned long long)i,
+					  (double)CQK_METRIC_MIN, (double)CQK_METRIC_MAX);
+	return 0;
+}
+
 static const struct st_tensor *find_tensor(const struct st_file *f, uint32_t layer,
 					   int is_v, const char *what,
 					   struct cq_err *err)
@@ -268,13 +281,32 @@ static const struct st_tensor *find_tensor(const struct st_file *f, uint32_t lay
 	return t;
 }
 
+/* A number per channel: scale or metric. */
+static int take_numbers(const struct st_file *f, const struct cqk_codebook *cb,
+			uint32_t layer, int is_v, const char *what,
+			int (*check)(const struct st_tensor *t, struct cq_err *err),
+			const float **out, struct cq_err *err)
+{
+	const uint64_t shape[] = { cb->n_kv_heads, cb->head_dim };
+	const struct st_tensor *t = find_tensor(f, layer, is_v, what, err);
+	int ret;
+
+	if (!t)
+		return -EINVAL;
+	ret = check_shape(t, ST_F32, shape, 2, err);
+	if (!ret)
+		ret = check(t, err);
+	if (!ret)
+		*out = t->data;
+	return ret;
+}
+
 /* Finds and checks one codebook; counts the tensors it has used. */
 static int take_codebook(const struct st_file *f, struct cqk_codebook *cb,
 			 uint32_t layer, int is_v, size_t *used, struct cq_err *err)
 {
 	const uint64_t shape[] = { cb->n_kv_heads, cb->n_groups, CENTROIDS,
 				   cb->code.channels };
-	const uint64_t scale_shape[] = { cb->n_kv_heads, cb->head_dim };
 	int i8 = cb->centroids == CQK_CENTROIDS_I8, ret;
 	const struct st_tensor *t;
 
@@ -290,19 +322,16 @@ static int take_codebook(const struct st_file *f, struct cqk_codebook *cb,
 		return ret;
 	cb->stored = t->data;
 	(*used)++;
-	if (!i8)
-		return 0;
-	t = find_tensor(f, layer, is_v, "scale", err);
-	if (!t)
-		return -EINVAL;
-	ret = check_shape(t, ST_F32, scale_shape, 2, err);
-	if (!ret)
-		ret = check_scale(t, err);
-	if (ret)
-		return ret;
-	cb->scale = t->data;
-	(*used)++;
-	return 0;
+	if (i8) {
+		ret = take_numbers(f, cb, layer, is_v, "scale", check_scale, &cb->scale, err);
+		(*used)++;
+	}
+	if (!ret && find_tensor(f, layer, is_v, "metric", NULL)) {
+		ret = take_numbers(f, cb, layer, is_v, "metric", check_metric, &cb->metric,
+				   err);
+		(*used)++;
+	}
+	return ret;
 }
 
 static int take_tensors(const struct st_file *f, struct cqk_model *m,
@@ -320,8 +349,8 @@ static int take_tensors(const struct st_file *f, struct cqk_model *m,
 			return ret;
 	}
 	if (used != st_count(f))
-		return cq_err_set(err, -EINVAL, "%zu tensors that are no codebook or "
-				  "scale of this model", st_count(f) - used);
+		return cq_err_set(err, -EINVAL, "%zu tensors that are no codebook, "
+				  "scale or metric of this model", st_count(f) - used);
 	return 0;
 }
 
@@ -426,11 +455,13 @@ static uint64_t stored_bytes(const struct cqk_codebook *cb)
 
 static int hash_codebook(EVP_MD_CTX *md, const struct cqk_codebook *cb)
 {
+	uint64_t numbers = 4ull * cb->n_kv_heads * cb->head_dim;
+
 	if (cb->code.type == CQ_CODE_F16)
 		return 1;
 	return hash_data(md, cb->stored, stored_bytes(cb)) &&
-	       (!cb->scale ||
-		hash_data(md, cb->scale, 4ull * cb->n_kv_heads * cb->head_dim));
+	       (!cb->scale || hash_data(md, cb->scale, numbers)) &&
+	       (!cb->metric || hash_data(md, cb->metric, numbers));
 }
 
 /* The model's identity, as Documentation/formats.md has it. */
@@ -504,18 +535,20 @@ static void prepare_group(struct cqk_codebook *cb, uint32_t head, uint32_t group
 	uint32_t c = cb->code.channels, k, j, ch;
 	uint64_t at = ((uint64_t)head * cb->n_groups + group) * CENTROIDS * c;
 	float *half = cb->half_norm + ((uint64_t)head * cb->n_groups + group) * CENTROIDS;
-	float sum, x;
+	float sum, x, e;
 
 	for (k = 0; k < CENTROIDS; k++) {
 		sum = 0;
 		for (j = 0; j < c; j++, at++) {
 			ch = head * cb->head_dim + group * c + j;
 			x = stored_value(cb, at, ch);
+			e = cb->metric ? cb->metric[ch] * x : x;
 			cb->f32[(uint64_t)ch * CENTROIDS + k] = x;
+			cb->enc[(uint64_t)ch * CENTROIDS + k] = e;
 			if (cb->i8)
 				cb->i8[(uint64_t)ch * CENTROIDS + k] =
 					((const int8_t *)cb->stored)[at];
-			sum += x * x;
+			sum += x * e;
 		}
 		half[k] = sum * 0.5f;
 	}
@@ -525,16 +558,18 @@ static int prepare_codebook(struct cqk_codebook *cb)
 {
 	uint64_t planes = (uint64_t)cb->n_kv_heads * cb->head_dim * CENTROIDS;
 	uint64_t norms = (uint64_t)cb->n_kv_heads * cb->n_groups * CENTROIDS;
-	int i8 = cb->centroids == CQK_CENTROIDS_I8;
+	int i8 = cb->centroids == CQK_CENTROIDS_I8, own = cb->metric != NULL;
 	uint32_t h, g;
 
 	if (cb->code.type == CQ_CODE_F16)
 		return 0;
 	/* One piece of memory; every part is a multiple of 256 bytes. */
-	cb->f32 = aligned_alloc(PLANE_ALIGN, (planes + norms) * 4 + (i8 ? planes : 0));
+	cb->f32 = aligned_alloc(PLANE_ALIGN, ((own ? 2 : 1) * planes + norms) * 4 +
+				(i8 ? planes : 0));
 	if (!cb->f32)
 		return -ENOMEM;
-	cb->half_norm = cb->f32 + planes;
+	cb->enc = cb->f32 + (own ? planes : 0);
+	cb->half_norm = cb->enc + planes;
 	if (i8)
 		cb->i8 = (int8_t *)(cb->half_norm + norms);
 	for (h = 0; h < cb->n_kv_heads; h++)

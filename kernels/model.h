@@ -120,8 +120,13 @@ static inline uint32_t cqk_given_channel(const struct cqk_geom *geom, uint32_t c
  * @scale:     [kv_head][d] f32 for i8, else NULL; points into the file image
  * @f32:       decoded values, channel-major: [kv_head][d][256]; plane of
  *             channel ch of head h is f32 + (h * d + ch) * 256
- * @half_norm: [kv_head][G][256]: |C|^2 / 2 over the stored values, summed in
- *             channel order in f32; the encoder's constant term
+ * @metric:    [kv_head][d] f32, weights m of the channels in the encoder's
+ *             distance sum_j m_j (x_j - c_kj)^2; NULL: all are 1. Points into
+ *             the file image
+ * @enc:       what the encoder multiplies with, m_j c_kj rounded once, in the
+ *             order of @f32; @f32 itself without a metric
+ * @half_norm: [kv_head][G][256]: half of sum_j c_kj (m_j c_kj), summed in channel
+ *             order in f32; the encoder's constant term
  * @i8:        [kv_head][d][256] int8_t, channel-major, 64-byte aligned; NULL for f16
  */
 struct cqk_codebook {
@@ -132,7 +137,9 @@ struct cqk_codebook {
 	uint32_t n_groups;
 	const void *stored;
 	const float *scale;
+	const float *metric;
 	float *f32;
+	float *enc;
 	float *half_norm;
 	int8_t *i8;
 };
@@ -210,7 +217,7 @@ void cqk_model_free(struct cqk_model *model);
  * @err:   text of the failure, may be NULL
  *
  * As cqk_model_parse(), but @out's codebooks carry only @code, @centroids,
- * sizes, @stored and @scale: what the daemon needs (it never decodes).
+ * sizes, @stored, @scale and @metric: what the daemon needs (it never decodes).
  */
 int cqk_model_head(const void *image, size_t size, struct cqk_model **out,
 		   struct cq_err *err);
@@ -229,6 +236,7 @@ int cqk_model_head(const void *image, size_t size, struct cqk_model **out,
  *               each [kv_head][group][256][c], uint16_t (half) or int8_t; NULL
  *               for fp16
  * @scales:      [2 * n_layers], each [kv_head][d]; unused with f16 centroids
+ * @metrics:     [2 * n_layers], each [kv_head][d] or NULL; NULL: none
  */
 struct cqk_model_desc {
 	struct cqk_geom geom;
@@ -239,6 +247,7 @@ struct cqk_model_desc {
 	const char *provenance;
 	const void *const *codebooks;
 	const float *const *scales;
+	const float *const *metrics;
 };
 
 /**
@@ -253,6 +262,10 @@ struct cqk_model_desc {
  */
 int cqk_model_write(const struct cqk_model_desc *desc, void **image, size_t *size,
 		    struct cq_err *err);
+
+/* Weights of channels in a metric: squares of any half times these stay finite. */
+#define CQK_METRIC_MIN 0x1p-20f
+#define CQK_METRIC_MAX 0x1p20f
 
 /* "4c8b", "fp16" -> coding. 0 or -EINVAL / -EOPNOTSUPP with the reason in @err. */
 int cqk_code_parse(const char *text, uint32_t head_dim, struct cq_code *out,

@@ -137,7 +137,18 @@ static struct st_tensor *put_tensor(struct writer *w, uint32_t i, const char *wh
 	return t;
 }
 
-/* Codebook and scale of layer i / 2: K for even i, V for odd i. */
+/* Scale or metric: [kv_head][d]. */
+static void put_numbers(struct writer *w, uint32_t i, const char *what, const float *data)
+{
+	struct st_tensor *t = put_tensor(w, i, what, ST_F32, data);
+
+	t->n_dims = 2;
+	t->shape[0] = w->d->geom.n_kv_heads;
+	t->shape[1] = w->d->geom.head_dim;
+	t->bytes = t->shape[0] * t->shape[1] * 4;
+}
+
+/* Codebook, scale and metric of layer i / 2: K for even i, V for odd i. */
 static int put_codebook(struct writer *w, uint32_t i)
 {
 	const struct cqk_model_desc *d = w->d;
@@ -157,13 +168,10 @@ static int put_codebook(struct writer *w, uint32_t i)
 	t->shape[2] = CENTROIDS;
 	t->shape[3] = code.channels;
 	t->bytes = t->shape[0] * t->shape[1] * CENTROIDS * code.channels * (i8 ? 1 : 2);
-	if (!i8)
-		return 0;
-	t = put_tensor(w, i, "scale", ST_F32, d->scales[i]);
-	t->n_dims = 2;
-	t->shape[0] = g->n_kv_heads;
-	t->shape[1] = g->head_dim;
-	t->bytes = t->shape[0] * t->shape[1] * 4;
+	if (i8)
+		put_numbers(w, i, "scale", d->scales[i]);
+	if (d->metrics && d->metrics[i])
+		put_numbers(w, i, "metric", d->metrics[i]);
 	return 0;
 }
 
@@ -202,8 +210,8 @@ int cqk_model_write(const struct cqk_model_desc *desc, void **image, size_t *siz
 	if (!w)
 		goto out;
 	w->d = desc;
-	w->tensors = calloc(2ull * n, sizeof(*w->tensors));
-	w->names = calloc(2ull * n, sizeof(*w->names));
+	w->tensors = calloc(3ull * n, sizeof(*w->tensors));
+	w->names = calloc(3ull * n, sizeof(*w->names));
 	if (!w->tensors || !w->names)
 		goto out;
 	ret = put_all_meta(w);

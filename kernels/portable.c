@@ -9,7 +9,7 @@
 
 #define K CQK_CENTROIDS
 
-/* dist[k] = half_norm[k] - sum_j x_j * c_kj, in that order, each step rounded */
+/* dist[k] = half_norm[k] - sum_j x_j * e_kj, in that order, each step rounded */
 static void distances(const float *half_norm, const float *planes,
 		      const uint16_t *x, uint32_t c, float *dist)
 {
@@ -53,7 +53,7 @@ void cqk_portable_encode(const struct cqk_codebook *cb, uint32_t kv_head,
 	for (g = 0; g < cb->n_groups; g++) {
 		const float *norm = cb->half_norm +
 			((size_t)kv_head * cb->n_groups + g) * K;
-		const float *planes = cb->f32 + ((size_t)kv_head * d + g * c) * K;
+		const float *planes = cb->enc + ((size_t)kv_head * d + g * c) * K;
 
 		for (t = 0; t < n; t++) {
 			distances(norm, planes, x + (size_t)t * d + g * c, c, dist);

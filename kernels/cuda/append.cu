@@ -106,7 +106,9 @@ CQ_DEVICE void centroids_load(const struct cqkd_append &p, const struct put &w, 
 			      struct centroids<c> &k)
 {
 	size_t first = ((size_t)w.head * w.book->groups + g) * CQKD_CENTROIDS + threadIdx.x % 32;
-	const float *scale = cqkd_ptr<const float>(w.book->scale) + (size_t)w.head * p.d + g * c;
+	size_t ch = (size_t)w.head * p.d + g * c;
+	const float *scale = cqkd_ptr<const float>(w.book->scale) + ch;
+	const float *metric = cqkd_ptr<const float>(w.book->metric) + ch;
 	int i, j;
 
 #pragma unroll
@@ -115,11 +117,14 @@ CQ_DEVICE void centroids_load(const struct cqkd_append &p, const struct put &w, 
 
 		k.norm[i] = __ldg(cqkd_ptr<const float>(w.book->norm) + at);
 #pragma unroll
-		for (j = 0; j < c; j++)
+		for (j = 0; j < c; j++) {
 			k.val[i][j] = w.book->i8 ?
 				__fmul_rn((float)cqkd_ptr<const int8_t>(w.book->i8)[at * c + j],
 					  scale[j]) :
 				__half2float(cqkd_ptr<const __half>(w.book->f16)[at * c + j]);
+			if (w.book->metric)
+				k.val[i][j] = __fmul_rn(k.val[i][j], metric[j]);
+		}
 	}
 }
 

@@ -49,6 +49,7 @@ struct cqkd_view {
  * @i8:       the same shape, as stored; 0 where halves are what is stored
  * @scale:    [kv_head][d] f32 for @i8
  * @norm:     [kv_head][group][256] f32, half the squared length
+ * @metric:   [kv_head][d] f32, on the centroids when encoding; 0: none
  * @channels: of a group: 2, 4 or 8; 0: not coded, blocks are halves
  * @groups:   d / channels
  */
@@ -57,6 +58,7 @@ struct cqkd_book {
 	uint64_t i8;
 	uint64_t scale;
 	uint64_t norm;
+	uint64_t metric;
 	uint32_t channels;
 	uint32_t groups;
 };
@@ -349,16 +351,16 @@ struct cqkd_checks {
 
 CQKD_FROZEN(sizeof(struct cqkd_view) == 32);
 CQKD_FROZEN(offsetof(struct cqkd_view, dtype) == 24);
-CQKD_FROZEN(sizeof(struct cqkd_book) == 40);
-CQKD_FROZEN(offsetof(struct cqkd_book, channels) == 32);
-CQKD_FROZEN(sizeof(struct cqkd_layer) == 104);
-CQKD_FROZEN(offsetof(struct cqkd_layer, offset) == 80);
+CQKD_FROZEN(sizeof(struct cqkd_book) == 48);
+CQKD_FROZEN(offsetof(struct cqkd_book, channels) == 40);
+CQKD_FROZEN(sizeof(struct cqkd_layer) == 120);
+CQKD_FROZEN(offsetof(struct cqkd_layer, offset) == 96);
 CQKD_FROZEN(sizeof(struct cqkd_rope) == 32);
 CQKD_FROZEN(sizeof(struct cqkd_dest) == 40);
 CQKD_FROZEN(offsetof(struct cqkd_dest, tokens) == 16);
-CQKD_FROZEN(sizeof(struct cqkd_append) == 240);
-CQKD_FROZEN(offsetof(struct cqkd_append, dests) == 200);
-CQKD_FROZEN(offsetof(struct cqkd_append, turn) == 236);
+CQKD_FROZEN(sizeof(struct cqkd_append) == 256);
+CQKD_FROZEN(offsetof(struct cqkd_append, dests) == 216);
+CQKD_FROZEN(offsetof(struct cqkd_append, turn) == 252);
 CQKD_FROZEN(sizeof(struct cqkd_block) == 24);
 CQKD_FROZEN(offsetof(struct cqkd_block, n_spans) == 20);
 CQKD_FROZEN(sizeof(struct cqkd_span) == 24);
@@ -366,10 +368,10 @@ CQKD_FROZEN(offsetof(struct cqkd_span, pos) == 16);
 CQKD_FROZEN(sizeof(struct cqkd_entry) == 8);
 CQKD_FROZEN(sizeof(struct cqkd_item) == 24);
 CQKD_FROZEN(sizeof(struct cqkd_plan) == 64);
-CQKD_FROZEN(sizeof(struct cqkd_attn) == 304);
-CQKD_FROZEN(offsetof(struct cqkd_attn, plan) == 200);
-CQKD_FROZEN(offsetof(struct cqkd_attn, layer) == 240);
-CQKD_FROZEN(offsetof(struct cqkd_attn, base2) == 296);
+CQKD_FROZEN(sizeof(struct cqkd_attn) == 320);
+CQKD_FROZEN(offsetof(struct cqkd_attn, plan) == 216);
+CQKD_FROZEN(offsetof(struct cqkd_attn, layer) == 256);
+CQKD_FROZEN(offsetof(struct cqkd_attn, base2) == 312);
 /* What a block of threads can have on sm_86, 89 and 120: 99 KiB. */
 CQKD_FROZEN(CQKD_ATTN_SHARED(64, CQKD_VECS(64)) <= 101376);
 CQKD_FROZEN(CQKD_ATTN_SHARED(128, CQKD_VECS(128)) <= 101376);

@@ -83,6 +83,7 @@ static void lay_out_book(struct cqk_cuda_tables *t, const struct cqk_codebook *c
 			 struct cqkd_book *b)
 {
 	uint64_t n = (uint64_t)cb->n_kv_heads * cb->head_dim * CQKD_CENTROIDS;
+	uint64_t numbers = (uint64_t)cb->n_kv_heads * cb->head_dim * sizeof(float);
 
 	memset(b, 0, sizeof(*b));
 	if (cb->code.type == CQ_CODE_F16)
@@ -91,10 +92,12 @@ static void lay_out_book(struct cqk_cuda_tables *t, const struct cqk_codebook *c
 	b->groups = cb->n_groups;
 	b->f16 = take(t, n * 2);
 	b->norm = take(t, n / b->channels * sizeof(float));
+	if (cb->metric)
+		b->metric = take(t, numbers);
 	if (cb->centroids == CQK_CENTROIDS_F16)
 		return;
 	b->i8 = take(t, n);
-	b->scale = take(t, (uint64_t)cb->n_kv_heads * cb->head_dim * sizeof(float));
+	b->scale = take(t, numbers);
 }
 
 static void lay_out(struct cqk_cuda_tables *t)
@@ -174,6 +177,7 @@ static void fill_book(const struct cqk_codebook *cb, const struct cqkd_book *b,
 		      uint64_t base, uint8_t *image)
 {
 	size_t n = (size_t)cb->n_kv_heads * cb->head_dim * CQKD_CENTROIDS;
+	size_t numbers = (size_t)cb->n_kv_heads * cb->head_dim * sizeof(float);
 
 	if (!b->channels)
 		return;
@@ -182,11 +186,12 @@ static void fill_book(const struct cqk_codebook *cb, const struct cqkd_book *b,
 	else
 		fill_halves(cb, (uint16_t *)(void *)(image + (b->f16 - base)));
 	memcpy(image + (b->norm - base), cb->half_norm, n / b->channels * sizeof(float));
+	if (b->metric)
+		memcpy(image + (b->metric - base), cb->metric, numbers);
 	if (!b->i8)
 		return;
 	memcpy(image + (b->i8 - base), cb->stored, n);
-	memcpy(image + (b->scale - base), cb->scale,
-	       (size_t)cb->n_kv_heads * cb->head_dim * sizeof(float));
+	memcpy(image + (b->scale - base), cb->scale, numbers);
 }
 
 void cqk_cuda_tables_fill(const struct cqk_cuda_tables *t, void *image)
@@ -218,6 +223,7 @@ static void move_book(struct cqkd_book *b, uint64_t by)
 	move(&b->i8, by);
 	move(&b->scale, by);
 	move(&b->norm, by);
+	move(&b->metric, by);
 }
 
 void cqk_cuda_tables_place(struct cqk_cuda_tables *t, uint64_t base)

@@ -92,7 +92,7 @@ void cqk_avx2_encode(const struct cqk_codebook *cb, uint32_t kv_head,
 					y[j * TOK + i] = cqk_f16_to_f32(
 						x[(size_t)MIN(t + i, n - 1) * d + g * c + j]);
 			nearest4(cb->half_norm + group * CQK_CENTROIDS,
-				 cb->f32 + group * c * CQK_CENTROIDS, y, c, best);
+				 cb->enc + group * c * CQK_CENTROIDS, y, c, best);
 			for (i = 0; i < TOK && t + i < n; i++)
 				codes[g * CQK_T + first + t + i] = least_lane(&best[i]);
 		}

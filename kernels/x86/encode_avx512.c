@@ -168,7 +168,7 @@ static void encode_some(const struct cqk_codebook *cb, uint32_t kv_head,
 		size_t at = (size_t)kv_head * cb->n_groups + g + i;
 		struct group group = {
 			.half_norm = cb->half_norm + at * CQK_CENTROIDS,
-			.planes = cb->f32 + at * c * CQK_CENTROIDS,
+			.planes = cb->enc + at * c * CQK_CENTROIDS,
 			.c = c,
 			.codes = codes + (size_t)(g + i) * CQK_T,
 		};

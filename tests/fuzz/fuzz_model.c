@@ -74,6 +74,8 @@ static float sum_planes(const struct cqk_codebook *cb)
 
 	for (i = 0; cb->f32 && i < n; i++)
 		sum += cb->f32[i];
+	for (i = 0; cb->enc && i < n; i++)
+		sum += cb->enc[i];
 	for (i = 0; cb->i8 && i < n; i++)
 		sum += cb->i8[i];
 	n = (size_t)cb->n_kv_heads * cb->n_groups * 256;
@@ -87,10 +89,11 @@ static void write_again(const struct cqk_model *m)
 {
 	static struct cq_code code[2][CQ_MAX_LAYERS];
 	static const void *books[2 * CQ_MAX_LAYERS];
-	static const float *scales[2 * CQ_MAX_LAYERS];
+	static const float *scales[2 * CQ_MAX_LAYERS], *metrics[2 * CQ_MAX_LAYERS];
 	struct cqk_model_desc desc = { .geom = m->geom, .k = code[0], .v = code[1],
 		.centroids = m->layers[0].k.centroids, .sinks = m->sinks,
-		.window = m->window, .codebooks = books, .scales = scales };
+		.window = m->window, .codebooks = books, .scales = scales,
+		.metrics = metrics };
 	struct cqk_model *again;
 	void *image;
 	size_t size;
@@ -104,6 +107,8 @@ static void write_again(const struct cqk_model *m)
 		books[2 * l + 1] = m->layers[l].v.stored;
 		scales[2 * l] = m->layers[l].k.scale;
 		scales[2 * l + 1] = m->layers[l].v.scale;
+		metrics[2 * l] = m->layers[l].k.metric;
+		metrics[2 * l + 1] = m->layers[l].v.metric;
 	}
 	MUST(!cqk_model_write(&desc, &image, &size, NULL));
 	MUST(!cqk_model_head(image, size, &again, NULL));

@@ -56,22 +56,22 @@ static struct cqk_geom small_geom(uint32_t head_dim)
 				  .rope_theta = 10000 };
 }
 
-/* A model file with random codebooks; every layer coded alike. */
+/* A model file with random codebooks; every layer coded alike, @metric with a metric. */
 __attribute__((unused))
-static struct image image_model(struct cqk_geom geom, const char *k, const char *v,
-				uint32_t centroids)
+static struct image image_metric(struct cqk_geom geom, const char *k, const char *v,
+				 uint32_t centroids, bool metric)
 {
 	size_t channels = (size_t)geom.n_kv_heads * geom.head_dim, i;
 	struct cq_code *codes = calloc(2ull * geom.n_layers, sizeof(*codes));
 	const void **books = calloc(2ull * geom.n_layers, sizeof(*books));
-	const float **scales = calloc(2ull * geom.n_layers, sizeof(*scales));
+	const float **scales = calloc(4ull * geom.n_layers, sizeof(*scales));
 	uint16_t *halves = malloc(channels * 256 * 2);
 	int8_t *bytes = malloc(channels * 256);
 	float *scale = malloc(channels * 4);
 	struct cqk_model_desc desc = { .geom = geom, .k = codes,
 		.v = codes + geom.n_layers, .centroids = centroids, .sinks = 4,
 		.window = 128, .provenance = "random", .codebooks = books,
-		.scales = scales };
+		.scales = scales, .metrics = scales + 2ull * geom.n_layers };
 	struct image im = { 0 };
 	uint64_t rng = 7;
 	uint32_t l;
@@ -90,6 +90,7 @@ static struct image image_model(struct cqk_geom geom, const char *k, const char 
 	for (l = 0; l < 2 * geom.n_layers; l++) {
 		books[l] = centroids == CQK_CENTROIDS_I8 ? (void *)bytes : (void *)halves;
 		scales[l] = scale;
+		scales[2 * geom.n_layers + l] = metric ? scale : NULL;
 	}
 	for (l = 0; l < 32; l++)
 		desc.fingerprint[l] = (uint8_t)l;
@@ -101,6 +102,13 @@ static struct image image_model(struct cqk_geom geom, const char *k, const char 
 	free(bytes);
 	free(scale);
 	return im;
+}
+
+__attribute__((unused))
+static struct image image_model(struct cqk_geom geom, const char *k, const char *v,
+				uint32_t centroids)
+{
+	return image_metric(geom, k, v, centroids, false);
 }
 
 #endif /* TEST_IMAGE_H */

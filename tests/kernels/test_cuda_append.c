@@ -233,6 +233,7 @@ TEST_LIMIT(every_pair_of_settings, 60)
 		struct batch b = plain(dims[i % 3], codes[i % 4], codes[(i / 4 + i) % 4]);
 
 		b.toy.i8 = i / 5 % 2;
+		b.toy.metric = i / 3 % 2;
 		b.toy.rope_dim = b.toy.d / (1 + i / 2 % 3) & ~1u;
 		b.dtype = (i + i / 6) % 3;
 		b.turn = (int)(i / 3 % 3) - 1;

@@ -24,8 +24,9 @@ static uint8_t nearest(const struct cqk_codebook *cb, uint32_t head, uint32_t g,
 
 		for (j = 0; j < c; j++) {
 			size_t ch = (size_t)head * cb->head_dim + g * c + j;
-			volatile float prod = cqk_f16_to_f32(x[g * c + j]) *
-					      cb->f32[ch * 256 + k];
+			volatile float e = cb->f32[ch * 256 + k] *
+					   (cb->metric ? cb->metric[ch] : 1.0f);
+			volatile float prod = cqk_f16_to_f32(x[g * c + j]) * e;
 
 			acc = acc - prod;
 		}
@@ -106,6 +107,7 @@ TEST(codes_are_the_nearest_centroids)
 				uint8_t *x = toy_alloc((size_t)N * dims[i] * 2);
 				struct toy t;
 
+				o.metric = (c + i) % 2;
 				toy_init(&t, &o, 64);
 				toy_halves(x, (size_t)N * dims[i], 1.0f);
 				check_codes(&t.m.layers[0].k, (uint16_t *)(void *)x,

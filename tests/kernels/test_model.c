@@ -22,9 +22,11 @@ static void planes_match(const struct cqk_codebook *cb)
 	const int8_t *bytes = cb->stored;
 	const uint16_t *halves = cb->stored;
 	size_t at = 0;
-	float x, sum;
+	float x, e, sum;
 
 	ASSERT_EQ((uintptr_t)cb->f32 % 64, 0);
+	ASSERT_EQ((uintptr_t)cb->enc % 64, 0);
+	ASSERT_EQ(cb->enc == cb->f32, !cb->metric);
 	ASSERT_EQ((uintptr_t)cb->i8 % 64, 0);
 	ASSERT_EQ((uintptr_t)cb->half_norm % 64, 0);
 	ASSERT_EQ(!cb->i8, cb->centroids == CQK_CENTROIDS_F16);
@@ -39,7 +41,9 @@ static void planes_match(const struct cqk_codebook *cb)
 					if (cb->i8)
 						ASSERT_EQ(cb->i8[ch * 256 + k],
 							  bytes[at]);
-					sum += x * x;
+					e = cb->metric ? x * cb->metric[ch] : x;
+					ASSERT(cb->enc[ch * 256 + k] == e);
+					sum += x * e;
 				}
 				ASSERT(cb->half_norm[(h * cb->n_groups + g) * 256 + k] ==
 				       sum * 0.5f);
@@ -74,15 +78,17 @@ TEST(geometries)
 	for (d = 0; d < ARRAY_SIZE(dims); d++)
 		for (i = 0; i < ARRAY_SIZE(codes); i++)
 			for (kind = 0; kind < 2; kind++) {
-				im = image_model(small_geom(dims[d]), codes[i],
-						 codes[(i + d) % 6], (uint32_t)kind);
+				im = image_metric(small_geom(dims[d]), codes[i],
+						  codes[(i + d) % 6], (uint32_t)kind,
+						  (d + i) % 2);
 				m = parsed(im);
 				check_layout(m);
 				if (m->layers[1].k.code.type)
 					planes_match(&m->layers[1].k);
 				else
 					ASSERT(!m->layers[1].k.f32 &&
-					       !m->layers[1].k.stored);
+					       !m->layers[1].k.stored &&
+					       !m->layers[1].k.metric);
 				ASSERT_EQ(m->sinks, 4);
 				ASSERT_EQ(m->window, 128);
 				ASSERT_EQ(m->sink_payload, 2 * 2 * 2 * 4 * dims[d] * 2);
@@ -469,7 +475,7 @@ TEST(wrong_geometry)
 static void bad_value(uint32_t centroids, const char *name, const void *bytes,
 		      size_t n)
 {
-	struct image im = image_model(small_geom(64), "4c8b", "4c8b", centroids);
+	struct image im = image_metric(small_geom(64), "4c8b", "4c8b", centroids, true);
 	struct cqk_model *m = NULL;
 	struct cq_err err;
 	struct st_file *f;
@@ -488,15 +494,53 @@ static void bad_value(uint32_t centroids, const char *name, const void *bytes,
 TEST(wrong_values)
 {
 	float scales[] = { NAN, INFINITY, -1, 517 };
+	float metrics[] = { NAN, INFINITY, -1, 0, 2e6f, 1e-7f };
 	uint16_t halves[] = { 0x7c00, 0xfc00, 0x7e00 };
 	int8_t byte = -128;
 	size_t i;
 
 	for (i = 0; i < ARRAY_SIZE(scales); i++)
 		bad_value(CQK_CENTROIDS_I8, "layers.1.v.scale", &scales[i], 4);
+	for (i = 0; i < ARRAY_SIZE(metrics); i++)
+		bad_value(i % 2, "layers.1.k.metric", &metrics[i], 4);
 	for (i = 0; i < ARRAY_SIZE(halves); i++)
 		bad_value(CQK_CENTROIDS_F16, "layers.0.k.codebook", &halves[i], 2);
 	bad_value(CQK_CENTROIDS_I8, "layers.0.v.codebook", &byte, 1);
+}
+
+TEST(a_metric_is_part_of_the_model)
+{
+	static const uint8_t zeros[4];
+	struct image im, ed;
+	struct cqk_model *m[2];
+	struct cq_err err;
+	float *at;
+
+	im = image_metric(small_geom(64), "4c8b", "fp16", CQK_CENTROIDS_F16, true);
+	m[0] = parsed(im);
+	ASSERT(!m[0]->layers[1].v.metric);
+	at = (float *)(uintptr_t)m[0]->layers[1].k.metric;
+	ASSERT_NEAR(at[3], 0.02, 0.011);
+	at[3] *= 2;
+	m[1] = head_of(im);
+	ASSERT(m[1]->layers[1].k.metric == at);
+	ASSERT(memcmp(m[0]->hash, m[1]->hash, 32));
+	cqk_model_free(m[0]);
+	cqk_model_free(m[1]);
+	ed = edited(im, "layers.1.k.metric", "layers.1.v.metric");
+	ASSERT_EQ(cqk_model_head(ed.buf, ed.size, &m[0], &err), -EINVAL);
+	ASSERT_STRHAS(err.text, "1 tensors that are no codebook");
+	free(ed.buf);
+	ed = edited(im, "\"F32\"", "\"I32\"");
+	ASSERT_EQ(cqk_model_head(ed.buf, ed.size, &m[0], &err), -EINVAL);
+	ASSERT_STRHAS(err.text, "metric: not of the type");
+	free(ed.buf);
+	ed = edited(im, "\"shape\":[2,64]", "\"shape\":[4,32]");
+	ASSERT_EQ(cqk_model_head(ed.buf, ed.size, &m[0], &err), -EINVAL);
+	ASSERT_STRHAS(err.text, "metric: its shape");
+	free(ed.buf);
+	free(im.buf);
+	bad_value(CQK_CENTROIDS_I8, "layers.0.v.metric", zeros, 4);
 }
 
 TEST(cut_short)

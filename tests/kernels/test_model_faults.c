@@ -185,7 +185,7 @@ static int parse(struct cq_err *err)
 
 TEST(parsing)
 {
-	im = image_model(small_geom(64), "4c8b", "8c8b", CQK_CENTROIDS_I8);
+	im = image_metric(small_geom(64), "4c8b", "8c8b", CQK_CENTROIDS_I8, true);
 	fail_each(parse, 20);
 	free(im.buf);
 }

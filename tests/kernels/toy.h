@@ -19,6 +19,7 @@ struct toy_opts {
 	uint32_t keys, rope_dim;
 	uint32_t ck, cv;	/* channels per group; 0: pass-through */
 	bool i8;
+	bool metric;		/* weights per channel when encoding */
 	float k_size, v_size;	/* 0: 1 */
 	double theta;		/* 0: 10000 */
 	uint32_t pairs;
@@ -60,6 +61,7 @@ static inline void *toy_alloc(size_t n)
 	return p;
 }
 
+/* After a change of the centroids: all that the encoder reads. */
 static inline void toy_half_norm(struct cqk_codebook *cb)
 {
 	uint32_t c = cb->code.channels, h, g, k, j;
@@ -73,7 +75,9 @@ static inline void toy_half_norm(struct cqk_codebook *cb)
 					size_t ch = (size_t)h * cb->head_dim + g * c + j;
 					float x = cb->f32[ch * 256 + k];
 
-					sum += x * x;
+					if (cb->metric)
+						cb->enc[ch * 256 + k] = x * cb->metric[ch];
+					sum += x * cb->enc[ch * 256 + k];
 				}
 				cb->half_norm[((size_t)h * cb->n_groups + g) * 256 + k] =
 					sum / 2;
@@ -111,6 +115,16 @@ static inline void toy_fill(struct cqk_codebook *cb, float size)
 		free(scale);
 }
 
+static inline float *toy_metric(uint32_t n)
+{
+	float *m = toy_alloc(n * sizeof(*m));
+	uint32_t i;
+
+	for (i = 0; i < n; i++)
+		m[i] = 0.01f * (float)(1 + toy_u32() % 1000);
+	return m;
+}
+
 static inline void toy_codebook(struct cqk_codebook *cb, const struct toy_opts *o,
 				uint32_t c, float size)
 {
@@ -127,9 +141,12 @@ static inline void toy_codebook(struct cqk_codebook *cb, const struct toy_opts *
 	cb->centroids = o->i8 ? CQK_CENTROIDS_I8 : CQK_CENTROIDS_F16;
 	cb->n_groups = o->d / c;
 	cb->f32 = toy_alloc(values * 4);
+	cb->enc = o->metric ? toy_alloc(values * 4) : cb->f32;
 	cb->half_norm = toy_alloc((size_t)o->n_kv_heads * cb->n_groups * 256 * 4);
 	cb->i8 = o->i8 ? toy_alloc(values) : NULL;
 	toy_fill(cb, size > 0 ? size : 1.0f);
+	if (o->metric)
+		cb->metric = toy_metric(o->n_kv_heads * o->d);
 	toy_half_norm(cb);
 }
 
@@ -166,6 +183,9 @@ static inline void toy_codebook_free(struct cqk_codebook *cb)
 {
 	free((void *)(uintptr_t)cb->stored);
 	free((void *)(uintptr_t)cb->scale);
+	if (cb->enc != cb->f32)
+		free(cb->enc);
+	free((void *)(uintptr_t)cb->metric);
 	free(cb->f32);
 	free(cb->half_norm);
 	free(cb->i8);
