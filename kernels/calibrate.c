@@ -83,7 +83,7 @@ static void load_weights(const struct calib *c, const struct job *job,
 	if (c->opts->fisher) {
 		cqk_dump_weights(&c->dump, job->entry, job->head, job->group * km->c,
 				 km->c, c->opts->sinks, km->w);
-		cqk_kmeans_clip(km->w, n, km->d2);
+		cqk_kmeans_clip(km->w, n, 0.999);
 		for (t = 0; t < n; t++)
 			sum += (double)km->w[t];
 	}

@@ -19,6 +19,7 @@
 
 static const struct cqk_kmeans_ops *const table[] = {
 #ifdef __x86_64__
+	&cqk_kmeans_avx512,
 	&cqk_kmeans_avx2,
 #endif
 	&cqk_kmeans_portable,
@@ -53,6 +54,7 @@ static void *floats(size_t n)
 int cqk_kmeans_init(struct cqk_kmeans *km, uint32_t n, uint32_t c)
 {
 	size_t stride = ALIGN_UP((size_t)n, CQK_KMEANS_BLOCK);
+	uint32_t j;
 
 	*km = (struct cqk_kmeans){ .ops = best_ops() };
 	km->x = floats(stride * c);
@@ -60,15 +62,20 @@ int cqk_kmeans_init(struct cqk_kmeans *km, uint32_t n, uint32_t c)
 	km->d2 = floats(stride);
 	km->idx = floats(stride);
 	km->block = floats(stride / CQK_KMEANS_BLOCK);
+	km->metric = floats(c);
 	km->cen = floats((size_t)K * c);
+	km->enc = floats((size_t)K * c);
 	km->half_norm = floats(K);
 	km->sum = calloc((size_t)K * c, sizeof(*km->sum));
 	km->weight = calloc(K, sizeof(*km->weight));
-	if (km->x && km->w && km->d2 && km->idx && km->block && km->cen &&
-	    km->half_norm && km->sum && km->weight)
-		return 0;
-	cqk_kmeans_free(km);
-	return -ENOMEM;
+	if (!km->x || !km->w || !km->d2 || !km->idx || !km->block || !km->metric ||
+	    !km->cen || !km->enc || !km->half_norm || !km->sum || !km->weight) {
+		cqk_kmeans_free(km);
+		return -ENOMEM;
+	}
+	for (j = 0; j < c; j++)
+		km->metric[j] = 1;
+	return 0;
 }
 
 void cqk_kmeans_free(struct cqk_kmeans *km)
@@ -78,7 +85,9 @@ void cqk_kmeans_free(struct cqk_kmeans *km)
 	free(km->d2);
 	free(km->idx);
 	free(km->block);
+	free(km->metric);
 	free(km->cen);
+	free(km->enc);
 	free(km->half_norm);
 	free(km->sum);
 	free(km->weight);
@@ -152,24 +161,26 @@ static void seed_centroids(struct cqk_kmeans *km, uint64_t *rng)
 			for (t = 0; t < km->stride; t++)
 				km->d2[t] = INFINITY;
 		km->ops->spread(km->x, km->stride, km->c, km->cen + (size_t)k * km->c,
-				km->w, km->d2, km->block);
+				km->metric, km->w, km->d2, km->block);
 	}
 }
 
-/* The encoder's constant term, in its order of operations. */
+/* The encoder's table and constant terms, in its order of operations. */
 static void assign(struct cqk_kmeans *km)
 {
 	const float *c = km->cen;
+	float sum, *e = km->enc;
 	uint32_t k, j;
-	float sum;
 
 	for (k = 0; k < K; k++) {
 		sum = 0;
-		for (j = 0; j < km->c; j++, c++)
-			sum += *c * *c;
+		for (j = 0; j < km->c; j++, c++, e++) {
+			*e = km->metric[j] * *c;
+			sum += *c * *e;
+		}
 		km->half_norm[k] = sum * 0.5f;
 	}
-	km->ops->assign(km->x, km->stride, km->c, km->cen, km->half_norm, km->idx);
+	km->ops->assign(km->x, km->stride, km->c, km->enc, km->half_norm, km->idx);
 }
 
 /* Sums per cluster; leaves each token's weighted error in d2. Returns the loss. */
@@ -191,7 +202,7 @@ static double gather(struct cqk_kmeans *km)
 		sum = km->sum + (size_t)k * c;
 		for (err = 0, j = 0; j < c; j++) {
 			d = (double)x[j * km->stride] - (double)cen[j];
-			err += d * d;
+			err += d * d * (double)km->metric[j];
 			sum[j] += w * (double)x[j * km->stride];
 		}
 		km->weight[k] += w;
@@ -272,21 +283,31 @@ double cqk_kmeans_error(struct cqk_kmeans *km, double *norm)
 	return err;
 }
 
-static int cmp_float(const void *a, const void *b)
+/* Values are not negative: they have the order of their bits. */
+static uint32_t count_up_to(const float *w, uint32_t n, uint32_t bits)
 {
-	float x = *(const float *)a, y = *(const float *)b;
+	uint32_t i, u, count = 0;
 
-	return (x > y) - (x < y);
+	for (i = 0; i < n; i++) {
+		memcpy(&u, &w[i], sizeof(u));
+		count += u <= bits;
+	}
+	return count;
 }
 
-void cqk_kmeans_clip(float *w, uint32_t n, float *tmp)
+void cqk_kmeans_clip(float *w, uint32_t n, double quantile)
 {
+	uint32_t rank = (uint32_t)((double)(n - 1) * quantile), lo = 0, hi = 0x7f800000, mid, t;
 	float limit;
-	uint32_t t;
 
-	memcpy(tmp, w, (size_t)n * sizeof(*tmp));
-	qsort(tmp, n, sizeof(*tmp), cmp_float);
-	limit = tmp[(uint64_t)(n - 1) * 999 / 1000];
+	while (lo < hi) {	/* to the least value that more than @rank are up to */
+		mid = lo + (hi - lo) / 2;
+		if (count_up_to(w, n, mid) > rank)
+			hi = mid;
+		else
+			lo = mid + 1;
+	}
+	memcpy(&limit, &lo, sizeof(limit));
 	for (t = 0; t < n; t++)
 		w[t] = MIN(w[t], limit);
 }

@@ -19,11 +19,11 @@
 
 /**
  * struct cqk_kmeans_ops - inner loops
- * @name:   "portable", "avx2"
+ * @name:   "portable", "avx2", "avx512"
  * @usable: can this CPU run it?
- * @assign: idx[t] = argmin_k(half_norm[k] - sum_j x[j][t] * cen[k][j]), f32,
+ * @assign: idx[t] = argmin_k(half_norm[k] - sum_j x[j][t] * enc[k][j]), f32,
  *          j ascending, each product and difference rounded, ties: lowest k
- * @spread: d2[t] = min(d2[t], sum_j (x[j][t] - point[j])^2), and
+ * @spread: d2[t] = min(d2[t], sum_j (x[j][t] - point[j])^2 * metric[j]), and
  *          block[i] = sum of w[t] * d2[t] over the i-th 64 tokens, in sixteen
  *          partial sums t mod 16 that are then added in order
  *
@@ -34,10 +34,10 @@
 struct cqk_kmeans_ops {
 	const char *name;
 	bool (*usable)(void);
-	void (*assign)(const float *x, size_t stride, uint32_t c, const float *cen,
+	void (*assign)(const float *x, size_t stride, uint32_t c, const float *enc,
 		       const float *half_norm, int32_t *idx);
 	void (*spread)(const float *x, size_t stride, uint32_t c, const float *point,
-		       const float *w, float *d2, float *block);
+		       const float *metric, const float *w, float *d2, float *block);
 };
 
 /* Implementations compiled in, best first, usable or not; NULL past the end. */
@@ -51,7 +51,9 @@ const struct cqk_kmeans_ops *cqk_kmeans_nth(unsigned int i);
  * @stride: @n rounded up to a block, set by the caller
  * @x:      [c][stride], filled by the caller; tokens n..stride-1 zero
  * @w:      [stride], filled by the caller; not negative; padding zero
+ * @metric: [c] weights of the channels in distances, 1 after init; set by the caller
  * @cen:    [256][c], the result
+ * @enc:    [256][c], the centroids times the metric
  * @half_norm: [256], the encoder's constant terms
  * @d2:     [stride] squared distances; also free for the caller between runs
  * @block:  sums of them
@@ -65,7 +67,9 @@ struct cqk_kmeans {
 	uint32_t n;
 	size_t stride;
 	float *x, *w;
+	float *metric;
 	float *cen;
+	float *enc;
 	float *half_norm;
 	float *d2;
 	float *block;
@@ -96,12 +100,12 @@ uint32_t cqk_kmeans_refine(struct cqk_kmeans *km, uint32_t iterations);
  * @km:   after cqk_kmeans_run(); @cen may have been rounded since
  * @norm: sum of squares of @km->x
  *
- * Return: the unweighted sum of squared distances.
+ * Return: the sum of squared distances, without weights and metric.
  */
 double cqk_kmeans_error(struct cqk_kmeans *km, double *norm);
 
-/* Cut the largest of @w [n] down to the quantile 0.999; @tmp: [n]. */
-void cqk_kmeans_clip(float *w, uint32_t n, float *tmp);
+/* Cut the largest of @w [n], which are not negative, down to @quantile (0 to 1). */
+void cqk_kmeans_clip(float *w, uint32_t n, double quantile);
 
 /* Next number of a splitmix64 sequence (Steele, Lea, Flood, OOPSLA 2014). */
 static inline uint64_t cqk_random(uint64_t *state)

@@ -7,5 +7,6 @@
 
 extern const struct cqk_kmeans_ops cqk_kmeans_portable;
 extern const struct cqk_kmeans_ops cqk_kmeans_avx2;
+extern const struct cqk_kmeans_ops cqk_kmeans_avx512;
 
 #endif /* CQK_KMEANS_OPS_H */

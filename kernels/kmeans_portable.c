@@ -4,17 +4,24 @@
 #include "kernels/kmeans_ops.h"
 
 #define LANES 4
+#define TOGETHER 16
 typedef float vf __attribute__((vector_size(16), may_alias));
 typedef int32_t vi __attribute__((vector_size(16), may_alias));
+typedef vi vm;
 
-static inline __attribute__((always_inline)) vi vf_less(vf a, vf b)
+static inline __attribute__((always_inline)) vm vf_less(vf a, vf b)
 {
 	return a < b;
 }
 
-static inline __attribute__((always_inline)) vf vf_pick(vi mask, vf a, vf b)
+static inline __attribute__((always_inline)) vf vf_pick(vm mask, vf a, vf b)
 {
 	return (vf)(((vi)a & mask) | ((vi)b & ~mask));
+}
+
+static inline __attribute__((always_inline)) vi vi_pick(vm mask, vi a, vi b)
+{
+	return (vi)vf_pick(mask, (vf)a, (vf)b);
 }
 
 #include "kernels/kmeans_tile.h"

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The inner loops of k-means, once per instruction set. The including file
- * defines vf and vi (vectors of LANES floats and int32), LANES, and
- * vf_less(a, b) (all ones where a < b) and vf_pick(mask, a, b) (a where the
- * mask is set). Sixteen tokens go through together whatever LANES is, so every
- * sum has one order.
+ * defines vf and vi (vectors of LANES floats and int32), vm (a mask), LANES,
+ * TOGETHER (tokens that share the loads of centroids), vf_less(a, b) (set
+ * where a < b), and vf_pick(mask, a, b) and vi_pick() (a where the mask is
+ * set). Sums run over sixteen tokens at a time whatever LANES is, so each has
+ * one order.
  */
-#define NV (16 / LANES)
+#define NV (16 / LANES)		/* vectors of a sum's sixteen tokens */
+#define NT (TOGETHER / LANES)	/* vectors that look for their centroids together */
 
 static inline __attribute__((always_inline)) vf vf_all(float x)
 {
@@ -20,34 +22,34 @@ static inline __attribute__((always_inline)) vf *vf_at(const void *p)
 }
 
 static inline __attribute__((always_inline))
-void assign_16(const float *x, size_t stride, uint32_t c, const float *cen,
+void assign_some(const float *x, size_t stride, uint32_t c, const float *cen,
 	       const float *half_norm, int32_t *idx)
 {
-	vf best[NV], acc[NV], p;
-	vi at[NV], less;
+	vf best[NT], acc[NT], p;
 	uint32_t j, k;
+	vi at[NT];
+	vm less;
 	int i;
 
-	for (i = 0; i < NV; i++) {
+	for (i = 0; i < NT; i++) {
 		best[i] = vf_all(__builtin_inff());
 		at[i] = (vi){ 0 };
 	}
 	for (k = 0; k < CQK_KMEANS_K; k++) {
-		for (i = 0; i < NV; i++)
+		for (i = 0; i < NT; i++)
 			acc[i] = vf_all(half_norm[k]);
 		for (j = 0; j < c; j++) {
 			p = vf_all(cen[k * c + j]);
-			for (i = 0; i < NV; i++)
+			for (i = 0; i < NT; i++)
 				acc[i] -= vf_at(x + j * stride)[i] * p;
 		}
-		for (i = 0; i < NV; i++) {
+		for (i = 0; i < NT; i++) {
 			less = vf_less(acc[i], best[i]);
 			best[i] = vf_pick(less, acc[i], best[i]);
-			at[i] = (vi)vf_pick(less, (vf)((int32_t)k - (vi){ 0 }),
-					    (vf)at[i]);
+			at[i] = vi_pick(less, (int32_t)k - (vi){ 0 }, at[i]);
 		}
 	}
-	for (i = 0; i < NV; i++)
+	for (i = 0; i < NT; i++)
 		vf_at(idx)[i] = (vf)at[i];
 }
 
@@ -57,8 +59,8 @@ void assign_all(const float *x, size_t stride, uint32_t c, const float *cen,
 {
 	size_t t;
 
-	for (t = 0; t < stride; t += 16)
-		assign_16(x + t, stride, c, cen, half_norm, idx + t);
+	for (t = 0; t < stride; t += TOGETHER)
+		assign_some(x + t, stride, c, cen, half_norm, idx + t);
 }
 
 /* A constant number of channels keeps a token's values in registers. */
@@ -88,7 +90,7 @@ static void tile_assign(const float *x, size_t stride, uint32_t c, const float *
 
 static inline __attribute__((always_inline))
 float spread_64(const float *x, size_t stride, uint32_t c, const float *point,
-		const float *w, float *d2)
+		const float *metric, const float *w, float *d2)
 {
 	vf part[NV], d, diff, *near;
 	float lanes[16], sum = 0;
@@ -102,7 +104,7 @@ float spread_64(const float *x, size_t stride, uint32_t c, const float *point,
 			d = vf_all(0);
 			for (j = 0; j < c; j++) {
 				diff = vf_at(x + j * stride + t)[i] - vf_all(point[j]);
-				d += diff * diff;
+				d += diff * diff * vf_all(metric[j]);
 			}
 			near = vf_at(d2 + t) + i;
 			*near = vf_pick(vf_less(d, *near), d, *near);
@@ -115,15 +117,31 @@ float spread_64(const float *x, size_t stride, uint32_t c, const float *point,
 	return sum;
 }
 
-static void tile_spread(const float *x, size_t stride, uint32_t c, const float *point,
-			const float *w, float *d2, float *block)
+static inline __attribute__((always_inline))
+void spread_all(const float *x, size_t stride, uint32_t c, const float *point,
+		const float *metric, const float *w, float *d2, float *block)
 {
-	size_t t, b = 0;
+	size_t t;
 
-	for (t = 0; t < stride; t += CQK_KMEANS_BLOCK, b++) {
-		if (c == 4)
-			block[b] = spread_64(x + t, stride, 4, point, w + t, d2 + t);
-		else
-			block[b] = spread_64(x + t, stride, c, point, w + t, d2 + t);
+	for (t = 0; t < stride; t += CQK_KMEANS_BLOCK)
+		block[t / CQK_KMEANS_BLOCK] = spread_64(x + t, stride, c, point, metric,
+							w + t, d2 + t);
+}
+
+static void tile_spread(const float *x, size_t stride, uint32_t c, const float *point,
+			const float *metric, const float *w, float *d2, float *block)
+{
+	switch (c) {
+	case 2:
+		spread_all(x, stride, 2, point, metric, w, d2, block);
+		return;
+	case 4:
+		spread_all(x, stride, 4, point, metric, w, d2, block);
+		return;
+	case 8:
+		spread_all(x, stride, 8, point, metric, w, d2, block);
+		return;
+	default:
+		spread_all(x, stride, c, point, metric, w, d2, block);
 	}
 }

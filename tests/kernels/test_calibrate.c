@@ -206,7 +206,7 @@ TEST(implementations_agree)
 	uint64_t rng = 1;
 	size_t i, w, c;
 	int32_t *idx = malloc(1024 * 4);
-	float *d2 = malloc(1024 * 4), block[16], *cen;
+	float *d2 = malloc(1024 * 4), block[16], *cen, want;
 	unsigned int o;
 
 	for (w = 0; w < ARRAY_SIZE(widths); w++) {
@@ -218,6 +218,8 @@ TEST(implementations_agree)
 		for (i = 0; i < 256 * c; i++)
 			cen[i] = (float)gauss(&rng);
 		memcpy(cen + 9 * c, cen + 3 * c, c * 4);	/* a tie */
+		for (i = 0; i < c; i++)
+			km.metric[i] = w % 2 ? 0.1f + (float)uniform(&rng) : 1;
 		for (i = 0; i < 256; i++)
 			km.half_norm[i] = i == 9 ? km.half_norm[3] : (float)uniform(&rng);
 		for (o = 0; (ops = cqk_kmeans_nth(o)); o++) {
@@ -228,7 +230,8 @@ TEST(implementations_agree)
 				km.d2[i] = (float)(i % 7);
 			}
 			ops->assign(km.x, 1024, (uint32_t)c, cen, km.half_norm, km.idx);
-			ops->spread(km.x, 1024, (uint32_t)c, cen, km.w, km.d2, km.block);
+			ops->spread(km.x, 1024, (uint32_t)c, cen, km.metric, km.w, km.d2,
+				    km.block);
 			if (!o) {
 				memcpy(idx, km.idx, 4096);
 				memcpy(d2, km.d2, 4096);
@@ -254,6 +257,11 @@ TEST(implementations_agree)
 			}
 			ASSERT_EQ(idx[i], at);
 			ASSERT_NE(at, 9);
+			for (want = 0, j = 0; j < c; j++) {
+				acc = km.x[j * 1024 + i] - cen[j];
+				want += acc * acc * km.metric[j];
+			}
+			ASSERT(d2[i] == MIN(want, (float)(i % 7)));
 		}
 		cqk_kmeans_free(&km);
 	}
@@ -620,16 +628,23 @@ TEST(fisher_counts)
 
 TEST(clip)
 {
-	float w[2000], tmp[2000];
+	float w[2000];
 	uint32_t i;
 
 	for (i = 0; i < 2000; i++)
 		w[i] = (float)i;
 	w[7] = 1e30f;
-	cqk_kmeans_clip(w, 2000, tmp);
+	cqk_kmeans_clip(w, 2000, 1);
+	ASSERT(w[7] == 1e30f && w[1999] == 1999);
+	cqk_kmeans_clip(w, 2000, 0.999);
 	ASSERT(w[7] == 1998 && w[1999] == 1998 && w[1990] == 1990 && w[0] == 0);
+	cqk_kmeans_clip(w, 2000, 0.5);
+	ASSERT(w[7] == 999 || w[7] == 1000);
+	ASSERT(w[1500] == w[7] && w[900] == 900);
+	cqk_kmeans_clip(w, 2000, 0);
+	ASSERT(w[0] == 0 && w[1999] == 0);
 	w[0] = 3;
-	cqk_kmeans_clip(w, 1, tmp);
+	cqk_kmeans_clip(w, 1, 0.999);
 	ASSERT(w[0] == 3);
 }
 
