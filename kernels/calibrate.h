@@ -8,6 +8,14 @@
 
 #include "kernels/model.h"
 
+enum cqk_metric {		/* weights of channels in the encoder's distance */
+	CQK_METRIC_NONE = 0,
+	CQK_METRIC_FISHER = 1,	/* mean of the channel's squared gradients */
+	CQK_METRIC_VARIANCE = 2,	/* one over its variance */
+};
+
+#define CQK_MAX_STARTS 64u
+
 /**
  * struct cqk_calib_opts - how to learn
  * @geom:       shape, as read from the dump's metadata or given by the caller; its
@@ -19,14 +27,29 @@
  *              of the dump are left out of the training set
  * @window:     recent window of the model
  * @fisher:     weight tokens by the squared gradients in the dump
+ * @metric:     enum cqk_metric; within a group the weights have a mean of 1
+ * @clip:       squared gradients beyond this quantile, above 0 and at most 1, count
+ *              as if they were there: of a group's sums for @fisher, of a channel's
+ *              for @metric
  * @iterations: at most; stops earlier at a relative change < 1e-4
+ * @starts:     k-means runs per codebook, of which the best is kept, 1 to
+ *              CQK_MAX_STARTS
  * @threads:    worker threads
  * @seed:       same seed, same input, any thread count: same model file
  * @fingerprint: weight fingerprint to store
  * @provenance: free text to store
  * @progress:   called from one thread at a time after each finished codebook;
  *              a non-zero return cancels (-ECANCELED). NULL = none
- * @arg:        passed to @progress
+ * @load:       called for each layer before anything is learnt: 1 with [@size]
+ *              @data filled as @save once had it, 0 to learn the layer, or -errno
+ *              to give up. NULL = learn all
+ * @save:       called from one thread at a time after each finished layer; a
+ *              negative return ends the run with it. The data mean
+ *              something to a run with the same dump and options, on any machine
+ *              of this byte order. NULL = none
+ * @release:    bytes of the dump that were read and are not read again soon; from
+ *              any thread. NULL = none
+ * @arg:        passed to the callbacks
  */
 struct cqk_calib_opts {
 	struct cqk_geom geom;
@@ -34,12 +57,18 @@ struct cqk_calib_opts {
 	uint32_t centroids;
 	uint32_t sinks, window;
 	bool fisher;
+	uint32_t metric;
+	double clip;
 	uint32_t iterations;
+	uint32_t starts;
 	uint32_t threads;
 	uint64_t seed;
 	uint8_t fingerprint[32];
 	const char *provenance;
 	int (*progress)(void *arg, uint32_t done, uint32_t total);
+	int (*load)(void *arg, uint32_t layer, void *data, size_t size);
+	int (*save)(void *arg, uint32_t layer, const void *data, size_t size);
+	void (*release)(void *arg, const void *data, size_t size);
 	void *arg;
 };
 
@@ -66,11 +95,55 @@ struct cqk_calib_error {
  *
  * Return: 0; -EINVAL bad dump or options (NaN/Inf: layer, head and token are
  * named); -EPROTO not a dump; -EOPNOTSUPP a coding this build lacks;
- * -ECANCELED; -ENOMEM.
+ * -ECANCELED; -ENOMEM; what @opts->load or @opts->save gave.
  */
 int cqk_calibrate(const void *dump, size_t size, const struct cqk_calib_opts *opts,
 		  struct cqk_calib_error *errors, void **image,
 		  size_t *image_size, struct cq_err *err);
+
+/* Codings that a budget chooses from, in ascending bits; NULL past the end. */
+const struct cq_code *cqk_budget_choice(uint32_t i);
+#define CQK_BUDGET_CHOICES 3
+
+/**
+ * struct cqk_budget - what a mean number of bits per channel buys
+ * @bits:    at most so many bits of code per channel, in the mean of keys and values
+ *           of all layers
+ * @fixed:   [2 * n_layers], K of layer 0, V of layer 0, ...: true keeps what
+ *           @k and @v have; NULL: all are chosen
+ * @k:       [n_layers], set
+ * @v:       [n_layers], set
+ * @loss:    [2 * n_layers][CQK_BUDGET_CHOICES], set: with gradients in the dump the
+ *           sum over tokens and channels of g^2 (x - x')^2, g^2 clipped as
+ *           for the metric; without, the relative squared error. INFINITY for a
+ *           coding that does not go with head_dim
+ * @spent:   set: mean bits of what was chosen
+ */
+struct cqk_budget {
+	double bits;
+	const bool *fixed;
+	struct cq_code *k, *v;
+	double (*loss)[CQK_BUDGET_CHOICES];
+	double spent;
+};
+
+/**
+ * cqk_calib_budget() - choose codings for keys and values of each layer
+ * @dump:   as for cqk_calibrate()
+ * @size:   its bytes
+ * @opts:   as for cqk_calibrate(); @k and @v are not read. Progress counts the
+ *          codebooks tried
+ * @budget: what is asked and the answer
+ * @err:    text of the failure
+ *
+ * Each choice is learnt for each layer in a few iterations on up to 8192 tokens.
+ * Then bits go where they save most per bit, until nothing more fits.
+ *
+ * Return: 0; -EINVAL also for a budget below the least possible; otherwise as
+ * cqk_calibrate().
+ */
+int cqk_calib_budget(const void *dump, size_t size, const struct cqk_calib_opts *opts,
+		     struct cqk_budget *budget, struct cq_err *err);
 
 /**
  * struct cqk_dump_info - what an activation dump is

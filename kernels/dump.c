@@ -210,52 +210,72 @@ int cqk_dump_scan(const struct cqk_dump *d, uint32_t i, uint32_t head, bool fish
 			  (double)value(t, place(t, head, 0) + bad));
 }
 
-uint32_t cqk_dump_kept(const struct cqk_dump *d, uint32_t sinks)
+uint32_t cqk_dump_kept(const struct cqk_dump *d, uint32_t sinks, uint32_t every)
 {
 	uint64_t seq = d->info.sequence_tokens, full = d->info.tokens / seq;
 	uint64_t rest = d->info.tokens % seq;
 
-	return (uint32_t)(full * (seq - MIN(seq, sinks)) + rest - MIN(rest, sinks));
+	uint64_t kept = full * (seq - MIN(seq, sinks)) + rest - MIN(rest, sinks);
+
+	return (uint32_t)((kept + every - 1) / every);
 }
 
-void cqk_dump_group(const struct cqk_dump *d, uint32_t i, uint32_t head, uint32_t first,
-		    uint32_t c, uint32_t sinks, float *x, size_t stride)
+/*
+ * The next token of @part from *@tok on, which is moved behind it; *@n counts
+ * what is no sink. Returns false at the end.
+ */
+static bool next_token(const struct cqk_dump *d, const struct cqk_dump_part *part,
+		       uint64_t *tok, uint64_t *n)
 {
-	const struct st_tensor *t = d->x[i];
+	for (; *tok < d->info.tokens; ++*tok) {
+		if (*tok % d->info.sequence_tokens < part->sinks || (*n)++ % part->every)
+			continue;
+		++*tok;
+		return true;
+	}
+	return false;
+}
+
+void cqk_dump_group(const struct cqk_dump *d, const struct cqk_dump_part *part, float *x,
+		    size_t stride)
+{
+	const struct st_tensor *t = d->x[part->entry];
 	uint32_t ch[CQ_MAX_HEAD_DIM], j;
-	uint64_t tok, at;
+	uint64_t tok = 0, seen = 0, at;
 	size_t n = 0;
 
-	channels_of(d, i, first, c, ch);
-	for (tok = 0; tok < t->shape[1]; tok++) {
-		if (tok % d->info.sequence_tokens < sinks)
-			continue;
-		at = place(t, head, tok);
-		for (j = 0; j < c; j++)
+	channels_of(d, part->entry, part->first, part->c, ch);
+	for (; next_token(d, part, &tok, &seen); n++) {
+		at = place(t, part->head, tok - 1);
+		for (j = 0; j < part->c; j++)
 			x[j * stride + n] = value(t, at + ch[j]);
-		n++;
 	}
 	for (; n < stride; n++)
-		for (j = 0; j < c; j++)
+		for (j = 0; j < part->c; j++)
 			x[j * stride + n] = 0;
 }
 
-void cqk_dump_weights(const struct cqk_dump *d, uint32_t i, uint32_t head,
-		      uint32_t first, uint32_t c, uint32_t sinks, float *w)
+void cqk_dump_weights(const struct cqk_dump *d, const struct cqk_dump_part *part, float *w)
 {
-	const struct st_tensor *t = d->fisher[i];
+	const struct st_tensor *t = d->fisher[part->entry];
 	uint32_t ch[CQ_MAX_HEAD_DIM], j;
-	uint64_t tok, at;
-	size_t n = 0;
+	uint64_t tok = 0, seen = 0, at;
 	double sum;
 
-	channels_of(d, i, first, c, ch);
-	for (tok = 0; tok < t->shape[1]; tok++) {
-		if (tok % d->info.sequence_tokens < sinks)
-			continue;
-		at = place(t, head, tok);
-		for (sum = 0, j = 0; j < c; j++)
+	channels_of(d, part->entry, part->first, part->c, ch);
+	while (next_token(d, part, &tok, &seen)) {
+		at = place(t, part->head, tok - 1);
+		for (sum = 0, j = 0; j < part->c; j++)
 			sum += (double)value(t, at + ch[j]);
-		w[n++] = (float)MIN(sum, (double)__FLT_MAX__);
+		*w++ = (float)MIN(sum, (double)__FLT_MAX__);
 	}
+}
+
+const void *cqk_dump_bytes(const struct cqk_dump *d, uint32_t i, bool fisher, int head,
+			   size_t *bytes)
+{
+	const struct st_tensor *t = fisher ? d->fisher[i] : d->x[i];
+
+	*bytes = head < 0 ? t->bytes : t->bytes / t->shape[0];
+	return (const uint8_t *)t->data + (head < 0 ? 0 : (size_t)head * *bytes);
 }

@@ -40,25 +40,46 @@ void cqk_dump_close(struct cqk_dump *d);
 int cqk_dump_scan(const struct cqk_dump *d, uint32_t i, uint32_t head, bool fisher,
 		  struct cq_err *err);
 
-/* Tokens that remain when the first @sinks of each sequence are left out. */
-uint32_t cqk_dump_kept(const struct cqk_dump *d, uint32_t sinks);
+/**
+ * struct cqk_dump_part - channels of one head and the tokens to learn from
+ * @entry: index of struct cqk_dump.x
+ * @head:  kv head
+ * @first: first channel, in stored order: for keys cqk_given_channel() says
+ *         where it is in the dump
+ * @c:     channels
+ * @sinks: tokens at the start of each sequence to leave out
+ * @every: of the tokens that remain, one in so many is taken, the first to begin with
+ */
+struct cqk_dump_part {
+	uint32_t entry, head, first, c, sinks, every;
+};
+
+/* Tokens that are left without sinks, one in @every of them. */
+uint32_t cqk_dump_kept(const struct cqk_dump *d, uint32_t sinks, uint32_t every);
 
 /**
- * cqk_dump_group() - the kept tokens of one channel group
+ * cqk_dump_group() - values of a part
  * @d:      dump
- * @i:      entry of @x
- * @head:   kv head
- * @first:  first channel of the group, in stored order: for keys
- *          cqk_given_channel() of @d->info.geom says where it is in the dump
- * @c:      channels
- * @sinks:  tokens at the start of each sequence to leave out
+ * @part:   what to read
  * @x:      [c][stride], filled with the values and, behind them, zeros
  * @stride: at least cqk_dump_kept()
  */
-void cqk_dump_group(const struct cqk_dump *d, uint32_t i, uint32_t head, uint32_t first,
-		    uint32_t c, uint32_t sinks, float *x, size_t stride);
-/* The same for weights: @w[token] = sum of the group's squared gradients. */
-void cqk_dump_weights(const struct cqk_dump *d, uint32_t i, uint32_t head,
-		      uint32_t first, uint32_t c, uint32_t sinks, float *w);
+void cqk_dump_group(const struct cqk_dump *d, const struct cqk_dump_part *part, float *x,
+		    size_t stride);
+/* @w[token] = sum of the part's squared gradients, at most FLT_MAX. */
+void cqk_dump_weights(const struct cqk_dump *d, const struct cqk_dump_part *part, float *w);
+
+/**
+ * cqk_dump_bytes() - where the values of an entry lie
+ * @d:      dump
+ * @i:      entry
+ * @fisher: the squared gradients instead; there must be some
+ * @head:   kv head, or -1 for all
+ * @bytes:  set
+ *
+ * Return: the first byte.
+ */
+const void *cqk_dump_bytes(const struct cqk_dump *d, uint32_t i, bool fisher, int head,
+			   size_t *bytes);
 
 #endif /* CQK_DUMP_H */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
  * Weighted k-means (Lloyd) with a k-means++ start (Arthur, Vassilvitskii, SODA
- * 2007), 256 centroids, one channel group at a time.
+ * 2007), one channel group at a time.
  *
  * Deterministic: the random numbers come from the seed alone, sums of doubles
  * have one order, and the inner loops give the same bits everywhere.
@@ -13,7 +13,6 @@
 #include "cq/util.h"
 #include "kernels/kmeans_ops.h"
 
-#define K CQK_KMEANS_K
 #define STOP 1e-4
 #define ALIGN 64
 
@@ -51,7 +50,7 @@ static void *floats(size_t n)
 	return aligned_alloc(ALIGN, ALIGN_UP(n * sizeof(float), ALIGN));
 }
 
-int cqk_kmeans_init(struct cqk_kmeans *km, uint32_t n, uint32_t c)
+int cqk_kmeans_init(struct cqk_kmeans *km, uint32_t n, uint32_t c, uint32_t k)
 {
 	size_t stride = ALIGN_UP((size_t)n, CQK_KMEANS_BLOCK);
 	uint32_t j;
@@ -63,13 +62,14 @@ int cqk_kmeans_init(struct cqk_kmeans *km, uint32_t n, uint32_t c)
 	km->idx = floats(stride);
 	km->block = floats(stride / CQK_KMEANS_BLOCK);
 	km->metric = floats(c);
-	km->cen = floats((size_t)K * c);
-	km->enc = floats((size_t)K * c);
-	km->half_norm = floats(K);
-	km->sum = calloc((size_t)K * c, sizeof(*km->sum));
-	km->weight = calloc(K, sizeof(*km->weight));
+	km->cen = floats((size_t)k * c);
+	km->kept = floats((size_t)k * c);
+	km->enc = floats((size_t)k * c);
+	km->half_norm = floats(k);
+	km->sum = calloc((size_t)k * c, sizeof(*km->sum));
+	km->weight = calloc(k, sizeof(*km->weight));
 	if (!km->x || !km->w || !km->d2 || !km->idx || !km->block || !km->metric ||
-	    !km->cen || !km->enc || !km->half_norm || !km->sum || !km->weight) {
+	    !km->cen || !km->kept || !km->enc || !km->half_norm || !km->sum || !km->weight) {
 		cqk_kmeans_free(km);
 		return -ENOMEM;
 	}
@@ -87,6 +87,7 @@ void cqk_kmeans_free(struct cqk_kmeans *km)
 	free(km->block);
 	free(km->metric);
 	free(km->cen);
+	free(km->kept);
 	free(km->enc);
 	free(km->half_norm);
 	free(km->sum);
@@ -147,7 +148,7 @@ static void seed_centroids(struct cqk_kmeans *km, uint64_t *rng)
 		km->d2[t] = 1;
 		km->block[b] += km->w[t];
 	}
-	for (k = 0; k < K; k++) {
+	for (k = 0; k < km->k; k++) {
 		at = draw(km, rng);
 		if (at < 0 && k == 0)
 			at = 0;
@@ -172,7 +173,7 @@ static void assign(struct cqk_kmeans *km)
 	float sum, *e = km->enc;
 	uint32_t k, j;
 
-	for (k = 0; k < K; k++) {
+	for (k = 0; k < km->k; k++) {
 		sum = 0;
 		for (j = 0; j < km->c; j++, c++, e++) {
 			*e = km->metric[j] * *c;
@@ -180,7 +181,8 @@ static void assign(struct cqk_kmeans *km)
 		}
 		km->half_norm[k] = sum * 0.5f;
 	}
-	km->ops->assign(km->x, km->stride, km->c, km->enc, km->half_norm, km->idx);
+	km->ops->assign(km->x, km->stride, km->c, km->k, km->enc, km->half_norm,
+			km->idx);
 }
 
 /* Sums per cluster; leaves each token's weighted error in d2. Returns the loss. */
@@ -192,8 +194,8 @@ static double gather(struct cqk_kmeans *km)
 	double *sum;
 	size_t t;
 
-	memset(km->sum, 0, (size_t)K * c * sizeof(*km->sum));
-	memset(km->weight, 0, K * sizeof(*km->weight));
+	memset(km->sum, 0, (size_t)km->k * c * sizeof(*km->sum));
+	memset(km->weight, 0, km->k * sizeof(*km->weight));
 	for (t = 0; t < km->n; t++) {
 		k = (uint32_t)km->idx[t];
 		w = (double)km->w[t];
@@ -230,7 +232,7 @@ static void update(struct cqk_kmeans *km)
 {
 	uint32_t k, j;
 
-	for (k = 0; k < K; k++) {
+	for (k = 0; k < km->k; k++) {
 		if (!(km->weight[k] > 0)) {
 			reseed(km, k);
 			continue;
@@ -244,15 +246,15 @@ static void update(struct cqk_kmeans *km)
 
 uint32_t cqk_kmeans_refine(struct cqk_kmeans *km, uint32_t iterations)
 {
-	double loss, before = INFINITY;
+	double before = INFINITY;
 	uint32_t i;
 
 	for (i = 0; i < iterations; i++) {
 		assign(km);
-		loss = gather(km);
-		if (!(loss > 0) || before - loss < STOP * loss)
+		km->loss = gather(km);
+		if (!(km->loss > 0) || before - km->loss < STOP * km->loss)
 			break;
-		before = loss;
+		before = km->loss;
 		update(km);
 	}
 	return i;
@@ -262,6 +264,25 @@ uint32_t cqk_kmeans_run(struct cqk_kmeans *km, uint32_t iterations, uint64_t see
 {
 	seed_centroids(km, &seed);
 	return cqk_kmeans_refine(km, iterations);
+}
+
+void cqk_kmeans_best(struct cqk_kmeans *km, uint32_t iterations, uint32_t starts,
+		     uint64_t seed)
+{
+	size_t bytes = (size_t)km->k * km->c * sizeof(*km->cen);
+	double least = INFINITY;
+	uint32_t i;
+
+	for (i = 0; i < starts; i++) {
+		cqk_kmeans_run(km, iterations, seed);
+		if (km->loss < least || !i) {
+			least = km->loss;
+			memcpy(km->kept, km->cen, bytes);
+		}
+		cqk_random(&seed);
+	}
+	memcpy(km->cen, km->kept, bytes);
+	km->loss = least;
 }
 
 double cqk_kmeans_error(struct cqk_kmeans *km, double *norm)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Weighted k-means with 256 centroids over the tokens of one channel group.
+ * Weighted k-means over the tokens of one channel group.
  *
  * Distances are those of the encoder (struct cqk_ops, encode): what is learnt
  * is what will be coded. The two steps that take the time come in one
@@ -13,8 +13,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define CQK_KMEANS_K 256u
-#define CQK_KMEANS_MAX_C 16u
 #define CQK_KMEANS_BLOCK 64u	/* tokens are padded to a multiple of this */
 
 /**
@@ -27,15 +25,15 @@
  *          block[i] = sum of w[t] * d2[t] over the i-th 64 tokens, in sixteen
  *          partial sums t mod 16 that are then added in order
  *
- * x is [c][stride], channel by channel; stride is a multiple of 64 and x, w,
+ * x is [c][stride], channel by channel; enc is [k][c]; stride is a multiple of 64 and x, w,
  * d2 and idx are 64-byte aligned. All callbacks are mandatory and
  * thread-safe.
  */
 struct cqk_kmeans_ops {
 	const char *name;
 	bool (*usable)(void);
-	void (*assign)(const float *x, size_t stride, uint32_t c, const float *enc,
-		       const float *half_norm, int32_t *idx);
+	void (*assign)(const float *x, size_t stride, uint32_t c, uint32_t k,
+		       const float *enc, const float *half_norm, int32_t *idx);
 	void (*spread)(const float *x, size_t stride, uint32_t c, const float *point,
 		       const float *metric, const float *w, float *d2, float *block);
 };
@@ -47,28 +45,33 @@ const struct cqk_kmeans_ops *cqk_kmeans_nth(unsigned int i);
  * struct cqk_kmeans - memory of one learner, used for one group after another
  * @ops:    implementation
  * @c:      channels of the group, set by the caller
+ * @k:      centroids, set by the caller
  * @n:      tokens, set by the caller, at most what init was given
  * @stride: @n rounded up to a block, set by the caller
  * @x:      [c][stride], filled by the caller; tokens n..stride-1 zero
  * @w:      [stride], filled by the caller; not negative; padding zero
  * @metric: [c] weights of the channels in distances, 1 after init; set by the caller
- * @cen:    [256][c], the result
- * @enc:    [256][c], the centroids times the metric
- * @half_norm: [256], the encoder's constant terms
+ * @cen:    [k][c], the result
+ * @kept:   [k][c], the best of several starts
+ * @enc:    [k][c], the centroids times the metric
+ * @half_norm: [k], the encoder's constant terms
  * @d2:     [stride] squared distances; also free for the caller between runs
  * @block:  sums of them
  * @idx:    [stride] nearest centroid
- * @sum:    [256][c] weighted sums of the clusters
- * @weight: [256] their weights
+ * @sum:    [k][c] weighted sums of the clusters
+ * @weight: [k] their weights
+ * @loss:   weighted squared error of the last assignment
  */
 struct cqk_kmeans {
 	const struct cqk_kmeans_ops *ops;
 	uint32_t c;
+	uint32_t k;
 	uint32_t n;
 	size_t stride;
 	float *x, *w;
 	float *metric;
 	float *cen;
+	float *kept;
 	float *enc;
 	float *half_norm;
 	float *d2;
@@ -76,15 +79,16 @@ struct cqk_kmeans {
 	int32_t *idx;
 	double *sum;
 	double *weight;
+	double loss;
 };
 
-/* Memory for groups of up to @n tokens and @c channels. 0 or -ENOMEM. */
-int cqk_kmeans_init(struct cqk_kmeans *km, uint32_t n, uint32_t c);
+/* Memory for groups of up to @n tokens, @c channels, @k centroids. 0 or -ENOMEM. */
+int cqk_kmeans_init(struct cqk_kmeans *km, uint32_t n, uint32_t c, uint32_t k);
 void cqk_kmeans_free(struct cqk_kmeans *km);
 
 /**
  * cqk_kmeans_run() - learn @km->cen from @km->x and @km->w
- * @km:         with @ops, @c, @n, @stride, @x and @w set
+ * @km:         with @ops, @c, @k, @n, @stride, @x, @w and @metric set
  * @iterations: at most; stops at a relative change of the loss < 1e-4
  * @seed:       of the k-means++ start
  *
@@ -92,7 +96,17 @@ void cqk_kmeans_free(struct cqk_kmeans *km);
  */
 uint32_t cqk_kmeans_run(struct cqk_kmeans *km, uint32_t iterations, uint64_t seed);
 
-/* The same from the centroids that @km->cen has. */
+/**
+ * cqk_kmeans_best() - the best of several starts, by the weighted squared error
+ * @km:         as for cqk_kmeans_run()
+ * @iterations: at most, of each
+ * @starts:     at least 1; the first is that of cqk_kmeans_run()
+ * @seed:       of the first; the others follow from it
+ */
+void cqk_kmeans_best(struct cqk_kmeans *km, uint32_t iterations, uint32_t starts,
+		     uint64_t seed);
+
+/* The same as cqk_kmeans_run() from the centroids that @km->cen has. */
 uint32_t cqk_kmeans_refine(struct cqk_kmeans *km, uint32_t iterations);
 
 /**

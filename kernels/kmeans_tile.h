@@ -22,8 +22,8 @@ static inline __attribute__((always_inline)) vf *vf_at(const void *p)
 }
 
 static inline __attribute__((always_inline))
-void assign_some(const float *x, size_t stride, uint32_t c, const float *cen,
-	       const float *half_norm, int32_t *idx)
+void assign_some(const float *x, size_t stride, uint32_t c, uint32_t n_cen,
+		 const float *enc, const float *half_norm, int32_t *idx)
 {
 	vf best[NT], acc[NT], p;
 	uint32_t j, k;
@@ -35,11 +35,11 @@ void assign_some(const float *x, size_t stride, uint32_t c, const float *cen,
 		best[i] = vf_all(__builtin_inff());
 		at[i] = (vi){ 0 };
 	}
-	for (k = 0; k < CQK_KMEANS_K; k++) {
+	for (k = 0; k < n_cen; k++) {
 		for (i = 0; i < NT; i++)
 			acc[i] = vf_all(half_norm[k]);
 		for (j = 0; j < c; j++) {
-			p = vf_all(cen[k * c + j]);
+			p = vf_all(enc[k * c + j]);
 			for (i = 0; i < NT; i++)
 				acc[i] -= vf_at(x + j * stride)[i] * p;
 		}
@@ -54,37 +54,37 @@ void assign_some(const float *x, size_t stride, uint32_t c, const float *cen,
 }
 
 static inline __attribute__((always_inline))
-void assign_all(const float *x, size_t stride, uint32_t c, const float *cen,
-		const float *half_norm, int32_t *idx)
+void assign_all(const float *x, size_t stride, uint32_t c, uint32_t n_cen,
+		const float *enc, const float *half_norm, int32_t *idx)
 {
 	size_t t;
 
 	for (t = 0; t < stride; t += TOGETHER)
-		assign_some(x + t, stride, c, cen, half_norm, idx + t);
+		assign_some(x + t, stride, c, n_cen, enc, half_norm, idx + t);
 }
 
 /* A constant number of channels keeps a token's values in registers. */
-static void tile_assign(const float *x, size_t stride, uint32_t c, const float *cen,
-			const float *half_norm, int32_t *idx)
+static void tile_assign(const float *x, size_t stride, uint32_t c, uint32_t n_cen,
+			const float *enc, const float *half_norm, int32_t *idx)
 {
 	switch (c) {
 	case 1:
-		assign_all(x, stride, 1, cen, half_norm, idx);
+		assign_all(x, stride, 1, n_cen, enc, half_norm, idx);
 		return;
 	case 2:
-		assign_all(x, stride, 2, cen, half_norm, idx);
+		assign_all(x, stride, 2, n_cen, enc, half_norm, idx);
 		return;
 	case 4:
-		assign_all(x, stride, 4, cen, half_norm, idx);
+		assign_all(x, stride, 4, n_cen, enc, half_norm, idx);
 		return;
 	case 8:
-		assign_all(x, stride, 8, cen, half_norm, idx);
+		assign_all(x, stride, 8, n_cen, enc, half_norm, idx);
 		return;
 	case 16:
-		assign_all(x, stride, 16, cen, half_norm, idx);
+		assign_all(x, stride, 16, n_cen, enc, half_norm, idx);
 		return;
 	default:
-		assign_all(x, stride, c, cen, half_norm, idx);
+		assign_all(x, stride, c, n_cen, enc, half_norm, idx);
 	}
 }
 

@@ -90,6 +90,7 @@ static struct cq_code codes[4][2];
 static struct cqk_calib_opts options(const struct fake *f, const char *k, const char *v)
 {
 	struct cqk_calib_opts o = { .geom = f->geom, .k = codes[0], .v = codes[1],
+		.clip = 0.999, .starts = 1,
 		.centroids = CQK_CENTROIDS_F16, .window = 128, .iterations = 10,
 		.threads = 1, .seed = 3, .fingerprint = { 1, 2, 3 } };
 	int l;
@@ -175,8 +176,9 @@ TEST(as_good_as_naive)
 	uint32_t n = 4000, c = 4, t, j;
 	double *x = malloc(n * c * 8), norm, err, naive;
 
-	ASSERT_OK(cqk_kmeans_init(&km, n, c));
+	ASSERT_OK(cqk_kmeans_init(&km, n, c, 256));
 	km.c = c;
+	km.k = 256;
 	km.n = n;
 	km.stride = 4032;
 	memset(km.x, 0, km.stride * c * 4);
@@ -211,7 +213,7 @@ TEST(implementations_agree)
 
 	for (w = 0; w < ARRAY_SIZE(widths); w++) {
 		c = widths[w];
-		ASSERT_OK(cqk_kmeans_init(&km, 1024, (uint32_t)c));
+		ASSERT_OK(cqk_kmeans_init(&km, 1024, (uint32_t)c, 256));
 		cen = km.cen;
 		for (i = 0; i < 1024 * c; i++)
 			km.x[i] = (float)gauss(&rng);
@@ -229,7 +231,8 @@ TEST(implementations_agree)
 				km.w[i] = 1.0f / (float)(i + 1);
 				km.d2[i] = (float)(i % 7);
 			}
-			ops->assign(km.x, 1024, (uint32_t)c, cen, km.half_norm, km.idx);
+			ops->assign(km.x, 1024, (uint32_t)c, 256, cen, km.half_norm,
+				    km.idx);
 			ops->spread(km.x, 1024, (uint32_t)c, cen, km.metric, km.w, km.d2,
 				    km.block);
 			if (!o) {
@@ -545,8 +548,9 @@ TEST(reseeding)
 	struct cqk_kmeans km;
 	uint64_t rng = 5;
 
-	ASSERT_OK(cqk_kmeans_init(&km, 1024, 2));
+	ASSERT_OK(cqk_kmeans_init(&km, 1024, 2, 256));
 	km.c = 2;
+	km.k = 256;
 	km.n = 1024;
 	km.stride = 1024;
 	for (t = 0; t < 1024; t++) {
@@ -573,8 +577,9 @@ TEST(empty_clusters)
 	bool seen[256] = { false };
 	double norm, err;
 
-	ASSERT_OK(cqk_kmeans_init(&km, 1024, 1));
+	ASSERT_OK(cqk_kmeans_init(&km, 1024, 1, 256));
 	km.c = 1;
+	km.k = 256;
 	km.n = 1024;
 	km.stride = 1024;
 	for (t = 0; t < 1024; t++) {

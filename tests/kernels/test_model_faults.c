@@ -224,7 +224,8 @@ static int learn(struct cq_err *err)
 {
 	static const struct cq_code k = { CQ_CODE_CQ, 4, 8, 0 }, v = { CQ_CODE_CQ, 8, 8, 0 };
 	struct cqk_calib_opts o = { .k = &k, .v = &v, .centroids = CQK_CENTROIDS_I8,
-				    .fisher = true, .iterations = 2, .threads = threads };
+				    .fisher = true, .clip = 0.999, .iterations = 2,
+				    .starts = 1, .threads = threads };
 	void *image = NULL;
 	size_t size;
 	int ret = cqk_dump_geom(im.buf, im.size, &o.geom, err);

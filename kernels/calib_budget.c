@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Codings by a budget: how much each layer's keys and values lose at each
+ * choice, and bits where they save most.
+ */
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "cq/util.h"
+#include "kernels/calib.h"
+
+#define TRY_TOKENS 8192u
+#define TRY_ITERATIONS 6
+
+static const struct cq_code choices[] = {
+	{ CQ_CODE_CQ, 8, 8, 0 }, { CQ_CODE_CQ, 4, 8, 0 }, { CQ_CODE_CQ, 2, 8, 0 },
+};
+
+_Static_assert(ARRAY_SIZE(choices) == CQK_BUDGET_CHOICES, "as calibrate.h says");
+
+const struct cq_code *cqk_budget_choice(uint32_t i)
+{
+	return i < ARRAY_SIZE(choices) ? &choices[i] : NULL;
+}
+
+static double bits_of(struct cq_code code)
+{
+	return code.type == CQ_CODE_F16 ? 16 : (double)code.bits / code.channels;
+}
+
+/* Sum over tokens and channels of g^2 (x - c)^2. */
+static double weighted_loss(const struct cqk_calib *c, const struct cqk_job *job,
+			    struct cqk_kmeans *km)
+{
+	double sum = 0, d;
+	uint32_t j, t;
+
+	for (j = 0; j < km->c; j++) {
+		cqk_channel_weights(c, job, j, km->d2);
+		for (t = 0; t < km->n; t++) {
+			d = (double)km->x[j * km->stride + t] -
+			    (double)km->cen[(size_t)km->idx[t] * km->c + j];
+			sum += (double)km->d2[t] * d * d;
+		}
+	}
+	return sum;
+}
+
+static int try_job(struct cqk_calib *c, struct cqk_job *job, struct cqk_kmeans *km,
+		   struct cq_err *err)
+{
+	cqk_learn(c, job, km, MIN(c->opts->iterations, TRY_ITERATIONS));
+	job->err = cqk_kmeans_error(km, &job->norm);
+	if (c->gradients)
+		job->err = weighted_loss(c, job, km);
+	return 0;
+}
+
+static int layer_tried(struct cqk_calib *c, uint32_t layer)
+{
+	cqk_calib_release(c, 2 * layer, -1);
+	cqk_calib_release(c, 2 * layer + 1, -1);
+	return 0;
+}
+
+/* Jobs of every choice for every entry; what does not go with head_dim costs all. */
+static int try_all(struct cqk_calib *c, struct cqk_budget *b, struct cq_err *err)
+{
+	const struct cqk_geom *g = &c->opts->geom;
+	uint32_t e, i, n = 2 * g->n_layers;
+	int ret = cqk_jobs_new(c, n * g->n_kv_heads * g->head_dim, err);
+
+	for (e = 0; !ret && e < n; e++)
+		for (i = 0; i < CQK_BUDGET_CHOICES; i++) {
+			b->loss[e][i] = g->head_dim % choices[i].channels ? INFINITY : 0;
+			if (b->loss[e][i] > 0 || (b->fixed && b->fixed[e]))
+				continue;
+			cqk_jobs_add(c, e, choices[i], g->head_dim / choices[i].channels);
+		}
+	if (ret)
+		return ret;
+	c->max_c = choices[0].channels;
+	c->every = MAX(1u, c->n_tokens / TRY_TOKENS);
+	c->n_tokens = cqk_dump_kept(&c->dump, c->opts->sinks, c->every);
+	c->fn = try_job;
+	c->report = true;
+	c->finish = layer_tried;
+	return cqk_jobs_run(c, err);
+}
+
+static uint32_t choice_of(struct cq_code code)
+{
+	uint32_t i;
+
+	for (i = 0; choices[i].channels != code.channels; i++)
+		;
+	return i;
+}
+
+/* In the order of the jobs: the same sums whatever the threads. */
+static void sum_losses(const struct cqk_calib *c, struct cqk_budget *b)
+{
+	const struct cqk_job *job = c->jobs, *end = c->jobs + c->n_jobs;
+	double norm[CQK_BUDGET_CHOICES];
+	uint32_t e, at;
+
+	for (e = 0; e < 2 * c->opts->geom.n_layers; e++) {
+		memset(norm, 0, sizeof(norm));
+		for (; job < end && job->entry == e; job++) {
+			at = choice_of(job->code);
+			b->loss[e][at] += job->err;
+			norm[at] += job->norm;
+		}
+		for (at = 0; !c->gradients && at < CQK_BUDGET_CHOICES; at++)
+			if (norm[at] > 0)
+				b->loss[e][at] /= norm[at];
+	}
+}
+
+static struct cq_code *code_at(const struct cqk_budget *b, uint32_t entry)
+{
+	return entry % 2 ? &b->v[entry / 2] : &b->k[entry / 2];
+}
+
+/*
+ * The change of one entry that saves most per bit and costs at most @left;
+ * false if there is none. Larger steps count too: a small one may save little
+ * and lead to one that saves much.
+ */
+static bool best_step(const struct cqk_budget *b, const bool *chosen, uint32_t n, double left,
+		      uint32_t *entry, uint32_t *to)
+{
+	double most = 0, cost, gain;
+	uint32_t e, i, now;
+	bool found = false;
+
+	for (e = 0; e < n; e++) {
+		now = chosen[e] ? choice_of(*code_at(b, e)) : CQK_BUDGET_CHOICES;
+		for (i = now + 1; i < CQK_BUDGET_CHOICES; i++) {
+			cost = bits_of(choices[i]) - bits_of(choices[now]);
+			gain = (b->loss[e][now] - b->loss[e][i]) / cost;
+			if (cost > left + 1e-9 || !(gain > most))
+				continue;
+			most = gain;
+			*entry = e;
+			*to = i;
+			found = true;
+		}
+	}
+	return found;
+}
+
+static uint32_t least_choice(const struct cqk_budget *b, uint32_t entry)
+{
+	uint32_t i;
+
+	for (i = 0; i < CQK_BUDGET_CHOICES && !isfinite(b->loss[entry][i]); i++)
+		;
+	return i;
+}
+
+static int spend(struct cqk_budget *b, uint32_t n, struct cq_err *err)
+{
+	bool chosen[2 * CQ_MAX_LAYERS] = { false };
+	double least = 0, left;
+	uint32_t e, i;
+
+	for (e = 0; e < n; e++) {
+		if (b->fixed && b->fixed[e]) {
+			least += bits_of(*code_at(b, e));
+			continue;
+		}
+		i = least_choice(b, e);
+		if (i == CQK_BUDGET_CHOICES)
+			return cq_err_set(err, -EINVAL, "none of 8c8b, 4c8b, 2c8b goes with "
+					  "this head_dim: name the codings");
+		*code_at(b, e) = choices[i];
+		chosen[e] = true;
+		least += bits_of(choices[i]);
+	}
+	if (least > b->bits * n + 1e-9)
+		return cq_err_set(err, -EINVAL, "a budget of %g bits per channel: at least %g "
+				  "are needed", b->bits, least / n);
+	for (left = b->bits * n - least; best_step(b, chosen, n, left, &e, &i); ) {
+		left -= bits_of(choices[i]) - bits_of(*code_at(b, e));
+		*code_at(b, e) = choices[i];
+	}
+	b->spent = b->bits - left / n;
+	return 0;
+}
+
+int cqk_calib_budget(const void *dump, size_t size, const struct cqk_calib_opts *opts,
+		     struct cqk_budget *budget, struct cq_err *err)
+{
+	struct cqk_calib_opts o = *opts;
+	struct cqk_calib c = { .opts = &o, .lock = PTHREAD_MUTEX_INITIALIZER };
+	int ret;
+
+	o.k = NULL;
+	o.v = NULL;
+	ret = cqk_calib_open(&c, dump, size, err);
+	c.gradients = c.dump.info.fisher;
+	if (!ret)
+		ret = cqk_calib_scan(&c, err);
+	if (!ret)
+		ret = try_all(&c, budget, err);
+	if (!ret) {
+		sum_losses(&c, budget);
+		ret = spend(budget, 2 * o.geom.n_layers, err);
+	}
+	cqk_calib_free(&c);
+	return ret;
+}
