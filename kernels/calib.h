@@ -120,15 +120,14 @@ void cqk_jobs_add(struct cqk_calib *c, uint32_t entry, struct cq_code code, uint
  */
 int cqk_jobs_run(struct cqk_calib *c, struct cq_err *err);
 
-/* Learns @job's centroids with at most @iterations: left in @km, not rounded. */
+/*
+ * Learns @job's centroids with at most @iterations: left in @km, not rounded. @km->g
+ * has the squared gradients if @c->gradients.
+ */
 void cqk_learn(const struct cqk_calib *c, const struct cqk_job *job, struct cqk_kmeans *km,
 	       uint32_t iterations);
 /* The same as a job: stores them, and sets the job's error and norm. */
 int cqk_learn_job(struct cqk_calib *c, struct cqk_job *job, struct cqk_kmeans *km,
 		  struct cq_err *err);
-
-/* Squared gradients of channel @j of a job's group, clipped: [n_tokens] @out. */
-void cqk_channel_weights(const struct cqk_calib *c, const struct cqk_job *job, uint32_t j,
-			 float *out);
 
 #endif /* CQK_CALIB_H */

@@ -12,6 +12,7 @@
 
 #define TRY_TOKENS 8192u
 #define TRY_ITERATIONS 6
+#define SLACK 1e-9		/* rounding of sums of bits */
 
 static const struct cq_code choices[] = {
 	{ CQ_CODE_CQ, 8, 8, 0 }, { CQ_CODE_CQ, 4, 8, 0 }, { CQ_CODE_CQ, 2, 8, 0 },
@@ -24,24 +25,21 @@ const struct cq_code *cqk_budget_choice(uint32_t i)
 	return i < ARRAY_SIZE(choices) ? &choices[i] : NULL;
 }
 
-static double bits_of(struct cq_code code)
-{
-	return code.type == CQ_CODE_F16 ? 16 : (double)code.bits / code.channels;
-}
-
 /* Sum over tokens and channels of g^2 (x - c)^2. */
-static double weighted_loss(const struct cqk_calib *c, const struct cqk_job *job,
-			    struct cqk_kmeans *km)
+static double weighted_loss(const struct cqk_calib *c, const struct cqk_kmeans *km)
 {
 	double sum = 0, d;
+	const float *g;
 	uint32_t j, t;
+	float limit;
 
 	for (j = 0; j < km->c; j++) {
-		cqk_channel_weights(c, job, j, km->d2);
+		g = km->g + j * km->stride;
+		limit = cqk_kmeans_quantile(g, km->n, c->opts->clip);
 		for (t = 0; t < km->n; t++) {
 			d = (double)km->x[j * km->stride + t] -
 			    (double)km->cen[(size_t)km->idx[t] * km->c + j];
-			sum += (double)km->d2[t] * d * d;
+			sum += (double)MIN(g[t], limit) * d * d;
 		}
 	}
 	return sum;
@@ -53,7 +51,7 @@ static int try_job(struct cqk_calib *c, struct cqk_job *job, struct cqk_kmeans *
 	cqk_learn(c, job, km, MIN(c->opts->iterations, TRY_ITERATIONS));
 	job->err = cqk_kmeans_error(km, &job->norm);
 	if (c->gradients)
-		job->err = weighted_loss(c, job, km);
+		job->err = weighted_loss(c, km);
 	return 0;
 }
 
@@ -64,22 +62,24 @@ static int layer_tried(struct cqk_calib *c, uint32_t layer)
 	return 0;
 }
 
-/* Jobs of every choice for every entry; what does not go with head_dim costs all. */
-static int try_all(struct cqk_calib *c, struct cqk_budget *b, struct cq_err *err)
+static bool is_fixed(const struct cqk_budget *b, uint32_t entry)
+{
+	return b->fixed && b->fixed[entry];
+}
+
+/* Jobs of every choice for every entry that is not fixed. */
+static int try_all(struct cqk_calib *c, const struct cqk_budget *b, struct cq_err *err)
 {
 	const struct cqk_geom *g = &c->opts->geom;
 	uint32_t e, i, n = 2 * g->n_layers;
 	int ret = cqk_jobs_new(c, n * g->n_kv_heads * g->head_dim, err);
 
-	for (e = 0; !ret && e < n; e++)
-		for (i = 0; i < CQK_BUDGET_CHOICES; i++) {
-			b->loss[e][i] = g->head_dim % choices[i].channels ? INFINITY : 0;
-			if (b->loss[e][i] > 0 || (b->fixed && b->fixed[e]))
-				continue;
-			cqk_jobs_add(c, e, choices[i], g->head_dim / choices[i].channels);
-		}
 	if (ret)
 		return ret;
+	for (e = 0; e < n; e++)
+		for (i = 0; !is_fixed(b, e) && i < CQK_BUDGET_CHOICES; i++)
+			if (isfinite(b->loss[e][i]))
+				cqk_jobs_add(c, e, choices[i], g->head_dim / choices[i].channels);
 	c->max_c = choices[0].channels;
 	c->every = MAX(1u, c->n_tokens / TRY_TOKENS);
 	c->n_tokens = cqk_dump_kept(&c->dump, c->opts->sinks, c->every);
@@ -128,19 +128,19 @@ static struct cq_code *code_at(const struct cqk_budget *b, uint32_t entry)
  * false if there is none. Larger steps count too: a small one may save little
  * and lead to one that saves much.
  */
-static bool best_step(const struct cqk_budget *b, const bool *chosen, uint32_t n, double left,
-		      uint32_t *entry, uint32_t *to)
+static bool best_step(const struct cqk_budget *b, uint32_t n, double left, uint32_t *entry,
+		      uint32_t *to)
 {
 	double most = 0, cost, gain;
 	uint32_t e, i, now;
 	bool found = false;
 
 	for (e = 0; e < n; e++) {
-		now = chosen[e] ? choice_of(*code_at(b, e)) : CQK_BUDGET_CHOICES;
+		now = is_fixed(b, e) ? CQK_BUDGET_CHOICES : choice_of(*code_at(b, e));
 		for (i = now + 1; i < CQK_BUDGET_CHOICES; i++) {
-			cost = bits_of(choices[i]) - bits_of(choices[now]);
+			cost = cqk_code_bits(choices[i]) - cqk_code_bits(choices[now]);
 			gain = (b->loss[e][now] - b->loss[e][i]) / cost;
-			if (cost > left + 1e-9 || !(gain > most))
+			if (cost > left + SLACK || !(gain > most))
 				continue;
 			most = gain;
 			*entry = e;
@@ -151,43 +151,41 @@ static bool best_step(const struct cqk_budget *b, const bool *chosen, uint32_t n
 	return found;
 }
 
-static uint32_t least_choice(const struct cqk_budget *b, uint32_t entry)
+/* The cheapest choice for each entry; *@left is what the budget then has. */
+static int start_low(struct cqk_budget *b, const struct cqk_geom *g, double *left,
+		     struct cq_err *err)
 {
-	uint32_t i;
+	uint32_t e, i, low, n = 2 * g->n_layers;
+	double least = 0;
 
-	for (i = 0; i < CQK_BUDGET_CHOICES && !isfinite(b->loss[entry][i]); i++)
+	for (low = 0; low < CQK_BUDGET_CHOICES && g->head_dim % choices[low].channels; low++)
 		;
-	return i;
+	if (low == CQK_BUDGET_CHOICES)
+		return cq_err_set(err, -EINVAL, "none of 8c8b, 4c8b and 2c8b goes with "
+				  "head_dim %u: name the codings", g->head_dim);
+	for (e = 0; e < n; e++) {
+		for (i = 0; i < CQK_BUDGET_CHOICES; i++)
+			b->loss[e][i] = g->head_dim % choices[i].channels ? INFINITY : 0;
+		if (!is_fixed(b, e))
+			*code_at(b, e) = choices[low];
+		least += cqk_code_bits(*code_at(b, e));
+	}
+	*left = b->bits * n - least;
+	if (*left >= -SLACK)
+		return 0;
+	return cq_err_set(err, -EINVAL, "a budget of %g bits per channel: at least %g are needed",
+			  b->bits, least / n);
 }
 
-static int spend(struct cqk_budget *b, uint32_t n, struct cq_err *err)
+static void spend(struct cqk_budget *b, uint32_t n, double left)
 {
-	bool chosen[2 * CQ_MAX_LAYERS] = { false };
-	double least = 0, left;
 	uint32_t e, i;
 
-	for (e = 0; e < n; e++) {
-		if (b->fixed && b->fixed[e]) {
-			least += bits_of(*code_at(b, e));
-			continue;
-		}
-		i = least_choice(b, e);
-		if (i == CQK_BUDGET_CHOICES)
-			return cq_err_set(err, -EINVAL, "none of 8c8b, 4c8b, 2c8b goes with "
-					  "this head_dim: name the codings");
-		*code_at(b, e) = choices[i];
-		chosen[e] = true;
-		least += bits_of(choices[i]);
-	}
-	if (least > b->bits * n + 1e-9)
-		return cq_err_set(err, -EINVAL, "a budget of %g bits per channel: at least %g "
-				  "are needed", b->bits, least / n);
-	for (left = b->bits * n - least; best_step(b, chosen, n, left, &e, &i); ) {
-		left -= bits_of(choices[i]) - bits_of(*code_at(b, e));
+	while (best_step(b, n, left, &e, &i)) {
+		left -= cqk_code_bits(choices[i]) - cqk_code_bits(*code_at(b, e));
 		*code_at(b, e) = choices[i];
 	}
 	b->spent = b->bits - left / n;
-	return 0;
 }
 
 int cqk_calib_budget(const void *dump, size_t size, const struct cqk_calib_opts *opts,
@@ -195,20 +193,19 @@ int cqk_calib_budget(const void *dump, size_t size, const struct cqk_calib_opts 
 {
 	struct cqk_calib_opts o = *opts;
 	struct cqk_calib c = { .opts = &o, .lock = PTHREAD_MUTEX_INITIALIZER };
+	double left = 0;
 	int ret;
 
 	o.k = NULL;
 	o.v = NULL;
 	ret = cqk_calib_open(&c, dump, size, err);
 	c.gradients = c.dump.info.fisher;
-	if (!ret)
-		ret = cqk_calib_scan(&c, err);
-	if (!ret)
-		ret = try_all(&c, budget, err);
-	if (!ret) {
-		sum_losses(&c, budget);
-		ret = spend(budget, 2 * o.geom.n_layers, err);
-	}
+	if (ret || (ret = start_low(budget, &o.geom, &left, err)) ||
+	    (ret = cqk_calib_scan(&c, err)) || (ret = try_all(&c, budget, err)))
+		goto out;
+	sum_losses(&c, budget);
+	spend(budget, 2 * o.geom.n_layers, left);
+out:
 	cqk_calib_free(&c);
 	return ret;
 }

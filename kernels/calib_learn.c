@@ -6,9 +6,6 @@
 #include "kernels/calib.h"
 #include "kernels/f16.h"
 
-/* A channel's variance is at least this part of its group's largest. */
-#define LEAST_VARIANCE 1e-6
-
 static uint64_t job_seed(const struct cqk_calib *c, const struct cqk_job *job)
 {
 	uint64_t parts[] = { job->entry / 2, job->entry % 2, job->head, job->group };
@@ -22,113 +19,89 @@ static uint64_t job_seed(const struct cqk_calib *c, const struct cqk_job *job)
 	return s;
 }
 
-/* Channels @first .. @first + @n - 1 of the job's group. */
-static struct cqk_dump_part part_of(const struct cqk_calib *c, const struct cqk_job *job,
-				    uint32_t first, uint32_t n)
-{
-	return (struct cqk_dump_part){
-		.entry = job->entry, .head = job->head, .c = n,
-		.first = job->group * job->code.channels + first,
-		.sinks = c->opts->sinks, .every = c->every,
-	};
-}
-
-/* Uniform, or the gradients: clipped, and with a mean of 1 so that f32 suffices. */
-static void load_weights(const struct cqk_calib *c, const struct cqk_job *job,
-			 struct cqk_kmeans *km)
-{
-	struct cqk_dump_part part = part_of(c, job, 0, km->c);
-	uint32_t t, n = c->n_tokens;
-	double sum = 0;
-
-	memset(km->w, 0, km->stride * sizeof(*km->w));
-	if (c->opts->fisher) {
-		cqk_dump_weights(&c->dump, &part, km->w);
-		cqk_kmeans_clip(km->w, n, c->opts->clip);
-		for (t = 0; t < n; t++)
-			sum += (double)km->w[t];
-	}
-	for (t = 0; t < n; t++)
-		km->w[t] = sum > 0 ? (float)((double)km->w[t] / sum * n) : 1;
-}
-
-void cqk_channel_weights(const struct cqk_calib *c, const struct cqk_job *job, uint32_t j,
-			 float *out)
-{
-	struct cqk_dump_part part = part_of(c, job, j, 1);
-
-	cqk_dump_weights(&c->dump, &part, out);
-	cqk_kmeans_clip(out, c->n_tokens, c->opts->clip);
-}
-
-static double mean_gradient(const struct cqk_calib *c, const struct cqk_job *job, uint32_t j,
-			    float *tmp)
+static double mean_below(const float *x, uint32_t n, float limit)
 {
 	double sum = 0;
 	uint32_t t;
 
-	cqk_channel_weights(c, job, j, tmp);
-	for (t = 0; t < c->n_tokens; t++)
-		sum += (double)tmp[t];
-	return sum / c->n_tokens;
+	for (t = 0; t < n; t++)
+		sum += (double)MIN(x[t], limit);
+	return sum / n;
 }
 
-static double variance(const float *x, uint32_t n)
+/* Of the channels' mean squared gradients only ratios matter: their mean is 1. */
+static void set_metric(const struct cqk_calib *c, struct cqk_kmeans *km)
 {
-	double sum = 0, sq = 0, mean;
-	uint32_t t;
-
-	for (t = 0; t < n; t++)
-		sum += (double)x[t];
-	mean = sum / n;
-	for (t = 0; t < n; t++)
-		sq += ((double)x[t] - mean) * ((double)x[t] - mean);
-	return sq / n;
-}
-
-/* Only ratios within a group matter: their mean is 1, or all are. */
-static void set_metric(struct cqk_kmeans *km, const double *m)
-{
-	double sum = 0, x;
+	double m[CQ_MAX_HEAD_DIM], sum = 0, x;
 	uint32_t j;
 
-	for (j = 0; j < km->c; j++)
+	for (j = 0; j < km->c; j++) {
+		const float *g = km->g + j * km->stride;
+
+		m[j] = 1;
+		if (c->opts->fisher & CQK_FISHER_CHANNEL)
+			m[j] = mean_below(g, km->n, cqk_kmeans_quantile(g, km->n,
+									c->opts->clip));
 		sum += m[j];
+	}
 	for (j = 0; j < km->c; j++) {
 		x = sum > 0 ? m[j] / sum * km->c : 1;
 		km->metric[j] = MAX(CQK_METRIC_MIN, MIN(CQK_METRIC_MAX, (float)x));
 	}
 }
 
-static void load_metric(const struct cqk_calib *c, const struct cqk_job *job,
-			struct cqk_kmeans *km)
+/* Clipped, and with a mean of 1 so that f32 suffices. All 1 if there is no gradient. */
+static void even_out(struct cqk_kmeans *km, double clip)
 {
-	double m[CQ_MAX_HEAD_DIM] = { 0 }, top = 0;
-	uint32_t j;
+	float limit = cqk_kmeans_quantile(km->w, km->n, clip);
+	double sum = 0;
+	uint32_t t;
 
-	for (j = 0; j < km->c && c->opts->metric == CQK_METRIC_FISHER; j++)
-		m[j] = mean_gradient(c, job, j, km->d2);
-	for (j = 0; j < km->c && c->opts->metric == CQK_METRIC_VARIANCE; j++) {
-		m[j] = variance(km->x + j * km->stride, km->n);
-		top = MAX(top, m[j]);
+	for (t = 0; t < km->n; t++) {
+		km->w[t] = MIN(km->w[t], limit);
+		sum += (double)km->w[t];
 	}
-	for (j = 0; j < km->c && top > 0; j++)
-		m[j] = 1 / MAX(m[j], top * LEAST_VARIANCE);
-	set_metric(km, m);
+	for (t = 0; t < km->n; t++)
+		km->w[t] = sum > 0 ? (float)((double)km->w[t] / sum * km->n) : 1;
+}
+
+static void set_weights(const struct cqk_calib *c, struct cqk_kmeans *km)
+{
+	uint32_t t, j;
+	double sum;
+
+	memset(km->w, 0, km->stride * sizeof(*km->w));
+	for (t = 0; t < km->n; t++) {
+		km->w[t] = 1;
+		if (!(c->opts->fisher & CQK_FISHER_TOKEN))
+			continue;
+		for (sum = 0, j = 0; j < km->c; j++)
+			sum += (double)km->g[j * km->stride + t] / (double)km->metric[j];
+		km->w[t] = (float)MIN(sum, (double)__FLT_MAX__);
+	}
+	if (c->opts->fisher & CQK_FISHER_TOKEN)
+		even_out(km, c->opts->clip);
 }
 
 void cqk_learn(const struct cqk_calib *c, const struct cqk_job *job, struct cqk_kmeans *km,
 	       uint32_t iterations)
 {
-	struct cqk_dump_part part = part_of(c, job, 0, job->code.channels);
+	struct cqk_dump_part part = {
+		.entry = job->entry, .head = job->head, .c = job->code.channels,
+		.first = job->group * job->code.channels, .sinks = c->opts->sinks,
+		.every = c->every,
+	};
 
 	km->c = job->code.channels;
 	km->k = 1u << job->code.bits;
 	km->n = c->n_tokens;
 	km->stride = ALIGN_UP((size_t)km->n, CQK_KMEANS_BLOCK);
 	cqk_dump_group(&c->dump, &part, km->x, km->stride);
-	load_weights(c, job, km);
-	load_metric(c, job, km);
+	part.fisher = 1;
+	if (c->gradients)
+		cqk_dump_group(&c->dump, &part, km->g, km->stride);
+	set_metric(c, km);
+	set_weights(c, km);
 	cqk_kmeans_best(km, iterations, c->opts->starts, job_seed(c, job));
 }
 
@@ -178,7 +151,7 @@ int cqk_learn_job(struct cqk_calib *c, struct cqk_job *job, struct cqk_kmeans *k
 			 (float *)(void *)scale + channel);
 	else
 		store_f16(km, (uint16_t *)(void *)stored + channel * km->k);
-	if (o->metric)
+	if (o->fisher & CQK_FISHER_CHANNEL)
 		memcpy(metric + channel * 4, km->metric, km->c * sizeof(*km->metric));
 	job->err = cqk_kmeans_error(km, &job->norm);
 	return 0;

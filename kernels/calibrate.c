@@ -31,8 +31,8 @@ static int check_learning(const struct cqk_calib_opts *o, struct cq_err *err)
 	if (!o->starts || o->starts > CQK_MAX_STARTS)
 		return cq_err_set(err, -EINVAL, "%u starts: 1 to %u are wanted", o->starts,
 				  CQK_MAX_STARTS);
-	if (o->metric > CQK_METRIC_VARIANCE)
-		return cq_err_set(err, -EINVAL, "unknown metric %u", o->metric);
+	if (o->fisher > CQK_FISHER_BOTH)
+		return cq_err_set(err, -EINVAL, "unknown use of gradients %u", o->fisher);
 	if (!(o->clip > 0 && o->clip <= 1))
 		return cq_err_set(err, -EINVAL, "gradients cannot be clipped at the "
 				  "quantile %g: above 0 to 1 is wanted", o->clip);
@@ -76,7 +76,7 @@ static int check_dump(struct cqk_calib *c, struct cq_err *err)
 				  g->n_kv_heads, g->head_dim, o->geom.n_layers,
 				  o->geom.n_kv_heads, o->geom.head_dim);
 	*g = o->geom;	/* its pairs say in which order keys are stored */
-	c->gradients = o->fisher || o->metric == CQK_METRIC_FISHER;
+	c->gradients = o->fisher != CQK_FISHER_NONE;
 	if (c->gradients && !c->dump.info.fisher)
 		return cq_err_set(err, -EINVAL, "the dump has no squared gradients "
 				  "(layers.0.k.fisher): write them or do without fisher");
@@ -163,7 +163,7 @@ static size_t part_bytes(const struct cqk_calib_opts *o, struct cq_code code, ui
 		return 0;
 	if (part == CQK_PART_STORED)
 		return (channels << code.bits) * (i8 ? 1 : sizeof(uint16_t));
-	if (part == CQK_PART_SCALE ? i8 : o->metric != CQK_METRIC_NONE)
+	if (part == CQK_PART_SCALE ? i8 : o->fisher & CQK_FISHER_CHANNEL)
 		return channels * sizeof(float);
 	return 0;
 }

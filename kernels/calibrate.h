@@ -8,10 +8,12 @@
 
 #include "kernels/model.h"
 
-enum cqk_metric {		/* weights of channels in the encoder's distance */
-	CQK_METRIC_NONE = 0,
-	CQK_METRIC_FISHER = 1,	/* mean of the channel's squared gradients */
-	CQK_METRIC_VARIANCE = 2,	/* one over its variance */
+/* What squared gradients in the dump weigh; bits. */
+enum cqk_fisher {
+	CQK_FISHER_NONE = 0,
+	CQK_FISHER_TOKEN = 1,	/* tokens, in learning */
+	CQK_FISHER_CHANNEL = 2,	/* channels, in the encoder's distance: the metric */
+	CQK_FISHER_BOTH = 3,
 };
 
 #define CQK_MAX_STARTS 64u
@@ -26,11 +28,13 @@ enum cqk_metric {		/* weights of channels in the encoder's distance */
  * @sinks:      sinks of the model; the first @sinks tokens of every sequence
  *              of the dump are left out of the training set
  * @window:     recent window of the model
- * @fisher:     weight tokens by the squared gradients in the dump
- * @metric:     enum cqk_metric; within a group the weights have a mean of 1
- * @clip:       squared gradients beyond this quantile, above 0 and at most 1, count
- *              as if they were there: of a group's sums for @fisher, of a channel's
- *              for @metric
+ * @fisher:     enum cqk_fisher. The metric m_j of a channel is the mean of its
+ *              squared gradients, with a mean of 1 in its group. A token weighs
+ *              the sum over the group of its squared gradients, each over m_j
+ *              where there is a metric
+ * @clip:       values beyond this quantile, above 0 and at most 1, count as if they
+ *              were there: of a channel's squared gradients in the metric, of a
+ *              group's tokens' weights
  * @iterations: at most; stops earlier at a relative change < 1e-4
  * @starts:     k-means runs per codebook, of which the best is kept, 1 to
  *              CQK_MAX_STARTS
@@ -56,8 +60,7 @@ struct cqk_calib_opts {
 	const struct cq_code *k, *v;
 	uint32_t centroids;
 	uint32_t sinks, window;
-	bool fisher;
-	uint32_t metric;
+	uint32_t fisher;
 	double clip;
 	uint32_t iterations;
 	uint32_t starts;
@@ -115,7 +118,7 @@ const struct cq_code *cqk_budget_choice(uint32_t i);
  * @v:       [n_layers], set
  * @loss:    [2 * n_layers][CQK_BUDGET_CHOICES], set: with gradients in the dump the
  *           sum over tokens and channels of g^2 (x - x')^2, g^2 clipped as
- *           for the metric; without, the relative squared error. INFINITY for a
+ *           in the metric; without, the relative squared error. INFINITY for a
  *           coding that does not go with head_dim
  * @spent:   set: mean bits of what was chosen
  */

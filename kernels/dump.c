@@ -239,7 +239,7 @@ static bool next_token(const struct cqk_dump *d, const struct cqk_dump_part *par
 void cqk_dump_group(const struct cqk_dump *d, const struct cqk_dump_part *part, float *x,
 		    size_t stride)
 {
-	const struct st_tensor *t = d->x[part->entry];
+	const struct st_tensor *t = part->fisher ? d->fisher[part->entry] : d->x[part->entry];
 	uint32_t ch[CQ_MAX_HEAD_DIM], j;
 	uint64_t tok = 0, seen = 0, at;
 	size_t n = 0;
@@ -253,22 +253,6 @@ void cqk_dump_group(const struct cqk_dump *d, const struct cqk_dump_part *part, 
 	for (; n < stride; n++)
 		for (j = 0; j < part->c; j++)
 			x[j * stride + n] = 0;
-}
-
-void cqk_dump_weights(const struct cqk_dump *d, const struct cqk_dump_part *part, float *w)
-{
-	const struct st_tensor *t = d->fisher[part->entry];
-	uint32_t ch[CQ_MAX_HEAD_DIM], j;
-	uint64_t tok = 0, seen = 0, at;
-	double sum;
-
-	channels_of(d, part->entry, part->first, part->c, ch);
-	while (next_token(d, part, &tok, &seen)) {
-		at = place(t, part->head, tok - 1);
-		for (sum = 0, j = 0; j < part->c; j++)
-			sum += (double)value(t, at + ch[j]);
-		*w++ = (float)MIN(sum, (double)__FLT_MAX__);
-	}
 }
 
 const void *cqk_dump_bytes(const struct cqk_dump *d, uint32_t i, bool fisher, int head,

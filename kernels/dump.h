@@ -43,6 +43,7 @@ int cqk_dump_scan(const struct cqk_dump *d, uint32_t i, uint32_t head, bool fish
 /**
  * struct cqk_dump_part - channels of one head and the tokens to learn from
  * @entry: index of struct cqk_dump.x
+ * @fisher: squared gradients instead of values
  * @head:  kv head
  * @first: first channel, in stored order: for keys cqk_given_channel() says
  *         where it is in the dump
@@ -51,7 +52,7 @@ int cqk_dump_scan(const struct cqk_dump *d, uint32_t i, uint32_t head, bool fish
  * @every: of the tokens that remain, one in so many is taken, the first to begin with
  */
 struct cqk_dump_part {
-	uint32_t entry, head, first, c, sinks, every;
+	uint32_t entry, fisher, head, first, c, sinks, every;
 };
 
 /* Tokens that are left without sinks, one in @every of them. */
@@ -66,8 +67,6 @@ uint32_t cqk_dump_kept(const struct cqk_dump *d, uint32_t sinks, uint32_t every)
  */
 void cqk_dump_group(const struct cqk_dump *d, const struct cqk_dump_part *part, float *x,
 		    size_t stride);
-/* @w[token] = sum of the part's squared gradients, at most FLT_MAX. */
-void cqk_dump_weights(const struct cqk_dump *d, const struct cqk_dump_part *part, float *w);
 
 /**
  * cqk_dump_bytes() - where the values of an entry lie

@@ -57,6 +57,7 @@ int cqk_kmeans_init(struct cqk_kmeans *km, uint32_t n, uint32_t c, uint32_t k)
 
 	*km = (struct cqk_kmeans){ .ops = best_ops() };
 	km->x = floats(stride * c);
+	km->g = floats(stride * c);
 	km->w = floats(stride);
 	km->d2 = floats(stride);
 	km->idx = floats(stride);
@@ -68,7 +69,7 @@ int cqk_kmeans_init(struct cqk_kmeans *km, uint32_t n, uint32_t c, uint32_t k)
 	km->half_norm = floats(k);
 	km->sum = calloc((size_t)k * c, sizeof(*km->sum));
 	km->weight = calloc(k, sizeof(*km->weight));
-	if (!km->x || !km->w || !km->d2 || !km->idx || !km->block || !km->metric ||
+	if (!km->x || !km->g || !km->w || !km->d2 || !km->idx || !km->block || !km->metric ||
 	    !km->cen || !km->kept || !km->enc || !km->half_norm || !km->sum || !km->weight) {
 		cqk_kmeans_free(km);
 		return -ENOMEM;
@@ -81,6 +82,7 @@ int cqk_kmeans_init(struct cqk_kmeans *km, uint32_t n, uint32_t c, uint32_t k)
 void cqk_kmeans_free(struct cqk_kmeans *km)
 {
 	free(km->x);
+	free(km->g);
 	free(km->w);
 	free(km->d2);
 	free(km->idx);
@@ -316,9 +318,9 @@ static uint32_t count_up_to(const float *w, uint32_t n, uint32_t bits)
 	return count;
 }
 
-void cqk_kmeans_clip(float *w, uint32_t n, double quantile)
+float cqk_kmeans_quantile(const float *w, uint32_t n, double quantile)
 {
-	uint32_t rank = (uint32_t)((double)(n - 1) * quantile), lo = 0, hi = 0x7f800000, mid, t;
+	uint32_t rank = (uint32_t)((double)(n - 1) * quantile), lo = 0, hi = 0x7f800000, mid;
 	float limit;
 
 	while (lo < hi) {	/* to the least value that more than @rank are up to */
@@ -329,6 +331,5 @@ void cqk_kmeans_clip(float *w, uint32_t n, double quantile)
 			lo = mid + 1;
 	}
 	memcpy(&limit, &lo, sizeof(limit));
-	for (t = 0; t < n; t++)
-		w[t] = MIN(w[t], limit);
+	return limit;
 }

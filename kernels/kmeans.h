@@ -49,6 +49,7 @@ const struct cqk_kmeans_ops *cqk_kmeans_nth(unsigned int i);
  * @n:      tokens, set by the caller, at most what init was given
  * @stride: @n rounded up to a block, set by the caller
  * @x:      [c][stride], filled by the caller; tokens n..stride-1 zero
+ * @g:      [c][stride], the caller's: squared gradients
  * @w:      [stride], filled by the caller; not negative; padding zero
  * @metric: [c] weights of the channels in distances, 1 after init; set by the caller
  * @cen:    [k][c], the result
@@ -68,7 +69,7 @@ struct cqk_kmeans {
 	uint32_t k;
 	uint32_t n;
 	size_t stride;
-	float *x, *w;
+	float *x, *g, *w;
 	float *metric;
 	float *cen;
 	float *kept;
@@ -118,8 +119,8 @@ uint32_t cqk_kmeans_refine(struct cqk_kmeans *km, uint32_t iterations);
  */
 double cqk_kmeans_error(struct cqk_kmeans *km, double *norm);
 
-/* Cut the largest of @w [n], which are not negative, down to @quantile (0 to 1). */
-void cqk_kmeans_clip(float *w, uint32_t n, double quantile);
+/* The @quantile (0 to 1) of @w [n], which are not negative: a value that is there. */
+float cqk_kmeans_quantile(const float *w, uint32_t n, double quantile);
 
 /* Next number of a splitmix64 sequence (Steele, Lea, Flood, OOPSLA 2014). */
 static inline uint64_t cqk_random(uint64_t *state)

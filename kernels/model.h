@@ -270,6 +270,12 @@ int cqk_model_write(const struct cqk_model_desc *desc, void **image, size_t *siz
 /* "4c8b", "fp16" -> coding. 0 or -EINVAL / -EOPNOTSUPP with the reason in @err. */
 int cqk_code_parse(const char *text, uint32_t head_dim, struct cq_code *out,
 		   struct cq_err *err);
+/* Bits per channel. */
+static inline double cqk_code_bits(struct cq_code code)
+{
+	return code.type == CQ_CODE_F16 ? 16 : (double)code.bits / code.channels;
+}
+
 /* Writes "4c8b" or "fp16"; @buf holds at least 16 bytes. Returns @buf. */
 const char *cqk_code_name(struct cq_code code, char *buf);
 

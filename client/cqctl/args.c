@@ -2,6 +2,7 @@
 /* Options and arguments. No abbreviations: a script must keep its meaning. */
 #include <ctype.h>
 #include <errno.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -161,6 +162,17 @@ int ctl_duration(const char *text, uint64_t *us)
 	};
 
 	return with_unit(text, units, ARRAY_SIZE(units), us);
+}
+
+int ctl_real(const char *text, double *out)
+{
+	char *end;
+	double x = strtod(text, &end);
+
+	if (end == text || *end || isspace((unsigned char)text[0]) || !isfinite(x))
+		return -EINVAL;
+	*out = x;
+	return 0;
 }
 
 int ctl_number(const char *text, uint64_t min, uint64_t max, uint64_t *out)

@@ -20,7 +20,7 @@ _cqctl() {
 		-*) continue ;;
 		esac
 		case $before in
-		--socket | --k | --v | --centroids | --sinks | --window | --iterations | \
+		--socket | --k | --v | --layers | --budget | --fisher | --clip | --starts | --centroids | --sinks | --window | --iterations | \
 			--threads | --seed | --rope-scaling | --rope-pairs | --output | -o | --namespace | --model | --older | \
 			--bytes | --pages | --pins | --connections | --ttl | \
 			--timeout | --clients | --seconds | --interval | -i | --sort | -s | -n | --count) continue ;;
@@ -45,6 +45,10 @@ _cqctl() {
 		mapfile -t COMPREPLY < <(compgen -W "linear, llama3, yarn, none" -- "$cur")
 		return
 		;;
+	--fisher)
+		mapfile -t COMPREPLY < <(compgen -W "none token channel both" -- "$cur")
+		return
+		;;
 	--centroids)
 		mapfile -t COMPREPLY < <(compgen -W "i8 f16" -- "$cur")
 		return
@@ -54,7 +58,7 @@ _cqctl() {
 			evictions" -- "$cur")
 		return
 		;;
-	--sinks | --window | --iterations | --threads | --seed | --older | --bytes | --pages | \
+	--layers | --budget | --clip | --starts | --sinks | --window | --iterations | --threads | --seed | --older | --bytes | --pages | \
 		--pins | --connections | --ttl | --timeout | --interval | --count | \
 		--clients | --seconds)
 		return
@@ -78,8 +82,8 @@ _cqctl() {
 		events) words+=" --namespace --snapshot --count" ;;
 		bench) words+=" --clients --seconds --namespace --model" ;;
 		drain) words+=" --timeout --undo" ;;
-		calibrate) words+=" --k --v --fisher --centroids --sinks --window
-			--iterations --threads --seed --rope-scaling --rope-pairs --output" ;;
+		calibrate) words+=" --k --v --budget --layers --fisher --clip
+			--centroids --sinks --window --resume --iterations --starts --threads --seed --rope-scaling --rope-pairs --output" ;;
 		esac
 		mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
 		return

@@ -98,6 +98,8 @@ int ctl_fail(struct ctl *c, int code, const char *fmt, ...);
 
 /* A decimal number from @min to @max. 0 or -EINVAL. */
 int ctl_number(const char *text, uint64_t min, uint64_t max, uint64_t *out);
+/* A finite number with a decimal point. 0 or -EINVAL. */
+int ctl_real(const char *text, double *out);
 /* Bytes: "4096", "16M". 0 or -EINVAL. */
 int ctl_size(const char *text, uint64_t *bytes);
 /* A length of time: "90", "150ms", "2h". 0 or -EINVAL. */

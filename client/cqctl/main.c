@@ -79,18 +79,25 @@ static const struct ctl_command commands[] = {
 	{ "doctor", "", "look at the machine and at cqd, and name remedies",
 	  "Works without cqd and for everybody. Exit status 1 if there are problems.\n",
 	  ctl_cmd_doctor },
-	{ "calibrate", "ACTS --k CODE --v CODE -o MODEL [OPTION...]",
+	{ "calibrate", "ACTS --k CODE --v CODE | --budget BITS -o MODEL [OPTION...]",
 	  "learn codebooks from an activation dump",
 	  "  -o, --output FILE     model file to write\n"
 	  "  --k CODE, --v CODE    fp16, or channels and bits: 4c8b. One for all layers,\n"
 	  "                        or a comma-separated list with one per layer\n"
-	  "  --fisher              weight tokens by the squared gradients in the dump\n"
+	  "  --budget BITS         choose codings for a mean of so many bits per channel\n"
+	  "  --layers LIST         codings of keys and values of single layers:\n"
+	  "                        0=2c8b/4c8b,30-31=2c8b/2c8b\n"
+	  "  --fisher none|token|channel|both  what squared gradients in the dump weigh\n"
+	  "                        (both if there are some)\n"
+	  "  --clip QUANTILE       where squared gradients are cut (0.99)\n"
 	  "  --centroids i8|f16    how centroids are stored (i8)\n"
 	  "  --sinks N             first tokens of a sequence kept in fp16 (4)\n"
 	  "  --window N            recent tokens kept in fp16 by their owner (128)\n"
 	  "  --iterations N        of k-means, at most (25)\n"
+	  "  --starts N            of k-means per codebook, the best is kept (1)\n"
 	  "  --threads N           (all CPUs)\n"
 	  "  --seed N              (1)\n"
+	  "  --resume              go on with MODEL.part, which a run that was ended left\n"
 	  "  --rope-scaling WORDS  linear,factor=4, or \"rope_scaling\" of config.json\n"
 	  "  --rope-pairs half|interleaved  which channels turn together\n"
 	  "Needs no daemon.\n", ctl_cmd_calibrate },

@@ -283,7 +283,7 @@ TEST(threads_do_not_matter)
 	fake_noise(&f, 11);
 	memset(f.fisher_at[0], 0x3c, f.im.size - (size_t)(f.fisher_at[0] - f.im.buf));
 	o = options(&f, "4c8b", "8c8b");
-	o.fisher = true;
+	o.fisher = CQK_FISHER_BOTH;
 	o.centroids = CQK_CENTROIDS_I8;
 	o.sinks = 4;
 	a = calibrated(&f, &o, e1);
@@ -347,7 +347,7 @@ TEST(interleaved_keys_are_learnt_as_they_are_stored)
 		/* the first dump has the model's order, the second the stored one */
 		fill_dump(&f[i], i ? &mixed : &f[i].geom);
 		o = options(&f[i], "4c8b", "4c8b");
-		o.fisher = true;
+		o.fisher = CQK_FISHER_BOTH;
 		o.geom.rope_dim = 48;
 		o.geom.rope_pairs = i ? CQK_PAIRS_HALF : CQK_PAIRS_INTERLEAVED;
 		im[i] = calibrated(&f[i], &o, NULL);
@@ -619,7 +619,7 @@ TEST(fisher_counts)
 			}
 	o = options(&f, "8c8b", "fp16");
 	for (on = 0; on < 2; on++) {
-		o.fisher = on;
+		o.fisher = on ? CQK_FISHER_TOKEN : 0;
 		im = calibrated(&f, &o, NULL);
 		ASSERT_OK(cqk_model_parse(im.buf, im.size, &m, NULL));
 		heavy[on] = coding_error(&f, m, 7, 8);
@@ -631,7 +631,7 @@ TEST(fisher_counts)
 	free(f.im.buf);
 }
 
-TEST(clip)
+TEST(quantiles)
 {
 	float w[2000];
 	uint32_t i;
@@ -639,18 +639,12 @@ TEST(clip)
 	for (i = 0; i < 2000; i++)
 		w[i] = (float)i;
 	w[7] = 1e30f;
-	cqk_kmeans_clip(w, 2000, 1);
-	ASSERT(w[7] == 1e30f && w[1999] == 1999);
-	cqk_kmeans_clip(w, 2000, 0.999);
-	ASSERT(w[7] == 1998 && w[1999] == 1998 && w[1990] == 1990 && w[0] == 0);
-	cqk_kmeans_clip(w, 2000, 0.5);
-	ASSERT(w[7] == 999 || w[7] == 1000);
-	ASSERT(w[1500] == w[7] && w[900] == 900);
-	cqk_kmeans_clip(w, 2000, 0);
-	ASSERT(w[0] == 0 && w[1999] == 0);
+	ASSERT(cqk_kmeans_quantile(w, 2000, 1) == 1e30f);
+	ASSERT(cqk_kmeans_quantile(w, 2000, 0.999) == 1998);
+	ASSERT(cqk_kmeans_quantile(w, 2000, 0.5) == 1000);
+	ASSERT(cqk_kmeans_quantile(w, 2000, 0) == 0);
 	w[0] = 3;
-	cqk_kmeans_clip(w, 1, 0.999);
-	ASSERT(w[0] == 3);
+	ASSERT(cqk_kmeans_quantile(w, 1, 0.999) == 3);
 }
 
 TEST(bad_values_are_named)
@@ -672,7 +666,7 @@ TEST(bad_values_are_named)
 		refused(&f, &o, -EINVAL, "layer 1, keys, head 0, token 299");
 		put(&f, f.at[2], 0, 299, 63, 0);
 		put(&f, f.at[3], 1, 201, 5, 0);
-		o.fisher = true;
+		o.fisher = CQK_FISHER_BOTH;
 		put(&f, f.fisher_at[0], 1, 17, 0, i % 4 ? -1 : NAN);
 		refused(&f, &o, -EINVAL, "layer 0, keys (fisher), head 1, token 17");
 		free(f.im.buf);
@@ -719,7 +713,7 @@ TEST(options_and_shapes)
 	bad.window = 65;
 	refused(&f, &bad, -EINVAL, "window");
 	bad = o;
-	bad.fisher = true;
+	bad.fisher = CQK_FISHER_CHANNEL;
 	refused(&f, &bad, -EINVAL, "fisher");
 	bad = o;
 	bad.iterations = 0;

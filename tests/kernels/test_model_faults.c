@@ -224,7 +224,7 @@ static int learn(struct cq_err *err)
 {
 	static const struct cq_code k = { CQ_CODE_CQ, 4, 8, 0 }, v = { CQ_CODE_CQ, 8, 8, 0 };
 	struct cqk_calib_opts o = { .k = &k, .v = &v, .centroids = CQK_CENTROIDS_I8,
-				    .fisher = true, .clip = 0.999, .iterations = 2,
+				    .fisher = CQK_FISHER_BOTH, .clip = 0.999, .iterations = 2,
 				    .starts = 1, .threads = threads };
 	void *image = NULL;
 	size_t size;

@@ -50,6 +50,79 @@ finer() {	# per-layer codings, halves, no sinks
 		[ "$(head -c 400 "$dir/d.st" | grep -ac '"k":"2c8b,2c8b,4c8b')" = 1 ]
 }
 
+# Bits where they save most; a layer that is named stays as it was told
+budget() {
+	cal --budget 2.25 --layers 0=2c8b/4c8b,4-5=8c8b/4c8b --json -o "$dir/e.st" \
+		>"$dir/e.json" && cat "$dir/e.json" &&
+		python3 - "$dir/e.json" <<-'EOF' &&
+			import json, sys
+			got = json.load(open(sys.argv[1]))
+			layers = got["layers"]
+			bits = {"8c8b": 1, "4c8b": 2, "2c8b": 4}
+			codes = [(y["k"], y["v"]) for y in layers]
+			assert codes[0] == ("2c8b", "4c8b") and codes[4:] == [("8c8b", "4c8b")] * 2
+			mean = sum(bits[k] + bits[v] for k, v in codes) / 12
+			assert abs(mean - got["bits"]) < 1e-9 and 2.25 - 1 / 6 <= mean <= 2.25
+			assert got["effective_bits"] > mean
+			for y in layers[1:4]:
+			    assert y["k_losses"][0] > y["k_losses"][1] > y["k_losses"][2] > 0
+		EOF
+		gives 1 "at least 1" cal --budget 0.99 -o "$dir/no.st" &&
+		nothing_left
+}
+
+# Killed after three layers, and again while it is at it
+resume() {
+	local rc=0 part=$dir/f.st.part
+
+	strace -qq -f -o "$dir/trace" -e trace=fdatasync -e inject=fdatasync:signal=KILL:when=3 \
+		"$O/cqctl" calibrate "$dir/acts.st" --k 4c8b --v 8c8b --threads 1 \
+		-o "$dir/f.st" || rc=$?
+	echo "status $rc" && cat "$dir/trace"
+	[ $rc = 137 ] && [ -s "$part" ] && [ ! -e "$dir/f.st" ] &&
+		gives 1 "of another dump, other options" cal --k 4c8b --v 4c8b --resume \
+			-o "$dir/f.st" && cp "$part" "$dir/part" &&
+		gives 0 "144 of 144 codebooks" cal --k 4c8b --v 8c8b --resume -o "$dir/f.st" &&
+		cmp "$dir/a.st" "$dir/f.st" && [ ! -e "$part" ] &&
+		head -c -100 "$dir/part" >"$part" &&	# a record cut short
+		gives 0 "192 of 192 codebooks" cal --k 4c8b --v 8c8b --resume -o "$dir/f.st" &&
+		cmp "$dir/a.st" "$dir/f.st" &&
+		printf 'x' | dd of="$dir/part" bs=1 seek=500 conv=notrunc status=none &&
+		cp "$dir/part" "$part" &&	# and one that has changed
+		gives 0 "192 of 192 codebooks" cal --k 4c8b --v 8c8b --resume -o "$dir/f.st" &&
+		cmp "$dir/a.st" "$dir/f.st" && [ ! -e "$part" ] && cp "$dir/part" "$part" &&
+		gives 0 "288 of 288 codebooks" cal --k 4c8b --v 8c8b -o "$dir/f.st" &&
+		cmp "$dir/a.st" "$dir/f.st" && [ ! -e "$part" ] &&
+		gives 0 "288 of 288 codebooks" cal --k 4c8b --v 8c8b --resume -o "$dir/f.st" &&
+		cmp "$dir/a.st" "$dir/f.st"
+}
+
+# Another process at the same output, and a name that is no file
+part_in_use() {
+	: >"$dir/g.st.part" &&
+		gives 1 "g.st.part is of another dump" cal --k 4c8b --v 8c8b --resume \
+			-o "$dir/g.st" &&
+		gives 1 "in use" flock "$dir/g.st.part" "$O/cqctl" calibrate "$dir/acts.st" \
+			--k 4c8b --v 8c8b --resume -o "$dir/g.st" &&
+		gives 1 "kept: .*busy" flock "$dir/g.st.part" "$O/cqctl" calibrate \
+			"$dir/acts.st" --k 4c8b --v 8c8b -o "$dir/g.st" &&
+		rm "$dir/g.st.part" && mkdir "$dir/g.st.part" &&
+		gives 1 "g.st.part" cal --k 4c8b --v 8c8b --resume -o "$dir/g.st" &&
+		rmdir "$dir/g.st.part" && [ ! -e "$dir/g.st" ]
+}
+
+# Memory of a process of its own: a sixth of a dump and what learning needs
+little_memory() {
+	local most
+
+	worker dump --lm "$lm" --ids "$lm/calibration.u16" --sequences 24 --length 1024 \
+		--out "$dir/large.st" >/dev/null &&
+		most=$(/usr/bin/time -f %M "$O/cqctl" calibrate "$dir/large.st" --k 8c8b \
+			--v 8c8b --iterations 1 --threads 1 -o "$dir/h.st" 2>&1 >/dev/null |
+			tail -1) && echo "$most KiB, dump $(stat -c %s "$dir/large.st")" &&
+		[ $((most * 1024)) -lt $(($(stat -c %s "$dir/large.st") / 2)) ]
+}
+
 meta() {	# FILE KEY: its value
 	head -c 2000 "$1" | grep -aoE "\"$2\":\"[^\"]*\"" | head -1
 }
@@ -201,8 +274,20 @@ wrong_use() {
 			-o "$dir/no.st" &&
 		gives 2 "0 to 64" cal --k 4c8b --v 4c8b --sinks 65 -o "$dir/no.st" &&
 		gives 2 "multiple of 64" cal --k 4c8b --v 4c8b --window 65 -o "$dir/no.st" &&
-		gives 2 "i8 or f16" cal --k 4c8b --v 4c8b --centroids i4 -o "$dir/no.st" &&
-		gives 1 "squared gradients" cal --k 4c8b --v 4c8b --fisher -o "$dir/no.st" &&
+		gives 2 "f16 or i8" cal --k 4c8b --v 4c8b --centroids i4 -o "$dir/no.st" &&
+		gives 2 "instead\|one or the other" cal --k 4c8b --budget 2 -o "$dir/no.st" &&
+		gives 2 "none, token, channel or both" cal --k 4c8b --v 4c8b --fisher x \
+			-o "$dir/no.st" &&
+		gives 2 "above 0 and up to 1" cal --k 4c8b --v 4c8b --clip 1.5 -o "$dir/no.st" &&
+		gives 2 "above 0 and up to 1" cal --k 4c8b --v 4c8b --clip nan -o "$dir/no.st" &&
+		gives 2 "above 0 and up to 16" cal --budget 0 -o "$dir/no.st" &&
+		gives 2 "1 to 64" cal --k 4c8b --v 4c8b --starts 65 -o "$dir/no.st" &&
+		gives 2 "layers 0 to 5" cal --budget 2 --layers 6=4c8b/4c8b -o "$dir/no.st" &&
+		gives 2 "layers 0 to 5" cal --budget 2 --layers 3-2=4c8b/4c8b -o "$dir/no.st" &&
+		gives 2 "like 0=2c8b/4c8b" cal --budget 2 --layers 0=4c8b -o "$dir/no.st" &&
+		gives 2 "like 0=2c8b/4c8b" cal --budget 2 --layers 0=4c8b/4c8b, -o "$dir/no.st" &&
+		gives 2 "5 channels" cal --budget 2 --layers 0=4c8b/5c8b -o "$dir/no.st" &&
+		gives 1 "squared gradients" cal --k 4c8b --v 4c8b --fisher both -o "$dir/no.st" &&
 		gives 1 "$dir/none" ctl calibrate "$dir/none" --k 4c8b --v 4c8b -o "$dir/no.st" &&
 		gives 1 "$dir/no/such" cal --k fp16 --v fp16 -o "$dir/no/such" &&
 		nothing_left
@@ -381,11 +466,19 @@ ctl_closed() {
 	"$O/cqctl" "$@" <&- >&-
 }
 
-plan 26
+plan 30
 ok "activations of two sequences" acts
 ok "calibration: an error for each layer" layers
 ok "the same file whatever the threads, another with another seed" same_file
 ok "codings per layer, halves, JSON" finer
+ok "a budget chooses codings" budget
+if command -v strace >/dev/null; then
+	ok "a calibration that was killed goes on" resume
+else
+	skip "a calibration that was killed goes on" "no strace"
+fi
+ok "one process at a partial file" part_in_use
+ok "a dump is not kept in memory" little_memory
 ok "RoPE scaling and pairs" rope
 ok "RoPE that cannot be is named" wrong_rope
 ok "NaN: layer, head and token are named, nothing is written" nan
