@@ -158,11 +158,8 @@ static int start_low(struct cqk_budget *b, const struct cqk_geom *g, double *lef
 	uint32_t e, i, low, n = 2 * g->n_layers;
 	double least = 0;
 
-	for (low = 0; low < CQK_BUDGET_CHOICES && g->head_dim % choices[low].channels; low++)
-		;
-	if (low == CQK_BUDGET_CHOICES)
-		return cq_err_set(err, -EINVAL, "none of 8c8b, 4c8b and 2c8b goes with "
-				  "head_dim %u: name the codings", g->head_dim);
+	for (low = 0; g->head_dim % choices[low].channels; low++)
+		;	/* head_dim is even */
 	for (e = 0; e < n; e++) {
 		for (i = 0; i < CQK_BUDGET_CHOICES; i++)
 			b->loss[e][i] = g->head_dim % choices[i].channels ? INFINITY : 0;

@@ -117,7 +117,7 @@ void cqk_calib_release(const struct cqk_calib *c, uint32_t entry, int head)
 	size_t bytes;
 	int fisher;
 
-	for (fisher = 0; c->opts->release && fisher <= c->gradients; fisher++) {
+	for (fisher = 0; c->opts->release && fisher < (c->gradients ? 2 : 1); fisher++) {
 		data = cqk_dump_bytes(&c->dump, entry, fisher, head, &bytes);
 		c->opts->release(c->opts->arg, data, bytes);
 	}
@@ -271,28 +271,30 @@ static int write_model(const struct cqk_calib *c, void **image, size_t *size,
 	const struct cqk_calib_opts *o = c->opts;
 	uint32_t e, n = 2 * o->geom.n_layers;
 	const void **stored = calloc(n, sizeof(*stored));
-	const float **numbers = calloc(2 * n, sizeof(*numbers));
+	const float **scales = calloc(n, sizeof(*scales));
+	const float **metrics = calloc(n, sizeof(*metrics));
 	struct cqk_model_desc desc = {
 		.geom = o->geom, .k = o->k, .v = o->v, .centroids = o->centroids,
 		.sinks = o->sinks, .window = o->window, .provenance = o->provenance,
-		.codebooks = stored, .scales = numbers, .metrics = numbers + n,
+		.codebooks = stored, .scales = scales, .metrics = metrics,
 	};
 	int ret = -ENOMEM;
 
-	if (!stored || !numbers) {
+	if (!stored || !scales || !metrics) {
 		cq_err_set(err, ret, "no memory to write a model file");
 		goto out;
 	}
 	for (e = 0; e < n; e++) {
 		stored[e] = part_at(c, e, CQK_PART_STORED);
-		numbers[e] = part_at(c, e, CQK_PART_SCALE);
-		numbers[n + e] = part_at(c, e, CQK_PART_METRIC);
+		scales[e] = part_at(c, e, CQK_PART_SCALE);
+		metrics[e] = part_at(c, e, CQK_PART_METRIC);
 	}
 	memcpy(desc.fingerprint, o->fingerprint, sizeof(desc.fingerprint));
 	ret = cqk_model_write(&desc, image, size, err);
 out:
 	free(stored);
-	free(numbers);
+	free(scales);
+	free(metrics);
 	return ret;
 }
 

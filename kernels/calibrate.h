@@ -104,9 +104,15 @@ int cqk_calibrate(const void *dump, size_t size, const struct cqk_calib_opts *op
 		  struct cqk_calib_error *errors, void **image,
 		  size_t *image_size, struct cq_err *err);
 
-/* Codings that a budget chooses from, in ascending bits; NULL past the end. */
-const struct cq_code *cqk_budget_choice(uint32_t i);
 #define CQK_BUDGET_CHOICES 3
+
+/**
+ * cqk_budget_choice() - codings that a budget chooses from
+ * @i: 0 has the fewest bits
+ *
+ * Return: the coding; NULL past the end. Thread-safe.
+ */
+const struct cq_code *cqk_budget_choice(uint32_t i);
 
 /**
  * struct cqk_budget - what a mean number of bits per channel buys

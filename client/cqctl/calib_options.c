@@ -241,8 +241,8 @@ static void fill_provenance(struct calib *cal)
 		 "iterations %u, starts %u, seed %llu", cal->info.source[0] ?
 		 cal->info.source : "unnamed source", (unsigned long long)cal->info.tokens,
 		 cal->info.sequence_tokens, what, cal->text.layers ? ", layers " : "",
-		 cal->text.layers ? cal->text.layers : "", fishers[o->fisher], o->clip, o->iterations, o->starts,
-		 (unsigned long long)o->seed);
+		 cal->text.layers ? cal->text.layers : "", fishers[o->fisher], o->clip,
+		 o->iterations, o->starts, (unsigned long long)o->seed);
 	cal->opts.provenance = cal->provenance;
 }
 

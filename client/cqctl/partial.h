@@ -6,6 +6,7 @@
 #ifndef CQCTL_PARTIAL_H
 #define CQCTL_PARTIAL_H
 
+#include <stdbool.h>
 #include "cq/err.h"
 #include "cq/page.h"
 

@@ -245,6 +245,24 @@ TEST(calibrating)
 	free(im.buf);
 }
 
+static int choose(struct cq_err *err)
+{
+	struct cq_code k, v;
+	double loss[2][CQK_BUDGET_CHOICES];
+	struct cqk_budget b = { .bits = 2, .k = &k, .v = &v, .loss = loss };
+	struct cqk_calib_opts o = { .clip = 0.99, .iterations = 2, .starts = 1, .threads = 2 };
+	int ret = cqk_dump_geom(im.buf, im.size, &o.geom, err);
+
+	return ret ? ret : cqk_calib_budget(im.buf, im.size, &o, &b, err);
+}
+
+TEST(choosing_codings)
+{
+	make_dump();
+	fail_each(choose, 40);
+	free(im.buf);
+}
+
 TEST(calibrating_with_threads)
 {
 	make_dump();
