@@ -13,6 +13,7 @@
 #ifndef CQK_ATTN_H
 #define CQK_ATTN_H
 
+#include <math.h>
 #include "kernels/kernels.h"
 
 #define CQK_T CQ_PAGE_TOKENS
@@ -133,6 +134,24 @@ void cqk_head_end(struct cqk_head *h);
 
 /* The whole call by tiles: what a struct cqk_ops.attention may consist of. */
 void cqk_attn_tiled(const struct cqk_attn *a, const struct cqk_tile_ops *ops);
+
+/* What rounding may cost a score: an output is off by a few times as much. */
+#define CQK_SCORE_ERROR 2.5e-4f
+
+/**
+ * cqk_coarse() - do scores from integers lose more than they may?
+ * @step: what one unit of what is rounded counts in a score
+ * @n:    such roundings in a sum
+ *
+ * A rounding is off by 1/sqrt(12) units, rms. Queries of one large channel
+ * among small ones, and large scores, come out coarse.
+ *
+ * Return: true if another way is to be taken. Thread-safe.
+ */
+static inline bool cqk_coarse(float step, uint32_t n)
+{
+	return step * 0.29f * sqrtf((float)n) > CQK_SCORE_ERROR;
+}
 
 /* Vectors that implementations with own page loops take: lanes. */
 #define CQK_LANES 8

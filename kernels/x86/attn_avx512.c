@@ -174,9 +174,11 @@ static struct page_batch *batch_begin(struct cqk_head *h)
 	for (i = 0; i < LANES; i++)
 		b->m[i] = -INFINITY;
 	b->by_lut = !b->half && worth_tables(b);
-	if (b->by_lut)
+	if (b->by_lut) {
 		lut_queries(b);
-	else
+		b->by_lut = !lut_coarse(b);
+	}
+	if (!b->by_lut)
 		batch_queries(b);
 	memset(b->o, 0, (size_t)d * b->lanes * 16 * sizeof(float));
 	return b;

@@ -256,6 +256,7 @@ static const struct cqk_page_ops page_ops = {
 	.page = long_page,
 };
 
+/* NULL: the tile does it better. */
 static struct long_head *long_begin(struct cqk_head *h)
 {
 	const struct cqk_layer *layer = &h->a->model->layers[h->a->layer];
@@ -281,8 +282,7 @@ static struct long_head *long_begin(struct cqk_head *h)
 	}
 	for (i = 0; i < h->nq; i++)
 		memcpy(x->q[i], h->q + (size_t)i * h->dpad, x->d * sizeof(float));
-	cqk_keys_begin(x);
-	return x;
+	return cqk_keys_begin(x) ? x : NULL;
 }
 
 /* Merge into the driver's state. */
@@ -363,11 +363,12 @@ void cqk_long_head(const struct cqk_attn *a, uint32_t head,
 	uint32_t i;
 
 	for (i = 0; i < a->n_blocks; i++) {
-		if (a->blocks[i].kind == CQK_BLOCK_CODES)
+		if (x && a->blocks[i].kind == CQK_BLOCK_CODES)
 			cqk_head_page(h, &a->blocks[i], &page_ops, x);
 		else
 			cqk_head_block(h, &a->blocks[i], ops);
 	}
-	long_end(x);
+	if (x)
+		long_end(x);
 	cqk_head_end(h);
 }

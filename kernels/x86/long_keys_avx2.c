@@ -333,17 +333,22 @@ static void integer_scores(struct long_head *x, uint32_t page)
 		(c == 8 ? key_scores_8_8 : key_scores_4_8)(x, page, s);
 }
 
-void cqk_keys_begin(struct long_head *x)
+bool cqk_keys_begin(struct long_head *x)
 {
+	bool coarse = false;
 	uint32_t lane;
 
 	if (!x->key) {
 		build_lut(x);
-		return;
+		return true;
 	}
 	build_keys(x);
-	for (lane = 0; lane < x->h->nq; lane++)
+	for (lane = 0; lane < x->h->nq; lane++) {
 		scale_query(x, lane);
+		/* keys: a third of the largest */
+		coarse |= cqk_coarse(x->unit[lane] * (KEY_ONE / 3.0f), x->d);
+	}
+	return !coarse;
 }
 
 void cqk_keys_turn(struct long_head *x, uint32_t pos)

@@ -43,8 +43,11 @@ struct long_head {
 	int16_t *key;
 };
 
-/* Builds @lut or @key from @q; @unit is 1 at first. */
-void cqk_keys_begin(struct long_head *x);
+/*
+ * Builds @lut or @key from @q; @unit is 1 at first. False: integers would lose more
+ * than they may (cqk_coarse()).
+ */
+bool cqk_keys_begin(struct long_head *x);
 
 /* The page at position @pos is at hand, then @lane sees it. */
 void cqk_keys_turn(struct long_head *x, uint32_t pos);

@@ -84,6 +84,17 @@ static void lut_lane(struct page_batch *b, uint32_t lane,
 		lut_bytes(in[g], middle[g], inv, b->lut[lane][g]);
 }
 
+/* Products of one group that hide those of others in the unit they share. */
+static bool lut_coarse(const struct page_batch *b)
+{
+	uint32_t lane;
+
+	for (lane = 0; lane < b->nq; lane++)
+		if (cqk_coarse(b->unit[lane], b->k->n_groups))
+			return true;
+	return false;
+}
+
 /* Tables of all vectors, by way of b->o. */
 static void lut_queries(struct page_batch *b)
 {

@@ -434,7 +434,7 @@ static void many_find(struct many *x, const struct cqk_block *b)
 	x->src_k = cqk_block_src(a, b, x->h->head, false, live);
 	x->src_v = cqk_block_src(a, b, x->h->head, true, live);
 	x->ints = many_planes(x->src_k.cb) && many_planes(x->src_v.cb) &&
-		  x->d % 2 == 0;
+		  x->d % 2 == 0 && !x->coarse;
 	x->tokens = b->tokens;
 	x->has_raw = x->has_k = x->has_v = false;
 }
@@ -524,12 +524,10 @@ static void many_load_queries(struct many *x)
 	many_kinds(x, &ints, &floats);
 	if (ints)
 		many_scales(x, &by);
-	for (v = 0; v < x->h->nq; v++) {
-		if (ints)
-			many_load_query(x, v, &by, log2e);
-		if (floats)
-			many_load_float_query(x, v, log2e);
-	}
+	for (v = 0; ints && v < x->h->nq; v++)
+		many_load_query(x, v, &by, log2e);
+	for (v = 0; (floats || x->coarse) && v < x->h->nq; v++)
+		many_load_float_query(x, v, log2e);
 }
 
 static struct many *many_begin(struct cqk_head *h, const struct cqk_tile_ops *ops)

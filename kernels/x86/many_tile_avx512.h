@@ -41,7 +41,8 @@ struct many_chunk {
  * @h:      the driver's state
  * @ops:    decodes tiles of floats, into @h->chunk
  * @k, @v:  codebooks
- * @src_k, @src_v: the block at hand; @ints: both have 8-bit centroids
+ * @coarse: a query's integers lose more than they may: all is done in floats
+ * @src_k, @src_v: the block at hand; @ints: both have 8-bit centroids, not @coarse
  * @tokens: of the block
  * @d, @np: channels, pairs; @half: of them turned ones, before the others
  * @chunks: [n_chunks]
@@ -65,7 +66,7 @@ struct many {
 	const struct cqk_codebook *k, *v;
 	struct cqk_src src_k, src_v;
 	uint32_t tokens;
-	bool ints;
+	bool ints, coarse;
 	uint32_t d, np, half, n_chunks;
 	struct many_chunk *chunks;
 	uint64_t *vis;
@@ -285,6 +286,7 @@ static void many_load_query(struct many *x, uint32_t v, const struct many_pairs 
 
 	many_get_query(x, v, by, &q);
 	up = many_query_unit(x, &q);
+	x->coarse |= cqk_coarse(up * (127.0f / 3.0f), x->d);	/* a third of the largest key */
 	c->unit[lane] = (x->half ? up / MANY_UNIT : up) * log2e;
 	up = up > 0.0f ? 1.0f / up : 0.0f;
 	for (i = 0; i < x->np; i += VF) {

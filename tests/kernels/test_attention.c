@@ -23,7 +23,7 @@ static void check_ops(struct scene *s, const struct cqk_ops *ops)
 	e = scene_error(s);
 	if (getenv("SHOW"))
 		printf("# %-12s %.2e\n", ops->name, e);
-	if (!(e <= bound(ops, s)))
+	if (!(e <= fmax(bound(ops, s), s->slack)))
 		FAIL("%s: d %u c %u/%u i8 %d rows %u: error %.3e", ops->name,
 		     s->o.toy.d, s->o.toy.ck, s->o.toy.cv, s->o.toy.i8,
 		     s->o.rows, e);
@@ -494,20 +494,36 @@ TEST(tables_of_products)
 			}
 }
 
-/* One group's products are many times all the others'. */
-TEST(tables_of_uneven_products)
+/*
+ * One channel of the query is many times all others: few pages and many, keys
+ * that are turned, in part and not at all, few vectors and more. Turned keys are
+ * rounded to 16 bits, which counts with the size of scores; keys in halves would be
+ * further off.
+ */
+TEST_LIMIT(one_channel_above_the_others, 60)
 {
-	struct scene_opts o = plain(128, 8, true);
-	struct scene *s;
-	uint32_t h;
+	static const float size[] = { 20, 60, 150 };
+	static const uint32_t shared[] = { 3, 30 }, c[] = { 8, 4, 2 }, heads[] = { 8, 16, 24 };
+	uint32_t i, h, ch;
 
-	o.toy.keys = CQK_KEYS_NONE;
-	o.shared = 30;
-	s = scene_new(&o);
-	for (h = 0; h < 8; h++)
-		((float *)s->a.q.data)[h * (uint32_t)s->a.q.stride_head + 77] = 60.0f;
-	check_scene(s);
-	scene_free(s);
+	for (i = 0; i < 162; i++) {
+		struct scene_opts o = plain(128, c[i / 18 % 3], true);
+		struct scene *s;
+
+		o.toy.keys = i % 3 ? CQK_KEYS_PRE_ROPE : CQK_KEYS_NONE;
+		o.toy.rope_dim = i % 3 == 1 ? 64 : 128;
+		o.toy.n_heads = heads[i / 3 % 3];
+		o.shared = shared[i / 9 % 2];
+		s = scene_new(&o);
+		for (h = 0; h < o.toy.n_heads; h++) {
+			ch = i % 2 ? 77 : h * 5;
+			((float *)s->a.q.data)[h * (uint32_t)s->a.q.stride_head + ch] =
+				size[i / 54];
+		}
+		s->slack = i % 3 ? 3e-5 * (double)size[i / 54] : 0;
+		check_scene(s);
+		scene_free(s);
+	}
 }
 
 TEST(different_codings_of_k_and_v)
