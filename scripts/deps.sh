@@ -19,7 +19,7 @@ libjansson-dev libopenblas-dev libsimde-dev'
 
 check='systemd systemd-container dbus procps strace bats perl python3 git
 clang clang-tidy llvm libclang-rt-14-dev cppcheck sparse codespell shellcheck
-mandoc linux-kbuild-6.1 g++'
+mandoc linux-kbuild-6.1 g++ valgrind'
 
 # 140 MB for the sake of checkpatch.pl
 style=linux-source-6.1
