@@ -152,6 +152,9 @@ struct cqk_attn {
  * @decode:    out[n][d] f32 from the head's block (stored values exactly)
  * @scratch_bytes: scratch for @attention with that many rows
  * @attention: see struct cqk_attn. Cannot fail: the caller has validated.
+ * @path:    how @attention goes about the coded pages of such a call: a static
+ *           name out of the table "Which way a call takes" in
+ *           Documentation/performance.md. Scratch and views are not looked at
  *
  * All callbacks are mandatory, thread-safe, and neither allocate nor make
  * system calls.
@@ -168,6 +171,7 @@ struct cqk_ops {
 		       float *out);
 	size_t (*scratch_bytes)(const struct cqk_model *model, uint32_t n_rows);
 	void (*attention)(const struct cqk_attn *a);
+	const char *(*path)(const struct cqk_attn *a);
 };
 
 /**

@@ -108,6 +108,11 @@ static void portable_attention(const struct cqk_attn *a)
 	cqk_attn_tiled(a, &cqk_tile_portable);
 }
 
+static const char *portable_path(const struct cqk_attn *a)
+{
+	return "tile";
+}
+
 const struct cqk_ops cqk_portable = {
 	.name = "portable",
 	.priority = 0,
@@ -116,4 +121,5 @@ const struct cqk_ops cqk_portable = {
 	.decode = cqk_portable_decode,
 	.scratch_bytes = cqk_head_bytes,
 	.attention = portable_attention,
+	.path = portable_path,
 };

@@ -335,6 +335,13 @@ static void avx2_attention(const struct cqk_attn *a)
 		cqk_long_head(a, head, &cqk_tile_avx2);
 }
 
+static const char *avx2_path(const struct cqk_attn *a)
+{
+	if (!cqk_long_fits(a))
+		return "tile";
+	return cqk_turns_keys(a) ? "integers" : "tables";
+}
+
 static size_t avx2_scratch_bytes(const struct cqk_model *model, uint32_t n_rows)
 {
 	return cqk_head_bytes(model, n_rows) + cqk_long_bytes(model, n_rows);
@@ -348,4 +355,5 @@ const struct cqk_ops cqk_avx2 = {
 	.decode = cqk_avx2_decode,
 	.scratch_bytes = avx2_scratch_bytes,
 	.attention = avx2_attention,
+	.path = avx2_path,
 };

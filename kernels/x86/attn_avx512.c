@@ -134,19 +134,29 @@ static const struct cqk_page_ops page_ops = {
 	.page = batch_add,
 };
 
+static uint32_t vectors_of(const struct cqk_attn *a)
+{
+	return a->n_rows * (a->model->geom.n_heads / a->model->geom.n_kv_heads);
+}
+
+static uint32_t lanes_for(uint32_t nq)
+{
+	return nq > 4 ? 8 : nq > 2 ? 4 : nq;
+}
+
 /*
  * Making tables takes the time that they save in so many blocks, measured with
  * 128 channels.
  */
-static bool worth_tables(const struct page_batch *b)
+static bool worth_tables(const struct cqk_attn *a)
 {
-	const struct cqk_codebook *k = b->k;
-	uint32_t least = 8 + 4 * b->lanes;
+	const struct cqk_codebook *k = &a->model->layers[a->layer].k;
+	uint32_t least = 8 + 4 * lanes_for(vectors_of(a));
 
 	if (k->code.channels < 8)
 		least = least * 8 / 3;
-	return k->code.channels >= 4 && k->n_groups <= LUT_GROUPS &&
-	       b->h->a->n_blocks >= least;
+	return !cqk_turns_keys(a) && k->code.channels >= 4 &&
+	       k->n_groups <= LUT_GROUPS && a->n_blocks >= least;
 }
 
 static struct page_batch *batch_begin(struct cqk_head *h)
@@ -163,7 +173,7 @@ static struct page_batch *batch_begin(struct cqk_head *h)
 	b->k_plane = layer->k.i8 + plane;
 	b->v_plane = layer->v.i8 + plane;
 	b->nq = h->nq;
-	b->lanes = h->nq > 4 ? 8 : h->nq > 2 ? 4 : h->nq;
+	b->lanes = lanes_for(h->nq);
 	b->d = d;
 	b->half = cqk_turns_keys(h->a) ? h->a->rope->half : 0;
 	b->np = d / 2;
@@ -173,7 +183,7 @@ static struct page_batch *batch_begin(struct cqk_head *h)
 		b->turn[0][i] = 1.0f;
 	for (i = 0; i < LANES; i++)
 		b->m[i] = -INFINITY;
-	b->by_lut = !b->half && worth_tables(b);
+	b->by_lut = worth_tables(h->a);
 	if (b->by_lut) {
 		lut_queries(b);
 		b->by_lut = !lut_coarse(b);
@@ -264,7 +274,7 @@ static bool transposed(const struct cqk_attn *a)
 
 	return has_planes(&layer->k) && has_planes(&layer->v) &&
 	       g->head_dim % 2 == 0 && g->head_dim <= 2 * PAIRS &&
-	       (size_t)a->n_rows * (g->n_heads / g->n_kv_heads) <= LANES;
+	       a->n_rows && vectors_of(a) <= LANES;
 }
 
 static void avx512_head(const struct cqk_attn *a, uint32_t head)
@@ -292,12 +302,21 @@ static void avx512_attention(const struct cqk_attn *a)
 			cqk_many_head(a, head, &tile_avx512);
 		return;
 	}
-	if (!a->n_rows || !transposed(a)) {
+	if (!transposed(a)) {
 		cqk_attn_tiled(a, &tile_avx512);
 		return;
 	}
 	for (head = a->head_begin; head < a->head_end; head++)
 		avx512_head(a, head);
+}
+
+static const char *avx512_path(const struct cqk_attn *a)
+{
+	if (cqk_many_fit(a))
+		return "lanes";
+	if (!transposed(a))
+		return "tile";
+	return worth_tables(a) ? "tables" : "transposed";
 }
 
 static size_t avx512_scratch_bytes(const struct cqk_model *model, uint32_t n_rows)
@@ -328,4 +347,5 @@ OPS_LINKAGE const struct cqk_ops OPS = {
 	.decode = cqk_avx2_decode,
 	.scratch_bytes = avx512_scratch_bytes,
 	.attention = avx512_attention,
+	.path = avx512_path,
 };

@@ -474,7 +474,7 @@ TEST(rows_of_halves)
 }
 
 /* Keys that need no turning, over enough pages for tables of products. */
-TEST(tables_of_products)
+TEST_LIMIT(tables_of_products, 120)
 {
 	static const uint32_t dims[] = { 32, 64, 128, 256 };
 	uint32_t i, gqa, c;
@@ -500,7 +500,7 @@ TEST(tables_of_products)
  * rounded to 16 bits, which counts with the size of scores; keys in halves would be
  * further off.
  */
-TEST_LIMIT(one_channel_above_the_others, 60)
+TEST_LIMIT(one_channel_above_the_others, 120)
 {
 	static const float size[] = { 20, 60, 150 };
 	static const uint32_t shared[] = { 3, 30 }, c[] = { 8, 4, 2 }, heads[] = { 8, 16, 24 };
