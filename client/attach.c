@@ -13,7 +13,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 #include "client/gpu.h"
-#include "proto/tail.h"
+#include "client/tail.h"
 
 /*
  * struct tail - as it came
@@ -217,29 +217,10 @@ static int entries_check(const struct cqk_model *m, struct tail *t)
 	return 0;
 }
 
-/* NaN and Inf never come out of cq_append(): rows of @mask only. */
-static bool rows_finite(const struct cqk_model *m, const uint8_t *block, uint64_t mask)
-{
-	size_t row = m->geom.head_dim, i, c, n = m->f16_block / (2 * row);
-	uint16_t x;
-
-	for (i = 0; i < n; i++) {
-		if (!(mask >> i % CQ_PAGE_TOKENS & 1))
-			continue;
-		for (c = 0; c < row; c++) {
-			memcpy(&x, block + 2 * (i * row + c), 2);
-			if ((x & 0x7c00) == 0x7c00)
-				return false;
-		}
-	}
-	return true;
-}
-
 /* --- the sequence of it --- */
 
 /* A page object of our own that reads as the publisher's private one did. */
-static int page_take(struct cq_seq *seq, const struct tail *t, const struct cqp_tail_entry *e,
-		     const uint8_t *codes)
+static int page_take(struct cq_seq *seq, const struct tail *t, const struct cqp_tail_entry *e)
 {
 	struct cq_model *model = seq->model;
 	struct cqc_ent *ent = &seq->ents[e->index];
@@ -248,16 +229,10 @@ static int page_take(struct cq_seq *seq, const struct tail *t, const struct cqp_
 	struct cq_pg *pg = cqc_pg_private(model, first);
 
 	if (!pg)
-		return cqc_fail(-ENOBUFS, "the arena is full");
+		return cqc_fail(-ENOBUFS, model->gpu ? "no slot is leased yet for a page of the "
+				"published sequence; wait on cq_event_fd()" : "the arena is full");
 	pg->n_coded = e->n_coded;
 	cqc_extra_get(pg, seq->extra);
-	if (e->parts & CQP_TAIL_CODES)
-		memcpy(cqc_chunk_ptr(&model->arena, pg->chunk), codes, model->m.payload);
-	if (e->parts & CQP_TAIL_SINKS) {
-		memcpy(cqc_chunk_ptr(&model->arena, pg->sink_chunk), codes + model->m.payload,
-		       model->m.sink_payload);
-		pg->sink.data = cqc_chunk_ptr(&model->arena, pg->sink_chunk);
-	}
 	memcpy(pg->tokens, t->ids + (size_t)e->index * sizeof(pg->tokens),
 	       4 * MIN(rows, (uint64_t)CQ_PAGE_TOKENS));
 	if (full) {
@@ -275,43 +250,59 @@ static int page_take(struct cq_seq *seq, const struct tail *t, const struct cqp_
 	return 0;
 }
 
-static int f16_take(struct cq_seq *seq, const struct cqp_tail_entry *e, const uint8_t *data,
-		    bool part, uint32_t rows)
+static int f16_take(struct cq_seq *seq, const struct cqc_piece *p)
 {
 	struct cqc_arena *a = &seq->model->arena;
-	struct cqc_ent *ent = &seq->ents[e->index];
+	struct cqc_ent *ent = &seq->ents[p->e->index];
 
-	if (!part && !(e->parts & CQP_TAIL_F16))
+	if (!p->part && !p->f16)
 		return 0;
-	if (e->parts & CQP_TAIL_F16 && !rows_finite(&seq->model->m, data, e->f16_mask))
+	/* They never come out of cq_append(). */
+	if (p->f16 && !cqc_rows_finite(&seq->model->m, p->f16, p->e->f16_mask))
 		return wrong("NaN or Inf in its window");
 	ent->f16 = cqc_block_new(a);
 	if (ent->f16 == CQC_NONE)
 		return cqc_fail(-ENOBUFS, "the arena is full");
-	if (e->parts & CQP_TAIL_F16)
-		memcpy(cqc_block_ptr(a, ent->f16), data, seq->model->m.f16_block);
 	/* Tokens to come are appended there. */
-	ent->f16_mask = e->f16_mask | (part ? ~cqc_low(rows) : 0);
-	seq->f16_lo = MIN(seq->f16_lo, e->index);
+	ent->f16_mask = p->e->f16_mask | (p->part ? ~cqc_low(p->rows) : 0);
+	seq->f16_lo = MIN(seq->f16_lo, p->e->index);
 	return 0;
+}
+
+static int entry_take(struct cq_seq *seq, const struct tail *t, const struct cqp_tail_entry *e,
+		      const uint8_t *at)
+{
+	struct cqc_piece p = {
+		.e = e, .part = e->index == t->h.tokens / CQ_PAGE_TOKENS,
+		.rows = (uint32_t)(t->h.tokens % CQ_PAGE_TOKENS),
+	};
+	int ret = 0;
+
+	if (e->parts & CQP_TAIL_F16) {
+		p.f16 = at;
+		at += t->h.f16_block;
+	}
+	if (e->parts & CQP_TAIL_CODES)
+		p.codes = at;
+	if (e->parts & CQP_TAIL_SINKS)
+		p.sinks = at + t->h.payload;
+	if (p.part || p.codes)
+		ret = page_take(seq, t, e);
+	if (!ret)
+		ret = f16_take(seq, &p);
+	return ret ? ret : seq->model->be->tail_take(seq, &p);
 }
 
 static int entries_take(struct cq_seq *seq, const struct tail *t)
 {
 	const uint8_t *at = t->data;
-	uint32_t i, full = (uint32_t)(t->h.tokens / CQ_PAGE_TOKENS);
-	uint32_t rows = (uint32_t)(t->h.tokens % CQ_PAGE_TOKENS);
+	uint32_t i;
 	int ret = 0;
 
 	for (i = 0; i < t->h.n_entries && !ret; i++) {
 		struct cqp_tail_entry e = entry_at(t, i);
-		const uint8_t *codes = at + (e.parts & CQP_TAIL_F16 ? t->h.f16_block : 0);
-		bool part = e.index == full;
 
-		if (part || e.parts & CQP_TAIL_CODES)
-			ret = page_take(seq, t, &e, codes);
-		if (!ret)
-			ret = f16_take(seq, &e, at, part, rows);
+		ret = entry_take(seq, t, &e, at);
 		at += data_of(t, &e);
 	}
 	return ret;
@@ -408,9 +399,6 @@ static int attach_check(struct cq_model *model, const char *name,
 		ret = cqc_priority_check(o);
 	if (ret)
 		return ret;
-	if (model->gpu)
-		return cqc_fail(-EOPNOTSUPP, "cq_attach: tails cannot be read on GPU %s; open the "
-					     "tokens with cq_seq_open()", cqc_gpu_uuid(model));
 	if (!name || !*name || strlen(name) >= CQP_MAX_NAME)
 		return cqc_fail(-EINVAL, "cq_attach: a name has 1 to %d characters",
 				CQP_MAX_NAME - 1);
@@ -433,7 +421,9 @@ CQ_API int cq_attach(struct cq_model *model, const char *name, const struct cq_s
 	if (ret)
 		return ret;
 	cqc_results_apply(model);
-	ret = ask(model, name, &t);
+	ret = model->gpu ? cqc_gpu_has_slots(model) : 0;
+	if (!ret)
+		ret = ask(model, name, &t);
 	if (ret)
 		return ret;
 	ret = tail_map(&t);

@@ -9,6 +9,9 @@
 
 #include "client/internal.h"
 
+struct cqc_draft;
+struct cqc_piece;
+
 #define CQC_IPC_HANDLE 64	/* bytes of a CUDA IPC memory handle */
 
 /* One call of cq_append(), options checked. */
@@ -39,6 +42,22 @@ struct cqc_unchecked {
 	uint32_t n;
 };
 
+/*
+ * struct cqc_fetched - one layer of a page, where the host can read it
+ * @sink:  [kv head][K|V][sinks][d]
+ * @f16:   [kv head][K|V][64][d]
+ * @codes: of all kv heads
+ */
+struct cqc_fetched {
+	const uint16_t *sink, *f16;
+	const uint8_t *codes;
+};
+
+/* Bytes of codes, which come first, offsets of what follows, and the end. */
+struct cqc_fetch_at {
+	size_t codes, f16, sink, end;
+};
+
 /**
  * struct cqc_backend - operations on memory of one kind
  * @memory:   arena of @bytes (0: default) and tables, at open; @model is parsed.
@@ -65,6 +84,11 @@ struct cqc_unchecked {
  * @in_place: a page is published where it was private
  * @part:     copy what a part-filled page keeps, see part_make(); sets the tokens
  *            in e->f16_mask that it brought from sinks. 0 or -errno
+ * @fetch:    let the host read one layer of page @i, of which it wants @p; @buf, if
+ *            the model is on a device, has cqc_fetch_at().end bytes. 0 or -errno
+ * @tail_put: lay out a tail, all pieces behind its head; see tail.h. 0 or -errno
+ * @tail_take: copy what came for an entry to where its page and block are; what
+ *            others have to be there too is made. 0 or -errno
  * @place:    a full page is about to be ordered: let it be where it can be sealed
  * @fence:    number to be waited for until work given so far is done; 0: none
  * @batch_new: memory of a batch; 0 or -errno with text
@@ -107,6 +131,10 @@ struct cqc_backend {
 	void (*fill)(const struct cq_seq *seq, uint32_t i);
 	int (*part)(struct cq_model *model, const struct cqc_ent *from, uint32_t r, bool first,
 		    struct cqc_ent *e);
+	int (*fetch)(const struct cq_seq *seq, uint32_t i, uint32_t layer,
+		     const struct cqc_parts *p, uint8_t *buf, struct cqc_fetched *out);
+	int (*tail_put)(struct cqc_draft *d);
+	int (*tail_take)(struct cq_seq *seq, const struct cqc_piece *p);
 	void (*place)(struct cq_pg *pg);
 	uint64_t (*fence)(struct cq_model *model);
 	int (*batch_new)(struct cq_batch *b);
@@ -141,6 +169,20 @@ int cqc_host_append_rows(struct cq_batch *b, const struct cqc_append *a,
 int cqc_key_turn(const struct cqk_geom *g, uint32_t flags);
 int cqc_append_check(const struct cq_model *model, const struct cqc_append *p, size_t n,
 		     const struct cq_append_opts *o);
+
+/* --- read.c --- */
+
+struct cqc_fetch_at cqc_fetch_at(const struct cqk_model *m, uint32_t layer);
+int cqc_host_fetch(const struct cq_seq *seq, uint32_t i, uint32_t layer,
+		   const struct cqc_parts *p, uint8_t *buf, struct cqc_fetched *out);
+
+/* --- commit.c --- */
+
+/* Codes of tokens @first to 63 of a page, from its fp16 block. */
+void cqc_codes_make(const struct cq_model *model, const uint16_t *f16, uint32_t first,
+		    uint8_t *codes);
+/* The sinks of page 0, from its fp16 block: [layer][head][K|V][sinks][d]. */
+void cqc_sinks_make(const struct cqk_model *m, const uint16_t *f16, uint8_t *to);
 
 /* --- rows.c --- */
 

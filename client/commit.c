@@ -39,45 +39,46 @@ static void encode_block(const struct cqk_ops *ops, const struct cqk_codebook *c
 		ops->encode(cb, head, x + (size_t)first * d, first, n, codes);
 }
 
-/* Tokens that have no codes yet get them; those that have keep them. */
-static void page_encode(const struct cq_seq *seq, const struct cqc_ent *ent)
+/**
+ * cqc_codes_make() - codes of tokens that have none yet
+ * @model: model
+ * @f16:   block of the page
+ * @first: token; those before it keep theirs
+ * @codes: payload
+ */
+void cqc_codes_make(const struct cq_model *model, const uint16_t *f16, uint32_t first,
+		    uint8_t *codes)
 {
-	const struct cq_model *model = seq->model;
 	const struct cqk_model *m = &model->m;
-	const uint16_t *f16 = cqc_block_ptr(&model->arena, ent->f16);
-	uint8_t *codes = cqc_chunk_ptr(&model->arena, ent->pg->chunk);
 	uint32_t l, h;
 
 	for (l = 0; l < m->geom.n_layers; l++)
 		for (h = 0; h < m->geom.n_kv_heads; h++) {
 			encode_block(model->ops, &m->layers[l].k, h,
 				     f16 + cqc_f16_at(m, CQ_PAGE_TOKENS, l, h, 0),
-				     ent->pg->n_coded, codes + cqc_code_at(m, l, h, 0));
+				     first, codes + cqc_code_at(m, l, h, 0));
 			encode_block(model->ops, &m->layers[l].v, h,
 				     f16 + cqc_f16_at(m, CQ_PAGE_TOKENS, l, h, 1),
-				     ent->pg->n_coded, codes + cqc_code_at(m, l, h, 1));
+				     first, codes + cqc_code_at(m, l, h, 1));
 		}
 }
 
-/* Page 0: the sinks' fp16 rows go beside it, [layer][head][K|V][sinks][d]. */
-static void page_sinks(const struct cq_seq *seq, const struct cqc_ent *ent)
+/**
+ * cqc_sinks_make() - the sinks' fp16 rows, which go beside page 0
+ * @m:   shard
+ * @f16: block of page 0
+ * @to:  [layer][head][K|V][sinks][d] halves
+ */
+void cqc_sinks_make(const struct cqk_model *m, const uint16_t *f16, uint8_t *to)
 {
-	const struct cq_model *model = seq->model;
-	const struct cqk_model *m = &model->m;
-	const uint16_t *from = cqc_block_ptr(&model->arena, ent->f16);
-	uint8_t *to;
 	uint32_t l, h, kv;
 
-	if (ent->pg->sink_chunk == CQC_NONE)
-		return;
-	to = cqc_chunk_ptr(&model->arena, ent->pg->sink_chunk);
 	for (l = 0; l < m->geom.n_layers; l++)
 		for (h = 0; h < m->geom.n_kv_heads; h++)
 			for (kv = 0; kv < 2; kv++)
 				memcpy(to + 2 * cqc_f16_at(m, m->sinks, l, h, kv),
-				       from + cqc_f16_at(m, CQ_PAGE_TOKENS, l, h, kv),
+				       f16 + cqc_f16_at(m, CQ_PAGE_TOKENS, l, h, kv),
 				       (size_t)m->sinks * m->geom.head_dim * 2);
-	ent->pg->sink.data = to;
 }
 
 /**
@@ -87,9 +88,17 @@ static void page_sinks(const struct cq_seq *seq, const struct cqc_ent *ent)
  */
 void cqc_host_fill(const struct cq_seq *seq, uint32_t i)
 {
-	page_encode(seq, &seq->ents[i]);
-	if (!i)
-		page_sinks(seq, &seq->ents[i]);
+	const struct cq_model *model = seq->model;
+	struct cq_pg *pg = seq->ents[i].pg;
+	const uint16_t *f16 = cqc_block_ptr(&model->arena, seq->ents[i].f16);
+	uint8_t *sinks;
+
+	cqc_codes_make(model, f16, pg->n_coded, cqc_chunk_ptr(&model->arena, pg->chunk));
+	if (i || pg->sink_chunk == CQC_NONE)
+		return;
+	sinks = cqc_chunk_ptr(&model->arena, pg->sink_chunk);
+	cqc_sinks_make(&model->m, f16, sinks);
+	pg->sink.data = sinks;
 }
 
 /* Keys of the pages [@from, @to), whose tokens are complete. */

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /* The backend of GPUs. */
 #include "client/gpu.h"
+#include "client/tail.h"
 
 const struct cqc_backend cqc_cuda = {
 	.in_place = true,
@@ -21,6 +22,9 @@ const struct cqc_backend cqc_cuda = {
 	.append = cqc_gpu_append,
 	.fill = cqc_gpu_fill,
 	.part = cqc_gpu_part,
+	.fetch = cqc_gpu_fetch,
+	.tail_put = cqc_gpu_tail_put,
+	.tail_take = cqc_gpu_tail_take,
 	.place = cqc_gpu_place,
 	.fence = cqc_gpu_fence,
 	.batch_new = cqc_gpu_batch_new,

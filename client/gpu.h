@@ -235,6 +235,8 @@ int cqc_gpu_leases_idle_ms(const struct cq_model *model);
 void cqc_gpu_lease_over(struct cq_model *model, uint32_t lease);
 /* A leased slot for codes (@kind 0) or sinks (1); CQC_NONE: none is there. */
 uint32_t cqc_gpu_take(struct cq_model *model, uint32_t kind);
+/* Is there one of each kind that pages need? 0 or -ENOBUFS with text. */
+int cqc_gpu_has_slots(const struct cq_model *model);
 /* Two that were not used after all, each may be CQC_NONE. */
 void cqc_gpu_unused(struct cq_model *model, uint32_t codes, uint32_t sinks);
 /* Let @pg be in these. */
@@ -283,6 +285,11 @@ static inline uint64_t cqc_gpu_sums(uint64_t payload)
 {
 	return (payload + CQ_CHECK_CHUNK - 1) / CQ_CHECK_CHUNK;
 }
+
+/* --- gpu_tail.c; the rest in tail.h --- */
+
+int cqc_gpu_fetch(const struct cq_seq *seq, uint32_t i, uint32_t layer,
+		  const struct cqc_parts *p, uint8_t *buf, struct cqc_fetched *out);
 
 /* --- gpu_verify.c --- */
 

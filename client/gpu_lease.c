@@ -97,6 +97,22 @@ uint32_t cqc_gpu_take(struct cq_model *model, uint32_t kind)
 }
 
 /**
+ * cqc_gpu_has_slots() - could a page be taken now? caller's thread
+ * @model: model
+ *
+ * Return: 0; -ENOBUFS with text.
+ */
+int cqc_gpu_has_slots(const struct cq_model *model)
+{
+	const struct cqc_pool *p = model->gpu->pool;
+
+	if ((p[0].n || waiting(&p[0])) && (!p[1].want || p[1].n || waiting(&p[1])))
+		return 0;
+	return cqc_fail(-ENOBUFS, "no slot is leased yet; wait on cq_event_fd() or close a "
+				  "sequence");
+}
+
+/**
  * cqc_gpu_pg_set() - a page is in slots of ours
  * @pg:    page object
  * @codes: lease

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include "client/backend.h"
+#include "client/tail.h"
 
 static void nothing(struct cq_model *model)
 {
@@ -159,6 +159,9 @@ const struct cqc_backend cqc_host = {
 	.append = cqc_host_append,
 	.fill = cqc_host_fill,
 	.part = cqc_host_part,
+	.fetch = cqc_host_fetch,
+	.tail_put = cqc_host_tail_put,
+	.tail_take = cqc_host_tail_take,
 	.place = place,
 	.fence = fence,
 	.batch_new = cqc_host_batch_new,

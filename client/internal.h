@@ -521,6 +521,11 @@ bool cqc_results_apply(struct cq_model *model);
 void cqc_extra_put(struct cqc_extra *extra);	/* accepts NULL */
 void cqc_pin_put(struct cq_model *model, struct cqc_pin *pin);	/* accepts NULL */
 
+/* --- model.c --- */
+
+int cqc_arena_offer(struct cq_ctx *ctx, uint32_t shard, const struct cqc_arena *a,
+		    uint64_t conn_no, uint32_t *id);
+
 /* --- shard.c --- */
 
 int cqc_shard_make(const struct cqk_model *whole, const struct cqp_shard *range,

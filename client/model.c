@@ -92,10 +92,38 @@ static int ask_open(struct cq_model *model, struct open_reply *r)
 
 static int arena_take(struct cqc_call *call, const Cqp__Msg *msg, struct cqp_frame *f)
 {
-	struct cq_model *model = call->arg;
+	uint32_t *id = call->arg;
 
-	model->arena_id = msg->arena_ok->arena;
+	*id = msg->arena_ok->arena;
 	return 0;
+}
+
+/**
+ * cqc_arena_offer() - let cqd copy out of a memfd
+ * @ctx:     context, lock held
+ * @shard:   number of a shard
+ * @a:       mapped
+ * @conn_no: connection that the number is of
+ * @id:      of the arena, set on success
+ *
+ * Return: 0 or -errno with text.
+ */
+int cqc_arena_offer(struct cq_ctx *ctx, uint32_t shard, const struct cqc_arena *a,
+		    uint64_t conn_no, uint32_t *id)
+{
+	struct cqc_call call = {
+		.req.want = CQP__MSG__BODY_ARENA_OK,
+		.take = arena_take,
+		.arg = id,
+	};
+	Cqp__ArenaOffer offer = CQP__ARENA_OFFER__INIT;
+	Cqp__Msg msg = CQP__MSG__INIT;
+
+	offer.shard = shard;
+	offer.bytes = a->bytes;
+	msg.body_case = CQP__MSG__BODY_ARENA_OFFER;
+	msg.arena_offer = &offer;
+	return cqc_call(ctx, &call, &msg, &a->fd, 1, conn_no);
 }
 
 /**
@@ -108,19 +136,7 @@ static int arena_take(struct cqc_call *call, const Cqp__Msg *msg, struct cqp_fra
  */
 int cqc_host_join(struct cq_model *model, uint32_t shard, uint64_t conn_no)
 {
-	struct cqc_call call = {
-		.req.want = CQP__MSG__BODY_ARENA_OK,
-		.take = arena_take,
-		.arg = model,
-	};
-	Cqp__ArenaOffer offer = CQP__ARENA_OFFER__INIT;
-	Cqp__Msg msg = CQP__MSG__INIT;
-
-	offer.shard = shard;
-	offer.bytes = model->arena.bytes;
-	msg.body_case = CQP__MSG__BODY_ARENA_OFFER;
-	msg.arena_offer = &offer;
-	return cqc_call(model->ctx, &call, &msg, &model->arena.fd, 1, conn_no);
+	return cqc_arena_offer(model->ctx, shard, &model->arena, conn_no, &model->arena_id);
 }
 
 static int model_shard(struct cq_model *model)

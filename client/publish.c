@@ -1,36 +1,16 @@
 // SPDX-License-Identifier: MIT
 /*
  * Publishing a sequence under a name: what it is beyond its shared pages is
- * described as a tail (proto/tail.h) that lies in pieces in the arena, where
- * most of it is already. cqd copies the pieces one behind the other.
- *
- * Nothing leaves that the sequence does not read: rows and codes of other tokens
- * in a block are cut off in a copy.
+ * described as a tail (proto/tail.h) that lies in pieces in memory of the host's.
+ * cqd copies the pieces one behind the other.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
-#include "client/gpu.h"
-#include "proto/tail.h"
+#include "client/tail.h"
 
 #define PUBLISH_FLAGS (CQ_PUBLISH_REPLACE | CQ_PUBLISH_ONCE | CQ_PUBLISH_PIN)
-
-/*
- * struct draft - a tail being put together
- * @meta:  head, entries, ids, extra bytes
- * @unit:  [@n_units] blocks of the arena that are ours until cqd has copied
- */
-struct draft {
-	const struct cq_seq *seq;
-	struct cqp_tail_head head;
-	struct cqp_tail_entry entry[CQP_MAX_ENTRIES];
-	struct cqp_extent extent[CQP_MAX_EXTENTS];
-	uint32_t unit[CQP_MAX_EXTENTS];
-	uint32_t n_extents, n_units;
-	uint8_t *meta;
-	uint64_t meta_bytes;
-};
 
 static uint32_t rows_of(const struct cq_seq *seq, uint32_t i)
 {
@@ -55,7 +35,7 @@ static struct cqp_tail_entry describe(const struct cq_seq *seq, uint32_t i)
 	return e;
 }
 
-static int describe_all(struct draft *d)
+static int describe_all(struct cqc_draft *d)
 {
 	const struct cq_seq *seq = d->seq;
 	const struct cqk_model *m = &seq->model->m;
@@ -92,48 +72,12 @@ static int describe_all(struct draft *d)
 	return 0;
 }
 
-/* --- where it lies --- */
-
-static int extent_add(struct draft *d, uint64_t offset, uint64_t bytes)
-{
-	struct cqp_extent *last = &d->extent[d->n_extents ? d->n_extents - 1 : 0];
-
-	if (d->n_extents && last->offset + last->bytes == offset) {
-		last->bytes += bytes;
-		return 0;
-	}
-	if (d->n_extents == CQP_MAX_EXTENTS)
-		return cqc_fail(-EMSGSIZE, "the sequence is in more than %d pieces: use a new "
-					   "arena", CQP_MAX_EXTENTS);
-	d->extent[d->n_extents++] = (struct cqp_extent){ offset, bytes };
-	return 0;
-}
-
-/* A block of the arena for @bytes of a copy; its place follows in the tail. */
-static int unit_add(struct draft *d, uint64_t bytes, uint8_t **out)
-{
-	struct cqc_arena *a = &d->seq->model->arena;
-	uint32_t u;
-
-	if (d->n_units == CQP_MAX_EXTENTS)
-		return cqc_fail(-EMSGSIZE, "the sequence needs more than %d blocks",
-				CQP_MAX_EXTENTS);
-	u = cqc_block_new(a);
-	if (u == CQC_NONE)
-		return cqc_fail(-ENOBUFS, "the arena is full: publishing needs some blocks of "
-					  "it for a moment");
-	d->unit[d->n_units++] = u;
-	*out = (uint8_t *)cqc_block_ptr(a, u);
-	return extent_add(d, a->unit * u, bytes);
-}
-
-static int put_meta(struct draft *d)
+/* Head, entries, ids and extra bytes, one behind the other. */
+static int meta_make(struct cqc_draft *d)
 {
 	const struct cq_seq *seq = d->seq;
-	uint64_t at, n, unit = seq->model->arena.unit;
-	uint8_t *p, *to;
+	uint8_t *p;
 	size_t i;
-	int ret = 0;
 
 	d->meta = malloc(d->meta_bytes);
 	if (!d->meta)
@@ -147,109 +91,12 @@ static int put_meta(struct draft *d)
 		memcpy(p, &seq->ents[i / CQ_PAGE_TOKENS].pg->tokens[i % CQ_PAGE_TOKENS], 4);
 	if (seq->extra)
 		memcpy(p, seq->extra->bytes, seq->extra->len);
-	for (at = 0; at < d->meta_bytes && !ret; at += n) {
-		n = MIN(d->meta_bytes - at, unit);
-		ret = unit_add(d, n, &to);
-		if (!ret)
-			memcpy(to, d->meta + at, n);
-	}
-	return ret;
+	return 0;
 }
 
-/* Rows of @mask, all else 0. */
-static void f16_cut(const struct cqk_model *m, const uint16_t *from, uint64_t mask, uint8_t *to)
+static XXH128_hash_t sum(const struct cqc_draft *d)
 {
-	size_t row = m->geom.head_dim * 2u, i, n = m->f16_block / row;
-
-	for (i = 0; i < n; i++) {
-		if (mask >> i % CQ_PAGE_TOKENS & 1)
-			memcpy(to + i * row, (const uint8_t *)from + i * row, row);
-		else
-			memset(to + i * row, 0, row);
-	}
-}
-
-/* Codes of tokens from @n on become 0, in one block of 64. */
-static void block_cut(const struct cqk_codebook *cb, uint32_t n, uint8_t *codes)
-{
-	uint32_t g, d = cb->head_dim;
-
-	if (cb->code.type == CQ_CODE_F16) {
-		memset(codes + (size_t)n * d * 2, 0, (size_t)(CQ_PAGE_TOKENS - n) * d * 2);
-		return;
-	}
-	for (g = 0; g < cb->n_groups; g++)
-		memset(codes + g * CQ_PAGE_TOKENS + n, 0, CQ_PAGE_TOKENS - n);
-}
-
-static void codes_cut(const struct cqk_model *m, uint32_t n, uint8_t *codes)
-{
-	uint32_t l, h;
-
-	for (l = 0; l < m->geom.n_layers; l++)
-		for (h = 0; h < m->geom.n_kv_heads; h++) {
-			block_cut(&m->layers[l].k, n, codes + cqc_code_at(m, l, h, 0));
-			block_cut(&m->layers[l].v, n, codes + cqc_code_at(m, l, h, 1));
-		}
-}
-
-static int put_f16(struct draft *d, const struct cqp_tail_entry *e)
-{
-	const struct cq_model *model = d->seq->model;
-	uint32_t block = d->seq->ents[e->index].f16;
-	uint8_t *to;
-	int ret;
-
-	if (e->f16_mask == ~0ull)
-		return extent_add(d, model->arena.unit * block, model->m.f16_block);
-	ret = unit_add(d, model->m.f16_block, &to);
-	if (!ret)
-		f16_cut(&model->m, cqc_block_ptr(&model->arena, block), e->f16_mask, to);
-	return ret;
-}
-
-static int put_codes(struct draft *d, const struct cqp_tail_entry *e)
-{
-	const struct cq_model *model = d->seq->model;
-	const struct cq_pg *pg = d->seq->ents[e->index].pg;
-	uint8_t *to;
-	int ret;
-
-	if (e->n_coded == CQ_PAGE_TOKENS)
-		return extent_add(d, cqc_chunk_offset(&model->arena, pg->chunk),
-				  model->m.payload);
-	ret = unit_add(d, model->m.payload, &to);
-	if (!ret) {
-		memcpy(to, pg->codes, model->m.payload);
-		codes_cut(&model->m, e->n_coded, to);
-	}
-	return ret;
-}
-
-static int put_all(struct draft *d)
-{
-	const struct cq_model *model = d->seq->model;
-	uint32_t i;
-	int ret = put_meta(d);
-
-	for (i = 0; i < d->head.n_entries && !ret; i++) {
-		const struct cqp_tail_entry *e = &d->entry[i];
-
-		if (e->parts & CQP_TAIL_F16)
-			ret = put_f16(d, e);
-		if (!ret && e->parts & CQP_TAIL_CODES)
-			ret = put_codes(d, e);
-		if (!ret && e->parts & CQP_TAIL_SINKS)
-			ret = extent_add(d, cqc_chunk_offset(&model->arena,
-							     d->seq->ents[0].pg->sink_chunk),
-					 model->m.sink_payload);
-	}
-	return ret;
-}
-
-static XXH128_hash_t sum(const struct draft *d)
-{
-	const struct cqc_arena *a = &d->seq->model->arena;
+	const struct cqc_arena *a = d->own.base ? &d->own : &d->seq->model->arena;
 	XXH3_state_t *state = XXH3_createState();
 	XXH128_hash_t h = { 0 };
 	uint32_t i;
@@ -266,11 +113,13 @@ static XXH128_hash_t sum(const struct draft *d)
 
 /* --- the request --- */
 
-static int ask(struct cq_model *model, Cqp__Publish *pub)
+/* @own: memory that the tail is in, if it is not the model's arena. */
+static int ask(struct cq_model *model, Cqp__Publish *pub, const struct cqc_arena *own)
 {
 	struct cqc_call call = { .req.want = CQP__MSG__BODY_OK };
 	Cqp__Msg msg = CQP__MSG__INIT;
 	struct cq_ctx *ctx = model->ctx;
+	uint64_t conn;
 	int ret;
 
 	msg.body_case = CQP__MSG__BODY_PUBLISH;
@@ -279,11 +128,19 @@ static int ask(struct cq_model *model, Cqp__Publish *pub)
 	ret = cqc_await_ready(model);
 	if (ret) {
 		cqc_fail(ret, "cqd at %s is away", ctx->path);
-	} else {
-		pub->shard = model->shard;
-		pub->arena = model->arena_id;
-		ret = cqc_call(ctx, &call, &msg, NULL, 0, ctx->conn_no);
+		goto out;
 	}
+	conn = ctx->conn_no;
+	pub->shard = model->shard;
+	pub->arena = model->arena_id;
+	if (own)
+		ret = cqc_arena_offer(ctx, model->shard, own, conn, &pub->arena);
+	if (ret)
+		goto out;
+	ret = cqc_call(ctx, &call, &msg, NULL, 0, conn);
+	if (own && ctx->conn_no == conn && ctx->link == CQC_READY)
+		cqc_arena_drop(ctx, pub->arena);
+out:
 	pthread_mutex_unlock(&ctx->lock);
 	return ret;
 }
@@ -311,7 +168,7 @@ static void fill(Cqp__Publish *pub, const struct cq_seq *seq, const char *name,
 
 static int publish_tail(const struct cq_seq *seq, Cqp__Publish *pub)
 {
-	struct draft *d = calloc(1, sizeof(*d));
+	struct cqc_draft *d = calloc(1, sizeof(*d));
 	XXH128_hash_t h;
 	int ret;
 
@@ -320,7 +177,9 @@ static int publish_tail(const struct cq_seq *seq, Cqp__Publish *pub)
 	d->seq = seq;
 	ret = describe_all(d);
 	if (!ret)
-		ret = put_all(d);
+		ret = meta_make(d);
+	if (!ret)
+		ret = seq->model->be->tail_put(d);
 	if (!ret) {
 		h = sum(d);
 		pub->has_extents = 1;
@@ -330,10 +189,11 @@ static int publish_tail(const struct cq_seq *seq, Cqp__Publish *pub)
 		pub->check_lo = h.low64;
 		pub->has_check_hi = 1;
 		pub->check_hi = h.high64;
-		ret = ask(seq->model, pub);
+		ret = ask(seq->model, pub, d->own.base ? &d->own : NULL);
 	}
 	while (d->n_units)
 		cqc_block_put(&seq->model->arena, d->unit[--d->n_units]);
+	cqc_arena_fini(&d->own);
 	free(d->meta);
 	free(d);
 	return ret;
@@ -359,10 +219,6 @@ static int publish_check(struct cq_seq *seq, const char *name,
 		return ret;
 	if (o->flags & ~PUBLISH_FLAGS || (o->flags & CQ_PUBLISH_PIN && o->flags & CQ_PUBLISH_ONCE))
 		return cqc_fail(-EINVAL, "cq_publish: flags 0x%x", o->flags);
-	if (seq->model->gpu && !(o->flags & CQ_PUBLISH_PIN))
-		return cqc_fail(-EOPNOTSUPP, "cq_publish: the tail is on GPU %s: only "
-					     "CQ_PUBLISH_PIN is supported there",
-				cqc_gpu_uuid(seq->model));
 	if (seq->flags & CQ_SEQ_PRIVATE)
 		return cqc_fail(-EINVAL, "cq_publish: the sequence is CQ_SEQ_PRIVATE; publish a "
 					 "fork of it without that flag");
@@ -386,7 +242,7 @@ CQ_API int cq_publish(struct cq_seq *seq, const char *name, const struct cq_publ
 	if (ret)
 		return ret;
 	fill(&pub, seq, name, &o);
-	return o.flags & CQ_PUBLISH_PIN ? ask(seq->model, &pub) : publish_tail(seq, &pub);
+	return o.flags & CQ_PUBLISH_PIN ? ask(seq->model, &pub, NULL) : publish_tail(seq, &pub);
 }
 
 CQ_API int cq_unpublish(struct cq_ctx *ctx, const char *name)

@@ -510,9 +510,10 @@ int cq_truncate(struct cq_seq *seq, size_t n);
  * Return: 0; -EEXIST the name is in use; -EBUSY uncommitted tokens; -EINVAL;
  * -ENOBUFS arena full; -EDQUOT, -ENOSPC no room for pages, tail, pin or name;
  * -ENOENT cqd has lost a page; -EMSGSIZE more pieces than a message names;
- * -EIO; -ENOTCONN; -ETIMEDOUT; -ENOMEM; -EOPNOTSUPP on a GPU without
- * CQ_PUBLISH_PIN; -EOWNERDEAD. After -ENOTCONN and
- * -ETIMEDOUT the name may be there: try again with CQ_PUBLISH_REPLACE.
+ * -EIO; -ENOTCONN; -ETIMEDOUT; -ENOMEM; -ESTALE on a GPU, cqd has forgotten this
+ * worker's slots; -EOWNERDEAD. After -ENOTCONN and -ETIMEDOUT the name may be
+ * there: try again with CQ_PUBLISH_REPLACE. On a GPU it waits for the device, and
+ * the quota has to hold the rest twice for a moment.
  */
 int cq_publish(struct cq_seq *seq, const char *name, const struct cq_publish_opts *opts);
 
@@ -531,9 +532,9 @@ int cq_publish(struct cq_seq *seq, const char *name, const struct cq_publish_opt
  * Return: 0; -ENOENT no such name; -ENODATA it only keeps pages, or was made with
  * another salt, or a page is gone; -ENOBUFS arena full; -EPROTO what was
  * published cannot be right; -EDQUOT, -ENOSPC no pin; -ENOTCONN; -ETIMEDOUT;
- * -ENOMEM; -EINVAL; -EOPNOTSUPP on a GPU; -EOWNERDEAD. A name of CQ_PUBLISH_ONCE is
- * gone then, except after -ENOENT, -EINVAL, and -ENOBUFS of a tail larger than the
- * arena's room.
+ * -ENOMEM; -EINVAL; -EOWNERDEAD. A name of CQ_PUBLISH_ONCE is gone then, except
+ * after -ENOENT, -EINVAL, and -ENOBUFS of a tail larger than the arena's room or of
+ * a GPU on which no slot is leased yet.
  */
 int cq_attach(struct cq_model *model, const char *name, const struct cq_seq_opts *opts,
 	      struct cq_seq **out);
@@ -631,11 +632,15 @@ int cq_attention(struct cq_batch *batch, uint32_t layer, const struct cq_view *q
  * @layer: layer of the shard
  * @from:  first token
  * @n:     tokens, all committed
- * @k:    [n][n_kv_heads][head_dim], pre-RoPE, f32/f16/bf16; NULL: not wanted
+ * @k:    [n][n_kv_heads][head_dim], pre-RoPE, f32/f16/bf16, in the host's memory;
+ *        NULL: not wanted
  * @v:    the same
  *
+ * Of a sequence on a GPU, codes and rows are copied over the model's stream, which
+ * is waited for, and decoded by the host.
+ *
  * Return: 0; -ESTALE a shared page was taken back meanwhile, @k and @v are void;
- * -EOPNOTSUPP on a GPU; -EINVAL; -EOWNERDEAD.
+ * -ENOMEM or -errno of the driver on a GPU; -EINVAL; -EOWNERDEAD.
  */
 int cq_read(struct cq_seq *seq, uint32_t layer, size_t from, size_t n,
 	    const struct cq_view *k, const struct cq_view *v);
