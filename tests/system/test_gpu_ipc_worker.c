@@ -127,3 +127,86 @@ TEST_LIMIT(holder_killed, 60)
 	read_it();
 	finish(&p);
 }
+
+/* --- a sequence under a name --- */
+
+static void teller(int fd, void *arg)
+{
+	struct cq_seq *seq;
+	struct worker w;
+
+	worker_gpu_open(&w, &small, s.sock, 0, 64);
+	seq = published(&w);
+	CQ_OK(cq_publish(seq, "told", NULL));
+	cq_close(w.ctx);
+}
+
+/* Has what a worker of the host computes, bit by bit. */
+static void hearer(int fd, void *arg)
+{
+	size_t bytes = (size_t)900 * small.kv_heads * small.dim * sizeof(float);
+	struct cq_seq *seq, *host;
+	struct worker w, h;
+	float *a, *b;
+	uint32_t i;
+
+	worker_gpu_open(&w, &small, s.sock, 0, 64);
+	worker_open(&h, &small, s.sock, 0, 64);
+	host = worker_seq(&h, NULL, 0);
+	worker_grow(&h, host, ids, 900);
+	CQ_OK(cq_attach(w.model, "told", NULL, &seq));
+	ASSERT_EQ(cq_seq_length(seq), 900);
+	for (i = 0; i < 2 * small.layers; i++) {
+		a = worker_read(&w, seq, i / 2, 900, i % 2);
+		b = worker_read(&h, host, i / 2, 900, i % 2);
+		ASSERT_MEMEQ(a, b, bytes);
+		free(a);
+		free(b);
+	}
+	cq_close(w.ctx);
+	cq_close(h.ctx);
+}
+
+/* With the holder the pages have gone, and that is said. */
+static void lost(int fd, void *arg)
+{
+	long long end = test_now_ms() + SYS_DEADLINE;
+	struct cq_seq *seq;
+	struct worker w;
+	int ret;
+
+	/* until cqd has met the new one */
+	while ((ret = worker_gpu_try(&w, &small, s.sock, 0, 64)) == -ENODATA &&
+	       test_now_ms() < end) {
+		cq_close(w.ctx);
+		usleep(2000);
+	}
+	CQ_OK(ret);
+	ret = cq_attach(w.model, "told", NULL, &seq);
+	ASSERT(ret == -ENOENT || ret == -ENODATA);
+	cq_close(w.ctx);
+}
+
+static void alone(void (*fn)(int fd, void *arg))
+{
+	struct sys_peer p;
+
+	sys_spawn(&p, SYS_CQD_UID, fn, NULL);
+	sys_join(&p);
+}
+
+TEST_LIMIT(named, 60)
+{
+	begin();
+	alone(teller);
+	alone(hearer);
+	sys_restart(&s);
+	alone(hearer);
+	hold_kill();
+	while (sys_pool(&s, 1).reserved)
+		usleep(500);
+	hold_start();
+	alone(lost);
+	sys_stop(&s);
+	hold_stop();
+}
