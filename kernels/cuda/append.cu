@@ -27,6 +27,8 @@ CQ_DEVICE void note_bad(const struct cqkd_append &p, const struct put &w, uint32
 		       w.head << 9 | w.v << 8 | ch;
 
 	atomicMax(cqkd_ptr<unsigned long long>(p.status), (unsigned long long)~key);
+	if (w.to.bad)
+		atomicMax(cqkd_ptr<unsigned int>(w.to.bad), w.to.tag);
 }
 
 CQ_DEVICE bool fits(float x)

@@ -211,3 +211,15 @@ CQ_KERNEL(CQKD_THREADS, cqk_check, (struct cqkd_checks p))
 	acc = n > 240 ? avalanche(acc + n * P64_1) : hash_short(data, n);
 	cqkd_ptr<uint64_t>(job.out)[chunk] = acc;
 }
+
+/* A thread takes 16 bytes of a header. */
+CQ_KERNEL(CQKD_THREADS, cqk_gather, (struct cqkd_gather p))
+{
+	uint64_t i = (uint64_t)blockIdx.x * CQKD_THREADS + threadIdx.x;
+	uint32_t part = i % (CQKD_HEADER / 16);
+
+	if (i / (CQKD_HEADER / 16) >= p.n)
+		return;
+	cqkd_ptr<uint4>(p.to)[i] = cqkd_ptr<const uint4>(
+		cqkd_ptr<const uint64_t>(p.from)[i / (CQKD_HEADER / 16)])[part];
+}

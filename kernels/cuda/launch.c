@@ -14,7 +14,7 @@
 
 enum kernel {
 	K_APPEND, K_ATTN_64, K_ATTN_128, K_ATTN_256, K_WIDE_64, K_WIDE_128, K_WIDE_256, K_MERGE,
-	K_CHECK, N_KERNELS
+	K_CHECK, K_GATHER, N_KERNELS
 };
 
 static const struct {
@@ -31,6 +31,7 @@ static const struct {
 	[K_WIDE_256] = { "cqk_attn_wide_d256", CQKD_WIDE_SHARED(256), CQKD_WIDE_THREADS },
 	[K_MERGE] = { "cqk_merge", 0, CQKD_THREADS },
 	[K_CHECK] = { "cqk_check", 0, CQKD_THREADS },
+	[K_GATHER] = { "cqk_gather", 0, CQKD_THREADS },
 };
 
 struct cqk_cuda_kernels {
@@ -362,5 +363,20 @@ int cqk_cuda_check(const struct cqk_cuda_kernels *k, uint64_t jobs, uint64_t n_j
 		return cq_err_set(err, -EINVAL, "checks of %u payloads of %llu bytes at once",
 				  max_jobs, (unsigned long long)max_bytes);
 	return launch(k, K_CHECK, (struct grid){ (unsigned int)blocks, max_jobs }, 0, &p, stream,
+		      err);
+}
+
+int cqk_cuda_gather(const struct cqk_cuda_kernels *k, uint64_t from, uint64_t to, uint32_t n,
+		    struct cqcu_stream *stream, struct cq_err *err)
+{
+	static const unsigned int each = CQKD_THREADS / (CQKD_HEADER / 16);
+	struct cqkd_gather p = { .from = from, .to = to, .n = n };
+	int ret = check_address(k, from, 8, "addresses of headers", err);
+
+	if (!ret)
+		ret = check_address(k, to, 16, "headers", err);
+	if (ret || !n)
+		return ret;
+	return launch(k, K_GATHER, (struct grid){ n / each + (n % each != 0), 1 }, 0, &p, stream,
 		      err);
 }

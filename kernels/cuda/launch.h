@@ -180,4 +180,18 @@ int cqk_cuda_check(const struct cqk_cuda_kernels *k, uint64_t jobs, uint64_t n_j
 		   uint32_t max_jobs, uint64_t max_bytes, struct cqcu_stream *stream,
 		   struct cq_err *err);
 
+/**
+ * cqk_cuda_gather() - page headers, which lie in many places, side by side
+ * @k:      kernels
+ * @from:   [@n] u64 on the device, address of each header
+ * @to:     [@n] headers
+ * @n:      headers
+ * @stream: where to
+ * @err:    text of the failure, may be NULL
+ *
+ * Return: 0; -EINVAL; -errno of the driver's failure.
+ */
+int cqk_cuda_gather(const struct cqk_cuda_kernels *k, uint64_t from, uint64_t to, uint32_t n,
+		    struct cqcu_stream *stream, struct cq_err *err);
+
 #endif /* CQK_CUDA_LAUNCH_H */

@@ -105,7 +105,8 @@ struct cqkd_rope {
  * @count:  tokens
  * @row:    row of the views that is the first token
  * @pos:    position of the first token
- * @pad:    0
+ * @tag:    what @bad is raised to
+ * @bad:    address of a u32 that tells of values no fp16 can hold; 0: none
  */
 struct cqkd_dest {
 	uint64_t f16;
@@ -115,7 +116,8 @@ struct cqkd_dest {
 	uint32_t count;
 	uint32_t row;
 	uint32_t pos;
-	uint32_t pad;
+	uint32_t tag;
+	uint64_t bad;
 };
 
 /**
@@ -349,6 +351,20 @@ struct cqkd_checks {
 	uint64_t n_jobs;
 };
 
+/**
+ * struct cqkd_gather - page headers from many places
+ * @from: [@n] u64, address of each header, 16-byte aligned
+ * @to:   [@n] headers of CQKD_HEADER bytes, 16-byte aligned
+ * @n:    headers
+ */
+struct cqkd_gather {
+	uint64_t from;
+	uint64_t to;
+	uint64_t n;
+};
+
+#define CQKD_HEADER	64	/* sizeof(struct cq_page_hdr) */
+
 CQKD_FROZEN(sizeof(struct cqkd_view) == 32);
 CQKD_FROZEN(offsetof(struct cqkd_view, dtype) == 24);
 CQKD_FROZEN(sizeof(struct cqkd_book) == 48);
@@ -356,8 +372,9 @@ CQKD_FROZEN(offsetof(struct cqkd_book, channels) == 40);
 CQKD_FROZEN(sizeof(struct cqkd_layer) == 120);
 CQKD_FROZEN(offsetof(struct cqkd_layer, offset) == 96);
 CQKD_FROZEN(sizeof(struct cqkd_rope) == 32);
-CQKD_FROZEN(sizeof(struct cqkd_dest) == 40);
+CQKD_FROZEN(sizeof(struct cqkd_dest) == 48);
 CQKD_FROZEN(offsetof(struct cqkd_dest, tokens) == 16);
+CQKD_FROZEN(offsetof(struct cqkd_dest, bad) == 40);
 CQKD_FROZEN(sizeof(struct cqkd_append) == 256);
 CQKD_FROZEN(offsetof(struct cqkd_append, dests) == 216);
 CQKD_FROZEN(offsetof(struct cqkd_append, turn) == 252);
@@ -381,5 +398,6 @@ CQKD_FROZEN(CQKD_WIDE_SHARED(128) <= 101376);
 CQKD_FROZEN(CQKD_WIDE_SHARED(256) <= 101376);
 CQKD_FROZEN(sizeof(struct cqkd_check) == 24);
 CQKD_FROZEN(sizeof(struct cqkd_checks) == 16);
+CQKD_FROZEN(sizeof(struct cqkd_gather) == 24);
 
 #endif /* CQK_CUDA_PARAMS_H */

@@ -26,6 +26,7 @@ struct sides {
 	size_t kv_bytes, f16_bytes, page_bytes, sink_bytes;
 	struct cqkd_dest dests[8];
 	uint32_t n_dests;
+	uint32_t words[8];	/* of the destinations */
 	uint8_t *want_f16, *want_page, *want_sink;
 	uint8_t *got;
 };
@@ -180,12 +181,15 @@ static uint64_t append(struct gpu *g, const struct batch *b, struct sides *s, bo
 		.v = gpu_view(&s->v, s->kv[1], gpu_put(g, s->kv[1], s->kv_bytes)),
 		.n_dests = gpu_put(g, &s->n_dests, 4), .status = gpu_alloc(g, 8, 0),
 	};
+	cqcu_ptr words = gpu_put(g, s->words, sizeof(s->words));
 	uint64_t status;
 	uint32_t i;
 
 	for (i = 0; i < s->n_dests; i++) {
 		struct cqkd_dest *to = &s->dests[i];
 
+		to->bad = words + 4 * i;
+		to->tag = 7 + i;
 		to->f16 = to->f16 == 2 ? sink : f16 + (to->codes - 1) * s->f16_bytes;
 		to->codes = to->codes ? page + (to->codes - 1) * s->page_bytes : 0;
 	}
@@ -198,6 +202,7 @@ static uint64_t append(struct gpu *g, const struct batch *b, struct sides *s, bo
 		same(g, s, sink, s->want_sink, s->sink_bytes, "sink object");
 	}
 	gpu_get(g, &status, a.status, sizeof(status));
+	gpu_get(g, s->words, words, sizeof(s->words));
 	cqk_cuda_tables_free(t);
 	gpu_reset(g);
 	return status;
@@ -375,6 +380,36 @@ TEST(a_rotation_may_leave_fp16)
 	for (ch = 0; ch < 64; ch++)
 		put_bad(&s, false, 0, 1, ch, ch % 32 == 0 ? 60000.0f : 0);
 	expect_bad(append(&g, &b, &s, false), 0, 1, false, 32);
+	sides_free(&s);
+	gpu_close(&g);
+}
+
+/* Each destination's own word, and no other's; one that is higher stays. */
+TEST(values_are_told_where_they_went)
+{
+	struct batch b = plain(64, 4, 4);
+	struct sides s;
+	struct gpu g;
+
+	gpu_open(&g);
+	b.first = 0;
+	b.rows = 150;
+	sides_make(&b, &s);
+	ASSERT_EQ(s.n_dests, 4);	/* sinks, 64, 64, 22 */
+	put_bad(&s, true, 70, 1, 3, NAN);
+	put_bad(&s, false, 149, 0, 3, INFINITY);
+	s.words[3] = 1000;
+	append(&g, &b, &s, false);
+	ASSERT_EQ(s.words[0], 0);
+	ASSERT_EQ(s.words[1], 0);
+	ASSERT_EQ(s.words[2], 9);
+	ASSERT_EQ(s.words[3], 1000);
+	put_bad(&s, false, 1, 0, 63, NAN);
+	s.n_dests = 0;
+	batch_dests(&b, &s);
+	append(&g, &b, &s, false);
+	ASSERT_EQ(s.words[0], 7);
+	ASSERT_EQ(s.words[1], 8);
 	sides_free(&s);
 	gpu_close(&g);
 }

@@ -101,3 +101,40 @@ TEST(bad_arguments)
 	ASSERT_EQ(cqk_cuda_check(g.k, jobs, n, 1, 64, g.stream, &g.err), 0);
 	gpu_close(&g);
 }
+
+/* Headers from anywhere, in the order that was asked for, and nothing behind them. */
+TEST(headers_gathered)
+{
+	static const uint32_t counts[] = { 1, 3, 31, 32, 33, 300 };
+	uint8_t *slots = toy_alloc(300 * 192), *got = toy_alloc(301 * CQKD_HEADER);
+	uint64_t from[300];
+	uint32_t i, c;
+	struct gpu g;
+
+	gpu_open(&g);
+	for (i = 0; i < 300 * 192; i++)
+		slots[i] = (uint8_t)(toy_u32() >> 9);
+	for (c = 0; c < ARRAY_SIZE(counts); c++) {
+		cqcu_ptr at = gpu_put(&g, slots, 300 * 192), list, to;
+
+		for (i = 0; i < counts[c]; i++)
+			from[i] = at + i * 7 % 300 * 192;
+		list = gpu_put(&g, from, sizeof(from));
+		to = gpu_alloc(&g, 301 * CQKD_HEADER, 0xa5);
+		if (cqk_cuda_gather(g.k, list, to, counts[c], g.stream, &g.err))
+			FAIL("%s", g.err.text);
+		gpu_get(&g, got, to, 301 * CQKD_HEADER);
+		for (i = 0; i < counts[c]; i++)
+			ASSERT_MEMEQ(got + i * CQKD_HEADER, slots + i * 7 % 300 * 192, CQKD_HEADER);
+		for (i = 0; i < CQKD_HEADER; i++)
+			ASSERT_EQ(got[counts[c] * CQKD_HEADER + i], 0xa5);
+		ASSERT_EQ(cqk_cuda_gather(g.k, list, to, 0, g.stream, &g.err), 0);
+		ASSERT_EQ(cqk_cuda_gather(g.k, list + 4, to, 1, g.stream, &g.err), -EINVAL);
+		ASSERT_EQ(cqk_cuda_gather(g.k, list, to + 8, 1, g.stream, &g.err), -EINVAL);
+		ASSERT_EQ(cqk_cuda_gather(g.k, (uintptr_t)from, to, 1, g.stream, &g.err), -EINVAL);
+		gpu_reset(&g);
+	}
+	gpu_close(&g);
+	free(slots);
+	free(got);
+}
