@@ -421,7 +421,7 @@ CQ_API int cq_attach(struct cq_model *model, const char *name, const struct cq_s
 	if (ret)
 		return ret;
 	cqc_results_apply(model);
-	ret = model->gpu ? cqc_gpu_has_slots(model) : 0;
+	ret = model->gpu ? cqc_gpu_can_take(model) : 0;
 	if (!ret)
 		ret = ask(model, name, &t);
 	if (ret)

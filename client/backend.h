@@ -12,6 +12,7 @@
 struct cqc_draft;
 struct cqc_piece;
 
+#define CQC_HEADERS (CQP_MAX_KEYS + 1u)	/* of one Lookup: pages, and the sinks' */
 #define CQC_IPC_HANDLE 64	/* bytes of a CUDA IPC memory handle */
 
 /* One call of cq_append(), options checked. */
@@ -72,7 +73,7 @@ struct cqc_fetch_at {
  * @seg_map:  map a segment of seg->bytes from @fd, which stays the caller's, or, if that
  *            is -1, @handle, [CQC_IPC_HANDLE]. 0 or -errno
  * @seg_unmap: undo that
- * @header:   copy the header of a slot at @at; lock held. 0 or -errno
+ * @headers:  copy the headers of @n slots, at most CQC_HEADERS; lock held. 0 or -errno
  * @verify:   look at pages that cqd could not; lock held. How many of them from the
  *            first on may be used, or -errno
  * @pg_take:  memory for a private page's codes and, if @sink, sinks; false: full
@@ -122,7 +123,8 @@ struct cqc_backend {
 		    const char *what);
 	int (*seg_map)(struct cqc_seg *seg, int fd, const uint8_t *handle);
 	void (*seg_unmap)(struct cqc_seg *seg);
-	int (*header)(struct cq_model *model, const uint8_t *at, struct cq_page_hdr *hdr);
+	int (*headers)(struct cq_model *model, const uint8_t *const *at, uint32_t n,
+		       struct cq_page_hdr *hdr);
 	int (*verify)(struct cq_model *model, const struct cqc_unchecked *f);
 	bool (*pg_take)(struct cq_pg *pg, bool sink);
 	void (*pg_give)(struct cq_pg *pg);

@@ -85,7 +85,8 @@ struct cqc_pool {
  * struct cqc_hashing - pages on the engine's stream
  * @stage: 0 none, 1 checksums, 2 headers
  * @n, @pg: pages
- * @host:  pinned: number, jobs, results, headers
+ * @host:  pinned: number, jobs, results, headers; at @list_at addresses of other
+ *         headers and these, of calls that wait
  * @dev:   the same on the device
  */
 struct cqc_hashing {
@@ -98,6 +99,7 @@ struct cqc_hashing {
 	uint64_t bytes;
 	uint64_t out, out_bytes;	/* where results begin, bytes of a page */
 	uint64_t hdrs;
+	uint64_t list_at;
 };
 
 /* A table of destinations, as it lies on the device too. */
@@ -113,6 +115,10 @@ struct cqc_dests {
  * @stream:   of the model
  * @lost:     -errno: the context is lost, nothing more can be done there
  * @tables, @arena_at, @status: device memory
+ * @bads:     [CQC_LEASES] u32 on the device, one for each lease: the greatest tag of a
+ *            page that was there, or began as one, and was given a value that no fp16
+ *            can hold
+ * @tags:     given out so far
  * @recorded: fences recorded; caller's thread, with release
  * @done:     fences seen done; engine, with release
  * @dirty:    something was launched since the last fence
@@ -132,7 +138,8 @@ struct cqc_gpu {
 	struct cqcu_stream *stream;
 	struct cqk_cuda_kernels *kernels;
 	struct cqk_cuda_tables *tabs;
-	cqcu_ptr tables, arena_at, status;
+	cqcu_ptr tables, arena_at, status, bads;
+	uint32_t tags;
 	int sms;
 	int lost;
 
@@ -235,8 +242,8 @@ int cqc_gpu_leases_idle_ms(const struct cq_model *model);
 void cqc_gpu_lease_over(struct cq_model *model, uint32_t lease);
 /* A leased slot for codes (@kind 0) or sinks (1); CQC_NONE: none is there. */
 uint32_t cqc_gpu_take(struct cq_model *model, uint32_t kind);
-/* Is there one of each kind that pages need? 0 or -ENOBUFS with text. */
-int cqc_gpu_has_slots(const struct cq_model *model);
+/* Is there one of each kind that pages need? 0 or -errno with text. */
+int cqc_gpu_can_take(const struct cq_model *model);
 /* Two that were not used after all, each may be CQC_NONE. */
 void cqc_gpu_unused(struct cq_model *model, uint32_t codes, uint32_t sinks);
 /* Let @pg be in these. */
@@ -306,7 +313,8 @@ bool cqc_gpu_same(const struct cq_pg *pg);
 int cqc_gpu_ready(struct cq_pg *pg);
 void cqc_gpu_seal(struct cq_pg *pg, Cqp__Seal *seal, struct cqc_seal_buf *buf);
 int cqc_gpu_sealed(struct cq_pg *pg, int ret);
-int cqc_gpu_header(struct cq_model *model, const uint8_t *at, struct cq_page_hdr *hdr);
+int cqc_gpu_headers(struct cq_model *model, const uint8_t *const *at, uint32_t n,
+		    struct cq_page_hdr *hdr);
 void cqc_gpu_run(struct cq_model *model);
 int cqc_gpu_idle_ms(const struct cq_model *model);
 

@@ -107,6 +107,7 @@ static void dest_add(const struct cq_seq *seq, uint32_t i, uint32_t first, uint3
 		.codes = cqc_lease_rw(model->gpu, ent->pg->chunk),
 		.tokens = CQ_PAGE_TOKENS, .first = first, .count = count, .row = row,
 		.pos = seq->position + i * CQ_PAGE_TOKENS + first,
+		.bad = model->gpu->bads + 4ull * ent->pg->bad, .tag = ent->pg->tag,
 	};
 
 	t->dest[t->n++] = d;
@@ -344,8 +345,12 @@ int cqc_gpu_part(struct cq_model *model, const struct cqc_ent *from, uint32_t r,
 
 	if (ret)
 		return ret;
-	if (!from->pg->slot.word)
+	if (!from->pg->slot.word) {
+		/* What was refused there may be in the copy. */
 		e->pg->born = from->pg->born;
+		e->pg->bad = from->pg->bad;
+		e->pg->tag = from->pg->tag;
+	}
 	ret = part_copy(model, from, r, first, e);
 	WRITE_ONCE(g->dirty, true);
 	cqc_gpu_out(g);

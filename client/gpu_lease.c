@@ -97,15 +97,19 @@ uint32_t cqc_gpu_take(struct cq_model *model, uint32_t kind)
 }
 
 /**
- * cqc_gpu_has_slots() - could a page be taken now? caller's thread
+ * cqc_gpu_can_take() - could a page be taken now? caller's thread
  * @model: model
  *
- * Return: 0; -ENOBUFS with text.
+ * Return: 0; -ENOBUFS; the error that the context was lost by; with text.
  */
-int cqc_gpu_has_slots(const struct cq_model *model)
+int cqc_gpu_can_take(const struct cq_model *model)
 {
 	const struct cqc_pool *p = model->gpu->pool;
+	int ret = cqc_gpu_in(model->gpu);
 
+	if (ret)
+		return ret;
+	cqc_gpu_out(model->gpu);
 	if ((p[0].n || waiting(&p[0])) && (!p[1].want || p[1].n || waiting(&p[1])))
 		return 0;
 	return cqc_fail(-ENOBUFS, "no slot is leased yet; wait on cq_event_fd() or close a "
@@ -150,6 +154,8 @@ bool cqc_gpu_pg_take(struct cq_pg *pg, bool sink)
 	}
 	cqc_gpu_pg_set(pg, pg->chunk, pg->sink_chunk);
 	pg->born = pg->model->gpu->recorded + 1;
+	pg->bad = pg->chunk;
+	pg->tag = ++pg->model->gpu->tags;
 	return true;
 }
 

@@ -192,6 +192,8 @@ static int arena_new(struct cq_model *model, uint64_t bytes)
 	if (!ret)
 		ret = alloc(g, &g->status, sizeof(uint64_t), "memory for a status");
 	if (!ret)
+		ret = alloc(g, &g->bads, CQC_LEASES * sizeof(uint32_t), "memory for a status");
+	if (!ret)
 		ret = alloc(g, &g->dests, CQC_DEST_RING, "memory for destinations");
 	a->base = (uint8_t *)(uintptr_t)g->arena_at;
 	return ret;
@@ -207,6 +209,8 @@ static int pinned_new(struct cqc_gpu *g)
 		return cqc_gpu_fail(g, r, "pinning host memory");
 	g->dests_host = p;
 	r = g->cu->cuMemsetD8(g->status, 0, sizeof(uint64_t));
+	if (!r)
+		r = g->cu->cuMemsetD8(g->bads, 0, CQC_LEASES * sizeof(uint32_t));
 	return r ? cqc_gpu_fail(g, r, "clearing the status") : 0;
 }
 
@@ -257,6 +261,7 @@ void cqc_gpu_fini(struct cq_model *model)
 		g->cu->cuMemFreeHost(g->dests_host);
 	g->cu->cuMemFree(g->dests);
 	g->cu->cuMemFree(g->status);
+	g->cu->cuMemFree(g->bads);
 	g->cu->cuMemFree(g->arena_at);
 	g->cu->cuMemFree(g->tables);
 	cqk_cuda_tables_free(g->tabs);

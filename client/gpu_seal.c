@@ -10,6 +10,9 @@
 
 #define POLL_MS 1
 #define JOBS (2 * CQC_HASHES)	/* codes and sinks */
+#define HDRS_AT ALIGN_UP(CQC_HEADERS * 8, 16)	/* behind their addresses */
+
+_Static_assert(sizeof(struct cq_page_hdr) == CQKD_HEADER, "one thing");
 
 /**
  * cqc_gpu_hashing_new() - the engine's stream and memory
@@ -27,7 +30,8 @@ int cqc_gpu_hashing_new(struct cq_model *model)
 	h->out = 16 + JOBS * sizeof(struct cqkd_check);
 	h->out_bytes = 8 * (cqc_gpu_sums(model->m.payload) + cqc_gpu_sums(model->m.sink_payload));
 	h->hdrs = h->out + CQC_HASHES * h->out_bytes;
-	h->bytes = h->hdrs + (JOBS + 1) * sizeof(struct cq_page_hdr);
+	h->list_at = ALIGN_UP(h->hdrs + JOBS * sizeof(struct cq_page_hdr), 16);
+	h->bytes = h->list_at + HDRS_AT + CQC_HEADERS * sizeof(struct cq_page_hdr);
 	r = g->cu->cuStreamCreate(&h->stream, CQCU_STREAM_NON_BLOCKING);
 	if (!r)
 		r = g->cu->cuEventCreate(&h->event, CQCU_EVENT_DISABLE_TIMING);
@@ -61,6 +65,29 @@ static bool current(const struct cqc_gpu *g, uint32_t lease)
 	return lease == CQC_NONE || g->leases[lease].epoch == g->epoch;
 }
 
+/* A value was refused while @pg was filled: was it one of this page's? */
+static int bad_look(const struct cq_pg *pg)
+{
+	struct cqc_gpu *g = pg->model->gpu;
+	struct cqc_hashing *h = &g->hashing;
+	uint8_t *host = h->host + h->list_at;
+	uint32_t word = 0;
+	int mode, r, ret = cqc_gpu_eng_in(g, &mode);
+
+	if (ret)
+		return ret;
+	r = g->cu->cuMemcpyDtoHAsync(host, g->bads + 4ull * pg->bad, sizeof(word), h->stream);
+	if (!r)
+		r = g->cu->cuStreamSynchronize(h->stream);
+	if (r)
+		ret = cqc_gpu_fail(g, r, "looking for refused values");
+	memcpy(&word, host, sizeof(word));
+	if (!ret && word >= pg->tag)
+		ret = -EINVAL;
+	cqc_gpu_eng_out(g, &mode);
+	return ret;
+}
+
 /**
  * cqc_gpu_ready() - may a page be sealed?
  * @pg: ordered; lock held
@@ -71,6 +98,7 @@ static bool current(const struct cqc_gpu *g, uint32_t lease)
 int cqc_gpu_ready(struct cq_pg *pg)
 {
 	struct cqc_gpu *g = pg->model->gpu;
+	int ret;
 
 	if (READ_ONCE(g->lost))
 		return READ_ONCE(g->lost);
@@ -78,8 +106,12 @@ int cqc_gpu_ready(struct cq_pg *pg)
 		return 0;
 	if (!current(g, pg->chunk) || !current(g, pg->sink_chunk))
 		return -ESTALE;
-	if (g->bad && g->bad >= pg->born)
-		return -EINVAL;
+	if (g->bad && g->bad >= pg->born && !pg->looked) {
+		ret = bad_look(pg);
+		if (ret)
+			return ret;
+		pg->looked = true;
+	}
 	return pg->hash == CQC_HASH_DONE;
 }
 
@@ -386,32 +418,55 @@ int cqc_gpu_sealed(struct cq_pg *pg, int ret)
 	return ret;
 }
 
+static int headers_read(struct cqc_gpu *g, uint32_t n)
+{
+	struct cqc_hashing *h = &g->hashing;
+	cqcu_ptr list = h->dev + h->list_at, to = list + HDRS_AT;
+	uint8_t *host = h->host + h->list_at;
+	int ret, r;
+
+	r = g->cu->cuMemcpyHtoDAsync(list, host, n * 8, h->stream);
+	if (r)
+		return cqc_gpu_fail(g, r, "copying addresses of headers");
+	ret = cqk_cuda_gather(g->kernels, list, to, n, h->stream, cqc_err());
+	if (ret)
+		return ret;
+	r = g->cu->cuMemcpyDtoHAsync(host + HDRS_AT, to, n * sizeof(struct cq_page_hdr),
+				     h->stream);
+	if (!r)
+		r = g->cu->cuStreamSynchronize(h->stream);
+	return r ? cqc_gpu_fail(g, r, "reading headers of pages") : 0;
+}
+
 /**
- * cqc_gpu_header() - copy the header of a slot
+ * cqc_gpu_headers() - copy headers of slots, in one launch
  * @model: model, lock held
- * @at:    slot, as read on the device
- * @hdr:   filled
+ * @at:    [@n] slots, as read on the device
+ * @n:     at most CQC_HEADERS
+ * @hdr:   [@n] filled
  *
  * Waits for the engine's stream, which has nothing long.
  *
  * Return: 0 or -errno with text.
  */
-int cqc_gpu_header(struct cq_model *model, const uint8_t *at, struct cq_page_hdr *hdr)
+int cqc_gpu_headers(struct cq_model *model, const uint8_t *const *at, uint32_t n,
+		    struct cq_page_hdr *hdr)
 {
 	struct cqc_gpu *g = model->gpu;
 	struct cqc_hashing *h = &g->hashing;
-	uint8_t *host = h->host + h->bytes - sizeof(*hdr);
-	int mode, r, ret = cqc_gpu_eng_in(g, &mode);
+	int mode, ret;
+	uint32_t i;
 
+	if (!n)
+		return 0;
+	ret = cqc_gpu_eng_in(g, &mode);
 	if (ret)
 		return ret;
-	r = g->cu->cuMemcpyDtoHAsync(host, (uintptr_t)at, sizeof(*hdr), h->stream);
-	if (!r)
-		r = g->cu->cuStreamSynchronize(h->stream);
-	if (r)
-		ret = cqc_gpu_fail(g, r, "reading a page's header");
-	else
-		memcpy(hdr, host, sizeof(*hdr));
+	for (i = 0; i < n; i++)
+		memcpy(h->host + h->list_at + 8 * i, &(uint64_t){ (uintptr_t)at[i] }, 8);
+	ret = headers_read(g, n);
+	if (!ret)
+		memcpy(hdr, h->host + h->list_at + HDRS_AT, n * sizeof(*hdr));
 	cqc_gpu_eng_out(g, &mode);
 	return ret;
 }

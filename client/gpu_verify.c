@@ -111,7 +111,7 @@ static int sums(struct look *k)
 	if (!k->sink)
 		return 0;
 	cqc_gpu_fold(k->host + k->out + k->n * k->each, m->sink_payload, sink);
-	ret = cqc_gpu_header(k->model, k->sink, &hdr);
+	ret = cqc_gpu_headers(k->model, &k->sink, 1, &hdr);
 	if (!ret && (hdr.check_lo != sink[0] || hdr.check_hi != sink[1]))
 		memset(k->sums[0], 0, sizeof(k->sums[0]));
 	return ret;

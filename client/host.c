@@ -34,9 +34,13 @@ static void seg_unmap(struct cqc_seg *seg)
 	munmap((void *)(uintptr_t)seg->base, seg->bytes);
 }
 
-static int header(struct cq_model *model, const uint8_t *at, struct cq_page_hdr *hdr)
+static int headers(struct cq_model *model, const uint8_t *const *at, uint32_t n,
+		   struct cq_page_hdr *hdr)
 {
-	memcpy(hdr, at, sizeof(*hdr));
+	uint32_t i;
+
+	for (i = 0; i < n; i++)
+		memcpy(&hdr[i], at[i], sizeof(*hdr));
 	return 0;
 }
 
@@ -151,7 +155,7 @@ const struct cqc_backend cqc_host = {
 	.call = call,
 	.seg_map = cqc_host_seg_map,
 	.seg_unmap = seg_unmap,
-	.header = header,
+	.headers = headers,
 	.verify = verify,
 	.pg_take = pg_take,
 	.pg_give = pg_give,

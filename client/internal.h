@@ -226,6 +226,8 @@ enum cqc_eng {			/* what the engine does with a page */
  * @own:     word of the slot of a private page on a device: another generation
  *           means that it was given to somebody else
  * @born, @fence: fences of a device that its first and last token come before
+ * @bad, @tag: number of a word on a device, and what that is at least if a value
+ *           was appended that no fp16 can hold; @looked at by the engine
  * @sums:    of the payload and the sinks' on a device, low and high half
  * @hash:    enum cqc_hash, engine only
  */
@@ -259,6 +261,8 @@ struct cq_pg {
 	} res;
 	struct cqc_slot own;
 	uint64_t born, fence;
+	uint32_t bad, tag;
+	bool looked;
 	uint64_t sums[4];
 	uint32_t hash;
 	uint32_t tokens[CQ_PAGE_TOKENS];
@@ -494,6 +498,12 @@ void cqc_segs_free(struct cq_model *model);
 /* Map the state words behind @fd (not taken) unless they are mapped already. */
 int cqc_state_map(struct cq_model *model, int fd, uint64_t n, struct cqc_state_map **out,
 		  struct cq_err *err);
+/* The same in two steps, for headers that are read many at once. */
+const uint8_t *cqc_slot_at(const struct cq_model *model, const struct cqc_seg *seg,
+			   const struct cqp_page *page, uint32_t kind);
+int cqc_slot_is(const struct cq_model *model, const struct cqc_seg *seg,
+		const struct cqp_page *page, uint32_t kind, const struct cqp_key *key,
+		const struct cq_page_hdr *hdr, struct cqc_slot *out);
 /* Is @page what it is said to be? Fills @out. 0, -EPROTO, -ESTALE. */
 int cqc_slot_check(struct cq_model *model, const struct cqc_seg *seg,
 		   const struct cqp_page *page, uint32_t kind,
@@ -551,8 +561,6 @@ int cqc_extra_new(const void *bytes, size_t len, struct cqc_extra **out);
 void cqc_extra_get(struct cq_pg *pg, struct cqc_extra *extra);
 /* Waits until the model can be asked. Lock held. 0 or -ENOTCONN. */
 int cqc_await_ready(struct cq_model *model);
-/* The first @pages pages of @ids as far as they are published; moves seq->pin. */
-int cqc_seq_match(struct cq_seq *seq, const uint32_t *ids, uint32_t pages);
 /* No tokens appended and not committed? 0 or -EBUSY. */
 int cqc_seq_quiet(const struct cq_seq *seq, const char *what);
 
@@ -565,6 +573,11 @@ struct cqc_parts {
 };
 
 struct cqc_parts cqc_ent_parts(const struct cq_seq *seq, uint32_t i, uint64_t want);
+
+/* --- match.c --- */
+
+/* The first @pages pages of @ids as far as they are published; moves seq->pin. */
+int cqc_seq_match(struct cq_seq *seq, const uint32_t *ids, uint32_t pages);
 
 /* --- commit.c --- */
 

@@ -318,49 +318,84 @@ void cqc_segs_free(struct cq_model *model)
 }
 
 /**
- * cqc_slot_check() - is a page where the daemon says, and what it says
+ * cqc_slot_at() - where the header of a page would be
  * @model: model
+ * @seg:   mapped segment
+ * @page:  the daemon's words
+ * @kind:  enum cq_page_kind
+ *
+ * Return: address for the model's backend; NULL: not in the segment.
+ */
+const uint8_t *cqc_slot_at(const struct cq_model *model, const struct cqc_seg *seg,
+			   const struct cqp_page *page, uint32_t kind)
+{
+	uint64_t payload = kind == CQ_PAGE_SINK ? model->m.sink_payload : model->m.payload;
+
+	if (CQP_WORD_STATE(page->word) != CQP_SEALED || page->slot >= seg->slots ||
+	    seg->slot_bytes < sizeof(struct cq_page_hdr) + payload)
+		return NULL;
+	return seg->base + page->slot * seg->slot_bytes;
+}
+
+/**
+ * cqc_slot_is() - is a page what the daemon says?
+ * @model: model
+ * @seg:   mapped segment
+ * @page:  the daemon's words, with a place in @seg
+ * @kind:  enum cq_page_kind
+ * @key:   key wanted
+ * @hdr:   header, as read since @page was given
+ * @out:   filled on success
+ *
+ * Return: 0; -EPROTO it is not; -ESTALE it has gone meanwhile.
+ */
+int cqc_slot_is(const struct cq_model *model, const struct cqc_seg *seg,
+		const struct cqp_page *page, uint32_t kind, const struct cqp_key *key,
+		const struct cq_page_hdr *hdr, struct cqc_slot *out)
+{
+	uint64_t payload = kind == CQ_PAGE_SINK ? model->m.sink_payload : model->m.payload;
+	const uint64_t *word = seg->words + page->slot;
+
+	/* Pairs with the store of the word after the slot was filled: a header
+	 * read while the word was right is the page's own. */
+	smp_rmb();
+	if (smp_load_acquire(word) != page->word)
+		return -ESTALE;
+	if (hdr->magic != CQ_PAGE_MAGIC || hdr->version != CQ_PAGE_VERSION ||
+	    hdr->kind != kind || hdr->incompat || hdr->payload != payload ||
+	    memcmp(hdr->model_tag, model->m.hash, sizeof(hdr->model_tag)) ||
+	    memcmp(hdr->key, key->b, sizeof(hdr->key)))
+		return -EPROTO;
+	out->data = seg->base + page->slot * seg->slot_bytes + sizeof(*hdr);
+	out->word = word;
+	out->expect = page->word;
+	out->mask = ~0ull;
+	out->check[0] = hdr->check_lo;
+	out->check[1] = hdr->check_hi;
+	return 0;
+}
+
+/**
+ * cqc_slot_check() - is a page where the daemon says, and what it says
+ * @model: model, lock held
  * @seg:   mapped segment
  * @page:  the daemon's words
  * @kind:  enum cq_page_kind
  * @key:   key wanted
  * @out:   filled on success
  *
- * Return: 0; -EPROTO it is not; -ESTALE it has gone meanwhile.
+ * Return: 0; -EPROTO it is not; -ESTALE it has gone meanwhile; -errno of the device.
  */
 int cqc_slot_check(struct cq_model *model, const struct cqc_seg *seg,
 		   const struct cqp_page *page, uint32_t kind,
 		   const struct cqp_key *key, struct cqc_slot *out)
 {
-	uint64_t payload = kind == CQ_PAGE_SINK ? model->m.sink_payload : model->m.payload;
-	const uint8_t *slot;
-	const uint64_t *word;
+	const uint8_t *slot = cqc_slot_at(model, seg, page, kind);
 	struct cq_page_hdr hdr;
 	int ret;
 
-	if (CQP_WORD_STATE(page->word) != CQP_SEALED || page->slot >= seg->slots ||
-	    seg->slot_bytes < sizeof(hdr) + payload)
+	if (!slot)
 		return -EPROTO;
-	slot = seg->base + page->slot * seg->slot_bytes;
-	word = seg->words + page->slot;
-	ret = model->be->header(model, slot, &hdr);
-	if (ret)
-		return ret;
-	/* Pairs with the store of the word after the slot was filled: a header
-	 * read while the word was right is the page's own. */
-	smp_rmb();
-	if (smp_load_acquire(word) != page->word)
-		return -ESTALE;
-	if (hdr.magic != CQ_PAGE_MAGIC || hdr.version != CQ_PAGE_VERSION ||
-	    hdr.kind != kind || hdr.incompat || hdr.payload != payload ||
-	    memcmp(hdr.model_tag, model->m.hash, sizeof(hdr.model_tag)) ||
-	    memcmp(hdr.key, key->b, sizeof(hdr.key)))
-		return -EPROTO;
-	out->data = slot + sizeof(hdr);
-	out->word = word;
-	out->expect = page->word;
-	out->mask = ~0ull;
-	out->check[0] = hdr.check_lo;
-	out->check[1] = hdr.check_hi;
-	return 0;
+	ret = model->be->headers(model, &slot, 1, &hdr);
+	return ret ? ret : cqc_slot_is(model, seg, page, kind, key, &hdr, out);
 }

@@ -401,7 +401,7 @@ int cq_seq_get_info(struct cq_seq *seq, struct cq_seq_info *info);
  * Appending the same layer again before commit continues after what it
  * already has. Values are rounded to fp16. No system call, no lock. On a GPU codes
  * are made at once, where the page will be published, and a bad value is met
- * later: it keeps pages that were being filled then from being published.
+ * later: it keeps its page, and those forked from that, from being published.
  *
  * Return: 0; -EINVAL a NaN, Inf or value beyond fp16 (layer, head and token
  * are named), or a view that is not in the GPU's memory; -ENOBUFS arena full, or

@@ -456,29 +456,146 @@ TEST(existing_pages)
 	rig_stop(&r);
 }
 
-/* A value that no fp16 can hold is found on the device; its page is not published. */
+/* A layer of @n tokens, of which number @at has a value that no fp16 can hold. */
+static void bad_layer(struct worker *w, struct cq_seq *seq, uint32_t n, uint32_t at)
+{
+	struct cq_view v = gpu_view(w, gpu.v, small.kv_heads);
+	float nan = NAN;
+
+	CQ_OK(gpu_append_layer(w, seq, ids, n, 0));
+	CU(cuStreamSynchronize(gpu.stream));
+	CU(cuMemcpyHtoD(gpu.v + 4 * (at * 128 + 64 + 9), &nan, 4));
+	CQ_OK(cq_append(seq, 1, &v, &v, n, NULL));
+}
+
+/* It is found on the device; its page is not published, nor one that began as it. */
 TEST(bad_values)
 {
-	struct cq_view v;
-	struct cq_seq *seq;
+	struct cq_seq *seq, *fork;
 	struct worker w;
-	float nan = NAN;
 
 	begin();
 	worker_gpu_open(&w, &small, r.sock, 0, 32);
 	seq = worker_seq(&w, ids, 64);
-	CQ_OK(gpu_append_layer(&w, seq, ids, 64, 0));
-	CU(cuStreamSynchronize(gpu.stream));
-	CU(cuMemcpyHtoD(gpu.v + 4 * (5 * 128 + 64 + 9), &nan, 4));
-	v = gpu_view(&w, gpu.v, small.kv_heads);
-	CQ_OK(cq_append(seq, 1, &v, &v, 64, NULL));
-	CQ_OK(cq_commit(seq, ids, 64));
+	bad_layer(&w, seq, 30, 5);
+	CQ_OK(cq_commit(seq, ids, 30));
+	CQ_OK(cq_fork(seq, NULL, &fork));
+	gpu_grow(&w, seq, ids, 64);
+	gpu_grow(&w, fork, ids, 64);
 	CQ_FAILS(cq_seal(seq, 5000), -EINVAL);
+	CQ_FAILS(cq_seal(fork, 5000), -EINVAL);
 	cq_seq_close(seq);
+	cq_seq_close(fork);
 	seq = worker_seq(&w, ids, 65);
 	ASSERT_EQ(cq_seq_length(seq), 0);
 	gpu_grow(&w, seq, ids, 64);
 	CQ_OK(cq_seal(seq, 5000));
+	cq_close(w.ctx);
+	rig_stop(&r);
+}
+
+/* Pages of other sequences, and those before it, are published all the same. */
+TEST(bad_values_of_one_page)
+{
+	struct cq_seq *bad, *good;
+	struct worker w;
+
+	begin();
+	worker_gpu_open(&w, &small, r.sock, 0, 32);
+	bad = worker_seq(&w, NULL, 0);
+	good = worker_seq(&w, NULL, 0);
+	gpu_grow(&w, good, ids + 1000, 40);
+	bad_layer(&w, bad, 200, 100);
+	CQ_OK(cq_commit(bad, ids, 200));
+	gpu_grow(&w, good, ids + 1000, 130);
+	CQ_OK(cq_seal(good, 5000));
+	ASSERT_EQ(worker_info(good).sealed, 128);
+	CQ_FAILS(cq_seal(bad, 5000), -EINVAL);
+	ASSERT_EQ(worker_info(bad).sealed, 64);
+	CQ_OK(cq_truncate(bad, 64));
+	gpu_grow(&w, bad, ids, 200);
+	CQ_OK(cq_seal(bad, 5000));
+	ASSERT_EQ(worker_info(bad).sealed, 192);
+	cq_close(w.ctx);
+	rig_stop(&r);
+}
+
+/* --- calls of the driver while a sequence is opened --- */
+
+static struct {
+	struct cqk_cuda table;
+	const struct cqk_cuda *real;
+	uint32_t copies, waits;
+} count;
+
+static int count_in(cqcu_ptr to, const void *from, size_t n, struct cqcu_stream *s)
+{
+	count.copies++;
+	return count.real->cuMemcpyHtoDAsync(to, from, n, s);
+}
+
+static int count_out(void *to, cqcu_ptr from, size_t n, struct cqcu_stream *s)
+{
+	count.copies++;
+	return count.real->cuMemcpyDtoHAsync(to, from, n, s);
+}
+
+static int count_wait(struct cqcu_stream *s)
+{
+	count.waits++;
+	return count.real->cuStreamSynchronize(s);
+}
+
+static void count_calls(const struct worker *w)
+{
+	struct cqc_gpu *g = w->model->gpu;
+
+	count.real = g->cu;
+	count.table = *g->cu;
+	count.table.cuMemcpyHtoDAsync = count_in;
+	count.table.cuMemcpyDtoHAsync = count_out;
+	count.table.cuStreamSynchronize = count_wait;
+	g->cu = &count.table;
+}
+
+/* As gpu_grow(), but waits for slots. */
+static void gpu_grow_wait(const struct worker *w, struct cq_seq *seq, size_t to)
+{
+	int ret, i;
+
+	for (i = 0; i < 1000; i++) {
+		ret = gpu_try_grow(w, seq, ids, to, 64);
+		if (ret != -ENOBUFS)
+			break;
+		usleep(5000);
+	}
+	CQ_OK(ret);
+}
+
+/* Headers of all pages that a lookup finds are read at once. */
+TEST(attaching_reads_once)
+{
+	static const size_t tokens[] = { 64, 640, 4990 };
+	struct cq_seq *seq;
+	struct worker w, v;
+	unsigned int i;
+
+	begin();
+	worker_gpu_open(&w, &small, r.sock, 0, 128);
+	seq = worker_seq(&w, NULL, 0);
+	gpu_grow_wait(&w, seq, 4995);
+	CQ_OK(cq_seal(seq, 10000));
+	worker_gpu_open(&v, &small, r.sock, CQ_OPEN_POLL, 32);
+	count_calls(&v);
+	for (i = 0; i < ARRAY_SIZE(tokens); i++) {
+		count.copies = count.waits = 0;
+		seq = worker_seq(&v, ids, tokens[i] + 1);
+		ASSERT_EQ(cq_seq_length(seq), tokens[i] / 64 * 64);
+		ASSERT_EQ(count.copies, 2);
+		ASSERT_EQ(count.waits, 1);
+		cq_seq_close(seq);
+	}
+	cq_close(v.ctx);
 	cq_close(w.ctx);
 	rig_stop(&r);
 }

@@ -319,41 +319,83 @@ TEST(no_slot_takes_nothing)
 	end(&a, &b);
 }
 
-/* Every copy of the three that fails: a text, and the next call does it. */
-static void copies_fail(const char *what)
+/* --- copies that fail --- */
+
+/* A driver of which the @left-th copy fails that is none of a fence's. */
+static struct {
+	struct cqk_cuda table;
+	const struct cqk_cuda *real;
+	int left;
+} fail;
+
+static bool fails(size_t n)
+{
+	return n != sizeof(uint64_t) && --fail.left == 0;
+}
+
+static int fail_out(void *to, cqcu_ptr from, size_t n, struct cqcu_stream *s)
+{
+	return fails(n) ? CQCU_ERROR_OUT_OF_MEMORY :
+		fail.real->cuMemcpyDtoHAsync(to, from, n, s);
+}
+
+static int fail_in(cqcu_ptr to, const void *from, size_t n, struct cqcu_stream *s)
+{
+	return fails(n) ? CQCU_ERROR_OUT_OF_MEMORY :
+		fail.real->cuMemcpyHtoDAsync(to, from, n, s);
+}
+
+static void fail_setup(const struct worker *a, const struct worker *b)
+{
+	fail.real = a->model->gpu->cu;
+	fail.table = *fail.real;
+	fail.table.cuMemcpyDtoHAsync = fail_out;
+	fail.table.cuMemcpyHtoDAsync = fail_in;
+	a->model->gpu->cu = b->model->gpu->cu = &fail.table;
+}
+
+/* 1 if a call failed, and said why. */
+static int told(int ret)
+{
+	ASSERT(!ret || strlen(cq_last_error()));
+	return ret != 0;
+}
+
+static int all_three(const struct worker *a, struct cq_seq *x, const struct worker *b)
 {
 	struct cq_publish_opts p = { .sz = sizeof(p), .flags = CQ_PUBLISH_REPLACE };
-	float rows[200 * 2 * 64];
-	int ret = -1, failed = 0, i;
+	static float rows[200 * 2 * 64];
+	struct cq_view v = rig_view(a, rows, small.kv_heads);
+	struct cq_seq *y;
+	int failed = told(cq_read(x, 1, 0, 200, &v, NULL)) + told(cq_publish(x, "s", &p)), ret;
+
+	ret = cq_attach(b->model, "s", NULL, &y);
+	if (!ret)
+		cq_seq_close(y);
+	return failed + told(ret);
+}
+
+/* The nth copy of reading, publishing and attaching fails, for n = 1, 2, ... */
+TEST(copies_fail)
+{
 	struct cq_seq *x, *y;
 	struct worker a, b;
-	struct cq_view v;
+	int n, failed;
 
 	begin();
-	ASSERT_SYS(setenv("CQ_EMU_FAIL", what, 1));
-	worker_gpu_open(&a, &small, r.sock, 0, 32);
-	worker_gpu_open(&b, &small, r.sock, 0, 32);
+	worker_gpu_open(&a, &small, r.sock, CQ_OPEN_POLL, 32);
+	worker_gpu_open(&b, &small, r.sock, CQ_OPEN_POLL, 32);
 	x = worker_seq(&a, NULL, 0);
-	for (i = 0; i < 60 && ret; i++) {
-		ret = gpu_try_grow(&a, x, ids, 200, 100);
-		failed += ret != 0;
+	gpu_grow(&a, x, ids, 200);
+	CQ_OK(cq_publish(x, "s", NULL));
+	fail_setup(&a, &b);
+	for (n = 1, failed = 1; failed; n++) {
+		fail.left = n;
+		failed = all_three(&a, x, &b);
+		ASSERT_EQ(failed, fail.left <= 0);
 	}
-	v = rig_view(&a, rows, small.kv_heads);
-	for (i = 0; i < 12; i++) {
-		ret = cq_read(x, 1, 0, 200, &v, NULL);
-		ASSERT(!ret || strlen(cq_last_error()));
-		failed += ret != 0;
-		ret = cq_publish(x, "s", &p);
-		ASSERT(!ret || strlen(cq_last_error()));
-		failed += ret != 0;
-		ret = cq_attach(b.model, "s", NULL, &y);
-		ASSERT(!ret || strlen(cq_last_error()));
-		failed += ret != 0;
-		if (!ret)
-			cq_seq_close(y);
-	}
-	ASSERT_GT(failed, 0);
-	CQ_OK(cq_publish(x, "s", &p));
+	ASSERT_GT(n, 12);
+	fail.left = 0;
 	CQ_OK(cq_attach(b.model, "s", NULL, &y));
 	same_next(&a, x, &b, y);
 	cq_seq_close(x);
@@ -361,12 +403,24 @@ static void copies_fail(const char *what)
 	end(&a, &b);
 }
 
-TEST(copies_out_fail)
+/* A context that is lost is told, and takes no name away. */
+TEST(context_lost)
 {
-	copies_fail("cuMemcpyDtoHAsync:9,cuMemcpyDtoHAsync:25");
-}
+	struct cq_publish_opts p = { .sz = sizeof(p), .flags = CQ_PUBLISH_ONCE };
+	struct cq_seq *x, *y;
+	struct worker a, b;
 
-TEST(copies_in_fail)
-{
-	copies_fail("cuMemcpyHtoDAsync:12");
+	two_workers(&a, &b);
+	x = worker_seq(&a, NULL, 0);
+	gpu_grow(&a, x, ids, 70);
+	CQ_OK(cq_publish(x, "once", &p));
+	b.model->gpu->lost = -EIO;
+	CQ_FAILS(cq_attach(b.model, "once", NULL, &y), -EIO);
+	ASSERT_STRHAS(cq_last_error(), "new process");
+	b.model->gpu->lost = 0;
+	CQ_OK(cq_attach(b.model, "once", NULL, &y));
+	same_next(&a, x, &b, y);
+	cq_seq_close(x);
+	cq_seq_close(y);
+	end(&a, &b);
 }
