@@ -220,6 +220,24 @@ static uint32_t lease_free(const struct cqc_gpu *g)
 	return i;
 }
 
+static int lease_wrong(const struct cq_model *model, const struct cqp_page *page)
+{
+	return cqc_fail(-EPROTO, "GPU %s: cqd leases slot %u of segment %u, which cannot be: "
+			"nothing is written there", model->gpu->uuid, page->slot, page->segment);
+}
+
+/* Is it leased to us already, and nothing was published there? */
+static bool is_there(const struct cqc_gpu *g, const struct cqp_page *page)
+{
+	uint32_t i;
+
+	for (i = 0; i < CQC_LEASES; i++)
+		if (g->leases[i].state && g->leases[i].epoch == g->epoch &&
+		    !memcmp(&g->leases[i].page, page, sizeof(*page)))
+			return true;
+	return false;
+}
+
 /* Slots of an answer into the table. */
 static int leases_take(struct cq_model *model, const Cqp__LeaseOk *ok, uint32_t kind)
 {
@@ -229,9 +247,11 @@ static int leases_take(struct cq_model *model, const Cqp__LeaseOk *ok, uint32_t 
 	uint32_t at;
 
 	if (!n || ok->slots.len % sizeof(page))
-		return -EPROTO;
+		return cqc_fail(-EPROTO, "cqd gave a malformed answer to Lease");
 	for (i = 0; i < n; i++) {
 		memcpy(&page, ok->slots.data + i * sizeof(page), sizeof(page));
+		if (CQP_WORD_STATE(page.word) != CQP_FILLING || is_there(g, &page))
+			return lease_wrong(model, &page);
 		at = lease_free(g);
 		if (at == CQC_LEASES)
 			break;	/* goes back when the session is resumed, or ends */
@@ -243,8 +263,22 @@ static int leases_take(struct cq_model *model, const Cqp__LeaseOk *ok, uint32_t 
 	return 0;
 }
 
-/* Into the caller's hands, if its segment is there. */
-static void lease_map(struct cq_model *model, uint32_t at)
+/* A slot of the segment, large enough, and by its word the one that was leased. */
+static bool lease_good(const struct cq_model *model, const struct cqc_lease *l,
+		       const struct cqc_seg *seg)
+{
+	uint64_t payload = l->kind ? model->m.sink_payload : model->m.payload;
+
+	return l->page.slot < seg->slots &&
+	       seg->slot_bytes >= sizeof(struct cq_page_hdr) + payload &&
+	       smp_load_acquire(&seg->words[l->page.slot]) == l->page.word;
+}
+
+/*
+ * Into the caller's hands, if its segment is there. 0; -EPROTO with text: a slot
+ * that cannot be.
+ */
+static int lease_map(struct cq_model *model, uint32_t at)
 {
 	struct cqc_gpu *g = model->gpu;
 	struct cqc_lease *l = &g->leases[at];
@@ -252,15 +286,21 @@ static void lease_map(struct cq_model *model, uint32_t at)
 	struct cqc_seg *seg = cqc_seg_want(model, l->page.segment);
 
 	if (!seg || !seg->base)
-		return;
-	if (l->page.slot >= seg->slots || cqc_gpu_seg_rw(seg)) {
+		return 0;
+	if (!lease_good(model, l, seg)) {
+		lease_wrong(model, &l->page);
 		memset(l, 0, sizeof(*l));
-		return;
+		return -EPROTO;
+	}
+	if (cqc_gpu_seg_rw(seg)) {
+		memset(l, 0, sizeof(*l));
+		return 0;
 	}
 	l->seg = seg;
 	l->state = CQC_LEASE_HELD;
 	cqc_ring_push(&g->pool[l->kind].ring, &o);
 	cqc_event(model->ctx);
+	return 0;
 }
 
 /* Nothing may be written any more to slots that were leased so far. */
@@ -300,6 +340,9 @@ static void lease_done(struct cq_ctx *ctx, struct cqc_req *req, int ret, const C
 	}
 	if (ret == -ENODATA && has_some(model->gpu))
 		forget(model->gpu);
+	/* One that lies is met again from the start. */
+	if (ret == -EPROTO)
+		cqc_conn_drop(ctx, ret);
 	p->retry_at = cqc_now_ms() + p->retry_ms;
 	p->retry_ms = MIN(p->retry_ms * 2, RETRY_MAX_MS);
 }
@@ -353,8 +396,10 @@ void cqc_gpu_leases_pump(struct cq_model *model)
 
 	if (any_mapping(g)) {
 		for (i = 0; i < CQC_LEASES; i++)
-			if (g->leases[i].state == CQC_LEASE_MAPPING)
-				lease_map(model, i);
+			if (g->leases[i].state == CQC_LEASE_MAPPING && lease_map(model, i)) {
+				cqc_conn_drop(model->ctx, -EPROTO);
+				return;
+			}
 		if (any_mapping(g))
 			return;
 	}
@@ -393,8 +438,11 @@ static int first_take(struct cqc_call *call, const Cqp__Msg *msg, struct cqp_fra
 {
 	const struct cqc_pool *p = call->arg;
 	struct cq_model *model = p->req.arg;
+	int ret = leases_take(model, msg->lease_ok, (uint32_t)(p - model->gpu->pool));
 
-	return leases_take(model, msg->lease_ok, (uint32_t)(p - model->gpu->pool));
+	if (ret)
+		call->err = *cqc_err();
+	return ret;
 }
 
 /* A pool that is full is no reason not to read. */
@@ -428,7 +476,9 @@ static int first_map(struct cq_model *model)
 		if (ret)
 			return cqc_fail(ret, "GPU %s: a segment of cqd cannot be mapped: %s",
 					g->uuid, strerror(-ret));
-		lease_map(model, i);
+		ret = lease_map(model, i);
+		if (ret)
+			return ret;
 	}
 	return 0;
 }
