@@ -9,6 +9,9 @@
 #include <sys/mman.h>
 #include "client/cqctl/calibrate.h"
 
+/* Four for each centroid of a code of 8 bits. */
+#define FEW_TOKENS 1024
+
 static int choose_codings(struct calib *cal, struct cq_err *err)
 {
 	struct cqk_budget b = {
@@ -22,6 +25,15 @@ static int choose_codings(struct calib *cal, struct cq_err *err)
 	cal->tried = false;
 	cal->step = 0;
 	return ret;
+}
+
+/* It is no error: whoever tries things out may have no more. */
+static void note_few_tokens(const struct calib *cal)
+{
+	if (cal->info.tokens < FEW_TOKENS)
+		fprintf(stderr, "cqctl calibrate: %s has %llu tokens for 256 centroids, which will "
+			"fit these tokens alone: at least %d are wanted\n", cal->acts,
+			(unsigned long long)cal->info.tokens, FEW_TOKENS);
 }
 
 /* From the codings to the image of the model file. 0 or -errno. */
@@ -67,6 +79,7 @@ static int calibrate(struct calib *cal)
 	ret = ctl_calib_check_output(cal);
 	if (ret)
 		return ctl_fail(c, ret, "%s", c->err.text);
+	note_few_tokens(cal);
 	seconds = ctl_calib_now();
 	ret = learn(cal, &image, &size, &err);
 	if (ret)

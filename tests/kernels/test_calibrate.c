@@ -461,6 +461,35 @@ TEST(reseeding)
 	cqk_kmeans_free(&km);
 }
 
+/* It stops when an iteration gains less than 1e-4, and not long before. */
+TEST(early_stop)
+{
+	struct cqk_kmeans km;
+	uint32_t t, made, again;
+	uint64_t rng = 5;
+	double loss;
+
+	ASSERT_OK(cqk_kmeans_init(&km, 2048, 2, 256));
+	km.c = 2;
+	km.k = 256;
+	km.n = 2048;
+	km.stride = 2048;
+	for (t = 0; t < 2048; t++) {
+		km.w[t] = 1;
+		km.x[t] = (float)gauss(&rng);
+		km.x[2048 + t] = (float)gauss(&rng);
+	}
+	made = cqk_kmeans_run(&km, 10000, 1);
+	loss = km.loss;
+	ASSERT(made > 5 && made < 200);
+	again = cqk_kmeans_run(&km, made - 1, 1);
+	ASSERT_EQ(again, made - 1);
+	ASSERT(km.loss >= loss);
+	cqk_kmeans_refine(&km, 10000);
+	ASSERT_NEAR(km.loss, loss, loss * 1e-3);
+	cqk_kmeans_free(&km);
+}
+
 /* Two tight heaps and a far one: no centroid stays where nothing is. */
 TEST(empty_clusters)
 {

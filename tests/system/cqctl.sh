@@ -71,6 +71,13 @@ budget() {
 		nothing_left
 }
 
+few_tokens() {	# a word, and a model all the same
+	worker dump --lm "$lm" --ids "$lm/calibration.u16" --sequences 1 --length 512 \
+		--out "$dir/few.st" >/dev/null &&
+		gives 0 "512 tokens for 256 centroids.*at least 1024" ctl calibrate "$dir/few.st" \
+			--k 8c8b --v 8c8b -o "$dir/few.cq"
+}
+
 # Killed after three layers, and again while it is at it
 resume() {
 	local rc=0 part=$dir/f.st.part
@@ -466,12 +473,13 @@ ctl_closed() {
 	"$O/cqctl" "$@" <&- >&-
 }
 
-plan 30
+plan 31
 ok "activations of two sequences" acts
 ok "calibration: an error for each layer" layers
 ok "the same file whatever the threads, another with another seed" same_file
 ok "codings per layer, halves, JSON" finer
 ok "a budget chooses codings" budget
+ok "few tokens: said" few_tokens
 if command -v strace >/dev/null; then
 	ok "a calibration that was killed goes on" resume
 else
