@@ -7,18 +7,35 @@
 #define CQK_MR 4
 #include "kernels/tile.h"
 
-static void put_f32(float *k, const struct cqk_src *src)
+/* @n channels of one group: a code is read once for them. */
+INLINE void put_some(const uint32_t n, const float *plane, const uint8_t *code,
+		     float *out, size_t token, size_t channel)
 {
-	uint32_t ch, t;
+	uint32_t t, j;
 
-	for (ch = 0; ch < src->d; ch++) {
-		const float *plane = src->cb->f32 +
-			((size_t)src->kv_head * src->d + ch) * CQK_CENTROIDS;
-		const uint8_t *code = src->data +
-			ch / src->cb->code.channels * CQK_T;
+	for (t = 0; t < CQK_T; t++, out += token)
+		for (j = 0; j < n; j++)
+			out[j * channel] = plane[j * CQK_CENTROIDS + code[t]];
+}
 
-		for (t = 0; t < CQK_T; t++)
-			k[ch * CQK_T + t] = plane[code[t]];
+/* Centroids of a block's tokens, @token and @channel floats apart in @out. */
+static void put_f32(const struct cqk_src *src, float *out, size_t token, size_t channel)
+{
+	const float *plane = src->cb->f32 + (size_t)src->kv_head * src->d * CQK_CENTROIDS;
+	uint32_t c = src->cb->code.channels, ch, n;
+
+	for (ch = 0; ch < src->d; ch += n) {
+		const float *from = plane + (size_t)ch * CQK_CENTROIDS;
+		const uint8_t *code = src->data + ch / c * CQK_T;
+		float *to = out + ch * channel;
+
+		n = c - ch % c >= 4 ? 4 : c - ch % c >= 2 ? 2 : 1;
+		if (n == 4)
+			put_some(4, from, code, to, token, channel);
+		else if (n == 2)
+			put_some(2, from, code, to, token, channel);
+		else
+			put_some(1, from, code, to, token, channel);
 	}
 }
 
@@ -42,7 +59,7 @@ static void portable_load_k(const struct cqk_src *src,
 	uint32_t ch, t;
 
 	if (src->cb)
-		put_f32(k, src);
+		put_f32(src, k, 1, CQK_T);
 	else
 		for (t = 0; t < src->tokens; t++)
 			for (ch = 0; ch < src->d; ch++)
@@ -57,15 +74,8 @@ static void portable_load_v(const struct cqk_src *src, float *v, uint32_t dpad)
 
 	for (t = 0; t < src->tokens; t++)
 		memset(v + (size_t)t * dpad, 0, dpad * sizeof(*v));
-	for (ch = 0; src->cb && ch < src->d; ch++) {
-		const float *plane = src->cb->f32 +
-			((size_t)src->kv_head * src->d + ch) * CQK_CENTROIDS;
-		const uint8_t *code = src->data +
-			ch / src->cb->code.channels * CQK_T;
-
-		for (t = 0; t < CQK_T; t++)
-			v[(size_t)t * dpad + ch] = plane[code[t]];
-	}
+	if (src->cb)
+		put_f32(src, v, dpad, 1);
 	for (t = 0; !src->cb && t < src->tokens; t++)
 		for (ch = 0; src->live >> t & 1 && ch < src->d; ch++)
 			v[(size_t)t * dpad + ch] = half_at(src, t, ch);

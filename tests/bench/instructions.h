@@ -54,10 +54,10 @@ static const struct count_case count_cases[] = {
 	{ "avx2", 4, CQK_KEYS_PRE_ROPE, 854.5 },
 	{ "avx2", 2, CQK_KEYS_NONE, 1072.4 },
 	{ "avx2", 2, CQK_KEYS_PRE_ROPE, 1280.4 },
-	{ "portable", 0, CQK_KEYS_NONE, 9135.9 },
-	{ "portable", 8, CQK_KEYS_NONE, 3701.1 },
-	{ "portable", 8, CQK_KEYS_PRE_ROPE, 4051.2 },
-	{ "portable", 2, CQK_KEYS_PRE_ROPE, 4050.6 },
+	{ "portable", 0, CQK_KEYS_NONE, 9007.9 },
+	{ "portable", 8, CQK_KEYS_NONE, 2603.3 },
+	{ "portable", 8, CQK_KEYS_PRE_ROPE, 2953.5 },
+	{ "portable", 2, CQK_KEYS_PRE_ROPE, 3170.9 },
 };
 
 static const struct count_loop count_loops[] = {
