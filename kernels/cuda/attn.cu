@@ -7,7 +7,8 @@
  * one kv head, decodes each of its blocks once into shared memory, and
  * computes up to 64 query vectors against it with tensor cores. Its result,
  * not yet normalised, goes to the workspace; cqk_merge (merge.cu) adds up what
- * the items have of each row. Items of more vectors are attn_wide.cu's.
+ * the items have of each row. Items of more vectors are attn_wide.cu's,
+ * those of few, where it can compute them, attn_few.cu's.
  *
  * Per block: scores of 16 tokens per warp, softmax of a vector per warp, and
  * values of a quarter of the channels per warp. Online softmax: Dao et al.,
@@ -73,22 +74,6 @@ CQ_DEVICE void query_load(const struct cqkd_attn &p, const struct work &w,
 	}
 }
 
-/* A warp rotates a query to its row's position, where it lies. */
-template <int d, int vecs>
-CQ_DEVICE void query_turn(const struct cqkd_attn &p, struct shared<d, vecs> *sh, uint32_t i)
-{
-	uint32_t pos = part_of<uint32_t>(p, &cqkd_plan::row_pos)[sh->vec[i].row], j;
-	float *q = sh->q[i];
-
-	for (j = threadIdx.x % 32; j < p.rope.half; j += 32) {
-		struct cqkd_turn t = cqkd_turn_at(p.rope, pos, j);
-		float lo = q[j], hi = q[j + p.rope.half];
-
-		q[j] = lo * t.c - hi * t.s;
-		q[j + p.rope.half] = lo * t.s + hi * t.c;
-	}
-}
-
 /* A warp makes halves of a query, turned back by @pos if keys are turned here. */
 template <int d, int vecs>
 CQ_DEVICE void query_halves(const struct cqkd_attn &p, struct shared<d, vecs> *sh, uint32_t i,
@@ -125,7 +110,7 @@ CQ_DEVICE void queries_load(const struct cqkd_attn &p, const struct work &w,
 		query_load(p, w, sh, i);
 		__syncwarp();
 		if (p.turn_q)
-			query_turn(p, sh, i);
+			query_turn(p, sh->vec[i].row, sh->q[i]);
 		__syncwarp();
 		if (!p.turn_k)
 			query_halves(p, sh, i, 0);
@@ -406,6 +391,8 @@ CQ_DEVICE void attention(const struct cqkd_attn &p, struct shared<d, vecs> *sh)
 	if (blockIdx.x >= plan->n_items - plan->n_wide)
 		return;
 	w.item = part_of<struct cqkd_item>(p, &cqkd_plan::items)[plan->n_wide + blockIdx.x];
+	if (w.item.n_vecs <= p.few)
+		return;
 	w.head = p.head_begin + blockIdx.y;
 	w.n_tiles = (w.item.n_vecs + 15) / 16;
 	queries_load(p, w, sh);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What both kernels of attention have in common: what a query sees, and the
+ * What the kernels of attention have in common: what a query sees, and the
  * tile of 64 keys or values that is decoded into shared memory.
  */
 #ifndef CQK_CUDA_ATTN_CUH
@@ -112,6 +112,20 @@ CQ_DEVICE float query_read(const struct cqkd_attn &p, const struct work &w, uint
 	bad = __any_sync(0xffffffffu, bad);
 	top = warp_max(top);
 	return bad ? 0.0f : unit_of(top);
+}
+
+/* A warp rotates a query to its row's position, where it lies. */
+CQ_DEVICE void query_turn(const struct cqkd_attn &p, uint32_t row, float *q)
+{
+	uint32_t pos = part_of<uint32_t>(p, &cqkd_plan::row_pos)[row], j;
+
+	for (j = threadIdx.x % 32; j < p.rope.half; j += 32) {
+		struct cqkd_turn t = cqkd_turn_at(p.rope, pos, j);
+		float lo = q[j], hi = q[j + p.rope.half];
+
+		q[j] = lo * t.c - hi * t.s;
+		q[j + p.rope.half] = lo * t.s + hi * t.c;
+	}
 }
 
 /* @product: of query and key, times @size; -inf unless the token is @seen. */

@@ -29,6 +29,7 @@
  *	cq_cp_wait<N>()			until at most N groups are under way
  *	cq_ldmatrix_x1/x2/x4(r, s)	8x8 matrices of 16-bit values, one row per lane
  *	cq_ldmatrix_..._trans(r, s)	the same, transposed
+ *	cq_movmatrix_trans(a)		an 8x8 matrix of 16-bit values, transposed
  *	cq_mma_16816_f32(d, a, b)	d += a * b, f16, m16n8k16, row by column
  *	cq_mma_16816_bf16(d, a, b)	the same, bf16
  *	cq_mma_1688_f32(d, a, b)	f16, m16n8k8

@@ -14,8 +14,14 @@
 
 enum kernel {
 	K_APPEND, K_ATTN_64, K_ATTN_128, K_ATTN_256, K_WIDE_64, K_WIDE_128, K_WIDE_256, K_MERGE,
-	K_CHECK, K_GATHER, N_KERNELS
+	K_CHECK, K_GATHER, K_FEW, N_KERNELS = K_FEW + 8
 };
+
+/* Of the kernels of attn_few.cu: head_dim, then channels of a unit of K and of V. */
+#define FEW_AT(d, ku, vu) (K_FEW + ((d) > 64) * 4 + ((ku) > 2) * 2 + ((vu) > 2))
+#define FEW(d, ku, vu) [FEW_AT(d, ku, vu)] = { \
+	"cqk_attn_few_d" #d "_k" #ku "v" #vu, CQKD_FEW_SHARED(d, d / ku + d / vu), \
+	CQKD_FEW_WARPS * 32 }
 
 static const struct {
 	const char *name;
@@ -32,12 +38,16 @@ static const struct {
 	[K_MERGE] = { "cqk_merge", 0, CQKD_THREADS },
 	[K_CHECK] = { "cqk_check", 0, CQKD_THREADS },
 	[K_GATHER] = { "cqk_gather", 0, CQKD_THREADS },
+	FEW(64, 2, 2), FEW(64, 2, 4), FEW(64, 4, 2), FEW(64, 4, 4),
+	FEW(128, 2, 2), FEW(128, 2, 4), FEW(128, 4, 2), FEW(128, 4, 4),
 };
 
 struct cqk_cuda_kernels {
 	const struct cqk_cuda *cu;
 	struct cqcu_module *modules[MAX_IMAGES];
 	struct cqcu_func *fn[N_KERNELS];
+	enum cqk_cuda_variant forced;
+	uint32_t arch, shared;	/* of the device */
 };
 
 struct grid {
@@ -67,16 +77,43 @@ static int load_images(struct cqk_cuda_kernels *k, struct cq_err *err)
 
 static int find_kernel(struct cqk_cuda_kernels *k, enum kernel i, struct cq_err *err)
 {
-	uint32_t m;
+	uint32_t shared = kernels[i].shared, m;
 	int r = CQCU_ERROR_NOT_FOUND;
 
 	for (m = 0; m < cqk_cuda_num_images && r == CQCU_ERROR_NOT_FOUND; m++)
 		r = k->cu->cuModuleGetFunction(&k->fn[i], k->modules[m], kernels[i].name);
-	if (!r && kernels[i].shared)
+	/* those of which not every shape fits are launched only with one that does */
+	if (i >= K_FEW)
+		shared = MIN(shared, k->shared);
+	if (!r && shared)
 		r = k->cu->cuFuncSetAttribute(k->fn[i],
 					      CQCU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-					      (int)kernels[i].shared);
+					      (int)shared);
 	return r ? cqk_cuda_fail(err, r, kernels[i].name) : 0;
+}
+
+/* What the rule for variants wants to know. */
+static int ask_device(struct cqk_cuda_kernels *k, struct cq_err *err)
+{
+	int major = 0, minor = 0, shared = 0;
+	cqcu_device dev;
+	int r = k->cu->cuCtxGetDevice(&dev);
+
+	if (!r)
+		r = k->cu->cuDeviceGetAttribute(&major,
+						CQCU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, dev);
+	if (!r)
+		r = k->cu->cuDeviceGetAttribute(&minor,
+						CQCU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, dev);
+	if (!r)
+		r = k->cu->cuDeviceGetAttribute(&shared,
+						CQCU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+						dev);
+	if (r)
+		return cqk_cuda_fail(err, r, "asking what the GPU has");
+	k->arch = (uint32_t)(10 * major + minor);
+	k->shared = (uint32_t)shared;
+	return 0;
 }
 
 int cqk_cuda_kernels_load(const struct cqk_cuda *cu, struct cqk_cuda_kernels **out,
@@ -89,7 +126,11 @@ int cqk_cuda_kernels_load(const struct cqk_cuda *cu, struct cqk_cuda_kernels **o
 	if (!k)
 		return cq_err_set(err, -ENOMEM, "out of memory for the GPU kernels");
 	k->cu = cu;
-	ret = load_images(k, err);
+	ret = cqk_cuda_variant_of(getenv(CQK_CUDA_VARIANT_ENV), &k->forced, err);
+	if (!ret)
+		ret = ask_device(k, err);
+	if (!ret)
+		ret = load_images(k, err);
 	for (i = 0; i < N_KERNELS && !ret; i++)
 		ret = find_kernel(k, i, err);
 	if (ret) {
@@ -110,6 +151,11 @@ void cqk_cuda_kernels_free(struct cqk_cuda_kernels *k)
 		if (k->modules[i])
 			k->cu->cuModuleUnload(k->modules[i]);
 	free(k);
+}
+
+void cqk_cuda_force(struct cqk_cuda_kernels *k, enum cqk_cuda_variant v)
+{
+	k->forced = v;
 }
 
 static int launch(const struct cqk_cuda_kernels *k, enum kernel i, struct grid size,
@@ -238,6 +284,7 @@ void cqk_cuda_limits_init(struct cqk_cuda_limits *l, const struct cqk_cuda_table
 		.items = (uint32_t)(most / vecs + groups + want),
 		.slots = (uint32_t)(most + want * MAX(vecs, MIN(wide, most))),
 	};
+	l->few = MAX(want / 2, 1u);
 	if (most > vecs)
 		l->wide = (uint32_t)(most / wide + MIN(groups, most / vecs) + want);
 }
@@ -317,6 +364,44 @@ static void attn_in(const struct cqk_cuda_tables *t, const struct cqk_cuda_attn 
 			 (p->turn_k ? t->turn.factor : 1.0f);
 }
 
+static void shape_of(const struct cqk_cuda_kernels *k, const struct cqkd_attn *p,
+		     struct cqk_cuda_shape *s)
+{
+	*s = (struct cqk_cuda_shape){
+		.head_dim = p->d, .k_channels = p->at.k.channels, .v_channels = p->at.v.channels,
+		.turned = p->turn_k ? 2 * p->rope.half : 0, .arch = k->arch, .shared = k->shared,
+	};
+}
+
+enum cqk_cuda_variant cqk_cuda_variant(const struct cqk_cuda_kernels *k,
+				       const struct cqk_cuda_tables *t,
+				       const struct cqk_cuda_attn *a)
+{
+	struct cqk_cuda_shape s;
+	struct cqkd_attn p;
+
+	if (!a->limits->few)
+		return CQK_CUDA_BLOCK;
+	attn_in(t, a, &p);
+	shape_of(k, &p, &s);
+	return cqk_cuda_variant_choose(k->forced, &s);
+}
+
+/* Items of few vectors, if there is a kernel of their own for them. */
+static int launch_few(const struct cqk_cuda_kernels *k, const struct cqk_cuda_limits *l,
+		      struct cqkd_attn *p, struct cqcu_stream *stream, struct cq_err *err)
+{
+	struct cqk_cuda_shape s;
+
+	shape_of(k, p, &s);
+	if (!l->few || cqk_cuda_variant_choose(k->forced, &s) != CQK_CUDA_FEW)
+		return 0;
+	p->few = CQKD_FEW_VECS;
+	return launch(k, FEW_AT(p->d, s.k_channels, s.v_channels),
+		      (struct grid){ MIN(l->few, l->items), p->n_heads },
+		      cqk_cuda_few_shared(&s), p, stream, err);
+}
+
 int cqk_cuda_attention(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tables *t,
 		       const struct cqk_cuda_attn *a, struct cqcu_stream *stream,
 		       struct cq_err *err)
@@ -338,6 +423,8 @@ int cqk_cuda_attention(const struct cqk_cuda_kernels *k, const struct cqk_cuda_t
 		ret = launch(k, K_WIDE_64 + size, (struct grid){ a->limits->wide, p.n_heads },
 			     kernels[K_WIDE_64 + size].shared, &p, stream, err);
 	if (!ret && p.max_items)
+		ret = launch_few(k, a->limits, &p, stream, err);
+	if (!ret && p.max_items && !(p.few && a->limits->few_only))
 		ret = launch(k, K_ATTN_64 + size, (struct grid){ p.max_items, p.n_heads },
 			     kernels[K_ATTN_64 + size].shared, &p, stream, err);
 	if (!ret)

@@ -13,6 +13,7 @@
 #include "kernels/cuda/abi.h"
 #include "kernels/cuda/plan.h"
 #include "kernels/cuda/tables.h"
+#include "kernels/cuda/variant.h"
 
 struct cqk_cuda_kernels;
 
@@ -22,8 +23,10 @@ struct cqk_cuda_kernels;
  * @out: ended with cqk_cuda_kernels_free() in the same context
  * @err: text of the failure, may be NULL
  *
+ * CQ_CUDA_VARIANT in the environment says which variant of kernels is to be taken.
+ *
  * Return: 0; -EOPNOTSUPP built without nvcc, or no code for this device;
- * -ENOMEM; -errno of the driver's failure.
+ * -EINVAL no such variant; -ENOMEM; -errno of the driver's failure.
  */
 int cqk_cuda_kernels_load(const struct cqk_cuda *cu, struct cqk_cuda_kernels **out,
 			  struct cq_err *err);
@@ -33,6 +36,13 @@ int cqk_cuda_kernels_load(const struct cqk_cuda *cu, struct cqk_cuda_kernels **o
  * @k: that no launch uses any more, in the context they were loaded in; or NULL
  */
 void cqk_cuda_kernels_free(struct cqk_cuda_kernels *k);
+
+/**
+ * cqk_cuda_force() - take a variant instead of what the rule says, wherever it can
+ * @k: kernels
+ * @v: variant, CQK_CUDA_AUTO: the rule again
+ */
+void cqk_cuda_force(struct cqk_cuda_kernels *k, enum cqk_cuda_variant v);
 
 /**
  * struct cqk_cuda_append - keys and values of new tokens of one layer
@@ -149,7 +159,19 @@ struct cqk_cuda_attn {
 };
 
 /**
- * cqk_cuda_attention() - attention over a plan's blocks, in two launches or three
+ * cqk_cuda_variant() - which kernel a call takes for items of few query vectors
+ * @k: kernels
+ * @t: tables
+ * @a: valid
+ *
+ * Return: the variant.
+ */
+enum cqk_cuda_variant cqk_cuda_variant(const struct cqk_cuda_kernels *k,
+				       const struct cqk_cuda_tables *t,
+				       const struct cqk_cuda_attn *a);
+
+/**
+ * cqk_cuda_attention() - attention over a plan's blocks, in two to four launches
  * @k:      kernels
  * @t:      tables of the model, placed
  * @a:      what to attend

@@ -46,6 +46,8 @@ struct cqkd_view {
 /**
  * struct cqkd_book - codebook of K or V of one layer, all kv heads
  * @f16:      [kv_head][group][256][channels] halves
+ * @rows:     [kv_head][256][d] halves: of all groups the centroids of one code side by
+ *            side; 0 where attn_few.cu has no use for it
  * @i8:       the same shape, as stored; 0 where halves are what is stored
  * @scale:    [kv_head][d] f32 for @i8
  * @norm:     [kv_head][group][256] f32, half the squared length
@@ -55,6 +57,7 @@ struct cqkd_view {
  */
 struct cqkd_book {
 	uint64_t f16;
+	uint64_t rows;
 	uint64_t i8;
 	uint64_t scale;
 	uint64_t norm;
@@ -274,7 +277,7 @@ struct cqkd_plan {
  * @soft_cap:  > 0: s -> cap * tanh(s / cap)
  * @window:    sliding window, 0: none
  * @base2:     the lse is a logarithm to base 2
- * @pad:       0
+ * @few:       items of at most so many vectors are attn_few.cu's; 0: none are
  */
 struct cqkd_attn {
 	struct cqkd_view q, o;
@@ -300,7 +303,7 @@ struct cqkd_attn {
 	float soft_cap;
 	uint32_t window;
 	uint32_t base2;
-	uint32_t pad;
+	uint32_t few;
 };
 
 /*
@@ -328,6 +331,33 @@ struct cqkd_attn {
 #define CQKD_WIDE_SHARED(d) \
 	((CQKD_WIDE_VECS(d) + CQKD_TOKENS) * CQKD_PITCH(d) * 2 +	/* q; K or V */ \
 	 CQKD_WIDE_VECS(d) * 24 + CQKD_WIDE_THREADS / 32 * 8)		/* vectors, live tokens */
+
+/*
+ * attn_few.cu: warps of a block, of which four take a page; query vectors at once; bytes
+ * between a page's groups of codes in shared memory, of which 64 are codes: at this
+ * distance four groups are in different banks.
+ */
+#define CQKD_FEW_WARPS		12
+#define CQKD_FEW_PAGES		(CQKD_FEW_WARPS / 4)
+#define CQKD_FEW_VECS		8
+#define CQKD_FEW_STRIDE		80
+#define CQKD_FEW_DIM		128	/* most channels of a head */
+
+/* Bytes of a page's codes there; of two stages of them, where results are added up too. */
+#define CQKD_FEW_CODES(groups)	((groups) * CQKD_FEW_STRIDE)
+#define CQKD_FEW_STAGES(d, groups) \
+	(2 * CQKD_FEW_PAGES * CQKD_FEW_CODES(groups) > 4 * CQKD_FEW_VECS * (d) * 4 ? \
+	 2 * CQKD_FEW_PAGES * CQKD_FEW_CODES(groups) : 4 * CQKD_FEW_VECS * (d) * 4)
+
+/* Shared memory of cqk_attn_few_d*, @groups: of K and V together. */
+#define CQKD_FEW_SHARED(d, groups) \
+	(2 * CQKD_CENTROIDS * (d) * 2 +				/* centroids */ \
+	 2 * CQKD_FEW_PAGES * CQKD_FEW_VECS * (d) * 2 +		/* queries, halves */ \
+	 CQKD_FEW_VECS * CQKD_Q_PITCH(d) * 4 +			/* f32 */ \
+	 2 * CQKD_FEW_PAGES * CQKD_FEW_VECS * 8 +		/* what they see */ \
+	 CQKD_FEW_VECS * 16 +					/* vectors */ \
+	 CQKD_FEW_WARPS * CQKD_FEW_VECS * 8 +			/* maxima and sums of warps */ \
+	 CQKD_FEW_STAGES(d, groups))
 
 /**
  * struct cqkd_check - one payload to be hashed
@@ -367,17 +397,17 @@ struct cqkd_gather {
 
 CQKD_FROZEN(sizeof(struct cqkd_view) == 32);
 CQKD_FROZEN(offsetof(struct cqkd_view, dtype) == 24);
-CQKD_FROZEN(sizeof(struct cqkd_book) == 48);
-CQKD_FROZEN(offsetof(struct cqkd_book, channels) == 40);
-CQKD_FROZEN(sizeof(struct cqkd_layer) == 120);
-CQKD_FROZEN(offsetof(struct cqkd_layer, offset) == 96);
+CQKD_FROZEN(sizeof(struct cqkd_book) == 56);
+CQKD_FROZEN(offsetof(struct cqkd_book, channels) == 48);
+CQKD_FROZEN(sizeof(struct cqkd_layer) == 136);
+CQKD_FROZEN(offsetof(struct cqkd_layer, offset) == 112);
 CQKD_FROZEN(sizeof(struct cqkd_rope) == 32);
 CQKD_FROZEN(sizeof(struct cqkd_dest) == 48);
 CQKD_FROZEN(offsetof(struct cqkd_dest, tokens) == 16);
 CQKD_FROZEN(offsetof(struct cqkd_dest, bad) == 40);
-CQKD_FROZEN(sizeof(struct cqkd_append) == 256);
-CQKD_FROZEN(offsetof(struct cqkd_append, dests) == 216);
-CQKD_FROZEN(offsetof(struct cqkd_append, turn) == 252);
+CQKD_FROZEN(sizeof(struct cqkd_append) == 272);
+CQKD_FROZEN(offsetof(struct cqkd_append, dests) == 232);
+CQKD_FROZEN(offsetof(struct cqkd_append, turn) == 268);
 CQKD_FROZEN(sizeof(struct cqkd_block) == 24);
 CQKD_FROZEN(offsetof(struct cqkd_block, n_spans) == 20);
 CQKD_FROZEN(sizeof(struct cqkd_span) == 24);
@@ -385,10 +415,10 @@ CQKD_FROZEN(offsetof(struct cqkd_span, pos) == 16);
 CQKD_FROZEN(sizeof(struct cqkd_entry) == 8);
 CQKD_FROZEN(sizeof(struct cqkd_item) == 24);
 CQKD_FROZEN(sizeof(struct cqkd_plan) == 64);
-CQKD_FROZEN(sizeof(struct cqkd_attn) == 320);
-CQKD_FROZEN(offsetof(struct cqkd_attn, plan) == 216);
-CQKD_FROZEN(offsetof(struct cqkd_attn, layer) == 256);
-CQKD_FROZEN(offsetof(struct cqkd_attn, base2) == 312);
+CQKD_FROZEN(sizeof(struct cqkd_attn) == 336);
+CQKD_FROZEN(offsetof(struct cqkd_attn, plan) == 232);
+CQKD_FROZEN(offsetof(struct cqkd_attn, layer) == 272);
+CQKD_FROZEN(offsetof(struct cqkd_attn, base2) == 328);
 /* What a block of threads can have on sm_86, 89 and 120: 99 KiB. */
 CQKD_FROZEN(CQKD_ATTN_SHARED(64, CQKD_VECS(64)) <= 101376);
 CQKD_FROZEN(CQKD_ATTN_SHARED(128, CQKD_VECS(128)) <= 101376);

@@ -17,6 +17,9 @@
  * @slots: query vectors over all items at most, of one kv head
  * @wide:  items at most, beside @items, that decode a block once for all of up to
  *         256 query vectors (112 with more than 128 channels); 0: there are none
+ * @few:   blocks of threads per kv head that share items of at most eight query
+ *         vectors, if the variant (variant.h) is one that shares; 0: it is not used
+ * @few_only: no item has more vectors than that
  *
  * A launch with these limits serves every plan within them, so a CUDA graph
  * needs to be captured once.
@@ -26,6 +29,8 @@ struct cqk_cuda_limits {
 	uint32_t items;
 	uint32_t slots;
 	uint32_t wide;
+	uint32_t few;
+	uint32_t few_only;
 };
 
 /**

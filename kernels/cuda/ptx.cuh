@@ -71,6 +71,15 @@ CQ_LDMATRIX(, "")
 CQ_LDMATRIX(_trans, ".trans")
 #undef CQ_LDMATRIX
 
+/* An 8x8 matrix of 16-bit values, two of row lane / 4 in each lane, transposed. */
+CQ_DEVICE uint32_t cq_movmatrix_trans(uint32_t a)
+{
+	uint32_t d;
+
+	asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(a));
+	return d;
+}
+
 #define CQ_MMA_16816(what, type) \
 CQ_DEVICE void cq_mma_16816_##what(float d[4], const uint32_t a[4], const uint32_t b[2]) \
 { \

@@ -91,6 +91,8 @@ static void lay_out_book(struct cqk_cuda_tables *t, const struct cqk_codebook *c
 	b->channels = cb->code.channels;
 	b->groups = cb->n_groups;
 	b->f16 = take(t, n * 2);
+	if (cb->head_dim <= CQKD_FEW_DIM)
+		b->rows = take(t, n * 2);
 	b->norm = take(t, n / b->channels * sizeof(float));
 	if (cb->metric)
 		b->metric = take(t, numbers);
@@ -173,6 +175,18 @@ static void fill_halves(const struct cqk_codebook *cb, uint16_t *out)
 								CQKD_CENTROIDS + k]);
 }
 
+/* [kv_head][group][256][c] to [kv_head][256][group][c] */
+static void fill_rows(const struct cqk_codebook *cb, const uint16_t *from, uint16_t *out)
+{
+	uint32_t c = cb->code.channels, h, k, g;
+
+	for (h = 0; h < cb->n_kv_heads; h++)
+		for (k = 0; k < CQKD_CENTROIDS; k++)
+			for (g = 0; g < cb->n_groups; g++, out += c)
+				memcpy(out, from + (((size_t)h * cb->n_groups + g) *
+						    CQKD_CENTROIDS + k) * c, c * sizeof(*out));
+}
+
 static void fill_book(const struct cqk_codebook *cb, const struct cqkd_book *b,
 		      uint64_t base, uint8_t *image)
 {
@@ -185,6 +199,9 @@ static void fill_book(const struct cqk_codebook *cb, const struct cqkd_book *b,
 		memcpy(image + (b->f16 - base), cb->stored, n * 2);
 	else
 		fill_halves(cb, (uint16_t *)(void *)(image + (b->f16 - base)));
+	if (b->rows)
+		fill_rows(cb, (const uint16_t *)(const void *)(image + (b->f16 - base)),
+			  (uint16_t *)(void *)(image + (b->rows - base)));
 	memcpy(image + (b->norm - base), cb->half_norm, n / b->channels * sizeof(float));
 	if (b->metric)
 		memcpy(image + (b->metric - base), cb->metric, numbers);
@@ -220,6 +237,7 @@ static void move(uint64_t *address, uint64_t by)
 static void move_book(struct cqkd_book *b, uint64_t by)
 {
 	move(&b->f16, by);
+	move(&b->rows, by);
 	move(&b->i8, by);
 	move(&b->scale, by);
 	move(&b->norm, by);

@@ -30,7 +30,7 @@ static struct {
 static auto &modules = *new std::map<struct cqcu_module *, std::shared_ptr<int>>;
 static auto &functions = *new std::map<struct cqcu_func *, std::shared_ptr<struct function>>;
 
-static const int STATIC_LIMIT = 48 << 10, OPTIN_LIMIT = 163 << 10;
+static const int STATIC_LIMIT = 48 << 10, OPTIN_LIMIT = 227 << 10;
 
 /* libcqk_emu.so lies beside this library. */
 static std::string kernels_path()

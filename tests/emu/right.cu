@@ -123,6 +123,16 @@ CQ_KERNEL(32, right_mma, (float *d, const uint16_t *a, const uint16_t *b, int k,
 		d[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = acc[i];
 }
 
+/* An 8 x 8 matrix and its transposed one. */
+CQ_KERNEL(32, right_movmatrix, (uint16_t *out, const uint16_t *in))
+{
+	uint32_t at = threadIdx.x / 4 * 8 + threadIdx.x % 4 * 2;
+	uint32_t r = cq_movmatrix_trans(in[at] | (uint32_t)in[at + 1] << 16);
+
+	out[at] = (uint16_t)r;
+	out[at + 1] = (uint16_t)(r >> 16);
+}
+
 /* Words of one table, reversed through shared memory, the odd ones zeroed by the copy. */
 CQ_KERNEL(64, right_copies, (uint4 *out, const uint4 *in))
 {

@@ -89,6 +89,27 @@ void load_matrices(const char *op, uint32_t *r, const void *s, unsigned int n, b
 		r[i] = mine->r[i];
 }
 
+uint32_t transpose(const char *op, uint32_t a, struct place at)
+{
+	union operand *mine = operand_of(self());
+
+	mine->r[0] = a;
+	collective(op, ~0u, at, [&](struct warp *w, uint32_t group) {
+		uint16_t m[8][8];
+
+		if (group != ~0u)
+			fault(&at, "%s by a warp of which lanes have left", op);
+		for (unsigned int lane = 0; lane < 32; lane++)
+			memcpy(&m[lane / 4][lane % 4 * 2], w->lanes[lane].r, 4);
+		for (unsigned int lane = 0; lane < 32; lane++) {
+			unsigned int x = lane / 4, y = lane % 4 * 2;
+
+			w->lanes[lane].r[0] = m[y][x] | (uint32_t)m[y + 1][x] << 16;
+		}
+	});
+	return mine->r[0];
+}
+
 static float element(uint32_t pair, unsigned int i, enum mma_type type)
 {
 	uint16_t bits = (uint16_t)(pair >> 16 * i);

@@ -19,6 +19,7 @@ void copy_commit();
 void copy_wait(unsigned int groups);
 void load_matrices(const char *op, uint32_t *r, const void *s, unsigned int n, bool trans,
 		   struct place at);
+uint32_t transpose(const char *op, uint32_t a, struct place at);
 enum mma_type { MMA_F16, MMA_BF16 };
 void mma(const char *op, float *d, const uint32_t *a, const uint32_t *b, unsigned int k,
 	 enum mma_type type, struct place at);
@@ -49,6 +50,10 @@ CUEMU_LDMATRIX(2, _trans, true)
 CUEMU_LDMATRIX(4, _trans, true)
 #undef CUEMU_LDMATRIX
 
+CUEMU_FN uint32_t cq_movmatrix_trans(uint32_t a, CUEMU_AT)
+{
+	return cuemu::transpose("cq_movmatrix_trans", a, CUEMU_HERE);
+}
 CUEMU_FN void cq_mma_16816_f32(float d[4], const uint32_t a[4], const uint32_t b[2], CUEMU_AT)
 {
 	cuemu::mma("cq_mma_16816_f32", d, a, b, 16, cuemu::MMA_F16, CUEMU_HERE);

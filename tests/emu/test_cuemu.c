@@ -415,6 +415,22 @@ TEST(mma)
 	mma_case(16, 0);
 }
 
+TEST(movmatrix)
+{
+	uint16_t in[64], out[64], *pi = in, *po = out;
+	void *params[] = { &po, &pi };
+	size_t way;
+	int i;
+
+	emu_load(EMU);
+	fill(in, 64, 23);
+	for (way = 0; way < EMU_WAYS; way++) {
+		ASSERT_OK(emu_run("right_movmatrix", way, 1, 1, 32, 0, params));
+		for (i = 0; i < 64; i++)
+			ASSERT_EQ(out[i], in[i % 8 * 8 + i / 8]);
+	}
+}
+
 TEST(copies_and_barriers_of_a_warp)
 {
 	uint32_t in[64][4], out[192][4], i;

@@ -116,18 +116,13 @@ static inline void scene_gpu(struct gpu *g, struct scene *s)
 	run_free(g, &r);
 }
 
-static inline double bound(const struct scene *s)
-{
-	return s->o.dtype == CQ_BF16 ? 4e-3 : 2e-3;
-}
-
 static inline void check_error(struct scene *s)
 {
 	double e = scene_error(s);
 
 	if (getenv("SHOW"))
 		printf("# %.2e\n", e);
-	if (!(e <= bound(s)))
+	if (!(e <= 2e-3))
 		FAIL("d %u c %u/%u i8 %d keys %u rows %u heads %u/%u: error %.3e", s->o.toy.d,
 		     s->o.toy.ck, s->o.toy.cv, s->o.toy.i8, s->o.toy.keys, s->o.rows,
 		     s->o.toy.n_heads, s->o.toy.n_kv_heads, e);

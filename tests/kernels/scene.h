@@ -225,6 +225,21 @@ static inline void scene_run(struct scene *s, const struct cqk_ops *ops)
 }
 
 /* Largest relative error over all rows and heads, o and lse. */
+/* Half the distance of numbers of a type beside @x: what storing a result there may err. */
+static inline double half_step(double x, uint32_t dtype)
+{
+	int e;
+
+	if (dtype == CQ_F32 || x == 0)
+		return 0;
+	frexp(x, &e);
+	return dtype == CQ_BF16 ? ldexp(1, e - 9) : ldexp(1, MAX(e - 12, -25));
+}
+
+/*
+ * The worst error of a result, by the length of the vector, and of the lse. What storing in
+ * 16 bits costs is left out: bf16 alone errs 2^-8 of a number, which is 1.6e-3 of a vector.
+ */
 static inline double scene_error(struct scene *s)
 {
 	const struct cqk_geom *g = &s->toy.m.geom;
@@ -240,7 +255,11 @@ static inline double scene_error(struct scene *s)
 			if (s->a.flags & CQ_ATTN_LSE_BASE2)
 				got /= M_LOG2E;
 			for (ch = 0; ch < g->head_dim; ch++) {
-				e = toy_load(&s->a.o, row, h, ch) - ref[ch];
+				double x = toy_load(&s->a.o, row, h, ch);
+
+				e = fmax(fabs(x - ref[ch]) -
+					 half_step(fmax(fabs(x), fabs(ref[ch])), s->o.dtype), 0);
+				ASSERT(!isnan(x));
 				err += e * e;
 				norm += ref[ch] * ref[ch];
 			}

@@ -16,7 +16,7 @@ static struct scene_opts plain(uint32_t d, uint32_t c)
 }
 
 /* Each pair of values of two settings in some scene. */
-TEST_LIMIT(every_pair_of_settings, 60)
+static void every_pair(enum cqk_cuda_variant variant)
 {
 	static const uint32_t dims[] = { 64, 128, 256 }, codes[] = { 2, 4, 8, 0 };
 	static const uint32_t gqa[] = { 1, 2, 4, 7 }, rope[] = { 0, 2, 4 };
@@ -24,6 +24,7 @@ TEST_LIMIT(every_pair_of_settings, 60)
 	uint32_t i;
 
 	gpu_open(&g);
+	cqk_cuda_force(g.k, variant);
 	for (i = 0; i < 24; i++) {
 		struct scene_opts o = plain(dims[i % 3], codes[i % 4]);
 
@@ -38,6 +39,104 @@ TEST_LIMIT(every_pair_of_settings, 60)
 		o.sinks = i % 6;
 		check(&g, &o);
 	}
+	gpu_close(&g);
+}
+
+TEST_LIMIT(every_pair_of_settings, 60)
+{
+	every_pair(CQK_CUDA_AUTO);
+}
+
+TEST_LIMIT(every_pair_of_settings_decoded_block_by_block, 60)
+{
+	every_pair(CQK_CUDA_BLOCK);
+}
+
+/* What attn_few.cu computes, by each of its kernels and by their blocks in turn. */
+TEST_LIMIT(few_vectors, 60)
+{
+	static const uint32_t codes[] = { 2, 4, 8 };
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	cqk_cuda_force(g.k, CQK_CUDA_FEW);
+	for (i = 0; i < 18; i++) {
+		struct scene_opts o = plain(i % 2 ? 128 : 64, codes[i / 2 % 3]);
+
+		o.toy.cv = codes[i / 6];
+		o.toy.keys = i == 7 ? CQK_KEYS_NONE : i % 5 == 4 ? CQK_KEYS_ROTATED :
+								CQK_KEYS_PRE_ROPE;
+		o.toy.n_kv_heads = 1;
+		o.toy.n_heads = 1 + i % 8;
+		o.toy.i8 = i % 4 == 1;
+		o.toy.pairs = i / 4 % 2;
+		o.seqs = 1 + i % 2;
+		o.shift = i == 9 ? 77 : 0;
+		o.shared = i % 3 * 5;
+		o.own = 1 + i % 4 * 3;
+		o.sinks = i % 5;
+		o.tail = i % 2 * 30;
+		o.holes = i % 6 == 5;
+		o.window = i == 12 ? 100 : 0;
+		o.soft_cap = i == 13 ? 3 : 0;
+		o.dtype = i % 3;
+		check(&g, &o);
+	}
+	gpu_close(&g);
+}
+
+TEST(variants_are_chosen_by_rule_or_force)
+{
+	struct scene_opts o = plain(128, 8);
+	struct scene *s = scene_new(&o);
+	struct cq_err err;
+	struct run r;
+	struct gpu g;
+	int ret;
+
+	ASSERT_EQ(setenv("CQ_CUDA_VARIANT", "block", 1), 0);
+	gpu_open(&g);
+	run_new(&g, s, &r);
+	ASSERT_EQ(cqk_cuda_variant(g.k, r.t, &r.a), CQK_CUDA_BLOCK);
+	cqk_cuda_force(g.k, CQK_CUDA_FEW);
+	/* a GPU with too little shared memory decodes block by block */
+	ret = cqk_cuda_variant(g.k, r.t, &r.a);
+	ASSERT(ret == CQK_CUDA_FEW || (ret == CQK_CUDA_BLOCK && getenv("CQ_TEST_GPU")));
+	r.limits.few = 0;
+	ASSERT_EQ(cqk_cuda_variant(g.k, r.t, &r.a), CQK_CUDA_BLOCK);
+	run_free(&g, &r);
+	cqk_cuda_kernels_free(g.k);
+	setenv("CQ_CUDA_VARIANT", "fast", 1);
+	ASSERT_EQ(cqk_cuda_kernels_load(g.cu, &g.k, &err), -EINVAL);
+	ASSERT(strstr(err.text, "CQ_CUDA_VARIANT=fast") && strstr(err.text, "block"));
+	unsetenv("CQ_CUDA_VARIANT");
+	ASSERT_EQ(cqk_cuda_kernels_load(g.cu, &g.k, &err), 0);
+	scene_free(s);
+	gpu_close(&g);
+}
+
+/* Where no item has more vectors, the kernel for many is not even launched. */
+TEST(few_only)
+{
+	struct scene_opts o = plain(64, 8);
+	struct scene *s = scene_new(&o);
+	struct run r;
+	struct gpu g;
+
+	gpu_open(&g);
+	cqk_cuda_force(g.k, CQK_CUDA_FEW);
+	run_new(&g, s, &r);
+	r.limits.few_only = 1;
+	run_launch(&g, &r);
+	run_get(&g, s, &r);
+	check_error(s);
+	cqk_cuda_force(g.k, CQK_CUDA_BLOCK);
+	run_launch(&g, &r);
+	run_get(&g, s, &r);
+	check_error(s);
+	run_free(&g, &r);
+	scene_free(s);
 	gpu_close(&g);
 }
 

@@ -5,6 +5,7 @@
 #include "tests/kernels/toy.h"
 #include "kernels/cuda/params.h"
 #include "kernels/cuda/plan.h"
+#include "kernels/cuda/variant.h"
 
 #define BLOCKS 40
 #define SPANS 120
@@ -60,7 +61,8 @@ static void rig_make(struct rig *r)
 		}
 	}
 	r->step.n_spans = n;
-	r->limits = (struct cqk_cuda_limits){ ROWS, 100000, 100000, toy_u32() % 2 * 100000 };
+	r->limits = (struct cqk_cuda_limits){ .rows = ROWS, .items = 100000, .slots = 100000,
+					       .wide = toy_u32() % 2 * 100000 };
 }
 
 static int rig_plan(struct rig *r)
@@ -274,4 +276,41 @@ TEST(bad_steps)
 	REFUSED(-ENOBUFS, limits.rows, r.step.n_rows - 1);
 #undef REFUSED
 	free(r.mem);
+}
+
+TEST(rule_of_variants)
+{
+	struct cqk_cuda_shape s = { .head_dim = 128, .k_channels = 8, .v_channels = 4,
+				    .turned = 128, .arch = 90, .shared = 227 << 10 };
+	enum cqk_cuda_variant v;
+	struct cq_err err;
+	uint32_t i;
+
+	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_AUTO, &s), CQK_CUDA_FEW);
+	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_BLOCK, &s), CQK_CUDA_BLOCK);
+#define NEVER(field, value) do { \
+	struct cqk_cuda_shape t = s; \
+	t.field = value; \
+	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_AUTO, &t), CQK_CUDA_BLOCK); \
+	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_FEW, &t), CQK_CUDA_BLOCK); \
+} while (0)
+	NEVER(head_dim, 256);
+	NEVER(k_channels, 0);
+	NEVER(v_channels, 0);
+	NEVER(turned, 64);
+	NEVER(shared, 99 << 10);
+	NEVER(shared, cqk_cuda_few_shared(&s) - 1);
+#undef NEVER
+	s.arch = 75;
+	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_AUTO, &s), CQK_CUDA_BLOCK);
+	s.turned = 0;
+	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_FEW, &s), CQK_CUDA_FEW);
+	for (i = 0; i < CQK_CUDA_VARIANTS; i++) {
+		ASSERT_EQ(cqk_cuda_variant_of(cqk_cuda_variant_name(i), &v, &err), 0);
+		ASSERT_EQ(v, i);
+	}
+	ASSERT_EQ(cqk_cuda_variant_of(NULL, &v, &err), 0);
+	ASSERT_EQ(v, CQK_CUDA_AUTO);
+	ASSERT_EQ(cqk_cuda_variant_of("?", &v, &err), -EINVAL);
+	ASSERT(!strcmp(cqk_cuda_variant_name(CQK_CUDA_VARIANTS), "?"));
 }

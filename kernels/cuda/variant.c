@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT
+/* The rule by which a kernel is chosen. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include "cq/util.h"
+#include "kernels/cuda/params.h"
+#include "kernels/cuda/variant.h"
+
+static const char *const names[CQK_CUDA_VARIANTS] = {
+	[CQK_CUDA_AUTO] = "auto",
+	[CQK_CUDA_BLOCK] = "block",
+	[CQK_CUDA_FEW] = "few",
+};
+
+/*
+ * The first line that fits and can is taken; 0 fits all. Computed, not measured: to be
+ * replaced by what make gpu-bench finds.
+ */
+static const struct {
+	uint32_t arch;		/* from this compute capability on */
+	uint32_t head_dim;
+	uint32_t channels;	/* of a group of keys */
+	enum cqk_cuda_variant take;
+} table[] = {
+	{ 80, 0, 0, CQK_CUDA_FEW },
+};
+
+const char *cqk_cuda_variant_name(enum cqk_cuda_variant v)
+{
+	return v < CQK_CUDA_VARIANTS ? names[v] : "?";
+}
+
+int cqk_cuda_variant_of(const char *name, enum cqk_cuda_variant *v, struct cq_err *err)
+{
+	uint32_t i;
+
+	*v = CQK_CUDA_AUTO;
+	if (!name || !*name)
+		return 0;
+	for (i = 0; i < CQK_CUDA_VARIANTS; i++)
+		if (!strcmp(name, names[i])) {
+			*v = i;
+			return 0;
+		}
+	return cq_err_set(err, -EINVAL, "%s=%s is no variant of kernels; there are auto, block and "
+					"few", CQK_CUDA_VARIANT_ENV, name);
+}
+
+uint32_t cqk_cuda_few_shared(const struct cqk_cuda_shape *s)
+{
+	uint32_t d = s->head_dim;
+
+	if ((d != 64 && d != 128) || !s->k_channels || !s->v_channels)
+		return 0;
+	/* pairs of a key have to be of the two halves */
+	if (s->turned && s->turned != d)
+		return 0;
+	return CQKD_FEW_SHARED(d, d / s->k_channels + d / s->v_channels);
+}
+
+bool cqk_cuda_variant_can(enum cqk_cuda_variant v, const struct cqk_cuda_shape *s)
+{
+	uint32_t shared = cqk_cuda_few_shared(s);
+
+	if (v == CQK_CUDA_FEW)
+		return shared && shared <= s->shared;
+	return v == CQK_CUDA_BLOCK;
+}
+
+enum cqk_cuda_variant cqk_cuda_variant_choose(enum cqk_cuda_variant forced,
+					      const struct cqk_cuda_shape *s)
+{
+	uint32_t i;
+
+	if (forced != CQK_CUDA_AUTO)
+		return cqk_cuda_variant_can(forced, s) ? forced : CQK_CUDA_BLOCK;
+	for (i = 0; i < ARRAY_SIZE(table); i++) {
+		if (s->arch < table[i].arch ||
+		    (table[i].head_dim && table[i].head_dim != s->head_dim) ||
+		    (table[i].channels && table[i].channels != s->k_channels))
+			continue;
+		if (cqk_cuda_variant_can(table[i].take, s))
+			return table[i].take;
+	}
+	return CQK_CUDA_BLOCK;
+}

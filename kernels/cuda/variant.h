@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Which kernel computes attention of few query vectors: one rule, from the shape of the
+ * work and the device. Documentation/gpu.md has the arithmetic behind the table.
+ */
+#ifndef CQK_CUDA_VARIANT_H
+#define CQK_CUDA_VARIANT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include "cq/err.h"
+
+/* In the environment: a variant by name instead of the rule, for tests and benches. */
+#define CQK_CUDA_VARIANT_ENV "CQ_CUDA_VARIANT"
+
+/**
+ * enum cqk_cuda_variant - kernels for items of at most CQKD_FEW_VECS query vectors
+ * @CQK_CUDA_AUTO:  what the rule says
+ * @CQK_CUDA_BLOCK: attn.cu: blocks are decoded into shared memory
+ * @CQK_CUDA_FEW:   attn_few.cu: centroids are in shared memory, decoded into fragments
+ * @CQK_CUDA_VARIANTS: number of them
+ */
+enum cqk_cuda_variant { CQK_CUDA_AUTO, CQK_CUDA_BLOCK, CQK_CUDA_FEW, CQK_CUDA_VARIANTS };
+
+/**
+ * struct cqk_cuda_shape - what a choice depends on
+ * @head_dim:   channels of a head
+ * @k_channels: channels of a group of keys, 0: not coded
+ * @v_channels: of values
+ * @turned:     channels of a key that attention rotates, 0: none
+ * @arch:       compute capability, 90 for 9.0
+ * @shared:     bytes of shared memory that a block of threads can have
+ */
+struct cqk_cuda_shape {
+	uint32_t head_dim;
+	uint32_t k_channels, v_channels;
+	uint32_t turned;
+	uint32_t arch;
+	uint32_t shared;
+};
+
+/**
+ * cqk_cuda_variant_name() - a variant in words
+ * @v: variant
+ *
+ * Return: its name, a constant.
+ */
+const char *cqk_cuda_variant_name(enum cqk_cuda_variant v);
+
+/**
+ * cqk_cuda_variant_of() - a variant by name
+ * @name: text; NULL or empty: CQK_CUDA_AUTO
+ * @v:    set on success
+ * @err:  text of the failure, may be NULL
+ *
+ * Return: 0; -EINVAL unknown, the text lists those there are.
+ */
+int cqk_cuda_variant_of(const char *name, enum cqk_cuda_variant *v, struct cq_err *err);
+
+/**
+ * cqk_cuda_few_shared() - shared memory of attn_few.cu
+ * @s: shape
+ *
+ * Return: bytes; 0 if that kernel does not compute such a shape.
+ */
+uint32_t cqk_cuda_few_shared(const struct cqk_cuda_shape *s);
+
+/**
+ * cqk_cuda_variant_can() - does a variant compute a shape on that device?
+ * @v: variant
+ * @s: shape
+ *
+ * Return: true if it does.
+ */
+bool cqk_cuda_variant_can(enum cqk_cuda_variant v, const struct cqk_cuda_shape *s);
+
+/**
+ * cqk_cuda_variant_choose() - the rule
+ * @forced: CQK_CUDA_AUTO, or a variant to take wherever it can
+ * @s:      shape
+ *
+ * Return: a variant that can.
+ */
+enum cqk_cuda_variant cqk_cuda_variant_choose(enum cqk_cuda_variant forced,
+					      const struct cqk_cuda_shape *s);
+
+#endif /* CQK_CUDA_VARIANT_H */
