@@ -17,38 +17,22 @@
  *
  * Keys turn in fp16, by cos and sin of their place in the page, which a lane keeps.
  */
-#include "kernels/cuda/attn.cuh"
+#include "kernels/cuda/attn_frag.cuh"
 
 #define WARPS CQKD_FEW_WARPS
 #define PAGES CQKD_FEW_PAGES
-#define VECS CQKD_FEW_VECS
 #define THREADS (WARPS * 32)
 #define PAGE_THREADS 128	/* four warps */
-
-/**
- * struct query - one query vector: a head of a row
- * @size: factor that makes scores of products
- * @row:  query row
- * @span: its span of each block
- * @spoiled: the query is not finite or too large
- */
-struct query {
-	float size;
-	uint32_t row, span;
-	uint32_t spoiled;
-};
 
 template <int d>
 struct few {
 	__half book[2][CQKD_CENTROIDS][d];	/* of K and V */
 	__half q[2][PAGES][VECS * d];		/* see query_at() */
-	float qf[VECS][CQKD_Q_PITCH(d)];
+	struct vectors<d, WARPS> all;
 	uint64_t vis[2][PAGES][VECS];		/* tokens that they see */
-	struct query query[VECS];
-	float ml[WARPS][VECS][2];
 	union {
 		uint8_t codes[16];		/* [2][PAGES], K and V: CQKD_FEW_CODES() */
-		float o[4][VECS][d];		/* results, by warp of a page */
+		float o[4][VECS][d];		/* results of four warps at a time */
 	};
 };
 
@@ -102,42 +86,6 @@ CQ_DEVICE void books_load(const struct turn &t, struct few<d> *sh)
 	cq_cp_commit();
 }
 
-/* A warp loads a query, as query_read() says, and rotates it. */
-template <int d>
-CQ_DEVICE void query_load(const struct turn &t, struct few<d> *sh, uint32_t i)
-{
-	uint32_t lane = threadIdx.x % 32, ch;
-	struct cqkd_entry e;
-	float unit = query_read<d>(t.p, t.w, i, &e, sh->qf[i]);
-	bool bad = unit == 0;
-
-	for (ch = lane; ch < d; ch += 32)
-		sh->qf[i][ch] = bad ? 0.0f : sh->qf[i][ch] * unit;
-	__syncwarp();
-	if (t.p.turn_q)
-		query_turn(t.p, e.row, sh->qf[i]);
-	if (lane == 0) {
-		float size = bad ? 0.0f : t.p.scale / unit;
-
-		sh->query[i] = { t.p.turn_k ? size / TURNED_SIZE : size, e.row, e.span, bad };
-	}
-}
-
-template <int d>
-CQ_DEVICE void queries_load(const struct turn &t, struct few<d> *sh)
-{
-	uint32_t i = threadIdx.x / 32, ch;
-
-	if (i < t.w.item.n_vecs) {
-		query_load(t, sh, i);
-	} else if (i < VECS) {
-		for (ch = threadIdx.x % 32; ch < d; ch += 32)
-			sh->qf[i][ch] = 0;
-		if (threadIdx.x % 32 == 0)
-			sh->query[i] = {};
-	}
-}
-
 /* Queries as halves for the page at hand, whose first token is at @pos for each. */
 template <int d, int u>
 CQ_DEVICE void queries_turn(const struct turn &t, struct few<d> *sh, uint32_t buf, uint32_t n_vecs)
@@ -148,12 +96,12 @@ CQ_DEVICE void queries_turn(const struct turn &t, struct few<d> *sh, uint32_t bu
 
 	for (i = threadIdx.x % PAGE_THREADS; i < n_vecs * (d / 2); i += PAGE_THREADS) {
 		uint32_t vec = i / (d / 2), j = i % (d / 2);
-		float lo = sh->qf[vec][j], hi = sh->qf[vec][j + d / 2];
+		float lo = sh->all.q[vec][j], hi = sh->all.q[vec][j + d / 2];
 		__half *out = sh->q[buf][t.slot];
 		struct cqkd_turn a = { 1, 0 };
 
 		if (t.p.turn_k)
-			a = cqkd_turn_at(t.p.rope, spans[sh->query[vec].span].pos, j);
+			a = cqkd_turn_at(t.p.rope, spans[sh->all.query[vec].span].pos, j);
 		out[query_at<d, u>(vec, j)] = __float2half_rn(lo * a.c + hi * a.s);
 		out[query_at<d, u>(vec, j + d / 2)] = __float2half_rn(hi * a.c - lo * a.s);
 	}
@@ -208,9 +156,9 @@ CQ_DEVICE void prepare(struct turn &t, struct few<d> *sh, uint32_t i)
 		if (vec < VECS)
 			sh->vis[buf][t.slot][vec] = vec < t.w.item.n_vecs ?
 				visible(t.p, t.w.block,
-					spans[t.w.block.span_first + sh->query[vec].span],
+					spans[t.w.block.span_first + sh->all.query[vec].span],
 					part_of<uint32_t>(t.p, &cqkd_plan::row_pos)
-						[sh->query[vec].row]) : 0;
+						[sh->all.query[vec].row]) : 0;
 	}
 	cq_cp_commit();
 }
@@ -250,11 +198,6 @@ CQ_DEVICE void unit_load(uint32_t *x, const __half *from)
 	} else {
 		x[0] = *(const uint32_t *)from;
 	}
-}
-
-CQ_DEVICE uint32_t h2_bits(__half2 x)
-{
-	return (uint32_t)__half_as_ushort(__high2half(x)) << 16 | __half_as_ushort(__low2half(x));
 }
 
 CQ_DEVICE __half2 h2_of(uint32_t x)
@@ -405,53 +348,6 @@ CQ_DEVICE void products(const __half *q, struct keys<d, u> &k, float s[4])
 	}
 }
 
-/* A warp's results of all vectors so far: a lane has vectors 2 l and 2 l + 1. */
-template <int d>
-struct result {
-	float o[d / 16][4];	/* [vector 2 l, the other] of a channel, then of the next */
-	float m[2], l[2];
-};
-
-/*
- * Products become probabilities, returned as the fragment that values are multiplied with.
- * What was there before fades.
- */
-template <int d>
-CQ_DEVICE void softmax(const struct turn &t, const struct few<d> *sh, const uint64_t *vis,
-		       float s[4], struct result<d> &r, uint32_t out[2])
-{
-	uint32_t lane = threadIdx.x % 32, token = t.tile * 16 + lane / 4 * 2;
-	float m[2], fade[2];
-	__half x[4];
-	int i, flip;
-
-#pragma unroll
-	for (i = 0; i < 2; i++) {
-		uint32_t vec = lane % 4 * 2 + i;
-		uint64_t see = vis[vec] >> token;
-		float size = sh->query[vec].size;
-
-		s[i] = score(t.p, s[i], size, see & 1);
-		s[i + 2] = score(t.p, s[i + 2], size, see & 2);
-		m[i] = fmaxf(r.m[i], fmaxf(s[i], s[i + 2]));
-		for (flip = 4; flip < 32; flip *= 2)
-			m[i] = fmaxf(m[i], __shfl_xor_sync(0xffffffffu, m[i], flip));
-		fade[i] = m[i] > -CQKD_INF ? exp2f((r.m[i] - m[i]) * LOG2E) : 1.0f;
-		x[i] = __float2half_rn(prob(s[i], m[i]));
-		x[i + 2] = __float2half_rn(prob(s[i + 2], m[i]));
-		r.l[i] = r.l[i] * fade[i] + __half2float(x[i]) + __half2float(x[i + 2]);
-	}
-	out[0] = cq_movmatrix_trans(h2_bits(__halves2half2(x[0], x[1])));
-	out[1] = cq_movmatrix_trans(h2_bits(__halves2half2(x[2], x[3])));
-	if (__any_sync(0xffffffffu, m[0] != r.m[0] || m[1] != r.m[1])) {
-#pragma unroll
-		for (i = 0; i < 4 * (d / 16); i++)
-			r.o[i / 4][i % 4] *= fade[i % 2];
-	}
-	r.m[0] = m[0];
-	r.m[1] = m[1];
-}
-
 /* Units of the values of a lane's four tokens. */
 template <int d, int u>
 struct values {
@@ -564,7 +460,7 @@ CQ_DEVICE void tile_add(const struct turn &t, struct few<d> *sh, uint32_t buf,
 			keys_turn(f, k);
 		products(sh->q[buf][t.slot], k, s);
 	}
-	softmax(t, sh, vis, s, r, prob);
+	softmax(t.p, sh->all, vis, t.tile * 16 + threadIdx.x % 32 / 4 * 2, 1, s, r, prob);
 	{
 		struct values<d, vu> v;
 
@@ -576,80 +472,6 @@ CQ_DEVICE void tile_add(const struct turn &t, struct few<d> *sh, uint32_t buf,
 	}
 }
 
-/* Maximum over the warps, and the sum of what they have, of one vector. */
-template <int d>
-CQ_DEVICE float2 total(const struct few<d> *sh, uint32_t vec)
-{
-	float m = -CQKD_INF, l = 0;
-	int i;
-
-	for (i = 0; i < WARPS; i++)
-		m = fmaxf(m, sh->ml[i][vec][0]);
-	for (i = 0; i < WARPS && m > -CQKD_INF; i++)
-		l += sh->ml[i][vec][1] * exp2f((sh->ml[i][vec][0] - m) * LOG2E);
-	return make_float2(m, l);
-}
-
-/* Results of all warps to sh->o: those of the first page, then of the others. */
-template <int d>
-CQ_DEVICE void gather(const struct turn &t, struct few<d> *sh, struct result<d> &r)
-{
-	uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-	int i, n, page;
-
-#pragma unroll
-	for (i = 0; i < 2; i++) {
-		for (n = 4; n < 32; n *= 2)
-			r.l[i] += __shfl_xor_sync(0xffffffffu, r.l[i], n);
-		if (lane < 4) {
-			sh->ml[warp][lane * 2 + i][0] = r.m[i];
-			sh->ml[warp][lane * 2 + i][1] = r.l[i];
-		}
-	}
-	__syncthreads();
-	for (page = 0; page < PAGES; page++) {
-#pragma unroll
-		for (i = 0; i < 2 && (int)t.slot == page; i++) {
-			uint32_t vec = lane % 4 * 2 + i;
-			float m = total(sh, vec).x;
-			float f = r.m[i] > -CQKD_INF ? exp2f((r.m[i] - m) * LOG2E) : 0.0f;
-			float *o = sh->o[t.tile][vec] + lane / 4 * (d / 8);
-
-#pragma unroll
-			for (n = 0; n < d / 16; n++) {
-				float2 *at = (float2 *)(o + 2 * n), old = make_float2(0, 0);
-
-				if (page)
-					old = *at;
-				*at = make_float2(old.x + f * r.o[n][i],
-						  old.y + f * r.o[n][i + 2]);
-			}
-		}
-		__syncthreads();
-	}
-}
-
-/* Results of the item to the workspace. */
-template <int d>
-CQ_DEVICE void result_store(const struct turn &t, const struct few<d> *sh)
-{
-	size_t slot = (size_t)(t.w.head - t.p.head_begin) * t.p.max_slots + t.w.item.slot;
-	float *ml = cqkd_ptr<float>(t.p.part_ml) + slot * 2;
-	float *o = cqkd_ptr<float>(t.p.part_o) + slot * d;
-	uint32_t i = threadIdx.x;
-
-	if (i < t.w.item.n_vecs) {
-		float2 all = total(sh, i);
-
-		ml[2 * i] = all.x;
-		ml[2 * i + 1] = sh->query[i].spoiled ? __int_as_float(0x7fc00000) :
-						       all.y * P_UNIT;
-	}
-	for (; i < t.w.item.n_vecs * d; i += THREADS)
-		o[i] = ((sh->o[0][i / d][i % d] + sh->o[1][i / d][i % d]) +
-			(sh->o[2][i / d][i % d] + sh->o[3][i / d][i % d])) * P_UNIT;
-}
-
 template <int d, int ku, int vu>
 CQ_DEVICE void item(struct turn &t, struct few<d> *sh, const struct frame<d, ku> &f)
 {
@@ -658,7 +480,7 @@ CQ_DEVICE void item(struct turn &t, struct few<d> *sh, const struct frame<d, ku>
 
 	r.m[0] = r.m[1] = -CQKD_INF;
 	__syncthreads();	/* the item before has been stored */
-	queries_load(t, sh);
+	queries_load(t.p, t.w, sh->all);
 	__syncthreads();
 	prepare<d, ku>(t, sh, 0);
 	for (i = 0; i < rounds; i++) {
@@ -670,8 +492,8 @@ CQ_DEVICE void item(struct turn &t, struct few<d> *sh, const struct frame<d, ku>
 			tile_add<d, ku, vu>(t, sh, i % 2, f, r);
 	}
 	__syncthreads();	/* codes make room for results */
-	gather(t, sh, r);
-	result_store(t, sh);
+	gather(sh->all, sh->o, threadIdx.x % 32 / 4 * (d / 8), 2, 1, r);
+	result_store(t.p, t.w, sh->all, sh->o);
 }
 
 template <int d, int ku, int vu>

@@ -14,7 +14,7 @@
 
 enum kernel {
 	K_APPEND, K_ATTN_64, K_ATTN_128, K_ATTN_256, K_WIDE_64, K_WIDE_128, K_WIDE_256, K_MERGE,
-	K_CHECK, K_GATHER, K_FEW, N_KERNELS = K_FEW + 8
+	K_CHECK, K_GATHER, K_F16_64, K_F16_128, K_FEW, N_KERNELS = K_FEW + 8
 };
 
 /* Of the kernels of attn_few.cu: head_dim, then channels of a unit of K and of V. */
@@ -38,6 +38,8 @@ static const struct {
 	[K_MERGE] = { "cqk_merge", 0, CQKD_THREADS },
 	[K_CHECK] = { "cqk_check", 0, CQKD_THREADS },
 	[K_GATHER] = { "cqk_gather", 0, CQKD_THREADS },
+	[K_F16_64] = { "cqk_attn_f16_d64", CQKD_F16_SHARED(64), CQKD_F16_WARPS * 32 },
+	[K_F16_128] = { "cqk_attn_f16_d128", CQKD_F16_SHARED(128), CQKD_F16_WARPS * 32 },
 	FEW(64, 2, 2), FEW(64, 2, 4), FEW(64, 4, 2), FEW(64, 4, 4),
 	FEW(128, 2, 2), FEW(128, 2, 4), FEW(128, 4, 2), FEW(128, 4, 4),
 };
@@ -83,7 +85,7 @@ static int find_kernel(struct cqk_cuda_kernels *k, enum kernel i, struct cq_err 
 	for (m = 0; m < cqk_cuda_num_images && r == CQCU_ERROR_NOT_FOUND; m++)
 		r = k->cu->cuModuleGetFunction(&k->fn[i], k->modules[m], kernels[i].name);
 	/* those of which not every shape fits are launched only with one that does */
-	if (i >= K_FEW)
+	if (i >= K_F16_64)
 		shared = MIN(shared, k->shared);
 	if (!r && shared)
 		r = k->cu->cuFuncSetAttribute(k->fn[i],
@@ -391,15 +393,22 @@ enum cqk_cuda_variant cqk_cuda_variant(const struct cqk_cuda_kernels *k,
 static int launch_few(const struct cqk_cuda_kernels *k, const struct cqk_cuda_limits *l,
 		      struct cqkd_attn *p, struct cqcu_stream *stream, struct cq_err *err)
 {
+	enum cqk_cuda_variant v;
 	struct cqk_cuda_shape s;
+	struct grid size = { MIN(l->few, l->items), p->n_heads };
+	enum kernel i;
 
 	shape_of(k, p, &s);
-	if (!l->few || cqk_cuda_variant_choose(k->forced, &s) != CQK_CUDA_FEW)
+	v = cqk_cuda_variant_choose(k->forced, &s);
+	if (!l->few || v == CQK_CUDA_BLOCK)
 		return 0;
 	p->few = CQKD_FEW_VECS;
-	return launch(k, FEW_AT(p->d, s.k_channels, s.v_channels),
-		      (struct grid){ MIN(l->few, l->items), p->n_heads },
-		      cqk_cuda_few_shared(&s), p, stream, err);
+	i = FEW_AT(p->d, s.k_channels, s.v_channels);
+	if (v == CQK_CUDA_F16) {	/* two on a multiprocessor */
+		i = p->d > 64 ? K_F16_128 : K_F16_64;
+		size.x = MIN(2 * l->few, l->items);
+	}
+	return launch(k, i, size, cqk_cuda_variant_shared(v, &s), p, stream, err);
 }
 
 int cqk_cuda_attention(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tables *t,

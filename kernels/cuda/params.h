@@ -277,7 +277,7 @@ struct cqkd_plan {
  * @soft_cap:  > 0: s -> cap * tanh(s / cap)
  * @window:    sliding window, 0: none
  * @base2:     the lse is a logarithm to base 2
- * @few:       items of at most so many vectors are attn_few.cu's; 0: none are
+ * @few:       items of at most so many vectors are attn_few.cu's or attn_f16.cu's; 0: none are
  */
 struct cqkd_attn {
 	struct cqkd_view q, o;
@@ -358,6 +358,14 @@ struct cqkd_attn {
 	 CQKD_FEW_VECS * 16 +					/* vectors */ \
 	 CQKD_FEW_WARPS * CQKD_FEW_VECS * 8 +			/* maxima and sums of warps */ \
 	 CQKD_FEW_STAGES(d, groups))
+
+/* attn_f16.cu: warps of a block, 16 tokens each, and how many of these are on their way. */
+#define CQKD_F16_WARPS		4
+#define CQKD_F16_STAGES		3
+#define CQKD_F16_SHARED(d) \
+	(CQKD_F16_WARPS * CQKD_F16_STAGES * 2 * 16 * CQKD_PITCH(d) * 2 + \
+	 CQKD_FEW_VECS * (CQKD_PITCH(d) * 2 + CQKD_Q_PITCH(d) * 4 + 16) + \
+	 CQKD_F16_WARPS * CQKD_FEW_VECS * 8 * (1 + CQKD_F16_STAGES))
 
 /**
  * struct cqkd_check - one payload to be hashed

@@ -11,6 +11,7 @@ static const char *const names[CQK_CUDA_VARIANTS] = {
 	[CQK_CUDA_AUTO] = "auto",
 	[CQK_CUDA_BLOCK] = "block",
 	[CQK_CUDA_FEW] = "few",
+	[CQK_CUDA_F16] = "f16",
 };
 
 /*
@@ -24,6 +25,7 @@ static const struct {
 	enum cqk_cuda_variant take;
 } table[] = {
 	{ 80, 0, 0, CQK_CUDA_FEW },
+	{ 80, 0, 0, CQK_CUDA_F16 },
 };
 
 const char *cqk_cuda_variant_name(enum cqk_cuda_variant v)
@@ -43,29 +45,32 @@ int cqk_cuda_variant_of(const char *name, enum cqk_cuda_variant *v, struct cq_er
 			*v = i;
 			return 0;
 		}
-	return cq_err_set(err, -EINVAL, "%s=%s is no variant of kernels; there are auto, block and "
-					"few", CQK_CUDA_VARIANT_ENV, name);
+	return cq_err_set(err, -EINVAL, "%s=%s is no variant of kernels; there are auto, block, "
+					"few and f16", CQK_CUDA_VARIANT_ENV, name);
 }
 
-uint32_t cqk_cuda_few_shared(const struct cqk_cuda_shape *s)
+uint32_t cqk_cuda_variant_shared(enum cqk_cuda_variant v, const struct cqk_cuda_shape *s)
 {
 	uint32_t d = s->head_dim;
 
-	if ((d != 64 && d != 128) || !s->k_channels || !s->v_channels)
+	if (d != 64 && d != 128)
 		return 0;
+	if (v == CQK_CUDA_F16)
+		return s->k_channels || s->v_channels || s->turned ? 0 : CQKD_F16_SHARED(d);
 	/* pairs of a key have to be of the two halves */
-	if (s->turned && s->turned != d)
+	if (!s->k_channels || !s->v_channels || (s->turned && s->turned != d))
 		return 0;
 	return CQKD_FEW_SHARED(d, d / s->k_channels + d / s->v_channels);
 }
 
 bool cqk_cuda_variant_can(enum cqk_cuda_variant v, const struct cqk_cuda_shape *s)
 {
-	uint32_t shared = cqk_cuda_few_shared(s);
+	uint32_t shared;
 
-	if (v == CQK_CUDA_FEW)
-		return shared && shared <= s->shared;
-	return v == CQK_CUDA_BLOCK;
+	if (v != CQK_CUDA_FEW && v != CQK_CUDA_F16)
+		return v == CQK_CUDA_BLOCK;
+	shared = cqk_cuda_variant_shared(v, s);
+	return shared && shared <= s->shared;
 }
 
 enum cqk_cuda_variant cqk_cuda_variant_choose(enum cqk_cuda_variant forced,

@@ -18,9 +18,10 @@
  * @CQK_CUDA_AUTO:  what the rule says
  * @CQK_CUDA_BLOCK: attn.cu: blocks are decoded into shared memory
  * @CQK_CUDA_FEW:   attn_few.cu: centroids are in shared memory, decoded into fragments
+ * @CQK_CUDA_F16:   attn_f16.cu: halves are read as fast as memory delivers
  * @CQK_CUDA_VARIANTS: number of them
  */
-enum cqk_cuda_variant { CQK_CUDA_AUTO, CQK_CUDA_BLOCK, CQK_CUDA_FEW, CQK_CUDA_VARIANTS };
+enum cqk_cuda_variant { CQK_CUDA_AUTO, CQK_CUDA_BLOCK, CQK_CUDA_FEW, CQK_CUDA_F16, CQK_CUDA_VARIANTS };
 
 /**
  * struct cqk_cuda_shape - what a choice depends on
@@ -58,12 +59,13 @@ const char *cqk_cuda_variant_name(enum cqk_cuda_variant v);
 int cqk_cuda_variant_of(const char *name, enum cqk_cuda_variant *v, struct cq_err *err);
 
 /**
- * cqk_cuda_few_shared() - shared memory of attn_few.cu
+ * cqk_cuda_variant_shared() - shared memory of attn_few.cu or attn_f16.cu
+ * @v: CQK_CUDA_FEW or CQK_CUDA_F16
  * @s: shape
  *
  * Return: bytes; 0 if that kernel does not compute such a shape.
  */
-uint32_t cqk_cuda_few_shared(const struct cqk_cuda_shape *s);
+uint32_t cqk_cuda_variant_shared(enum cqk_cuda_variant v, const struct cqk_cuda_shape *s);
 
 /**
  * cqk_cuda_variant_can() - does a variant compute a shape on that device?

@@ -52,6 +52,23 @@ TEST_LIMIT(every_pair_of_settings_decoded_block_by_block, 60)
 	every_pair(CQK_CUDA_BLOCK);
 }
 
+/* A check of what one variant computes; a GPU may have too little shared memory for it. */
+static void check_variant(struct gpu *g, const struct scene_opts *o, enum cqk_cuda_variant want)
+{
+	struct scene *s = scene_new(o);
+	enum cqk_cuda_variant got;
+	struct run r;
+
+	run_new(g, s, &r);
+	got = cqk_cuda_variant(g->k, r.t, &r.a);
+	ASSERT(got == want || (got == CQK_CUDA_BLOCK && getenv("CQ_TEST_GPU")));
+	run_launch(g, &r);
+	run_get(g, s, &r);
+	check_error(s);
+	run_free(g, &r);
+	scene_free(s);
+}
+
 /* What attn_few.cu computes, by each of its kernels and by their blocks in turn. */
 TEST_LIMIT(few_vectors, 60)
 {
@@ -81,7 +98,33 @@ TEST_LIMIT(few_vectors, 60)
 		o.window = i == 12 ? 100 : 0;
 		o.soft_cap = i == 13 ? 3 : 0;
 		o.dtype = i % 3;
-		check(&g, &o);
+		check_variant(&g, &o, CQK_CUDA_FEW);
+	}
+	gpu_close(&g);
+}
+
+/* Pages that are not coded, read in place. */
+TEST_LIMIT(few_vectors_over_halves, 60)
+{
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	for (i = 0; i < 8; i++) {
+		struct scene_opts o = plain(i % 2 ? 128 : 64, 0);
+
+		o.toy.keys = i % 3 ? CQK_KEYS_ROTATED : CQK_KEYS_NONE;
+		o.toy.n_kv_heads = 1;
+		o.toy.n_heads = 1 + i;
+		o.seqs = 1 + i % 3;
+		o.shared = 1 + i % 4 * 3;
+		o.own = i % 3 * 4;
+		o.sinks = i % 5;
+		o.tail = i % 2 * 30;
+		o.holes = i % 3 == 2;
+		o.window = i == 5 ? 100 : 0;
+		o.dtype = i % 3;
+		check_variant(&g, &o, CQK_CUDA_F16);
 	}
 	gpu_close(&g);
 }

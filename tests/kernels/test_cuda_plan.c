@@ -299,12 +299,18 @@ TEST(rule_of_variants)
 	NEVER(v_channels, 0);
 	NEVER(turned, 64);
 	NEVER(shared, 99 << 10);
-	NEVER(shared, cqk_cuda_few_shared(&s) - 1);
+	NEVER(shared, cqk_cuda_variant_shared(CQK_CUDA_FEW, &s) - 1);
 #undef NEVER
 	s.arch = 75;
 	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_AUTO, &s), CQK_CUDA_BLOCK);
 	s.turned = 0;
 	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_FEW, &s), CQK_CUDA_FEW);
+	s.arch = 80;
+	s.shared = 112 << 10;
+	s.k_channels = s.v_channels = 0;
+	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_AUTO, &s), CQK_CUDA_F16);
+	s.turned = 128;
+	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_AUTO, &s), CQK_CUDA_BLOCK);
 	for (i = 0; i < CQK_CUDA_VARIANTS; i++) {
 		ASSERT_EQ(cqk_cuda_variant_of(cqk_cuda_variant_name(i), &v, &err), 0);
 		ASSERT_EQ(v, i);
