@@ -63,7 +63,7 @@ done
 
 # --- the rest ---
 
-cp "$top/scripts/gpu-check.sh" "$dir/scripts/"
+cp "$top"/scripts/gpu-{check.sh,bench.sh,bench.awk,baselines.py} "$dir/scripts/"
 cp "$top/systemd/cqd.service" "$dir/systemd/"
 cp "$top/scripts/gpu-run.sh" "$dir/run"
 cp "$top/LICENSE" "$dir/"

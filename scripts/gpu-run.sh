@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 #
 #	run check [--emulated]	all that is asked of a GPU: README.md
-#	run bench		figures, if this bundle has benches
+#	run bench [--emulated]	figures of a GPU
 #	run PROGRAM [ARG...]	a program of the bundle, such as cqctl
 #
 # The machine's loader and C library are used if they know our programs, else the
@@ -32,13 +32,10 @@ check)
 	O=$here exec "$here/scripts/gpu-check.sh" "$@"
 	;;
 bench)
-	found=
-	for bench in "$here"/tests/bench/gpu_*; do
-		[ -x "$bench" ] || continue
-		found=1
-		$CQ_RUN "$bench" || exit
-	done
-	[ -n "$found" ] || { echo "run: this bundle has no benches" >&2; exit 1; }
+	shift
+	CQ_COMMIT=$(cat "$here/commit")
+	export CQ_COMMIT
+	O=$here exec "$here/scripts/gpu-bench.sh" "$@"
 	;;
 '' | -*)
 	sed -n 's/^#	//p' "$0" >&2

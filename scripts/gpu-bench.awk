@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: MIT
+#
+#	awk [-v plot=1] -f gpu-bench.awk gpu-bench.json
+#
+# A table of the lines, or an SVG of how much faster than fp16 each decode case is.
+
+function text(key,	at) {
+	at = index($0, "\"" key "\":")
+	if (!at)
+		return ""
+	at = substr($0, at + length(key) + 3)
+	if (substr(at, 1, 1) == "\"") {
+		at = substr(at, 2)
+		return substr(at, 1, index(at, "\"") - 1)
+	}
+	match(at, /^[^,}]*/)
+	return substr(at, 1, RLENGTH)
+}
+
+function num(key, format,	x) {
+	x = text(key)
+	return x == "" || x == "null" ? "-" : sprintf(format, x)
+}
+
+/"bench":"decode"/ {
+	n++
+	name[n] = text("shape") " " text("config") " " text("keys") " " text("sharing") " " \
+		text("variant") " " text("batch") "x" text("context")
+	ratio[n] = text("vs_fp16") + 0
+	if (plot)
+		next
+	if (n == 1)
+		printf "%-17s %-4s %-8s %-7s %-5s %5s %6s %4s %9s %7s %6s %-12s %6s %6s %7s\n",
+		       "shape", "code", "keys", "sharing", "kind", "batch", "tokens", "ring", "us",
+		       "ps/t/h", "hbm", "baseline", "hbm", "x fp16", "error"
+	printf "%-17s %-4s %-8s %-7s %-5s %5s %6s %4s %9s %7s %6s %-12s %6s %6s%s %7s\n",
+	       text("shape"), text("config"), text("keys"), text("sharing"), text("variant"),
+	       text("batch"), text("context"), text("ring_layers"), num("us", "%.1f"),
+	       num("ps_token_head", "%.1f"), num("hbm_share", "%.2f"), text("baseline"),
+	       num("baseline_hbm_share", "%.2f"), num("vs_fp16", "%.2f"),
+	       text("versus") == "baseline" ? " " : "*", num("rel_err", "%.1e")
+	bounds += text("versus") != "baseline"
+	next
+}
+plot { next }
+/"bench":"step"/ {
+	printf "step     %-17s %-4s in %2s GiB: %6s sequences of %s; batch %s: %s us, %s tokens/s\n",
+	       text("shape"), text("config"), text("gib"), text("sequences_held"), text("context"),
+	       text("batch"), num("us", "%.0f"), num("tokens_s", "%.0f")
+	next
+}
+{
+	printf "%-8s %-17s %-4s %s rows: %s us of a layer, %s ns of a token\n", text("bench"),
+	       text("shape"), text("config"), text("rows"), num("us", "%.1f"),
+	       num("ns_token", "%.1f")
+}
+
+END {
+	if (!plot) {
+		if (bounds)
+			print "* over fp16 bytes at the measured bandwidth: no baseline came near it"
+		exit
+	}
+	for (i = 1; i <= n; i++)
+		if (ratio[i] > most)
+			most = ratio[i]
+	most = most > 1 ? most : 1
+	printf "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"900\" height=\"%d\" " \
+	       "font-family=\"monospace\" font-size=\"11\">\n", 14 * n + 30
+	print "<text x=\"4\" y=\"14\">times as fast as fp16 (line: 1)</text>"
+	for (i = 1; i <= n; i++) {
+		y = 14 * i + 12
+		printf "<text x=\"4\" y=\"%d\">%s</text>\n", y + 10, name[i]
+		printf "<rect x=\"470\" y=\"%d\" width=\"%.1f\" height=\"11\" fill=\"#4878a8\"/>\n", y,
+		       360 * ratio[i] / most
+		printf "<text x=\"%.1f\" y=\"%d\">%.2f</text>\n", 475 + 360 * ratio[i] / most, y + 10,
+		       ratio[i]
+	}
+	printf "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"20\" y2=\"%d\" stroke=\"#c03030\"/>\n</svg>\n",
+	       470 + 360 / most, 470 + 360 / most, 14 * n + 28
+}

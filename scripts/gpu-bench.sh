@@ -1,0 +1,82 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+#
+#	gpu-bench.sh [--emulated | --record]
+#
+# Figures of a GPU (Documentation/gpu.md): lines of JSON in O/gpu-bench.json, a table of
+# them, and a plot in O/gpu-bench.svg. Without a GPU that is said, and nothing was
+# measured. --record also puts the lines into Documentation/gpu-bench.json. --emulated runs
+# it on the fake driver, at a toy's size, into O/gpu-bench-emulated.json: that says that
+# the program works, and nothing about GPUs.
+#
+# In the environment: GPU_SECONDS (480) for everything; GPU_MIB, memory to use instead of
+# what is free; GPU_SHAPE, only one; GPU_PYTHON, a Python with PyTorch or FlashInfer;
+# CQ_RUN, words before each program of ours, and CQ_COMMIT, both of a bundle.
+set -u
+export LC_ALL=C
+top=$(cd "$(dirname "$0")/.." && pwd)
+O=${O:-$top/build}
+emulated='' record=''
+read -ra run <<<"${CQ_RUN:-}"
+began=$SECONDS budget=${GPU_SECONDS:-480}
+
+case "$*" in
+'') ;;
+--emulated) emulated=1 ;;
+--record) record=1 ;;
+*)
+	echo "usage: gpu-bench.sh [--emulated | --record]" >&2
+	exit 2
+	;;
+esac
+
+commit=${CQ_COMMIT:-}
+if [ -z "$commit" ]; then
+	commit=$(git -C "$top" -c safe.directory='*' rev-parse --short=12 HEAD 2>/dev/null)
+	[ -z "$commit" ] || git -C "$top" -c safe.directory='*' diff --quiet HEAD 2>/dev/null ||
+		commit=$commit+
+fi
+args=(--commit "$commit" ${GPU_MIB:+--size "$GPU_MIB"} ${GPU_SHAPE:+--only "$GPU_SHAPE"})
+out=$O/gpu-bench.json
+if [ -n "$emulated" ]; then
+	out=$O/gpu-bench-emulated.json
+	export LD_LIBRARY_PATH=$O/tests/emu${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+	export CQ_EMU_STATE=bench$$
+	args+=(--emulated)
+else
+	# What others' fp16 kernels take here, where they are installed.
+	python=${GPU_PYTHON:-$(command -v python3)}
+	others=$O/gpu-bench.others
+	if [ -n "$python" ] && timeout 100 "$python" "$top/scripts/gpu-baselines.py" \
+		>"$others" 2>"$others.log"; then
+		args+=(--baselines "$others")
+	else
+		echo "gpu-bench: no other program's fp16 kernel: ours alone is compared with"
+	fi
+fi
+
+left=$((budget - SECONDS + began))
+timeout -k 5 $((left + 40)) "${run[@]}" "$O/tests/gpu/gpu_bench" --seconds "$left" "${args[@]}" \
+	>"$out.tmp" </dev/null
+rc=$?
+if [ $rc = 3 ]; then
+	rm -f "$out.tmp"
+	echo "gpu-bench: no GPU: nothing was measured"
+	exit 0
+fi
+mv "$out.tmp" "$out"
+awk -f "$top/scripts/gpu-bench.awk" "$out"
+awk -v plot=1 -f "$top/scripts/gpu-bench.awk" "$out" >"${out%.json}.svg"
+lines=$(wc -l <"$out")
+echo "gpu-bench: $lines lines in $out, $((SECONDS - began)) s${emulated:+; emulated: no GPU was measured}"
+if [ $rc != 0 ] || [ "$lines" = 0 ]; then
+	echo "gpu-bench: gpu_bench ended with status $rc"
+	exit 1
+fi
+if [ -n "$record" ]; then
+	if grep -q '"emulated":true' "$out"; then
+		echo "gpu-bench: only the emulation was measured: nothing is recorded" >&2
+		exit 1
+	fi
+	cp "$out" "$top/Documentation/gpu-bench.json"
+fi
