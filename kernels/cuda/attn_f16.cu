@@ -116,7 +116,7 @@ CQ_DEVICE void tile_add(const struct cqkd_attn &p, const struct f16<d> *sh, uint
 		cq_ldmatrix_x4(a, &at.k[lane % 16][n * 16 + lane / 16 * 8]);
 		cq_mma_16816_f32(s, a, q[n]);
 	}
-	softmax(p, sh->all, sh->vis[warp][i % STAGES], warp * 16 + lane / 4, 8, s, r, prob);
+	softmax(p, sh->all, sh->vis[warp][i % STAGES], warp, lane / 4, 8, s, r, prob);
 #pragma unroll
 	for (n = 0; n < d / 16; n++) {
 		cq_ldmatrix_x4_trans(a, &at.v[lane / 16 * 8 + lane % 8][n * 16 + lane / 8 % 2 * 8]);

@@ -29,7 +29,8 @@ struct few {
 	__half book[2][CQKD_CENTROIDS][d];	/* of K and V */
 	__half q[2][PAGES][VECS * d];		/* see query_at() */
 	struct vectors<d, WARPS> all;
-	uint64_t vis[2][PAGES][VECS];		/* tokens that they see */
+	uint64_t vis[2][PAGES][VECS];		/* tokens that they see, */
+	uint64_t live[2][PAGES];		/* and that some of them sees */
 	union {
 		uint8_t codes[16];		/* [2][PAGES], K and V: CQKD_FEW_CODES() */
 		float o[4][VECS][d];		/* results of four warps at a time */
@@ -138,11 +139,30 @@ CQ_DEVICE bool block_at(struct turn &t, uint32_t i)
 	return true;
 }
 
+/* A warp: who sees what of the page at hand. */
+template <int d>
+CQ_DEVICE void look(const struct turn &t, struct few<d> *sh, uint32_t buf, uint32_t vec)
+{
+	const struct cqkd_span *spans = part_of<struct cqkd_span>(t.p, &cqkd_plan::spans) +
+					t.w.block.span_first;
+	uint64_t vis = 0;
+	uint32_t lo, hi;
+
+	if (vec < t.w.item.n_vecs)
+		vis = visible(t.p, t.w.block, spans[sh->all.query[vec].span],
+			      part_of<uint32_t>(t.p, &cqkd_plan::row_pos)[sh->all.query[vec].row]);
+	lo = __reduce_or_sync(0xffffffffu, (uint32_t)vis);
+	hi = __reduce_or_sync(0xffffffffu, (uint32_t)(vis >> 32));
+	if (vec < VECS)
+		sh->vis[buf][t.slot][vec] = vis;
+	if (vec == 0)
+		sh->live[buf][t.slot] = (uint64_t)hi << 32 | lo;
+}
+
 /* Four warps get their page of round @i ready. */
 template <int d, int u>
 CQ_DEVICE void prepare(struct turn &t, struct few<d> *sh, uint32_t i)
 {
-	const struct cqkd_span *spans = part_of<struct cqkd_span>(t.p, &cqkd_plan::spans);
 	uint32_t buf = i % 2, vec = threadIdx.x % PAGE_THREADS;
 
 	if (block_at(t, i * PAGES + t.slot)) {
@@ -153,12 +173,8 @@ CQ_DEVICE void prepare(struct turn &t, struct few<d> *sh, uint32_t i)
 			queries_turn<d, u>(t, sh, buf, VECS);
 		else if (t.p.turn_k)
 			queries_turn<d, u>(t, sh, buf, t.w.item.n_vecs);
-		if (vec < VECS)
-			sh->vis[buf][t.slot][vec] = vec < t.w.item.n_vecs ?
-				visible(t.p, t.w.block,
-					spans[t.w.block.span_first + sh->all.query[vec].span],
-					part_of<uint32_t>(t.p, &cqkd_plan::row_pos)
-						[sh->all.query[vec].row]) : 0;
+		if (vec < 32)
+			look(t, sh, buf, vec);
 	}
 	cq_cp_commit();
 }
@@ -188,7 +204,7 @@ CQ_DEVICE void untangle(uint32_t (*x)[words], uint32_t order)
 }
 
 template <int words>
-CQ_DEVICE void unit_load(uint32_t *x, const __half *from)
+CQ_DEVICE void unit_load(uint32_t *x, const void *from)
 {
 	if (words == 2) {
 		uint2 two = *(const uint2 *)from;
@@ -198,12 +214,6 @@ CQ_DEVICE void unit_load(uint32_t *x, const __half *from)
 	} else {
 		x[0] = *(const uint32_t *)from;
 	}
-}
-
-CQ_DEVICE __half2 h2_of(uint32_t x)
-{
-	return __halves2half2(__ushort_as_half((unsigned short)x),
-			      __ushort_as_half((unsigned short)(x >> 16)));
 }
 
 /* cos and sin, times TURNED_SIZE, of what a lane has of the keys 2 n and 2 n + 1. */
@@ -242,20 +252,39 @@ struct keys {
 	uint32_t x[2][2][unit<d, u>::sets][u / 2];	/* [token][side] */
 };
 
+/* Byte @i of some codes as where the centroids with that code begin. */
+template <int d>
+CQ_DEVICE uint32_t row_at(uint32_t codes, int i)
+{
+	constexpr int log2 = d == 128 ? 8 : 7;		/* of the bytes of a row */
+	int by = log2 - 8 * i;
+
+	return (by < 0 ? codes >> -by : codes << by) & 0xff << log2;
+}
+
+/* The codes of a unit in a stage: its group's. */
+template <int u>
+CQ_DEVICE const uint8_t *codes_of(const uint8_t *stage, const struct cqkd_book &b, uint32_t x)
+{
+	/* a group is a unit, or two of them */
+	return stage + (x >> (b.channels > u)) * CQKD_FEW_STRIDE;
+}
+
 template <int d, int u>
 CQ_DEVICE void keys_of_codes(const struct turn &t, const struct few<d> *sh, const uint8_t *codes,
 			     struct keys<d, u> &k)
 {
-	uint32_t lane = threadIdx.x % 32, order = lane / 4 % unit<d, u>::sets;
-	uint32_t c = t.p.at.k.channels, far = d / 2 / c * CQKD_FEW_STRIDE;
+	uint32_t lane = threadIdx.x % 32;
+	uint32_t far = ((uint32_t)(d / 2 / u) >> (t.p.at.k.channels > u)) * CQKD_FEW_STRIDE;
+	uint32_t first = lane % 4 | lane / 4 % unit<d, u>::sets * 4;
+	const uint8_t *book = reinterpret_cast<const uint8_t *>(sh->book[0]);
 	int s, h, side;
 
 	codes += t.tile * 16 + lane / 4 * 2;
 #pragma unroll
 	for (s = 0; s < unit<d, u>::sets; s++) {
-		uint32_t ch = (lane % 4 + 4 * (s ^ order)) * u;
-		/* c is u, or 8 with u = 4 */
-		const uint8_t *at = codes + (c == u ? ch / u : ch / 8) * CQKD_FEW_STRIDE;
+		const uint8_t *at = codes_of<u>(codes, t.p.at.k, first ^ 4 * s);
+		uint32_t ch = first * 2 * u ^ 8 * s * u;	/* in bytes */
 
 #pragma unroll
 		for (side = 0; side < 2; side++) {
@@ -264,8 +293,7 @@ CQ_DEVICE void keys_of_codes(const struct turn &t, const struct few<d> *sh, cons
 #pragma unroll
 			for (h = 0; h < 2; h++)
 				unit_load<u / 2>(k.x[h][side][s],
-						 &sh->book[0][two >> 8 * h & 0xff]
-							  [side * (d / 2) + ch]);
+						 book + (row_at<d>(two, h) | ch) + side * d);
 		}
 	}
 }
@@ -367,19 +395,20 @@ template <int d, int u>
 CQ_DEVICE void values_of_codes(const struct turn &t, const struct few<d> *sh,
 			       const uint8_t *codes, struct values<d, u> &v)
 {
-	uint32_t lane = threadIdx.x % 32, order = value_order<d, u>(), c = t.p.at.v.channels;
+	uint32_t lane = threadIdx.x % 32;
+	uint32_t first = lane / 4 * unit<d, u>::of_v | value_order<d, u>();
+	const uint8_t *book = reinterpret_cast<const uint8_t *>(sh->book[1]);
 	int s, i;
 
 	codes += t.v_codes + t.tile * 16 + lane % 4 * 4;
 #pragma unroll
 	for (s = 0; s < unit<d, u>::of_v; s++) {
-		uint32_t ch = (lane / 4 * unit<d, u>::of_v + (s ^ order)) * u;
-		uint32_t four = *(const uint32_t *)(codes + (c == u ? ch / u : ch / 8) *
-						    CQKD_FEW_STRIDE);
+		uint32_t four = *(const uint32_t *)codes_of<u>(codes, t.p.at.v, first ^ s);
+		uint32_t ch = first * 2 * u ^ 2 * s * u;
 
 #pragma unroll
 		for (i = 0; i < 4; i++)
-			unit_load<u / 2>(v.x[i][s], &sh->book[1][four >> 8 * i & 0xff][ch]);
+			unit_load<u / 2>(v.x[i][s], book + (row_at<d>(four, i) | ch));
 	}
 }
 
@@ -439,14 +468,10 @@ CQ_DEVICE void tile_add(const struct turn &t, struct few<d> *sh, uint32_t buf,
 	const uint8_t *codes = stage_of(t, sh, buf);
 	size_t row = ((size_t)t.p.layer * t.p.n_kv_heads + t.w.head) * 2 * t.w.block.tokens * d;
 	const __half *rows = cqkd_ptr<const __half>(t.w.block.base) + row;
-	uint64_t live = 0;
+	uint64_t live = sh->live[buf][t.slot];
 	float s[4] = {};
 	uint32_t prob[2];
-	int i;
 
-#pragma unroll
-	for (i = 0; i < VECS; i++)
-		live |= vis[i];
 	if (!(live >> t.tile * 16 & 0xffff))
 		return;
 	{
@@ -460,7 +485,7 @@ CQ_DEVICE void tile_add(const struct turn &t, struct few<d> *sh, uint32_t buf,
 			keys_turn(f, k);
 		products(sh->q[buf][t.slot], k, s);
 	}
-	softmax(t.p, sh->all, vis, t.tile * 16 + threadIdx.x % 32 / 4 * 2, 1, s, r, prob);
+	softmax(t.p, sh->all, vis, t.tile, threadIdx.x % 32 / 4 * 2, 1, s, r, prob);
 	{
 		struct values<d, vu> v;
 

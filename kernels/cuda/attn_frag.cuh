@@ -72,9 +72,21 @@ CQ_DEVICE void queries_load(const struct cqkd_attn &p, const struct work &w,
 	}
 }
 
+/* Two halves as a word, and back: no instruction. */
 CQ_DEVICE uint32_t h2_bits(__half2 x)
 {
-	return (uint32_t)__half_as_ushort(__high2half(x)) << 16 | __half_as_ushort(__low2half(x));
+	uint32_t bits;
+
+	memcpy(&bits, &x, sizeof(bits));
+	return bits;
+}
+
+CQ_DEVICE __half2 h2_of(uint32_t bits)
+{
+	__half2 x;
+
+	memcpy(&x, &bits, sizeof(x));
+	return x;
 }
 
 /* A warp's results of all vectors so far: a lane has vectors 2 l and 2 l + 1. */
@@ -84,15 +96,23 @@ struct result {
 	float m[2], l[2];
 };
 
+/* prob() by the unit for it, whose error is far below that of the half that it becomes. */
+CQ_DEVICE float prob_fast(float x, float m)
+{
+	return x > -CQKD_INF ? cq_exp2((x - m) * LOG2E + P_LIFT) : 0.0f;
+}
+
 /*
  * Products become probabilities, returned as the fragment that values are multiplied with:
- * of the lane's tokens, @token and @next after it. What was there before fades.
+ * of the lane's tokens, the @at-th of the tile and that @next after it. What was there
+ * before fades.
  */
 template <int d, int warps>
 CQ_DEVICE void softmax(const struct cqkd_attn &p, const struct vectors<d, warps> &all,
-		       const uint64_t *vis, uint32_t token, uint32_t next, float s[4],
+		       const uint64_t *vis, uint32_t tile, uint32_t at, uint32_t next, float s[4],
 		       struct result<d> &r, uint32_t out[2])
 {
+	const uint16_t *tiles = reinterpret_cast<const uint16_t *>(vis) + tile;
 	uint32_t lane = threadIdx.x % 32;
 	float m[2], fade[2];
 	__half x[4];
@@ -101,7 +121,7 @@ CQ_DEVICE void softmax(const struct cqkd_attn &p, const struct vectors<d, warps>
 #pragma unroll
 	for (i = 0; i < 2; i++) {
 		uint32_t vec = lane % 4 * 2 + i;
-		uint64_t see = vis[vec] >> token;
+		uint32_t see = tiles[vec * 4] >> at;
 		float size = all.query[vec].size;
 
 		s[i] = score(p, s[i], size, see & 1);
@@ -109,9 +129,9 @@ CQ_DEVICE void softmax(const struct cqkd_attn &p, const struct vectors<d, warps>
 		m[i] = fmaxf(r.m[i], fmaxf(s[i], s[i + 2]));
 		for (flip = 4; flip < 32; flip *= 2)
 			m[i] = fmaxf(m[i], __shfl_xor_sync(0xffffffffu, m[i], flip));
-		fade[i] = m[i] > -CQKD_INF ? exp2f((r.m[i] - m[i]) * LOG2E) : 1.0f;
-		x[i] = __float2half_rn(prob(s[i], m[i]));
-		x[i + 2] = __float2half_rn(prob(s[i + 2], m[i]));
+		fade[i] = m[i] > -CQKD_INF ? cq_exp2((r.m[i] - m[i]) * LOG2E) : 1.0f;
+		x[i] = __float2half_rn(prob_fast(s[i], m[i]));
+		x[i + 2] = __float2half_rn(prob_fast(s[i + 2], m[i]));
 		r.l[i] = r.l[i] * fade[i] + __half2float(x[i]) + __half2float(x[i + 2]);
 	}
 	out[0] = cq_movmatrix_trans(h2_bits(__halves2half2(x[0], x[1])));

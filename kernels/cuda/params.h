@@ -354,7 +354,7 @@ struct cqkd_attn {
 	(2 * CQKD_CENTROIDS * (d) * 2 +				/* centroids */ \
 	 2 * CQKD_FEW_PAGES * CQKD_FEW_VECS * (d) * 2 +		/* queries, halves */ \
 	 CQKD_FEW_VECS * CQKD_Q_PITCH(d) * 4 +			/* f32 */ \
-	 2 * CQKD_FEW_PAGES * CQKD_FEW_VECS * 8 +		/* what they see */ \
+	 2 * CQKD_FEW_PAGES * (CQKD_FEW_VECS + 1) * 8 +		/* what they see */ \
 	 CQKD_FEW_VECS * 16 +					/* vectors */ \
 	 CQKD_FEW_WARPS * CQKD_FEW_VECS * 8 +			/* maxima and sums of warps */ \
 	 CQKD_FEW_STAGES(d, groups))
