@@ -30,6 +30,9 @@ CLASSES = (
                  "VIADD", "BFE", "PLOP3", "CS2R", "R2P", "UMOV")),
 )
 NAMES = [name for name, _ in CLASSES] + ["other", "spill"]
+# What the unit of half the width computes; counted once more.
+ALU = ("SEL", "FSEL", "PRMT", "FMNMX", "FSETP", "IADD3", "LOP3", "LEA", "SHF", "ISETP", "MOV",
+       "SGXT", "VIADD", "PLOP3", "IMNMX", "VIMNMX", "P2R", "R2P")
 
 
 def class_of(op):
@@ -81,7 +84,8 @@ def stretches(lines):
 def show(label, part):
     """One line of the table."""
     count = collections.Counter(class_of(op) for _, op in part)
-    print(f"{label:30}", f"{len(part):6}", *(f"{count[n]:7}" for n in NAMES))
+    alu = sum(op.split(".")[0] in ALU for _, op in part)
+    print(f"{label:30}", f"{len(part):6}", *(f"{count[n]:7}" for n in NAMES), f"{alu:7}")
 
 
 def main():
@@ -92,7 +96,7 @@ def main():
     parser.add_argument("--blocks", action="store_true")
     parser.add_argument("files", nargs="+")
     args = parser.parse_args()
-    print(f"{args.arch:30}", f"{'all':>6}", *(f"{n:>7}" for n in NAMES))
+    print(f"{args.arch:30}", f"{'all':>6}", *(f"{n:>7}" for n in NAMES), f"{'alu':>7}")
     for path in args.files:
         for name, lines in kernels_of(path, args.arch):
             if not fnmatch.fnmatch(name, args.kernel):

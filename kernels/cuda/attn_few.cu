@@ -54,8 +54,7 @@ struct turn {
 	struct work w;
 	uint32_t slot;		/* which page of a stage */
 	uint32_t tile;		/* which 16 tokens of it */
-	uint32_t stage_bytes;	/* codes of a page in a stage */
-	uint32_t v_codes;	/* where those of V begin in it */
+	uint32_t lo_at;		/* of the first query, where this thread's pair is */
 };
 
 /* Place of a query's channel: by lane of four, then in the order of the lane's keys. */
@@ -93,18 +92,23 @@ CQ_DEVICE void queries_turn(const struct turn &t, struct few<d> *sh, uint32_t bu
 {
 	const struct cqkd_span *spans = part_of<struct cqkd_span>(t.p, &cqkd_plan::spans) +
 					t.w.block.span_first;
-	uint32_t i;
+	uint32_t j = threadIdx.x % (d / 2), vec = threadIdx.x % PAGE_THREADS / (d / 2);
+	uint32_t span = ~0u;
+	struct cqkd_turn a = { 1, 0 };
 
-	for (i = threadIdx.x % PAGE_THREADS; i < n_vecs * (d / 2); i += PAGE_THREADS) {
-		uint32_t vec = i / (d / 2), j = i % (d / 2);
+#pragma unroll 1
+	for (; vec < n_vecs; vec += PAGE_THREADS / (d / 2)) {
 		float lo = sh->all.q[vec][j], hi = sh->all.q[vec][j + d / 2];
-		__half *out = sh->q[buf][t.slot];
-		struct cqkd_turn a = { 1, 0 };
+		/* query_at(): this differs with the vector, and d / 8 with the half */
+		uint32_t flip = vec % (d / 32) * 8;
+		__half *out = sh->q[buf][t.slot] + vec * d;
 
-		if (t.p.turn_k)
-			a = cqkd_turn_at(t.p.rope, spans[sh->all.query[vec].span].pos, j);
-		out[query_at<d, u>(vec, j)] = __float2half_rn(lo * a.c + hi * a.s);
-		out[query_at<d, u>(vec, j + d / 2)] = __float2half_rn(hi * a.c - lo * a.s);
+		if (t.p.turn_k && sh->all.query[vec].span != span) {
+			span = sh->all.query[vec].span;
+			a = cqkd_turn_at(t.p.rope, spans[span].pos, j);
+		}
+		out[t.lo_at ^ flip] = __float2half_rn(lo * a.c + hi * a.s);
+		out[t.lo_at ^ flip ^ d / 8] = __float2half_rn(hi * a.c - lo * a.s);
 	}
 }
 
@@ -128,7 +132,8 @@ CQ_DEVICE void codes_load(const struct turn &t, uint8_t *to)
 template <int d>
 CQ_DEVICE uint8_t *stage_of(const struct turn &t, struct few<d> *sh, uint32_t buf)
 {
-	return sh->codes + (buf * PAGES + t.slot) * t.stage_bytes;
+	return sh->codes + (buf * PAGES + t.slot) *
+			   CQKD_FEW_CODES(t.p.at.k.groups + t.p.at.v.groups);
 }
 
 CQ_DEVICE bool block_at(struct turn &t, uint32_t i)
@@ -159,17 +164,17 @@ CQ_DEVICE void look(const struct turn &t, struct few<d> *sh, uint32_t buf, uint3
 		sh->live[buf][t.slot] = (uint64_t)hi << 32 | lo;
 }
 
-/* Four warps get their page of round @i ready. */
+/* Four warps get their page ready, of those from block @i on; of no page, nothing. */
 template <int d, int u>
 CQ_DEVICE void prepare(struct turn &t, struct few<d> *sh, uint32_t i)
 {
-	uint32_t buf = i % 2, vec = threadIdx.x % PAGE_THREADS;
+	uint32_t buf = i / PAGES % 2, vec = threadIdx.x % PAGE_THREADS;
 
-	if (block_at(t, i * PAGES + t.slot)) {
+	if (block_at(t, i + t.slot)) {
 		if (t.w.block.kind == 0)
 			codes_load(t, stage_of(t, sh, buf));
 		/* both buffers once; then what has to turn */
-		if (i < 2)
+		if (i < 2 * PAGES)
 			queries_turn<d, u>(t, sh, buf, VECS);
 		else if (t.p.turn_k)
 			queries_turn<d, u>(t, sh, buf, t.w.item.n_vecs);
@@ -252,14 +257,14 @@ struct keys {
 	uint32_t x[2][2][unit<d, u>::sets][u / 2];	/* [token][side] */
 };
 
-/* Byte @i of some codes as where the centroids with that code begin. */
+/* Where byte @i of some codes has its centroids of channel @at, both in bytes. */
 template <int d>
-CQ_DEVICE uint32_t row_at(uint32_t codes, int i)
+CQ_DEVICE uint32_t row_at(uint32_t codes, int i, uint32_t at)
 {
-	constexpr int log2 = d == 128 ? 8 : 7;		/* of the bytes of a row */
-	int by = log2 - 8 * i;
-
-	return (by < 0 ? codes >> -by : codes << by) & 0xff << log2;
+	/* a row of 256 bytes: code and place are a byte each, in one instruction */
+	if (d == 128)
+		return __byte_perm(codes, at, 0x5504 | (i << 4));
+	return ((i ? codes >> (8 * i - 7) : codes << 7) & 0x7f80) | at;
 }
 
 /* The codes of a unit in a stage: its group's. */
@@ -293,7 +298,7 @@ CQ_DEVICE void keys_of_codes(const struct turn &t, const struct few<d> *sh, cons
 #pragma unroll
 			for (h = 0; h < 2; h++)
 				unit_load<u / 2>(k.x[h][side][s],
-						 book + (row_at<d>(two, h) | ch) + side * d);
+						 book + row_at<d>(two, h, ch) + side * d);
 		}
 	}
 }
@@ -339,8 +344,8 @@ CQ_DEVICE void keys_turn(const struct frame<d, u> &f, struct keys<d, u> &k)
 				__half2 lo = h2_of(k.x[h][0][s][w]), hi = h2_of(k.x[h][1][s][w]);
 				__half2 c = f.c[h][s][w], sn = f.s[h][s][w];
 
-				k.x[h][0][s][w] = h2_bits(__hfma2(lo, c, __hneg2(__hmul2(hi, sn))));
-				k.x[h][1][s][w] = h2_bits(__hfma2(lo, sn, __hmul2(hi, c)));
+				k.x[h][0][s][w] = h2_bits(__hsub2(__hmul2(lo, c), __hmul2(hi, sn)));
+				k.x[h][1][s][w] = h2_bits(__hadd2(__hmul2(lo, sn), __hmul2(hi, c)));
 			}
 }
 
@@ -400,7 +405,7 @@ CQ_DEVICE void values_of_codes(const struct turn &t, const struct few<d> *sh,
 	const uint8_t *book = reinterpret_cast<const uint8_t *>(sh->book[1]);
 	int s, i;
 
-	codes += t.v_codes + t.tile * 16 + lane % 4 * 4;
+	codes += CQKD_FEW_CODES(t.p.at.k.groups) + t.tile * 16 + lane % 4 * 4;
 #pragma unroll
 	for (s = 0; s < unit<d, u>::of_v; s++) {
 		uint32_t four = *(const uint32_t *)codes_of<u>(codes, t.p.at.v, first ^ s);
@@ -408,7 +413,7 @@ CQ_DEVICE void values_of_codes(const struct turn &t, const struct few<d> *sh,
 
 #pragma unroll
 		for (i = 0; i < 4; i++)
-			unit_load<u / 2>(v.x[i][s], book + (row_at<d>(four, i) | ch));
+			unit_load<u / 2>(v.x[i][s], book + row_at<d>(four, i, ch));
 	}
 }
 
@@ -483,6 +488,7 @@ CQ_DEVICE void tile_add(const struct turn &t, struct few<d> *sh, uint32_t buf,
 			keys_of_codes(t, sh, codes, k);
 		if (t.p.turn_k)
 			keys_turn(f, k);
+		__syncwarp();	/* what comes next shall not take its registers yet */
 		products(sh->q[buf][t.slot], k, s);
 	}
 	softmax(t.p, sh->all, vis, t.tile, threadIdx.x % 32 / 4 * 2, 1, s, r, prob);
@@ -500,21 +506,20 @@ CQ_DEVICE void tile_add(const struct turn &t, struct few<d> *sh, uint32_t buf,
 template <int d, int ku, int vu>
 CQ_DEVICE void item(struct turn &t, struct few<d> *sh, const struct frame<d, ku> &f)
 {
-	uint32_t rounds = (t.w.item.n_blocks + PAGES - 1) / PAGES, i;
 	struct result<d> r = {};
+	uint32_t i;
 
 	r.m[0] = r.m[1] = -CQKD_INF;
 	__syncthreads();	/* the item before has been stored */
 	queries_load(t.p, t.w, sh->all);
-	__syncthreads();
-	prepare<d, ku>(t, sh, 0);
-	for (i = 0; i < rounds; i++) {
+	/* once more than there are pages: what the first round would find is made in it */
+#pragma unroll 1
+	for (i = 0; i < t.w.item.n_blocks + PAGES; i += PAGES) {
 		cq_cp_wait<0>();
 		__syncthreads();
-		if (i + 1 < rounds)
-			prepare<d, ku>(t, sh, i + 1);
-		if (block_at(t, i * PAGES + t.slot))
-			tile_add<d, ku, vu>(t, sh, i % 2, f, r);
+		prepare<d, ku>(t, sh, i);
+		if (i && block_at(t, i - PAGES + t.slot))
+			tile_add<d, ku, vu>(t, sh, (i / PAGES - 1) % 2, f, r);
 	}
 	__syncthreads();	/* codes make room for results */
 	gather(sh->all, sh->o, threadIdx.x % 32 / 4 * (d / 8), 2, 1, r);
@@ -526,7 +531,7 @@ CQ_DEVICE void attention(const struct cqkd_attn &p, struct few<d> *sh)
 {
 	const struct cqkd_plan *plan = cqkd_ptr<const struct cqkd_plan>(p.plan);
 	const struct cqkd_item *items = part_of<struct cqkd_item>(p, &cqkd_plan::items);
-	struct turn t = { p, {}, 0, 0, 0, 0 };
+	struct turn t = { p, {}, 0, 0, 0 };
 	struct frame<d, ku> f = {};
 	bool ready = false;
 	uint32_t i;
@@ -534,8 +539,7 @@ CQ_DEVICE void attention(const struct cqkd_attn &p, struct few<d> *sh)
 	t.w.head = p.head_begin + blockIdx.y;
 	t.slot = threadIdx.x / PAGE_THREADS;
 	t.tile = threadIdx.x / 32 % 4;
-	t.v_codes = CQKD_FEW_CODES(p.at.k.groups);
-	t.stage_bytes = CQKD_FEW_CODES(p.at.k.groups + p.at.v.groups);
+	t.lo_at = query_at<d, ku>(0, threadIdx.x % (d / 2));
 	for (i = plan->n_wide + blockIdx.x; i < plan->n_items; i += gridDim.x) {
 		t.w.item = items[i];
 		if (t.w.item.n_vecs > p.few)
