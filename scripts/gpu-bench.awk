@@ -44,7 +44,8 @@ function num(key, format,	x) {
 }
 plot { next }
 /"bench":"step"/ {
-	printf "step     %-17s %-4s in %2s GiB: %6s sequences of %s; batch %s: %s us, %s tokens/s\n",
+	printf "step     %-17s %-4s in %2s GiB: %6s sequences of %s; batch %s: %s us, " \
+	       "%s tokens/s\n",
 	       text("shape"), text("config"), text("gib"), text("sequences_held"), text("context"),
 	       text("batch"), num("us", "%.0f"), num("tokens_s", "%.0f")
 	next
@@ -58,7 +59,7 @@ plot { next }
 END {
 	if (!plot) {
 		if (bounds)
-			print "* over fp16 bytes at the measured bandwidth: no baseline came near it"
+			print "* over fp16 bytes at the measured bandwidth: no baseline is near"
 		exit
 	}
 	for (i = 1; i <= n; i++)
@@ -71,10 +72,10 @@ END {
 	for (i = 1; i <= n; i++) {
 		y = 14 * i + 12
 		printf "<text x=\"4\" y=\"%d\">%s</text>\n", y + 10, name[i]
-		printf "<rect x=\"470\" y=\"%d\" width=\"%.1f\" height=\"11\" fill=\"#4878a8\"/>\n", y,
-		       360 * ratio[i] / most
-		printf "<text x=\"%.1f\" y=\"%d\">%.2f</text>\n", 475 + 360 * ratio[i] / most, y + 10,
-		       ratio[i]
+		wide = 360 * ratio[i] / most
+		printf "<rect x=\"470\" y=\"%d\" width=\"%.1f\" height=\"11\" fill=\"#4878a8\"/>\n",
+		       y, wide
+		printf "<text x=\"%.1f\" y=\"%d\">%.2f</text>\n", 475 + wide, y + 10, ratio[i]
 	}
 	printf "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"20\" y2=\"%d\" stroke=\"#c03030\"/>\n</svg>\n",
 	       470 + 360 / most, 470 + 360 / most, 14 * n + 28

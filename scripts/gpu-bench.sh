@@ -68,7 +68,8 @@ mv "$out.tmp" "$out"
 awk -f "$top/scripts/gpu-bench.awk" "$out"
 awk -v plot=1 -f "$top/scripts/gpu-bench.awk" "$out" >"${out%.json}.svg"
 lines=$(wc -l <"$out")
-echo "gpu-bench: $lines lines in $out, $((SECONDS - began)) s${emulated:+; emulated: no GPU was measured}"
+note=${emulated:+; emulated: no GPU was measured}
+echo "gpu-bench: $lines lines in $out, $((SECONDS - began)) s$note"
 if [ $rc != 0 ] || [ "$lines" = 0 ]; then
 	echo "gpu-bench: gpu_bench ended with status $rc"
 	exit 1

@@ -97,24 +97,22 @@ static int find_kernel(struct cqk_cuda_kernels *k, enum kernel i, struct cq_err 
 /* What the rule for variants wants to know. */
 static int ask_device(struct cqk_cuda_kernels *k, struct cq_err *err)
 {
-	int major = 0, minor = 0, shared = 0;
+	static const int ask[] = {
+		CQCU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+		CQCU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+		CQCU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+	};
+	int said[ARRAY_SIZE(ask)] = { 0 };
 	cqcu_device dev;
 	int r = k->cu->cuCtxGetDevice(&dev);
+	uint32_t i;
 
-	if (!r)
-		r = k->cu->cuDeviceGetAttribute(&major,
-						CQCU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, dev);
-	if (!r)
-		r = k->cu->cuDeviceGetAttribute(&minor,
-						CQCU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, dev);
-	if (!r)
-		r = k->cu->cuDeviceGetAttribute(&shared,
-						CQCU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
-						dev);
+	for (i = 0; i < ARRAY_SIZE(ask) && !r; i++)
+		r = k->cu->cuDeviceGetAttribute(&said[i], ask[i], dev);
 	if (r)
 		return cqk_cuda_fail(err, r, "asking what the GPU has");
-	k->arch = (uint32_t)(10 * major + minor);
-	k->shared = (uint32_t)shared;
+	k->arch = (uint32_t)(10 * said[0] + said[1]);
+	k->shared = (uint32_t)said[2];
 	return 0;
 }
 

@@ -21,7 +21,9 @@
  * @CQK_CUDA_F16:   attn_f16.cu: halves are read as fast as memory delivers
  * @CQK_CUDA_VARIANTS: number of them
  */
-enum cqk_cuda_variant { CQK_CUDA_AUTO, CQK_CUDA_BLOCK, CQK_CUDA_FEW, CQK_CUDA_F16, CQK_CUDA_VARIANTS };
+enum cqk_cuda_variant {
+	CQK_CUDA_AUTO, CQK_CUDA_BLOCK, CQK_CUDA_FEW, CQK_CUDA_F16, CQK_CUDA_VARIANTS
+};
 
 /**
  * struct cqk_cuda_shape - what a choice depends on

@@ -105,7 +105,9 @@ in_time() {
 no_gpu() {
 	mkdir -p "$dir/tests/gpu"
 	ln -sf "$O/tests/gpu/gpu_bench" "$dir/tests/gpu/gpu_bench"
-	LD_LIBRARY_PATH=$O/tests/emu O=$dir "$top/scripts/gpu-bench.sh" | tee "$dir/said2"
+	local emu=$O/tests/emu
+
+	LD_LIBRARY_PATH=$emu O=$dir "$top/scripts/gpu-bench.sh" | tee "$dir/said2"
 	grep "no GPU: nothing was measured" "$dir/said2" && [ ! -e "$dir/gpu-bench.json" ]
 }
 
