@@ -12,8 +12,13 @@ static int bad_value(const struct cqc_append *p, const char *what, size_t row,
 			what, p->layer, head, row, ch);
 }
 
-/* As it comes, in stored order. */
-static void put_halves(const struct cqk_geom *g, const uint16_t *x, uint16_t *out)
+/**
+ * cqc_stored_order() - a key as it comes, in the order that is stored
+ * @g:   geometry
+ * @x:   [head_dim], in the model's own order
+ * @out: [head_dim]
+ */
+void cqc_stored_order(const struct cqk_geom *g, const uint16_t *x, uint16_t *out)
 {
 	uint32_t ch;
 
@@ -56,7 +61,7 @@ static int put_key(const struct cqc_append *p, size_t row, uint32_t head, uint32
 		return cqc_row_to_f16(p->k, row, head, g->head_dim, out);
 	bad = cqc_row_to_f16(p->k, row, head, g->head_dim, x);
 	if (bad < 0)
-		put_halves(g, x, out);
+		cqc_stored_order(g, x, out);
 	return bad;
 }
 

@@ -591,6 +591,11 @@ void cqc_batch_end_step(struct cq_batch *batch);
 
 int cqc_words_check(const struct cqc_check *c, uint32_t n);
 
+/* --- model.c, append.c: what codec.c has in common with them --- */
+
+int cqc_kernels(const struct cqk_ops **out);
+void cqc_stored_order(const struct cqk_geom *g, const uint16_t *x, uint16_t *out);
+
 /* --- view.c --- */
 
 int cqc_view_check(const struct cq_view *v, size_t n, uint32_t heads, uint32_t d,

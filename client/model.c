@@ -151,16 +151,30 @@ static int model_shard(struct cq_model *model)
 	return cqc_shard_make(model->whole, &range, &model->m);
 }
 
+/**
+ * cqc_kernels() - what computes in this process
+ * @out: set on success
+ *
+ * Return: 0 or -EINVAL with text: $CQ_KERNELS names none that can run.
+ */
+int cqc_kernels(const struct cqk_ops **out)
+{
+	const char *want = secure_getenv("CQ_KERNELS");
+
+	*out = cqk_select(want);
+	if (*out)
+		return 0;
+	return cqc_fail(-EINVAL, "CQ_KERNELS=%.32s: no such kernels, or this CPU cannot run them",
+			want ? want : "");
+}
+
 static int model_tables(struct cq_model *model)
 {
 	const struct cqk_geom *g = &model->m.geom;
-	const char *want = secure_getenv("CQ_KERNELS");
+	int ret = cqc_kernels(&model->ops);
 
-	model->ops = cqk_select(want);
-	if (!model->ops)
-		return cqc_fail(-EINVAL, "CQ_KERNELS=%.32s: no such kernels, or this CPU "
-					 "cannot run them",
-				want ? want : "");
+	if (ret)
+		return ret;
 	model->rope_mem = malloc(cqk_rope_bytes(g, g->max_position));
 	if (!model->rope_mem)
 		return cqc_fail(-ENOMEM, "out of memory for the RoPE tables");

@@ -645,6 +645,138 @@ int cq_attention(struct cq_batch *batch, uint32_t layer, const struct cq_view *q
 int cq_read(struct cq_seq *seq, uint32_t layer, size_t from, size_t n,
 	    const struct cq_view *k, const struct cq_view *v);
 
+struct cq_codec;
+
+/**
+ * struct cq_codec_info - what a model file holds
+ * @sz:           set by the caller to sizeof(struct cq_codec_info)
+ * @n_layers:     layers
+ * @n_heads:      query heads
+ * @n_kv_heads:   kv heads
+ * @head_dim:     channels per head
+ * @max_position: positions the model was made for
+ * @sinks:        tokens at the start of a sequence that stay in fp16
+ * @window:       recent tokens that their owner reads in fp16
+ * @rotated:      1 if keys are coded as RoPE leaves them, else 0
+ * @file_bytes:   bytes of the file, codebooks for the most part
+ * @page_bytes:   bytes of the codes of 64 tokens, all layers and heads
+ * @hash:         SHA-256 that names the model
+ * @fingerprint:  SHA-256 of the language model's weights
+ * @kernels:      implementation in use
+ */
+struct cq_codec_info {
+	size_t sz;
+	uint32_t n_layers, n_heads, n_kv_heads, head_dim;
+	uint32_t max_position;
+	uint32_t sinks, window;
+	uint32_t rotated;
+	uint64_t file_bytes;
+	uint64_t page_bytes;
+	uint8_t hash[32];
+	uint8_t fingerprint[32];
+	char kernels[16];
+};
+
+/**
+ * struct cq_codec_part - coding of the keys or the values of one layer
+ * @sz:          set by the caller to sizeof(struct cq_codec_part)
+ * @channels:    channels that share a code; 0: fp16
+ * @bits:        bits of a code; 0: fp16
+ * @block_bytes: bytes of the codes of up to 64 tokens of one kv head
+ * @name:        "4c8b" or "fp16"
+ */
+struct cq_codec_part {
+	size_t sz;
+	uint32_t channels, bits;
+	uint64_t block_bytes;
+	char name[16];
+};
+
+enum cq_kv {
+	CQ_K = 0,
+	CQ_V = 1,
+};
+
+/**
+ * cq_codec_open() - read a model file, to code without a daemon
+ * @path: regular file as cqctl calibrate writes it
+ * @out:  set on success, owned by the caller until cq_codec_close()
+ *
+ * The file is read whole and may change afterwards. Nothing in it is trusted.
+ * Calls on one codec may be made from several threads at the same time, except
+ * for cq_codec_close().
+ *
+ * Return: 0; -errno of opening and reading the file; -EINVAL not a regular file,
+ * malformed, or $CQ_KERNELS names none; -EFBIG more than 4 GiB; -EPROTO not a
+ * cq model or another format; -EOPNOTSUPP a coding that this library lacks;
+ * -ENOMEM.
+ */
+int cq_codec_open(const char *path, struct cq_codec **out);
+
+/**
+ * cq_codec_close() - free a codec
+ * @codec: may be NULL
+ */
+void cq_codec_close(struct cq_codec *codec);
+
+/**
+ * cq_codec_get_info() - shape, sizes and names
+ * @codec: codec
+ * @info:  filled
+ *
+ * Return: 0 or -EINVAL.
+ */
+int cq_codec_get_info(const struct cq_codec *codec, struct cq_codec_info *info);
+
+/**
+ * cq_codec_get_part() - how keys or values of a layer are coded
+ * @codec: codec
+ * @layer: layer
+ * @kv:    enum cq_kv
+ * @part:  filled
+ *
+ * Return: 0 or -EINVAL.
+ */
+int cq_codec_get_part(const struct cq_codec *codec, uint32_t layer, uint32_t kv,
+		      struct cq_codec_part *part);
+
+/**
+ * cq_codec_encode() - codes of keys or values
+ * @codec: codec
+ * @layer: layer
+ * @kv:    enum cq_kv
+ * @head:  kv head, which says whose codebook is used
+ * @x:     rows [n][head_dim] of that head; stride_head is not used. Keys are as
+ *         the model file says (info.rotated), channels in the model's own order
+ * @n:     tokens, at most 2^30
+ * @codes: room for ceil(n / 64) blocks of part.block_bytes, laid out as in a
+ *         page; the part of the last one that has no tokens is zero
+ *
+ * The codes are those that a worker's pages hold: each row is rounded to fp16
+ * and then coded.
+ *
+ * Return: 0; -EINVAL an argument, or a value that is NaN, infinite or beyond
+ * fp16 (named by token and channel), @codes may have changed by then; -ENOMEM.
+ */
+int cq_codec_encode(const struct cq_codec *codec, uint32_t layer, uint32_t kv, uint32_t head,
+		    const struct cq_view *x, size_t n, void *codes);
+
+/**
+ * cq_codec_decode() - keys or values as attention computes with them
+ * @codec: codec
+ * @layer: layer
+ * @kv:    enum cq_kv
+ * @head:  kv head
+ * @codes: as cq_codec_encode() fills it; any bytes are legal where codes are
+ *         coupled
+ * @n:     tokens, at most 2^30
+ * @out:   rows [n][head_dim], f32, f16 or bf16; stride_head is not used
+ *
+ * Return: 0; -EINVAL; -ENOMEM.
+ */
+int cq_codec_decode(const struct cq_codec *codec, uint32_t layer, uint32_t kv, uint32_t head,
+		    const void *codes, size_t n, const struct cq_view *out);
+
 #ifdef __cplusplus
 }
 #endif
