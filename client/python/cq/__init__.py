@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""cq for Python: the codec of libcq, activation dumps, quality figures."""

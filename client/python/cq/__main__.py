@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: MIT
+"""python3 -m cq dump|eval|harden ..."""
+import sys
+
+from . import dump, evaluate, hard
+
+COMMANDS = {"dump": dump.main, "eval": evaluate.main, "harden": hard.main}
+
+if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+    print(f"usage: python3 -m cq {'|'.join(COMMANDS)} ...", file=sys.stderr)
+    sys.exit(2)
+sys.exit(COMMANDS[sys.argv[1]](sys.argv[2:]))
