@@ -5,6 +5,7 @@
 #
 #	deps.sh build		what "make" and "make demo" need
 #	deps.sh check		what the tests and checks need as well
+#	deps.sh eval		what client/python needs, for make eval and its tests
 #	deps.sh style		what CI needs beyond those
 #	deps.sh -n build check	only say what is missing
 #
@@ -20,6 +21,8 @@ libjansson-dev libopenblas-dev libsimde-dev'
 check='systemd systemd-container dbus procps strace bats perl python3 git
 clang clang-tidy llvm libclang-rt-14-dev cppcheck sparse codespell shellcheck
 mandoc linux-kbuild-6.1 g++ valgrind'
+
+eval='python3-torch python3-numpy python3-venv'
 
 # 140 MB for the sake of checkpatch.pl
 style=linux-source-6.1
@@ -63,8 +66,9 @@ for set in "$@"; do
 	case $set in
 	build) packages=$build ;;
 	check) packages=$check ;;
+	eval) packages=$eval ;;
 	style) packages=$style ;;
-	*) echo "deps: no set \"$set\": build, check or style" >&2; exit 2 ;;
+	*) echo "deps: no set \"$set\": build, check, eval or style" >&2; exit 2 ;;
 	esac
 	# shellcheck disable=SC2086
 	lack=$(missing $packages)
