@@ -1,9 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 #
-# make eval: what each coding costs in quality, on the small language model and
-# a real cqd. One JSON line per coding and reader on standard output and in
-# $O/eval.json; words on standard error.
+# make eval: what each coding costs in quality, on the small language model.
+# One JSON line per coding and reader in $O/eval.json; plots and tables in
+# $O/eval; words on standard error. SIZE=quick measures on less.
+#
+# First in Python, through libcq's codec, with other codings beside it
+# (suite.py; needs torch). Then on a real cqd, with workers:
 #
 # reader "attached": 1,728 tokens of held-out text are shared codes, the 256
 # behind them are the reader's own; 16 continuations.
@@ -16,7 +19,9 @@ top=$(cd "$(dirname "$0")/../.." && pwd)
 lm=$top/client/worker/lm
 dir=$(mktemp -d "${TMPDIR:-/tmp}/cq-eval.XXXXXX")
 cqd=
-codings=${CODINGS:-fp16 2c8b 4c8b 8c8b}
+codings=${CODINGS:-fp16 4c8b}
+export O OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
+export CQ_LIBRARY=$O/libcq.so PYTHONPATH=$top/client/python PYTHONDONTWRITEBYTECODE=1
 
 finish() {
 	[ -z "$cqd" ] || kill -KILL "$cqd" 2>/dev/null || true
@@ -25,6 +30,26 @@ finish() {
 }
 trap finish EXIT
 trap 'exit 130' INT TERM
+
+# The first interpreter that has torch.
+find_python() {
+	local p
+
+	for p in "${PYTHON:-}" "$O/venv/bin/python" python3 /usr/bin/python3; do
+		[ -n "$p" ] && "$p" -c 'import torch' 2>/dev/null && echo "$p" && return 0
+	done
+	return 1
+}
+
+in_python() {
+	local python
+
+	if ! python=$(find_python); then
+		echo "eval: no torch (python3-torch): only the rows of a real cqd" >&2
+		return 0
+	fi
+	"$python" "$top/tests/eval/suite.py" "$lm" "$dir" "$O/eval.json" "$O/eval"
+}
 
 calibrate() {
 	echo "eval: codebooks for $1" >&2
@@ -46,43 +71,78 @@ start_cqd() {
 	exit 1
 }
 
-# score CODING READER OPTION...
-score() {
-	local coding=$1 reader=$2 line
+# Effective bits: codes, 4 sinks and what a reader has of its own in fp16.
+# line CODING READER PREFIX OWN: score's JSON on stdin, eval.json's on stdout
+line() {
+	LC_ALL=C awk -v coding="$1" -v reader="$2" -v prefix="$3" -v own="$4" \
+		-v commit="$(git -C "$top" rev-parse --short=12 HEAD 2>/dev/null || echo unknown)" '
+	function field(name) {
+		match($0, "\"" name "\": *[0-9.e+-]*")
+		text = substr($0, RSTART, RLENGTH)
+		sub(/.*: */, "", text)
+		return text
+	}
+	{
+		split(coding, c, /c|b/)
+		bits = coding == "fp16" ? 16 : c[2] / c[1]
+		bits = ((prefix - 4) * bits + (4 + own) * 16) / (prefix + own)
+		printf "{\"family\": \"cq\", \"method\": \"%s/%s on cqd\", \"reader\": \"%s\", ",
+			coding, coding, reader
+		printf "\"model\": \"small\", \"effective_bits\": %.4f, ", bits
+		printf "\"options\": {\"label\": \"cqd\"}, \"ppl_ratio\": %.6f, ",
+			field("ppl") / field("ppl_reference")
+		printf "\"kl_mean\": %s, \"kl_p99\": %s, \"top1\": %s, ", field("kl_mean"),
+			field("kl_p99"), field("top1")
+		printf "\"retrieval\": null, \"commit\": \"%s\", \"seed\": 1, ", commit
+		printf "\"positions\": %s, \"ppl\": %s}\n", field("positions"), field("ppl")
+	}'
+}
 
-	shift 2
-	echo "eval: $coding, $reader reader" >&2
-	line=$("$O/cq-worker" score --lm "$lm" --socket "$dir/cqd.sock" --model "$coding" \
-		--reference fp16 --ids "$lm/heldout.u16" "$@")
-	printf '{"bench":"quality","k":"%s","v":"%s","reader":"%s",%s\n' \
-		"$coding" "$coding" "$reader" "${line#\{}" | tee -a "$O/eval.json"
+# score CODING READER PREFIX OWN OPTION...
+score() {
+	local coding=$1 reader=$2 prefix=$3 own=$4
+
+	shift 4
+	echo "eval: $coding on cqd, $reader reader" >&2
+	"$O/cq-worker" score --lm "$lm" --socket "$dir/cqd.sock" --model "$coding" \
+		--reference fp16 --ids "$lm/heldout.u16" "$@" |
+		line "$coding" "$reader" "$prefix" "$own" | tee -a "$O/eval.json"
+}
+
+on_cqd() {
+	local c
+
+	: >"$dir/empty.u16"
+	head -c $((2 * 1728)) "$lm/heldout.u16" >"$dir/prefix.u16"
+	cat >"$dir/cqd.conf" <<-END
+	[daemon]
+	socket = $dir/cqd.sock
+	admin_socket = $dir/admin.sock
+	pool_bytes = 256M
+	[namespace eval]
+	uid = $(id -u)
+	END
+	[ -e "$dir/acts.st" ] || "$O/cq-worker" dump --lm "$lm" --ids "$lm/calibration.u16" \
+		--sequences "${SEQUENCES:-12}" --length 2048 --threads "$(nproc)" \
+		--out "$dir/acts.st"
+	for c in $codings; do
+		calibrate "$c"
+	done
+	case " $codings " in
+	*" fp16 "*) ;;
+	*) calibrate fp16 ;;
+	esac
+	start_cqd
+	for c in $codings; do
+		"$O/cq-worker" run --lm "$lm" --socket "$dir/cqd.sock" --model "$c" \
+			--prefix "$dir/prefix.u16" --generate 1 >/dev/null
+		score "$c" attached 1728 128 --prefix "$dir/prefix.u16" --skip 2048 \
+			--sequences 16 --length 256
+		score "$c" published 992 32 --prefix "$dir/empty.u16" --skip 8192 --sequences 8 \
+			--length 2048 --published
+	done
 }
 
 : >"$O/eval.json"
-: >"$dir/empty.u16"
-head -c $((2 * 1728)) "$lm/heldout.u16" >"$dir/prefix.u16"
-cat >"$dir/cqd.conf" <<END
-[daemon]
-socket = $dir/cqd.sock
-admin_socket = $dir/admin.sock
-pool_bytes = 256M
-[namespace eval]
-uid = $(id -u)
-END
-"$O/cq-worker" dump --lm "$lm" --ids "$lm/calibration.u16" --sequences "${SEQUENCES:-12}" \
-	--length 2048 --threads "$(nproc)" --out "$dir/acts.st"
-for c in $codings; do
-	calibrate "$c"
-done
-case " $codings " in
-*" fp16 "*) ;;
-*) calibrate fp16 ;;
-esac
-start_cqd
-for c in $codings; do
-	"$O/cq-worker" run --lm "$lm" --socket "$dir/cqd.sock" --model "$c" \
-		--prefix "$dir/prefix.u16" --generate 1 >/dev/null
-	score "$c" attached --prefix "$dir/prefix.u16" --skip 2048 --sequences 16 --length 256
-	score "$c" published --prefix "$dir/empty.u16" --skip 8192 --sequences 8 --length 2048 \
-		--published
-done
+in_python
+on_cqd

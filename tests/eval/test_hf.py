@@ -107,7 +107,7 @@ def test_dump_calibrate_and_eval_of_a_foreign_model():
     status, _, said = cq("dump", folder, "--ids", path("ids.u32"), "--length", "256",
                          "--sequences", "4", "-o", path("gemma2.st"))
     assert status == 0, said
-    model = calibrate(path("gemma2.st"), "gemma2-4c8b.st", "4c8b", "4c8b", "--fisher")
+    model = calibrate(path("gemma2.st"), "gemma2-4c8b.st", "4c8b", "4c8b")
     status, out, said = cq("eval", folder, "--ids", path("ids.u32"), "--codec", model,
                            "--length", "256", "--first", "100", "--sequences", "2",
                            "--readers", "attached")

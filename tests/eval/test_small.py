@@ -136,7 +136,7 @@ def test_dump_agrees_with_the_worker():
 
 
 def test_two_runs_give_the_same_codebooks():
-    again = calibrate(path("acts.st"), "again.st", "4c8b", "4c8b", "--fisher")
+    again = calibrate(path("acts.st"), "again.st", "4c8b", "4c8b")
     with open(again, "rb") as a, open(path("4c8b.st"), "rb") as b:
         assert a.read() == b.read()
 
@@ -236,4 +236,4 @@ def prepare():
     ids = np.fromfile(os.path.join(LM, "calibration.u16"), "<u2", 1024).astype(np.int64)
     dump.dump(LM, ids, path("acts.st"), 256, 4, source="tests")
     dump.dump(LM, heldout(256).astype(np.int64), path("held.st"), 256, 1)
-    calibrate(path("acts.st"), "4c8b.st", "4c8b", "4c8b", "--fisher")
+    calibrate(path("acts.st"), "4c8b.st", "4c8b", "4c8b")

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""python3 -m cq dump|eval|harden ..."""
+"""python3 -m cq dump|eval|harden|figures|report ..."""
 import sys
 
-from . import dump, evaluate, hard
+from . import dump, evaluate, figures, hard, report
 
-COMMANDS = {"dump": dump.main, "eval": evaluate.main, "harden": hard.main}
+COMMANDS = {"dump": dump.main, "eval": evaluate.main, "harden": hard.main,
+            "figures": figures.main, "report": report.main}
 
 if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
     print(f"usage: python3 -m cq {'|'.join(COMMANDS)} ...", file=sys.stderr)

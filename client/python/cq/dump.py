@@ -19,20 +19,22 @@ from .attention import plain
 class Recorder:
     """A tap that keeps keys and values, for their gradients after the pass."""
 
-    def __init__(self):
-        self.kept = {}
+    def __init__(self, rotated=False):
+        self.kept, self.rotated = {}, rotated
 
     def attend(self, layer, q, k, v, rotate, scale, softcap=None, sliding=None):
-        if k.requires_grad:
-            k.retain_grad()
-            v.retain_grad()
-        self.kept[layer] = {"k": k, "v": v}
-        return plain(q, rotate(k), v, scale, softcap, sliding)
+        turned = rotate(k)
+        kept = {"k": turned if self.rotated else k, "v": v}
+        for x in kept.values():
+            if x.requires_grad:
+                x.retain_grad()
+        self.kept[layer] = kept
+        return plain(q, turned, v, scale, softcap, sliding)
 
 
-def metadata(model, folder, length, source):
+def metadata(model, folder, length, source, rotated):
     """What formats.md wants to be known of a dump."""
-    meta = {"format": "cq-activations-1", "keys": "pre-rope",
+    meta = {"format": "cq-activations-1", "keys": "rotated" if rotated else "pre-rope",
             "sequence_tokens": str(length), "source": source,
             "fingerprint": models.fingerprint(folder)}
     meta.update({k: str(v) for k, v in model.geometry.items()})
@@ -59,9 +61,9 @@ def _put(out, name, value, at):
     out[name][:, at:at + value.shape[1]] = value
 
 
-def record(model, ids, out, at, fisher):
+def record(model, ids, out, at, fisher, rotated=False):
     """One sequence [token] into the tensors of out, from token at on."""
-    tap = Recorder()
+    tap = Recorder(rotated)
     x = model.embed(ids[None]).detach().requires_grad_(fisher)
     with torch.set_grad_enabled(fisher):
         logits = model.forward(x, tap, slice(None))
@@ -78,15 +80,15 @@ def record(model, ids, out, at, fisher):
 
 
 def dump(folder, ids, path, length=2048, count=16, skip=0, fisher=True, source="",
-         transformers=False, say=lambda text: None):
+         transformers=False, rotated=False, say=lambda text: None):
     """Write the dump of count sequences of length tokens of ids, from skip on."""
     model = models.load(folder, transformers)
     ids = models.sequences(ids, count, length, skip)
     writer = tensors.Writer(path, shapes(model.geometry, count * length, fisher),
-                            metadata(model, folder, length, source))
+                            metadata(model, folder, length, source, rotated))
     start = time.monotonic()
     for i, seq in enumerate(ids):
-        record(model, seq, writer.tensors, i * length, fisher)
+        record(model, seq, writer.tensors, i * length, fisher, rotated)
         left = (time.monotonic() - start) / (i + 1) * (count - i - 1)
         say(f"{i + 1} of {count} sequences, {left:.0f} s left")
     writer.close()
@@ -111,13 +113,15 @@ def main(argv=None):
     p.add_argument("--sequences", type=int, default=16)
     p.add_argument("--skip", type=int, default=0, help="tokens of the text to leave out")
     p.add_argument("--no-fisher", action="store_true", help="no gradients")
+    p.add_argument("--rotated", action="store_true", help="keys as RoPE leaves them")
     p.add_argument("--transformers", action="store_true",
                    help="use transformers where this package could do without")
     args = p.parse_args(argv)
     try:
         dump(args.model, _ids(args), args.output, args.length, args.sequences, args.skip,
              not args.no_fisher, f"{args.model} over {args.ids or args.text}",
-             args.transformers, lambda text: print(f"cq-dump: {text}", file=sys.stderr))
+             args.transformers, args.rotated,
+             lambda text: print(f"cq-dump: {text}", file=sys.stderr))
     except (OSError, ValueError) as e:
         print(f"cq-dump: {e}", file=sys.stderr)
         return 1

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 
-from . import coders, models, peers, score, tensors
+from . import ablate, coders, models, peers, score, tensors
 from .attention import Coded, Plain, Reader
 
 READERS = ("owner", "attached")
@@ -42,9 +42,11 @@ def peer(spec, dump, geometry, sinks):
             return peers.Kivi(int(bits), int(tail.removeprefix("g")), sinks)
         if kind == "turbo":
             return peers.Turbo(int(bits), geometry["head_dim"])
+        if kind in ("kvquant", "coupled") and dump is None:
+            raise models.ModelError(f"{spec}: needs --dump")
+        if kind == "coupled":
+            return ablate.Coupled(int(bits), int(tail), dump, geometry, sinks)
         if kind == "kvquant":
-            if dump is None:
-                raise models.ModelError(f"{spec}: needs --dump")
             return peers.KvQuant(int(bits), dump, geometry, int(tail or 0) / 100, sinks)
     except ValueError as e:
         raise models.ModelError(f"{spec}: {e}") from e
@@ -70,7 +72,8 @@ class Bench:
         self.first, self.end = args.first, args.length - 1
         self.ref = score.reference(self.model, self.seqs, self.first)
         self.seed, self.commit = args.seed, commit()
-        self.tasks = []
+        self.tasks, self.asks = [], args.recall_readers
+        self.label = {"label": args.label} if args.label else {}
         if args.tasks:
             recall = load_tasks(args.tasks).recall
             self.tasks = [recall([args.seed, i], args.recall_tokens, args.recall_pairs,
@@ -80,7 +83,7 @@ class Bench:
         """The line of the exact cache."""
         right = score.retrieval(self.model, self.tasks, Plain()) if self.tasks else None
         return {"family": "fp16", "method": "fp16", "reader": "owner", "model": self.name,
-                "effective_bits": 16.0, "options": {}, "ppl_ratio": 1.0, "kl_mean": 0.0,
+                "effective_bits": 16.0, "options": self.label, "ppl_ratio": 1.0, "kl_mean": 0.0,
                 "kl_p99": 0.0, "top1": 1.0, "retrieval": right, "commit": self.commit,
                 "seed": self.seed}
 
@@ -89,11 +92,11 @@ class Bench:
         out = {"family": coder.family, "method": coder.name, "reader": reader.name,
                "model": self.name, "effective_bits": round(coders.effective_bits(
                    coder, self.model.geometry, reader, self.first, self.end), 4),
-               "options": options}
+               "options": options | self.label}
         found = score.text(self.model, self.seqs, self.ref, self.first, coder, reader)
         out.update({k: found[k] for k in ("ppl_ratio", "kl_mean", "kl_p99", "top1")})
         out["retrieval"] = score.retrieval(self.model, self.tasks, Coded(coder, reader)) \
-            if self.tasks else None
+            if self.tasks and reader.name in self.asks else None
         return out | {"commit": self.commit, "seed": self.seed,
                       "positions": found["positions"], "ppl": found["ppl"]}
 
@@ -102,7 +105,8 @@ def parser():
     p = argparse.ArgumentParser(
         prog="cq-eval", description="quality of coded caches, as JSON lines",
         epilog="peers: intB-gG, kivB-gG, hadamardB-gG (G channels or tokens share a "
-               "scale), turboB, kvquantB, kvquantB-1 (1 %% outliers apart), fp8")
+               "scale), turboB, kvquantB, kvquantB-1 (1 %% outliers apart), fp8, coupledC-B "
+               "(C channels, B bits)")
     p.add_argument("model", help="folder of a Hugging Face causal language model")
     p.add_argument("--codec", nargs="+", default=[], metavar="FILE",
                    help="model files of cqctl calibrate; NAME=FILE gives one a name")
@@ -116,11 +120,16 @@ def parser():
     p.add_argument("--first", type=int, default=512, help="first row that counts")
     p.add_argument("--sinks", type=int, default=4, help="of the peers' readers")
     p.add_argument("--window", type=int, default=128, help="of the peers' owner")
+    p.add_argument("--owner-windows", type=int, nargs="+", default=None, metavar="N",
+                   help="windows of --codec's owner, instead of the files' own")
+    p.add_argument("--label", default="", help="goes into every line's options")
     p.add_argument("--tasks", help="module with recall(); without it no retrieval")
     p.add_argument("--recall", type=int, default=16, help="retrieval sequences")
+    p.add_argument("--recall-readers", nargs="+", choices=READERS, default=list(READERS))
     p.add_argument("--recall-tokens", type=int, default=1500)
     p.add_argument("--recall-pairs", type=int, default=125)
     p.add_argument("--recall-queries", type=int, default=16)
+    p.add_argument("--no-exact", action="store_true", help="no line of the exact cache")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--name", help="of the model, in the lines")
     p.add_argument("--transformers", action="store_true",
@@ -138,7 +147,11 @@ def jobs(bench, args):
                 bench.model.geometry[k] for k in ("n_layers", "n_kv_heads", "head_dim")):
             raise models.ModelError(f"{path}: layers, kv heads or head_dim are not the model's")
         for reader in args.readers:
-            yield coder, Reader(reader, coder.sinks, coder.window), coder.options()
+            windows = args.owner_windows if reader == "owner" and args.owner_windows else \
+                [coder.window]
+            for window in windows:
+                yield coder, Reader(reader, coder.sinks, window), \
+                    coder.options() | {"window": window}
     dump = tensors.read(args.dump)[0] if args.dump else None
     for spec in args.peer:
         coder = peer(spec, dump, bench.model.geometry, args.sinks)
@@ -150,7 +163,8 @@ def jobs(bench, args):
 def run(args):
     """All lines, as they are done."""
     bench = Bench(args.model, args)
-    yield bench.exact()
+    if not args.no_exact:
+        yield bench.exact()
     for coder, reader, options in jobs(bench, args):
         yield bench.line(coder, reader, options)
 

@@ -215,7 +215,7 @@ class KvQuant(Peer):
         x = dump[name]
         pick = np.random.default_rng(1).permutation(np.arange(sinks, x.shape[1]))
         pick = np.sort(pick[:self.SAMPLES])
-        return torch.from_numpy(np.asarray(x[:, pick], np.float32))
+        return torch.from_numpy(np.array(x[:, pick], np.float32))
 
     def _learn(self, dump, layer, sinks):
         k, g = (self._sample(dump, f"layers.{layer}.k{end}", sinks).transpose(1, 2).flatten(0, 1)

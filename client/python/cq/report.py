@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""Curves of eval.json: read off at equal bits, as tables and as plots."""
+import argparse
+import json
+import math
+import os
+import sys
+
+# what the plots and the comparison leave out
+APART = ("ablation", "window", "cqd")
+PEERS = ("int", "kivi", "hadamard", "turbo", "kvquant")
+
+
+def load(path):
+    """The lines of eval.json."""
+    with open(path, encoding="utf-8") as f:
+        return [json.loads(line) for line in f]
+
+
+def pick(lines, **want):
+    """The lines of curves whose fields are as wanted."""
+    return [x for x in lines if x["options"].get("label") not in APART and
+            all(x[k] == v for k, v in want.items())]
+
+
+def front(lines, field):
+    """Points (bits, figure) of the best lines: none has more bits and no less error."""
+    out = []
+    for bits, value in sorted((x["effective_bits"], x[field]) for x in lines):
+        if not out or value < out[-1][1]:
+            out.append((bits, value))
+    return out
+
+
+def read_off(points, bits):
+    """The figure at a size: the logarithm between two points; None outside of them."""
+    for (b0, y0), (b1, y1) in zip(points, points[1:]):
+        if b0 <= bits <= b1:
+            t = (bits - b0) / (b1 - b0)
+            return math.exp((1 - t) * math.log(y0) + t * math.log(y1))
+    return None
+
+
+def compare(lines, model, bits, field, reader="attached"):
+    """(ours, the best peer's name and figure) at a size; None where no curve reaches."""
+    mine = pick(lines, model=model, reader=reader)
+    found = {}
+    for family in PEERS + ("cq",):
+        points = front([x for x in mine if x["family"] == family], field)
+        value = read_off(points, bits)
+        if value is not None:
+            found[family] = value
+    ours = found.pop("cq", None)
+    best = min(found, key=found.get) if found else None
+    return ours, best, found.get(best)
+
+
+def _number(x, digits=4):
+    return "" if x is None else f"{x:.{digits}f}"
+
+
+def table(lines, reader, model):
+    """A Markdown table of one reader."""
+    out = ["| coding | effective bits | KL mean | KL p99 | same top token | perplexity ratio | "
+           "recall |", "|---|---|---|---|---|---|---|"]
+    order = {f: i for i, f in enumerate(("fp16", "fp8", "cq") + PEERS)}
+    rows = sorted(pick(lines, reader=reader, model=model),
+                  key=lambda x: (order.get(x["family"], 99), x["effective_bits"]))
+    for x in rows:
+        out.append(f"| {x['method']} | {x['effective_bits']:.2f} | {x['kl_mean']:.5f} | "
+                   f"{x['kl_p99']:.4f} | {x['top1']:.4f} | {x['ppl_ratio']:.4f} | "
+                   f"{_number(x['retrieval'], 3)} |")
+    return out
+
+
+def verdict(lines):
+    """What is asked of the codec, line by line."""
+    models = sorted({x["model"] for x in lines})
+    out = ["| model | effective bits | figure | cq | best peer | ratio |", "|---|---|---|---|---|---|"]
+    for model in models:
+        for bits in (2, 2.5, 3, 4):
+            for field in ("kl_mean", "kl_p99"):
+                ours, name, best = compare(lines, model, bits, field)
+                ratio = ours / best if ours and best else None
+                out.append(f"| {model} | {bits} | {field} | {_number(ours, 5)} | "
+                           f"{_number(best, 5)} ({name}) | {_number(ratio, 2)} |")
+    return out
+
+
+def ablations(lines):
+    """A table of what was measured apart."""
+    out = ["| what | reader | window | KL mean | KL p99 |", "|---|---|---|---|---|"]
+    for x in lines:
+        if x["options"].get("label") in APART:
+            out.append(f"| {x['method']} | {x['reader']} | {x['options'].get('window', '')} | "
+                       f"{x['kl_mean']:.5f} | {x['kl_p99']:.4f} |")
+    return out
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(prog="cq-report", description=__doc__)
+    p.add_argument("lines", help="eval.json")
+    p.add_argument("--figures", help="figures.json: sensitivity and entropy")
+    p.add_argument("--plots", metavar="FOLDER", help="write plots there (needs matplotlib)")
+    args = p.parse_args(argv)
+    lines = load(args.lines)
+    for model in sorted({x["model"] for x in lines}):
+        for reader in sorted({x["reader"] for x in lines if x["model"] == model}):
+            print(f"\n{model}, {reader}\n", *table(lines, reader, model), sep="\n")
+    print("\nread off, attached\n", *verdict(lines), sep="\n")
+    print("\nablations\n", *ablations(lines), sep="\n")
+    if args.plots:
+        try:
+            from . import plot
+        except ImportError:
+            print("cq-report: no matplotlib, no plots", file=sys.stderr)
+            return 0
+        os.makedirs(args.plots, exist_ok=True)
+        plot.curves(lines, args.plots)
+        if args.figures:
+            plot.figures(load(args.figures), args.plots)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""What make eval measures on a model in Python: suite.py MODEL WORK OUTPUT PLOTS.
+
+Codebooks come from calibration.u16, figures from heldout.u16: its second half,
+or with SPLIT=choose its first one, on which settings are chosen. SIZE=quick
+measures on less.
+"""
+import concurrent.futures
+import os
+import subprocess
+import sys
+
+TOP = os.path.abspath(os.path.join(os.path.dirname(__file__), "../.."))
+OUT = os.environ.get("O", os.path.join(TOP, "build"))
+JOBS = int(os.environ.get("JOBS", os.cpu_count() or 1))
+#        sequences of text, of retrieval, of calibration and their length
+SIZES = {"full": (4, 12, 12, 2048), "quick": (2, 4, 8, 1024)}
+TEXT, RECALL, CALIB, CALIB_LENGTH = SIZES[os.environ.get("SIZE", "full")]
+SKIP = {"choose": 0, "report": 65536}[os.environ.get("SPLIT", "report")]
+
+CURVE = {"8c8b/8c8b": ["--k", "8c8b", "--v", "8c8b"],
+         "4c8b/4c8b": ["--k", "4c8b", "--v", "4c8b"],
+         "2c8b/2c8b": ["--k", "2c8b", "--v", "2c8b"]}
+CURVE |= {f"budget {b}": ["--budget", b] for b in ("1.25", "1.5", "1.75", "2.25", "2.5", "3")}
+FISHER = {f"fisher {how}": ["--k", "8c8b", "--v", "8c8b", "--fisher", how]
+          for how in ("none", "token", "channel")}
+PEERS = [f"{kind}{b}-g{g}" for g in (32, 64, 128) for b in (1, 2, 3, 4)
+         for kind in ("int", "kivi", "hadamard")] + \
+        [f"kvquant{b}{tail}" for b in (1, 2, 3, 4) for tail in ("", "-1")] + \
+        [f"turbo{b}" for b in (1, 2, 3, 4)] + ["fp8"]
+COUPLED = ["coupled1-1", "coupled2-2", "coupled4-4"]
+if os.environ.get("SIZE") == "quick":
+    PEERS = [p for p in PEERS if "-g32" not in p and "-g128" not in p]
+
+
+def cq(*args):
+    """Run a command of client/python; its standard output."""
+    done = subprocess.run([sys.executable, "-m", "cq", *map(str, args)], text=True,
+                          stdout=subprocess.PIPE, check=True)
+    return done.stdout
+
+
+class Suite:
+    """The files of one run, and its jobs."""
+
+    def __init__(self, model, work, output, plots):
+        self.model, self.work, self.output, self.plots = model, work, output, plots
+        self.pool = concurrent.futures.ThreadPoolExecutor(JOBS)
+        self.ids = os.path.join(model, "heldout.u16")
+        self.tasks = os.path.join(model, "training", "tasks.py")
+
+    def path(self, name):
+        return os.path.join(self.work, name)
+
+    def dump(self, name, folder, *more):
+        """Activations of the calibration text."""
+        cq("dump", folder, "--ids", os.path.join(self.model, "calibration.u16"), "--sequences",
+           CALIB, "--length", CALIB_LENGTH, "-o", self.path(name + ".st"), *more)
+
+    def calibrate(self, acts, name, options):
+        """One model file of a dump; NAME=FILE for cq-eval."""
+        out = self.path(f"{acts}-{name.replace('/', '-').replace(' ', '-')}.st")
+        subprocess.run([os.path.join(OUT, "cqctl"), "calibrate", self.path(acts + ".st"), *options,
+                        "--threads", "1", "-o", out], check=True, capture_output=True)
+        return f"{name}={out}"
+
+    def measure(self, folder, name, *options, recall=True):
+        """One cq-eval; its lines go to the output."""
+        more = [] if not options else ["--no-exact"]
+        more += ["--tasks", self.tasks, "--recall", RECALL, "--recall-readers", "attached"] \
+            if recall and os.path.exists(self.tasks) else []
+        out = cq("eval", folder, "--name", name, "--ids", self.ids, "--skip", SKIP, "--sequences",
+                 TEXT, "--length", 2048, "--first", 1024, *more, *options)
+        with open(self.output, "a", encoding="utf-8") as f:
+            f.write(out)
+        print(f"eval: {name} {' '.join(map(str, options))[:60]}", file=sys.stderr, flush=True)
+
+    def each(self, call, jobs):
+        """call(*job) for all jobs, JOBS at a time; the results in order."""
+        return [f.result() for f in [self.pool.submit(call, *job) for job in jobs]]
+
+    def run(self):
+        hard = self.path("hard")
+        cq("harden", self.model, hard)
+        self.each(self.dump, [("plain", self.model), ("hard", hard),
+                              ("turned", self.model, "--rotated")])
+        wanted = [("plain", n, o) for n, o in (CURVE | FISHER).items()] + \
+            [("hard", n, o) for n, o in CURVE.items()] + \
+            [("turned", "keys behind RoPE", CURVE["8c8b/8c8b"])]
+        files = dict(zip([w[:2] for w in wanted], self.each(self.calibrate, wanted)))
+        self.each(self.job, self.jobs(hard, files))
+        self.report(files["plain", "4c8b/4c8b"].partition("=")[2])
+        # with gradients, for the rows of a real cqd
+        os.replace(self.path("plain.st"), self.path("acts.st"))
+
+    def report(self, codec):
+        """Tables and plots."""
+        os.makedirs(self.plots, exist_ok=True)
+        figures = os.path.join(self.plots, "figures.json")
+        with open(figures, "w", encoding="utf-8") as f:
+            f.write(cq("figures", self.path("plain.st"), codec))
+        with open(os.path.join(self.plots, "tables.md"), "w", encoding="utf-8") as f:
+            f.write(cq("report", self.output, "--figures", figures, "--plots", self.plots))
+
+    def job(self, folder, name, options, recall):
+        self.measure(folder, name, *options, recall=recall)
+
+    def jobs(self, hard, files):
+        """(folder, name, options, with retrieval) of every cq-eval."""
+        both, one = ["--readers", "owner", "attached"], ["--readers", "attached"]
+        yield self.model, "small", [], True
+        for name in CURVE:
+            yield self.model, "small", ["--codec", files["plain", name], *both], True
+            yield hard, "small-hard", ["--codec", files["hard", name], *one], True
+        for spec in PEERS:
+            yield self.model, "small", ["--peer", spec, "--dump", self.path("plain.st"),
+                                        *both], True
+            yield hard, "small-hard", ["--peer", spec, "--dump", self.path("hard.st"),
+                                       *one], False
+        for name in FISHER:
+            yield self.model, "small", ["--codec", files["plain", name], *one, "--label",
+                                        "ablation"], False
+        yield self.model, "small", ["--codec", files["turned", "keys behind RoPE"], *one,
+                                    "--label", "ablation"], False
+        for spec in COUPLED:
+            yield self.model, "small", ["--peer", spec, "--dump", self.path("plain.st"), *one,
+                                        "--label", "ablation"], False
+        yield self.model, "small", ["--codec", files["plain", "8c8b/8c8b"], "--readers", "owner",
+                                    "--owner-windows", 0, 32, 128, "--label", "window"], False
+
+
+if __name__ == "__main__":
+    Suite(*sys.argv[1:5]).run()
