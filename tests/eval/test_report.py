@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from cq import ablate, coders, figures, report, tensors
 from small import cq, lines, path
-from tap import Skip
+from tap import Skip, refuses
 
 GEOMETRY = {"n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8}
 
@@ -66,6 +66,24 @@ def test_tables_and_plots_are_written():
     names = {f"quality-{n}.svg" for n in ("kl-mean", "kl-p99", "ppl-ratio", "retrieval",
                                           "sensitivity", "entropy")}
     assert set(os.listdir(path("plots"))) == names
+
+
+def test_tables_of_a_document_are_replaced():
+    with open(path("doc.md"), "w", encoding="utf-8") as f:
+        f.write("head\n<!-- begin ablations -->\nold\n<!-- end ablations -->\ntail\n")
+    found = report.parts(CURVES)
+    for _ in range(2):
+        report.put_into(path("doc.md"), found)
+    with open(path("doc.md"), encoding="utf-8") as f:
+        got = f.read()
+    assert got == "head\n<!-- begin ablations -->\n" + "\n".join(found["ablations"]) + \
+        "\n<!-- end ablations -->\ntail\n"
+    assert "| cq2 | attached |" in got
+    with open(path("doc.md"), "w", encoding="utf-8") as f:
+        f.write("<!-- begin ablations -->\n")
+    refuses("no <!-- end ablations -->", report.put_into, path("doc.md"), found)
+    status, _, said = cq("report", path("nowhere.json"))
+    assert status == 1 and "nowhere.json" in said
 
 
 def test_sensitivity_is_weighted_error():

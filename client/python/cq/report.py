@@ -91,10 +91,61 @@ def ablations(lines):
     """A table of what was measured apart."""
     out = ["| what | reader | window | KL mean | KL p99 |", "|---|---|---|---|---|"]
     for x in lines:
-        if x["options"].get("label") in APART:
+        if x["options"].get("label") in ("ablation", "window"):
             out.append(f"| {x['method']} | {x['reader']} | {x['options'].get('window', '')} | "
                        f"{x['kl_mean']:.5f} | {x['kl_p99']:.4f} |")
     return out
+
+
+def on_cqd(lines):
+    """A table of what workers on a real cqd lose."""
+    out = ["| coding | reader | positions | KL mean | KL p99 | same top token | perplexity |",
+           "|---|---|---|---|---|---|---|"]
+    for x in lines:
+        if x["options"].get("label") == "cqd":
+            out.append(f"| {x['method']} | {x['reader']} | {x['positions']} | "
+                       f"{x['kl_mean']:.5f} | {x['kl_p99']:.4f} | {x['top1']:.4f} | "
+                       f"{x['ppl']:.2f} |")
+    return out
+
+
+def parts(lines):
+    """name -> lines of Markdown: a table for each model and reader, and what follows."""
+    out = {}
+    for model in sorted({x["model"] for x in lines}):
+        for reader in sorted({x["reader"] for x in pick(lines, model=model)}):
+            out[f"{model}, {reader} reader"] = table(lines, reader, model)
+    return out | {"read off, attached reader": verdict(lines), "ablations": ablations(lines),
+                  "on a real cqd": on_cqd(lines)}
+
+
+def put_into(path, found):
+    """Replace the tables of a document, each between the comments that name it."""
+    with open(path, encoding="utf-8") as f:
+        text = f.read()
+    for name, rows in found.items():
+        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+        if begin not in text:
+            continue
+        head, _, rest = text.partition(begin)
+        if end not in rest:
+            raise ValueError(f"{path}: no {end}")
+        text = head + begin + "\n".join(rows) + "\n" + end + rest.partition(end)[2]
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(text)
+
+
+def draw(lines, figures, folder):
+    """The plots, where matplotlib is there."""
+    try:
+        from . import plot
+    except ImportError:
+        print("cq-report: no matplotlib, no plots", file=sys.stderr)
+        return
+    os.makedirs(folder, exist_ok=True)
+    plot.curves(lines, folder)
+    if figures:
+        plot.figures(load(figures), folder)
 
 
 def main(argv=None):
@@ -102,23 +153,20 @@ def main(argv=None):
     p.add_argument("lines", help="eval.json")
     p.add_argument("--figures", help="figures.json: sensitivity and entropy")
     p.add_argument("--plots", metavar="FOLDER", help="write plots there (needs matplotlib)")
+    p.add_argument("--into", metavar="DOCUMENT", help="replace the tables of this one")
     args = p.parse_args(argv)
-    lines = load(args.lines)
-    for model in sorted({x["model"] for x in lines}):
-        for reader in sorted({x["reader"] for x in lines if x["model"] == model}):
-            print(f"\n{model}, {reader}\n", *table(lines, reader, model), sep="\n")
-    print("\nread off, attached\n", *verdict(lines), sep="\n")
-    print("\nablations\n", *ablations(lines), sep="\n")
-    if args.plots:
-        try:
-            from . import plot
-        except ImportError:
-            print("cq-report: no matplotlib, no plots", file=sys.stderr)
-            return 0
-        os.makedirs(args.plots, exist_ok=True)
-        plot.curves(lines, args.plots)
-        if args.figures:
-            plot.figures(load(args.figures), args.plots)
+    try:
+        lines = load(args.lines)
+        found = parts(lines)
+        for name, rows in found.items():
+            print(f"{name}\n", *rows, "", sep="\n")
+        if args.plots:
+            draw(lines, args.figures, args.plots)
+        if args.into:
+            put_into(args.into, found)
+    except (KeyError, OSError, ValueError) as e:
+        print(f"cq-report: {e}", file=sys.stderr)
+        return 1
     return 0
 
 
