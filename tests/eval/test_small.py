@@ -78,7 +78,8 @@ def test_codec_is_the_one_of_libcq():
         book = raw["layers.2.k.codebook"].astype(np.float32)[1]
         book *= raw["layers.2.k.scale"][1].reshape(16, 1, 4)
         rows = np.float16(x).astype(np.float32).reshape(150, 16, 1, 4)
-        near = ((rows - book) ** 2).sum(-1).argmin(-1)
+        weight = raw.get("layers.2.k.metric", np.ones((2, 64), np.float32))[1]
+        near = ((rows - book) ** 2 * weight.reshape(16, 1, 4)).sum(-1).argmin(-1)
         want = book[np.arange(16), near].reshape(150, 64)
         assert (np.abs(got - want).max(-1) < 1e-6).mean() > 0.99     # ties apart
         refuses("rows of shape", c.encode, 0, 0, 0, x[:, :9])
