@@ -7,7 +7,7 @@ import subprocess
 
 import numpy as np
 import torch
-from cq import attention, coders, codec, dump, hard, models, peers, score, tensors
+from cq import attention, coders, codec, dump, hard, models, peers, score, tensors, turn
 from small import LM, OUT, calibrate, cq, heldout, lines, path
 from tap import refuses
 
@@ -156,6 +156,27 @@ def test_a_hard_model_has_the_same_logits():
     a, b = (tensors.read(path(f))[0]["layers.0.v"].astype(np.float32)[:, :256]
             for f in ("hard.st", "held.st"))
     assert np.allclose(a, b * v[:, None], atol=2e-2, rtol=1e-2)
+
+
+def test_turned_values_give_the_same_logits_and_code_better():
+    turn.make(LM, path("acts.st"), path("turned"))
+    model = models.load(path("turned"))
+    want = logits(models.load(LM), heldout(300), attention.Plain())
+    assert (logits(model, heldout(300), attention.Plain()) - want).abs().max() < 2e-3
+    ids = np.fromfile(os.path.join(LM, "calibration.u16"), "<u2", 1024).astype(np.int64)
+    dump.dump(path("turned"), ids, path("turned.st"), 256, 4)
+    share = []
+    for name, file in (("acts.st", "4c8b.st"), ("turned.st", None)):
+        acts, _ = tensors.read(path(name))
+        coder = coders.Cq(file and path(file) or calibrate(path(name), "t4.st", "4c8b", "4c8b"))
+        lost = 0
+        for layer in range(6):
+            x = torch.from_numpy(acts[f"layers.{layer}.v"].astype(np.float32))
+            g = torch.from_numpy(acts[f"layers.{layer}.v.fisher"].copy())
+            lost += ((coder.code(layer, "v", x[None])[0] - x) ** 2 * g).sum().item()
+        share.append(lost)
+    assert share[1] < 0.9 * share[0], share
+    refuses("of another model", turn.make, path("hard"), path("acts.st"), path("x"))
 
 
 def test_int_is_hurt_by_a_hard_model():

@@ -122,6 +122,7 @@ def parser():
     p.add_argument("--window", type=int, default=128, help="of the peers' owner")
     p.add_argument("--owner-windows", type=int, nargs="+", default=None, metavar="N",
                    help="windows of --codec's owner, instead of the files' own")
+    p.add_argument("--family", help="of --codec's lines, instead of cq")
     p.add_argument("--label", default="", help="goes into every line's options")
     p.add_argument("--tasks", help="module with recall(); without it no retrieval")
     p.add_argument("--recall", type=int, default=16, help="retrieval sequences")
@@ -143,6 +144,7 @@ def jobs(bench, args):
     for text in args.codec:
         name, _, path = text.rpartition("=")
         coder = coders.Cq(path, name or None)
+        coder.family = args.family or coder.family
         if (coder.codec.n_layers, coder.codec.n_kv_heads, coder.codec.head_dim) != tuple(
                 bench.model.geometry[k] for k in ("n_layers", "n_kv_heads", "head_dim")):
             raise models.ModelError(f"{path}: layers, kv heads or head_dim are not the model's")

@@ -63,21 +63,26 @@ def harden(weights, geometry, rope_dim, seed=1):
     return out
 
 
-def make(folder, out, seed=1):
-    """Write the hardened model of a folder as a folder of its own, in f32."""
-    model = models.load(folder)
-    if model.rope["rope"] != "half":
-        raise models.ModelError(f"{folder}: RoPE that turns channels i and i + d/2 is wanted")
+def rewrite(folder, out, change):
+    """Write the model of a folder as another one, in f32, with the weights (name -> f64
+    array) that change(weights) returns."""
     weights, meta = tensors.read(os.path.join(folder, "model.safetensors"))
-    weights = {k: np.asarray(v, np.float64) for k, v in weights.items()}
-    hard = harden(weights, model.geometry, int(model.rope["rope_dim"]), seed)
+    weights = change({k: np.asarray(v, np.float64) for k, v in weights.items()})
     os.makedirs(out, exist_ok=True)
-    shutil.copyfile(os.path.join(folder, "config.json"), os.path.join(out, "config.json"))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         if os.path.exists(os.path.join(folder, name)):
             shutil.copyfile(os.path.join(folder, name), os.path.join(out, name))
     tensors.write(os.path.join(out, "model.safetensors"),
-                  {k: v.astype(np.float32) for k, v in hard.items()}, meta)
+                  {k: v.astype(np.float32) for k, v in weights.items()}, meta)
+
+
+def make(folder, out, seed=1):
+    """Write the hardened model of a folder as a folder of its own."""
+    model = models.load(folder)
+    if model.rope["rope"] != "half":
+        raise models.ModelError(f"{folder}: RoPE that turns channels i and i + d/2 is wanted")
+    rewrite(folder, out, lambda weights: harden(weights, model.geometry,
+                                                int(model.rope["rope_dim"]), seed))
 
 
 def main(argv=None):
