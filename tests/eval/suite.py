@@ -83,12 +83,16 @@ class Suite:
         hard = self.path("hard")
         cq("harden", self.model, hard)
         self.each(self.dump, [("plain", self.model), ("hard", hard),
-                              ("turned", self.model, "--rotated")])
+                              ("rope", self.model, "--rotated")])
+        turned = self.path("turned")
+        cq("turn", self.model, self.path("plain.st"), turned)
+        self.dump("turned", turned)
         wanted = [("plain", n, o) for n, o in (CURVE | FISHER).items()] + \
             [("hard", n, o) for n, o in CURVE.items()] + \
-            [("turned", "keys behind RoPE", CURVE["8c8b/8c8b"])]
+            [("turned", n, o) for n, o in CURVE.items()] + \
+            [("rope", "keys behind RoPE", CURVE["8c8b/8c8b"])]
         files = dict(zip([w[:2] for w in wanted], self.each(self.calibrate, wanted)))
-        self.each(self.job, self.jobs(hard, files))
+        self.each(self.job, self.jobs(hard, turned, files))
         self.report(files["plain", "4c8b/4c8b"].partition("=")[2])
         # with gradients, for the rows of a real cqd
         os.replace(self.path("plain.st"), self.path("acts.st"))
@@ -105,12 +109,14 @@ class Suite:
     def job(self, folder, name, options, recall):
         self.measure(folder, name, *options, recall=recall)
 
-    def jobs(self, hard, files):
+    def jobs(self, hard, turned, files):
         """(folder, name, options, with retrieval) of every cq-eval."""
         both, one = ["--readers", "owner", "attached"], ["--readers", "attached"]
         yield self.model, "small", [], True
         for name in CURVE:
             yield self.model, "small", ["--codec", files["plain", name], *both], True
+            yield turned, "small", ["--family", "cq-turned", "--codec", files["turned", name],
+                                    *both], True
             yield hard, "small-hard", ["--codec", files["hard", name], *one], True
         for spec in PEERS:
             yield self.model, "small", ["--peer", spec, "--dump", self.path("plain.st"),
@@ -120,7 +126,7 @@ class Suite:
         for name in FISHER:
             yield self.model, "small", ["--codec", files["plain", name], *one, "--label",
                                         "ablation"], False
-        yield self.model, "small", ["--codec", files["turned", "keys behind RoPE"], *one,
+        yield self.model, "small", ["--codec", files["rope", "keys behind RoPE"], *one,
                                     "--label", "ablation"], False
         for spec in COUPLED:
             yield self.model, "small", ["--peer", spec, "--dump", self.path("plain.st"), *one,

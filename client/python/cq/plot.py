@@ -6,11 +6,11 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt     # noqa: E402
 
-from .report import PEERS, front, pick      # noqa: E402
+from .report import OURS, PEERS, front, pick      # noqa: E402
 
 FIELDS = {"kl_mean": "KL to fp16, mean (nats)", "kl_p99": "KL to fp16, 99th percentile",
           "ppl_ratio": "perplexity / fp16's", "retrieval": "recall at 1,500 tokens"}
-COLOURS = dict(zip(("cq",) + PEERS, ("black", "#d62728", "#1f77b4", "#2ca02c", "#9467bd",
+COLOURS = dict(zip(OURS + PEERS, ("black", "#7f7f7f", "#d62728", "#1f77b4", "#2ca02c", "#9467bd",
                                      "#ff7f0e")))
 
 plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "cq", "font.size": 9,
@@ -34,6 +34,8 @@ def curves(lines, folder):
     """One file for each figure: attached readers, all models side by side."""
     models = sorted({x["model"] for x in lines})
     for field, label in FIELDS.items():
+        if all(x[field] is None for x in pick(lines, reader="attached")):
+            continue
         fig, axes = plt.subplots(1, len(models), figsize=(4.5 * len(models), 3.4), squeeze=False,
                                  sharey=True)
         for ax, model in zip(axes[0], models):
@@ -42,12 +44,15 @@ def curves(lines, folder):
                 points = _points(mine, field)
                 if points:
                     ax.plot(*zip(*points), marker="o", ms=3, color=colour, label=family,
-                            lw=2 if family == "cq" else 1)
+                            lw=2 if family in OURS else 1)
             ax.set(title=f"{model}, attached reader", xlabel="effective bits per channel",
                    xlim=(1, 5))
             if field.startswith("kl"):
                 ax.set_yscale("log")
-            ax.legend(fontsize=7)
+            elif field == "ppl_ratio":
+                ax.set_ylim(0.98, 1.15)
+            if ax.lines:
+                ax.legend(fontsize=7)
         axes[0][0].set_ylabel(label)
         _save(fig, folder, f"quality-{field.replace('_', '-')}.svg")
 

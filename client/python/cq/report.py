@@ -8,6 +8,7 @@ import sys
 
 # what the plots and the comparison leave out
 APART = ("ablation", "window", "cqd")
+OURS = ("cq", "cq-turned")
 PEERS = ("int", "kivi", "hadamard", "turbo", "kvquant")
 
 
@@ -42,15 +43,18 @@ def read_off(points, bits):
 
 
 def compare(lines, model, bits, field, reader="attached"):
-    """(ours, the best peer's name and figure) at a size; None where no curve reaches."""
+    """(ours, the best peer's name and figure) at a size; None where no curve reaches.
+
+    ours: a figure for each family of OURS.
+    """
     mine = pick(lines, model=model, reader=reader)
     found = {}
-    for family in PEERS + ("cq",):
+    for family in PEERS + OURS:
         points = front([x for x in mine if x["family"] == family], field)
         value = read_off(points, bits)
         if value is not None:
             found[family] = value
-    ours = found.pop("cq", None)
+    ours = [found.pop(family, None) for family in OURS]
     best = min(found, key=found.get) if found else None
     return ours, best, found.get(best)
 
@@ -63,7 +67,7 @@ def table(lines, reader, model):
     """A Markdown table of one reader."""
     out = ["| coding | effective bits | KL mean | KL p99 | same top token | perplexity ratio | "
            "recall |", "|---|---|---|---|---|---|---|"]
-    order = {f: i for i, f in enumerate(("fp16", "fp8", "cq") + PEERS)}
+    order = {f: i for i, f in enumerate(("fp16", "fp8") + OURS + PEERS)}
     rows = sorted(pick(lines, reader=reader, model=model),
                   key=lambda x: (order.get(x["family"], 99), x["effective_bits"]))
     for x in rows:
@@ -76,14 +80,17 @@ def table(lines, reader, model):
 def verdict(lines):
     """What is asked of the codec, line by line."""
     models = sorted({x["model"] for x in lines})
-    out = ["| model | effective bits | figure | cq | best peer | ratio |", "|---|---|---|---|---|---|"]
+    out = ["| model | effective bits | figure | best peer | cq | ratio | cq-turned | ratio |",
+           "|---|---|---|---|---|---|---|---|"]
     for model in models:
         for bits in (2, 2.5, 3, 4):
             for field in ("kl_mean", "kl_p99"):
                 ours, name, best = compare(lines, model, bits, field)
-                ratio = ours / best if ours and best else None
-                out.append(f"| {model} | {bits} | {field} | {_number(ours, 5)} | "
-                           f"{_number(best, 5)} ({name}) | {_number(ratio, 2)} |")
+                row = f"| {model} | {bits} | {field} | {_number(best, 5)} ({name}) |"
+                for value in ours:
+                    ratio = value / best if value and best else None
+                    row += f" {_number(value, 5)} | {_number(ratio, 2)} |"
+                out.append(row)
     return out
 
 
