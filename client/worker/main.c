@@ -46,6 +46,7 @@ static const struct option_def {
 	{ "socket", TEXT, O(socket), SHARED, 0,
 	  "PATH  cqd's socket ($CQ_SOCKET, /run/cq/cqd.sock)" },
 	{ "model", TEXT, O(model), SHARED, SHARED & ~VERIFY, "NAME  as loaded with cqctl" },
+	{ "gpu", TEXT, O(gpu), SHARED, 0, "UUID  attend on that GPU, --reference excepted" },
 	{ "name", TEXT, O(name), SHARED, 0, "NAME  shown by cqctl (cq-worker)" },
 	{ "out", TEXT, O(out), TOKENIZE | DUMP, TOKENIZE | DUMP, "FILE  to write" },
 	{ "limit", COUNT, O(limit), TOKENIZE, 0, "N  tokens at most, and at least" },

@@ -229,7 +229,7 @@ static int score_all(struct score *sc, const struct wk_opts *o)
 				o->ids, sc->n_text, o->sequences, o->length, o->skip);
 	ret = score_alloc(sc, o);
 	if (!ret)
-		ret = wk_shared_open(&sc->ref, sc->s.ctx, o->reference, sc->s.cfg,
+		ret = wk_shared_open(&sc->ref, sc->s.ctx, o->reference, NULL, sc->s.cfg,
 				     o->chunk);
 	for (i = 0; i < o->sequences && !ret; i++)
 		ret = continuation(sc, o, o->skip + i * o->length);

@@ -36,7 +36,7 @@ int wk_session_open(struct wk_session *s, const struct wk_opts *o)
 	ret = cq_open(&open, &s->ctx);
 	if (ret)
 		return wk_cq_error(ret, "open");
-	return wk_shared_open(&s->sh, s->ctx, o->model, s->cfg, o->chunk);
+	return wk_shared_open(&s->sh, s->ctx, o->model, o->gpu, s->cfg, o->chunk);
 }
 
 void wk_session_close(struct wk_session *s)

@@ -2,7 +2,8 @@
 /*
  * The cache that cqd shares, through cq.h: how an engine uses libcq. Queries,
  * keys and values are views into the engine's own buffers; nothing is copied
- * or transposed for the library.
+ * or transposed for the library. With a GPU the buffers are there, and this
+ * engine, which computes all else on the host, copies them (device.c).
  */
 #include <errno.h>
 #include <poll.h>
@@ -54,10 +55,8 @@ static struct cq_view view(float *data, size_t stride, size_t head_dim)
 	};
 }
 
-static int shared_attend(struct wk_cache *cache, uint32_t layer,
-			 const struct wk_rows *rows)
+static int attend(struct wk_shared *sh, uint32_t layer, const struct wk_rows *rows)
 {
-	struct wk_shared *sh = to_shared(cache);
 	size_t d = sh->cfg->head_dim;
 	struct cq_view q = view(rows->q, rows->stride, d);
 	struct cq_view k = view(rows->k, rows->stride, d);
@@ -70,6 +69,23 @@ static int shared_attend(struct wk_cache *cache, uint32_t layer,
 		return wk_cq_error(ret, "append");
 	ret = cq_attention(sh->batch, layer, &q, &o, NULL);
 	return ret ? wk_cq_error(ret, "attention") : 0;
+}
+
+static int shared_attend(struct wk_cache *cache, uint32_t layer,
+			 const struct wk_rows *rows)
+{
+	struct wk_shared *sh = to_shared(cache);
+	struct wk_rows on;
+	int ret;
+
+	if (!sh->dev)
+		return attend(sh, layer, rows);
+	ret = wk_device_in(sh->dev, rows, &on);
+	if (!ret)
+		ret = attend(sh, layer, &on);
+	if (ret)
+		return ret;
+	return wk_device_out(sh->dev, rows->o, rows->n * sh->cfg->n_heads * sh->cfg->head_dim);
 }
 
 static int shared_commit(struct wk_cache *cache, const uint32_t *ids, size_t n)
@@ -96,7 +112,7 @@ static const struct wk_cache_ops shared_ops = {
 	.length = shared_length,
 };
 
-int wk_shared_open(struct wk_shared *sh, struct cq_ctx *ctx, const char *name,
+int wk_shared_open(struct wk_shared *sh, struct cq_ctx *ctx, const char *name, const char *gpu,
 		   const struct wk_config *cfg, size_t max_rows)
 {
 	struct cq_model_info info = { .sz = sizeof(info) };
@@ -110,9 +126,18 @@ int wk_shared_open(struct wk_shared *sh, struct cq_ctx *ctx, const char *name,
 	sh->cache.ops = &shared_ops;
 	sh->cfg = cfg;
 	sh->ctx = ctx;
+	if (gpu) {
+		ret = wk_device_new(gpu, cfg, max_rows, &sh->dev);
+		if (ret)
+			return ret;
+		opts.gpu = gpu;
+		opts.stream = wk_device_stream(sh->dev);
+	}
 	ret = cq_model_open(ctx, name, &opts, &sh->model);
-	if (ret)
-		return wk_cq_error(ret, name);
+	if (ret) {
+		wk_cq_error(ret, name);
+		goto err;
+	}
 	ret = cq_model_get_info(sh->model, &info);
 	if (!ret && (info.n_layers != cfg->n_layers || info.n_heads != cfg->n_heads ||
 		     info.n_kv_heads != cfg->n_kv_heads ||
@@ -141,8 +166,10 @@ void wk_shared_close(struct wk_shared *sh)
 		cq_batch_free(sh->batch);
 	if (sh->model)
 		cq_model_close(sh->model);
+	wk_device_free(sh->dev);
 	sh->batch = NULL;
 	sh->model = NULL;
+	sh->dev = NULL;
 }
 
 int wk_shared_start(struct wk_shared *sh, const uint32_t *ids, size_t n,

@@ -165,7 +165,7 @@ static int verify_with(const struct wk_opts *o, struct wk_lm *lm,
 	ret = cq_open(&open, &ctx);
 	if (ret)
 		return wk_cq_error(ret, "open");
-	ret = wk_shared_open(&sh, ctx, o->model, wk_lm_config(lm), o->chunk);
+	ret = wk_shared_open(&sh, ctx, o->model, o->gpu, wk_lm_config(lm), o->chunk);
 	if (!ret)
 		ret = wk_shared_start(&sh, NULL, 0, CQ_SEQ_NOMATCH | CQ_SEQ_PRIVATE,
 				      &matched);

@@ -2,7 +2,7 @@
 /*
  * cq-worker, the reference worker: a small language model whose key/value
  * cache is libcq's. Of this project it uses cq.h alone, as an inference engine
- * outside the tree would.
+ * outside the tree would, and the loader of the GPU's driver (device.c).
  *
  * It is a program: the function that meets an error prints its sentence once
  * (wk_error()) and returns -errno, which callers pass on.
@@ -206,6 +206,18 @@ struct wk_cache *wk_local_cache(struct wk_local *local);
 void wk_local_reset(struct wk_local *local);
 void wk_local_tap(struct wk_local *local, wk_tap_fn *fn, void *arg);
 
+/* Rows on a GPU (device.c). */
+struct wk_device;
+/* @max_rows: rows at once; @uuid: of the GPU. 0; -ENODEV; -ENOMEM; -EIO. */
+int wk_device_new(const char *uuid, const struct wk_config *cfg, size_t max_rows,
+		  struct wk_device **out);
+void wk_device_free(struct wk_device *dv);	/* accepts NULL */
+void *wk_device_stream(const struct wk_device *dv);
+/* Copy queries, keys and values over; @on: the same rows, on the device. */
+int wk_device_in(struct wk_device *dv, const struct wk_rows *rows, struct wk_rows *on);
+/* Copy @n floats of results back to @o, and wait for all. */
+int wk_device_out(struct wk_device *dv, float *o, size_t n);
+
 /* libcq's (shared.c). */
 struct cq_ctx;
 struct cq_model;
@@ -214,9 +226,11 @@ struct cq_batch;
 
 /**
  * struct wk_shared - a model of cqd and one sequence at a time
+ * @dev: NULL: in the host's memory
  */
 struct wk_shared {
 	struct wk_cache cache;
+	struct wk_device *dev;
 	const struct wk_config *cfg;
 	struct cq_ctx *ctx;		/* not owned */
 	struct cq_model *model;
@@ -224,8 +238,8 @@ struct wk_shared {
 	struct cq_seq *seq;
 };
 
-/* Open model @name and check that it fits @cfg. */
-int wk_shared_open(struct wk_shared *sh, struct cq_ctx *ctx, const char *name,
+/* Open model @name and check that it fits @cfg. @gpu: UUID; NULL: the host. */
+int wk_shared_open(struct wk_shared *sh, struct cq_ctx *ctx, const char *name, const char *gpu,
 		   const struct wk_config *cfg, size_t max_rows);
 void wk_shared_close(struct wk_shared *sh);
 /* Start the sequence @ids; @flags: CQ_SEQ_*. @matched: tokens found. */
@@ -259,7 +273,7 @@ size_t wk_argmax(const float *x, size_t n);
  * struct wk_opts - the command line
  */
 struct wk_opts {
-	const char *lm, *socket, *model, *reference, *name;
+	const char *lm, *socket, *model, *gpu, *reference, *name;
 	const char *ids, *prefix, *ask, *out, *kl;
 	const char *publish, *attach;
 	uint64_t sequences, length, skip, generate, repeat, limit, pace;
