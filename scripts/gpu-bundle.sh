@@ -25,6 +25,7 @@ for file; do
 	*.txt) cp "$file" "$dir/kernels/"; continue ;;
 	*.a) continue ;;
 	esac
+	[ "${file#/}" != "$file" ] || file=$top/$file
 	to=$dir/${file#"$O"/}
 	mkdir -p "${to%/*}"
 	"${OBJCOPY:-objcopy}" --strip-debug "$file" "$to"
@@ -63,7 +64,12 @@ done
 
 # --- the rest ---
 
-cp "$top"/scripts/gpu-{check.sh,bench.sh,bench.awk,baselines.py} "$dir/scripts/"
+cp "$top"/scripts/{gpu-check.sh,gpu-bench.sh,gpu-bench.awk,gpu-baselines.py,demo.sh,demo-lib.sh} "$dir/scripts/"
+mv "$dir/tests/gpu/cq-worker" "$dir/cq-worker"
+mkdir -p "$dir/client/worker/lm" "$dir/Documentation"
+cp "$top"/client/worker/lm/{config.json,merges.json,model.safetensors,calibration.u16,heldout.u16} \
+	"$dir/client/worker/lm/"
+cp "$top"/Documentation/{formats,protocol}.md "$dir/Documentation/"
 cp "$top/systemd/cqd.service" "$dir/systemd/"
 cp "$top/scripts/gpu-run.sh" "$dir/run"
 cp "$top/LICENSE" "$dir/"
