@@ -17,6 +17,8 @@
 static struct {
 	char dir[280], sock[300], conf[300];
 	pid_t pid;
+	bool managed;	/* it finds the NOTIFY_SOCKET of the environment */
+	int log;	/* its stderr, if not 0 */
 } hold;
 
 /* An answer of any length. */
@@ -88,7 +90,10 @@ static inline void hold_start(void)
 	ASSERT_SYS(hold.pid);
 	if (!hold.pid) {
 		sys_become(SYS_CQD_UID);
-		unsetenv("NOTIFY_SOCKET");
+		if (!hold.managed)
+			unsetenv("NOTIFY_SOCKET");
+		if (hold.log && dup2(hold.log, STDERR_FILENO) < 0)
+			_exit(127);
 		execl(prog, "cq-holder", "-c", hold.conf, "g0", (char *)NULL);
 		_exit(127);
 	}

@@ -296,6 +296,75 @@ TEST(handles)
 	hold_stop();
 }
 
+/* What the service manager was told last. */
+static void told(int fd, const char *want)
+{
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+	char text[200];
+	ssize_t n;
+
+	ASSERT_EQ(poll(&p, 1, SYS_DEADLINE), 1);
+	n = recv(fd, text, sizeof(text) - 1, 0);
+	ASSERT_GT(n, 0);
+	text[n] = '\0';
+	ASSERT_STREQ(text, want);
+}
+
+static int manager(void)
+{
+	struct sockaddr_un sa = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	ASSERT_SYS(fd);
+	snprintf(sa.sun_path, sizeof(sa.sun_path), "%.90s/notify", test_dir());
+	ASSERT_SYS(bind(fd, (struct sockaddr *)&sa, sizeof(sa)));
+	ASSERT_SYS(chmod(sa.sun_path, 0666));
+	ASSERT_SYS(setenv("NOTIFY_SOCKET", sa.sun_path, 1));
+	return fd;
+}
+
+/*
+ * Stopped with memory: it ends at once, since only its end frees what cqd may never give
+ * back, says how much goes with it, and who has it open reads on.
+ */
+TEST(stopped_with_memory)
+{
+	uint8_t handle[CQP_HOLDER_HANDLE];
+	struct sys_peer r, w;
+	char log[2000];
+	ssize_t n;
+	int fd, notify;
+
+	hold_setup();
+	notify = manager();
+	hold.managed = true;
+	hold.log = memfd_create("log", MFD_CLOEXEC);
+	hold_start();
+	sys_become(SYS_CQD_UID);
+	told(notify, "READY=1");
+	fd = hold_open(&got);
+	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got));
+	memcpy(handle, got.block[0].handle, sizeof(handle));
+	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 2, BYTES, &got));
+	sys_spawn(&r, SYS_CQD_UID, reader, handle);
+	sys_hear(r.fd, 'o');
+	sys_spawn(&w, SYS_CQD_UID, writer, handle);
+	sys_join(&w);
+	hold_stop();
+	told(notify, "STOPPING=1");
+	sys_say(r.fd, 'w');
+	sys_hear(r.fd, 'r');
+	sys_say(r.fd, 'e');
+	sys_join(&r);
+	n = pread(hold.log, log, sizeof(log) - 1, 0);
+	ASSERT_GT(n, 0);
+	log[n] = '\0';
+	ASSERT_STRHAS(log, "<4>[gpu g0] ends with 2 blocks, 8 MiB: the pages in them are lost");
+	close(fd);
+	close(notify);
+	close(hold.log);
+}
+
 /* A context that is lost is the end: a new process can go on. */
 TEST(context_lost)
 {
