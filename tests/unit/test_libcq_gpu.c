@@ -95,6 +95,62 @@ TEST(scaling_and_interleaved_pairs)
 	rig_stop(&r);
 }
 
+/* --- two GPUs in one worker --- */
+
+#define GPU_UUID_1 "GPU-c9e00000-6661-6b65-8000-646576696301"
+
+/* The test's calls and buffers are those of the other device from now on. */
+static void other_gpu(void)
+{
+	static typeof(gpu) away = { .dev = 1 };
+	typeof(gpu) was = gpu;
+
+	gpu = away;
+	away = was;
+	gpu_start();
+	CU(cuCtxSetCurrent(gpu.ctx));
+}
+
+/* A model on each, in one context: pages of one are not found on the other. */
+TEST_LIMIT(two_gpus, 60)
+{
+	struct cq_model_opts o = { .sz = sizeof(o), .gpu = GPU_UUID_1,
+				   .arena_bytes = 32 * rig_block(&small) };
+	struct worker w, v, h;
+	struct cq_seq *a, *b;
+
+	gpu_env();
+	ASSERT_SYS(setenv("CQ_EMU_DEVICES", "2", 1));
+	rig_ids(ids, 5000, 1);
+	rig_start(&r, &small, GPU_CONF "[gpu g1]\nuuid = " GPU_UUID_1 "\npool_bytes = 64M\n");
+	worker_open(&h, &small, r.sock, 0, 32);
+	worker_gpu_open(&w, &small, r.sock, 0, 32);
+	other_gpu();
+	v = w;
+	o.stream = gpu.stream;
+	CQ_OK(cq_model_open(v.ctx, "toy", &o, &v.model));
+	ASSERT_EQ(v.model->device, 1);
+	other_gpu();
+	both(&w, &h, 200, 2);
+	a = worker_seq(&w, ids, 200);
+	b = worker_seq(&v, ids, 200);
+	ASSERT_EQ(cq_seq_length(a), 192);
+	ASSERT_EQ(cq_seq_length(b), 0);
+	cq_seq_close(b);
+	other_gpu();
+	both(&v, &h, 200, 2);
+	other_gpu();
+	gpu_grow(&w, a, ids, 300);
+	CQ_OK(cq_seal(a, 5000));
+	other_gpu();
+	b = worker_seq(&v, ids, 300);
+	ASSERT_EQ(cq_seq_length(b), 192);
+	gpu_grow(&v, b, ids, 300);
+	cq_close(v.ctx);
+	cq_close(h.ctx);
+	rig_stop(&r);
+}
+
 /* --- several processes --- */
 
 struct peer {

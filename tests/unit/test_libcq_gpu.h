@@ -19,9 +19,10 @@
 		FAIL("%s: %s", #call, cqk_cuda_text(_res, _text));		\
 } while (0)
 
-/* This process's own use of the device: rows to and from it. */
+/* This process's own use of device @dev: rows to and from it. */
 static struct {
 	const struct cqk_cuda *cu;
+	int dev;
 	struct cqcu_ctx *ctx;
 	struct cqcu_stream *stream;
 	cqcu_ptr k, v, q, o, lse;
@@ -47,7 +48,7 @@ static inline void gpu_start(void)
 		return;
 	if (cqk_cuda_get(&gpu.cu, &err))
 		FAIL("%s", err.text);
-	CU(cuDevicePrimaryCtxRetain(&gpu.ctx, 0));
+	CU(cuDevicePrimaryCtxRetain(&gpu.ctx, gpu.dev));
 	CU(cuCtxSetCurrent(gpu.ctx));
 	CU(cuStreamCreate(&gpu.stream, CQCU_STREAM_NON_BLOCKING));
 	CU(cuMemAlloc(&gpu.k, GPU_ROWS));
@@ -133,7 +134,7 @@ static inline int attend(const struct worker *w, struct cq_batch *b, struct cq_s
 			 const uint32_t *ids, uint32_t rows, bool on_gpu, float *out, float *lse)
 {
 	size_t n = (size_t)rows * w->m.heads * w->m.dim, i, len = cq_seq_length(seq);
-	struct cq_attn_opts o = { .sz = sizeof(o), .device = on_gpu ? 0 : CQ_DEVICE_HOST };
+	struct cq_attn_opts o = { .sz = sizeof(o), .device = on_gpu ? gpu.dev : CQ_DEVICE_HOST };
 	struct cq_view qv, ov;
 	float *q = malloc(n * 4);
 	uint32_t l = w->m.layers - 1;
