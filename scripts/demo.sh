@@ -7,7 +7,8 @@
 #
 # Calibrates, starts cqd in a temporary folder, lets worker A publish a prefix
 # and B and C attach to it, kills B, measures, checks the figures, and writes
-# $O/demo.json, with --gpu demo-gpu.json. Runs beside a system cqd and leaves no process and no file.
+# $O/demo.json, with --gpu demo-gpu.json. Runs beside a system cqd and leaves no process
+# and no file.
 # As root cqd and the workers run under two uids of their own, else all under
 # the caller's. Exit status: 0, or 1 when a figure is not met or a step failed.
 #

@@ -2,7 +2,7 @@
 /*
  * cq-worker, the reference worker: a small language model whose key/value
  * cache is libcq's. Of this project it uses cq.h alone, as an inference engine
- * outside the tree would, and the loader of the GPU's driver (device.c).
+ * outside the tree would.
  *
  * It is a program: the function that meets an error prints its sentence once
  * (wk_error()) and returns -errno, which callers pass on.

@@ -33,7 +33,8 @@ static void same_rows(const struct worker *w, struct cq_seq *a, const struct wor
 	ASSERT_EQ(cq_seq_length(b), n);
 	for (l = 0; l < w->m.layers; l++)
 		for (what = 0; what < 2; what++) {
-			float *x = worker_read(w, a, l, n, what), *y = worker_read(h, b, l, n, what);
+			float *x = worker_read(w, a, l, n, what);
+			float *y = worker_read(h, b, l, n, what);
 
 			ASSERT_MEMEQ(x, y, bytes);
 			free(x);
