@@ -19,9 +19,9 @@
 #include "kernels/safetensors.h"
 #include "tests/bench/times.h"
 
-#define N_KV 8
-#define D 128
-#define TOKENS 32768
+#define N_KV 8u
+#define D 128u
+#define TOKENS 32768u
 #define SOURCES 24
 #define MAX_BENCH_LAYERS 8
 
