@@ -33,6 +33,17 @@ configured() {
 			uninstall && [ "$(find "$dir/local" ! -type d)" = "$dir/local$file" ]
 }
 
+# With torch or without, but never without the package itself
+python_tools() {
+	local tool
+
+	for tool in cq-dump cq-turn cq-eval; do
+		PYTHON=/usr/bin/python3 "$dir/root/usr/bin/$tool" --help >"$dir/said" 2>&1 ||
+			grep 'python3-torch' "$dir/said" || return
+		grep "^usage: $tool\\|python3-torch" "$dir/said" || return
+	done
+}
+
 compile_it() {
 	# shellcheck disable=SC2046 # flags are words
 	${CC:-cc} -Wall -Wextra -Werror ${SANITIZE:+-fsanitize=$SANITIZE} -o "$dir/example" \
@@ -62,10 +73,11 @@ in_readme() {
 		diff - <(sed 1d "$top/Documentation/example.c")
 }
 
-plan 10
+plan 11
 ok "a folder with a space in its name is refused" space
 ok "make install" install_it
 ok "the configuration is where cqd looks; it alone stays" configured
+ok "installed Python programs find their package" python_tools
 ok "the example compiles with pkg-config" compile_it
 ok "it has 40 lines beside the licence" short_one
 ok "the README shows it" in_readme

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: MIT
 """python3 -m cq dump|eval|figures|harden|report|turn ..."""
+import importlib
 import sys
 
-from . import dump, evaluate, figures, hard, report, turn
-
-COMMANDS = {"dump": dump.main, "eval": evaluate.main, "harden": hard.main,
-            "figures": figures.main, "report": report.main,
-            "turn": turn.main}
+COMMANDS = {"dump": "dump", "eval": "evaluate", "figures": "figures", "harden": "hard",
+            "report": "report", "turn": "turn"}
 
 if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
     print(f"usage: python3 -m cq {'|'.join(COMMANDS)} ...", file=sys.stderr)
     sys.exit(2)
-sys.exit(COMMANDS[sys.argv[1]](sys.argv[2:]))
+try:
+    command = importlib.import_module("." + COMMANDS[sys.argv[1]], __package__)
+except ModuleNotFoundError as e:
+    print(f"cq-{sys.argv[1]}: {sys.executable} has no {e.name}; python3-torch brings torch and "
+          f"numpy, PYTHON= names another interpreter", file=sys.stderr)
+    sys.exit(1)
+sys.exit(command.main(sys.argv[2:]))
