@@ -181,13 +181,14 @@ static int part_bring(const struct cq_model *model, struct cq_pg *pg, const stru
 	struct cqc_gpu *g = model->gpu;
 	uint8_t *codes = calloc(1, ALIGN_UP(m->payload, 8) + m->sink_payload);
 	uint16_t *f16 = malloc(m->f16_block);
-	uint8_t *sinks = codes + ALIGN_UP(m->payload, 8);
+	uint8_t *sinks;
 	int ret = 0;
 
 	if (!codes || !f16) {
 		ret = cqc_fail(-ENOMEM, "out of memory for a page");
 		goto out;
 	}
+	sinks = codes + ALIGN_UP(m->payload, 8);
 	if (p->codes)
 		memcpy(codes, p->codes, m->payload);
 	if (p->f16) {

@@ -76,8 +76,11 @@ static int driver_load(struct calls *cu)
 	size_t i;
 
 	fn = lib ? dlsym(lib, "cuGetProcAddress_v2") : NULL;
-	if (!fn)
+	if (!fn) {
+		if (lib)
+			dlclose(lib);
 		return wk_error(-ENODEV, "GPU: no CUDA driver, or one older than 12.0");
+	}
 	memcpy(&get, &fn, sizeof(get));
 	for (i = 0; i < sizeof(want) / sizeof(want[0]); i++) {
 		if (get(want[i].name, &fn, want[i].version, 0, &status) || !fn)
