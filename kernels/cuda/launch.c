@@ -19,9 +19,11 @@ enum kernel {
 
 /* Of the kernels of attn_few.cu: head_dim, then channels of a unit of K and of V. */
 #define FEW_AT(d, ku, vu) (K_FEW + ((d) > 64) * 4 + ((ku) > 2) * 2 + ((vu) > 2))
-#define FEW(d, ku, vu) [FEW_AT(d, ku, vu)] = { \
-	"cqk_attn_few_d" #d "_k" #ku "v" #vu, CQKD_FEW_SHARED(d, d / ku + d / vu), \
-	CQKD_FEW_WARPS * 32 }
+#define FEW(d, ku, vu)								\
+	[FEW_AT(d, ku, vu)] = {							\
+		"cqk_attn_few_d" #d "_k" #ku "v" #vu,				\
+		CQKD_FEW_SHARED(d, d / ku + d / vu), CQKD_FEW_WARPS * 32,	\
+	}
 
 static const struct {
 	const char *name;

@@ -617,13 +617,12 @@ static void count_calls(const struct worker *w)
 /* As gpu_grow(), but waits for slots. */
 static void gpu_grow_wait(const struct worker *w, struct cq_seq *seq, size_t to)
 {
-	int ret, i;
+	int ret = -ENOBUFS, i;
 
-	for (i = 0; i < 1000; i++) {
+	for (i = 0; i < 1000 && ret == -ENOBUFS; i++) {
 		ret = gpu_try_grow(w, seq, ids, to, 64);
-		if (ret != -ENOBUFS)
-			break;
-		usleep(5000);
+		if (ret == -ENOBUFS)
+			usleep(5000);
 	}
 	CQ_OK(ret);
 }
