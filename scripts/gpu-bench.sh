@@ -12,37 +12,13 @@
 # In the environment: GPU_SECONDS (480) for everything; GPU_MIB, memory to use instead of
 # what is free; GPU_SHAPE, only one; GPU_PYTHON, a Python with PyTorch or FlashInfer;
 # CQ_RUN, words before each program of ours, and CQ_COMMIT, both of a bundle.
-set -u
-export LC_ALL=C
-top=$(cd "$(dirname "$0")/.." && pwd)
-O=${O:-$top/build}
-emulated='' record=''
-read -ra run <<<"${CQ_RUN:-}"
-began=$SECONDS budget=${GPU_SECONDS:-480}
-
-case "$*" in
-'') ;;
---emulated) emulated=1 ;;
---record) record=1 ;;
-*)
-	echo "usage: gpu-bench.sh [--emulated | --record]" >&2
-	exit 2
-	;;
-esac
-
-commit=${CQ_COMMIT:-}
-if [ -z "$commit" ]; then
-	commit=$(git -C "$top" -c safe.directory='*' rev-parse --short=12 HEAD 2>/dev/null)
-	[ -z "$commit" ] || git -C "$top" -c safe.directory='*' diff --quiet HEAD 2>/dev/null ||
-		commit=$commit+
-fi
-args=(--commit "$commit" ${GPU_MIB:+--size "$GPU_MIB"} ${GPU_SHAPE:+--only "$GPU_SHAPE"})
+# shellcheck source=scripts/gpu-lib.sh
+. "$(dirname "$0")/gpu-lib.sh"
+budget=${GPU_SECONDS:-480}
+args+=(${GPU_MIB:+--size "$GPU_MIB"} ${GPU_SHAPE:+--only "$GPU_SHAPE"})
 out=$O/gpu-bench.json
 if [ -n "$emulated" ]; then
 	out=$O/gpu-bench-emulated.json
-	export LD_LIBRARY_PATH=$O/tests/emu${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-	export CQ_EMU_STATE=bench$$
-	args+=(--emulated)
 else
 	# What others' fp16 kernels take here, where they are installed.
 	python=${GPU_PYTHON:-$(command -v python3)}

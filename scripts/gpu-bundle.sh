@@ -64,7 +64,7 @@ done
 
 # --- the rest ---
 
-cp "$top"/scripts/{gpu-{check,bench},demo,demo-lib}.sh "$top"/scripts/gpu-{bench.awk,baselines.py} \
+cp "$top"/scripts/{gpu-{check,bench,lib},demo,demo-lib}.sh "$top"/scripts/gpu-{bench.awk,baselines.py} \
 	"$dir/scripts/"
 mv "$dir/tests/gpu/cq-worker" "$dir/cq-worker"
 mkdir -p "$dir/client/worker/lm" "$dir/Documentation"

@@ -14,38 +14,13 @@
 # first; GPU_SECONDS (450) for everything; GPU_PARTS="kernels sanitizer hardening demo", what
 # beside sharing; COMPUTE_SANITIZER, where that is; CQ_RUN, words before each program of
 # ours, and CQ_COMMIT, both of a bundle.
-set -u
-export LC_ALL=C
-top=$(cd "$(dirname "$0")/.." && pwd)
-O=${O:-$top/build}
-emulated='' record=''
-began=$SECONDS budget=${GPU_SECONDS:-450}
-read -ra run <<<"${CQ_RUN:-}"
+# shellcheck source=scripts/gpu-lib.sh
+. "$(dirname "$0")/gpu-lib.sh"
+budget=${GPU_SECONDS:-450}
 
-case "$*" in
-'') ;;
---emulated) emulated=1 ;;
---record) record=1 ;;
-*)
-	echo "usage: gpu-check.sh [--emulated | --record]" >&2
-	exit 2
-	;;
-esac
-
-commit=${CQ_COMMIT:-}
-if [ -z "$commit" ]; then
-	commit=$(git -C "$top" -c safe.directory='*' rev-parse --short=12 HEAD 2>/dev/null)
-	[ -z "$commit" ] || git -C "$top" -c safe.directory='*' diff --quiet HEAD 2>/dev/null ||
-		commit=$commit+
-fi
-
-args=(--commit "$commit")
 if [ -n "$emulated" ]; then
 	out=$O/gpu-emulated.json
-	# One state for all processes of this run, and for no others.
-	export LD_LIBRARY_PATH=$O/tests/emu${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-	export CQ_EMU_STATE=check$$
-	args+=(--emulated --size "${GPU_MIB:-64}")
+	args+=(--size "${GPU_MIB:-64}")
 else
 	out=$O/gpu.json
 	args+=(--size "${GPU_MIB:-1024}")
