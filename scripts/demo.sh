@@ -34,6 +34,7 @@ continuations=8
 learn=(--sequences 8 --length 2048)
 written=200 answered=96	# tokens of A and B, and of C
 repeat=15 measured=64	# of the bench: times, tokens
+pace=25		# ms at least for a token of B and C
 gpu=${CQ_DEMO_GPU:-}
 small=
 noshare=()
@@ -55,7 +56,7 @@ figures=$build/demo${gpu:+-gpu}.json
 if [ -n "$small" ]; then
 	prefix_tokens=256 positions=24 continuations=1
 	learn=(--sequences 2 --length 1024)
-	written=24 answered=24 repeat=3 measured=4
+	written=24 answered=24 repeat=3 measured=4 pace=80
 fi
 [ "${CQ_DEMO_NOSHARE:-0}" = 0 ] || noshare=(--nomatch)
 ask_b=$'\n\nWhich process owns the memory of a page?\n'
@@ -102,8 +103,8 @@ wait_end C-alone 60
 say "  $(excerpt C-alone)"
 
 say "B and C attach at the same time; each adds its own question"
-start_worker B --seed 2 --ask "$ask_b" --generate "$written" --pace 25 "${noshare[@]}"
-start_worker C --seed 3 --ask "$ask_c" --generate "$answered" --pace 25 --hold "${noshare[@]}"
+start_worker B --seed 2 --ask "$ask_b" --generate "$written" --pace "$pace" "${noshare[@]}"
+start_worker C --seed 3 --ask "$ask_c" --generate "$answered" --pace "$pace" --hold "${noshare[@]}"
 wait_line B first 60
 wait_line C first 60
 say "  B matched $(num B.json matched), C matched $(num C.json matched) tokens; cqctl status:"
