@@ -18,7 +18,7 @@ build='gcc libc6-dev binutils pkg-config libuv1-dev libprotobuf-c-dev
 protobuf-c-compiler libsystemd-dev libxxhash-dev libssl-dev libinih-dev
 libjansson-dev libopenblas-dev libsimde-dev'
 
-check='systemd systemd-container dbus procps strace bats perl python3 git
+check='systemd systemd-container dbus procps strace time bats perl python3 git
 clang clang-tidy llvm libclang-rt-14-dev cppcheck sparse codespell shellcheck
 mandoc linux-kbuild-6.1 g++ valgrind'
 

@@ -81,6 +81,7 @@ TEST(tells_what_the_file_holds)
 	ASSERT_STREQ(part.name, "fp16");
 	cqk_model_free(m);
 	cq_codec_close(codec);
+	free(im.buf);
 }
 
 /* Codes and values are those of the portable kernels, block by block. */
@@ -114,6 +115,7 @@ static void same_as_kernels(uint32_t dtype)
 	}
 	cqk_model_free(m);
 	cq_codec_close(codec);
+	free(im.buf);
 }
 
 TEST(codes_f32_as_the_kernels_do)
@@ -141,6 +143,7 @@ TEST(fp16_rounds_and_nothing_else)
 	for (i = 0; i < TOKENS * D; i++)
 		ASSERT(got[i] == cqk_f16_to_f32(cqk_f32_to_f16(x[i])));
 	cq_codec_close(codec);
+	free(im.buf);
 }
 
 /* Keys of a model with interleaved pairs come and go in its own order. */
@@ -168,6 +171,7 @@ TEST(keys_are_in_the_models_order)
 	memcpy(&first, codes + 2, 2);
 	ASSERT(cqk_f16_to_f32(first) == 1);
 	cq_codec_close(codec);
+	free(im.buf);
 }
 
 TEST(names_a_value_that_cannot_be_coded)
@@ -183,6 +187,7 @@ TEST(names_a_value_that_cannot_be_coded)
 	ASSERT_STRHAS(cq_last_error(), "token 70, channel 9 is NaN, Inf or beyond fp16");
 	ASSERT_OK(cq_codec_encode(codec, 0, CQ_K, 0, &in, 70, codes));
 	cq_codec_close(codec);
+	free(im.buf);
 }
 
 TEST(refuses_arguments)
@@ -211,6 +216,7 @@ TEST(refuses_arguments)
 	ASSERT_STRHAS(cq_last_error(), "cq_codec_info: sz is 0");
 	ASSERT_EQ(cq_codec_get_part(codec, 9, 0, NULL), -EINVAL);
 	cq_codec_close(codec);
+	free(im.buf);
 	cq_codec_close(NULL);
 }
 
@@ -230,6 +236,7 @@ TEST(decodes_any_bytes)
 	for (i = 0; i < 64 * D; i++)
 		ASSERT(isfinite(got[i]));
 	cq_codec_close(codec);
+	free(im.buf);
 }
 
 TEST(refuses_files)
@@ -256,6 +263,7 @@ TEST(refuses_files)
 	put_file(im.buf, im.size);
 	ASSERT_EQ(cq_codec_open(path, &codec), -EINVAL);
 	ASSERT_STRHAS(cq_last_error(), "CQ_KERNELS=abacus");
+	free(im.buf);
 }
 
 TEST(refuses_a_file_too_large)

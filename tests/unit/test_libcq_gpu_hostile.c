@@ -25,7 +25,7 @@ static struct {
 
 static struct rig r;
 static const struct shape small = GPU_SHAPE;
-static uint32_t ids[1000];
+static uint32_t ids[64 * 64];
 static char between[300];
 static pid_t liar;
 
@@ -179,7 +179,7 @@ static void liar_start(void)
 static void begin(void)
 {
 	gpu_env();
-	rig_ids(ids, 1000, 1);
+	rig_ids(ids, ARRAY_SIZE(ids), 1);
 	rig_start(&r, &small, GPU_CONF);
 	liar_start();
 }
