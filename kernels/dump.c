@@ -236,6 +236,7 @@ static bool next_token(const struct cqk_dump *d, const struct cqk_dump_part *par
 	return false;
 }
 
+/* -0 + 0 is +0: squared gradients are ordered by their bits. */
 void cqk_dump_group(const struct cqk_dump *d, const struct cqk_dump_part *part, float *x,
 		    size_t stride)
 {
@@ -243,12 +244,15 @@ void cqk_dump_group(const struct cqk_dump *d, const struct cqk_dump_part *part, 
 	uint32_t ch[CQ_MAX_HEAD_DIM], j;
 	uint64_t tok = 0, seen = 0, at;
 	size_t n = 0;
+	float v;
 
 	channels_of(d, part->entry, part->first, part->c, ch);
 	for (; next_token(d, part, &tok, &seen); n++) {
 		at = place(t, part->head, tok - 1);
-		for (j = 0; j < part->c; j++)
-			x[j * stride + n] = value(t, at + ch[j]);
+		for (j = 0; j < part->c; j++) {
+			v = value(t, at + ch[j]);
+			x[j * stride + n] = part->fisher ? v + 0.0f : v;
+		}
 	}
 	for (; n < stride; n++)
 		for (j = 0; j < part->c; j++)

@@ -62,7 +62,8 @@ uint32_t cqk_dump_kept(const struct cqk_dump *d, uint32_t sinks, uint32_t every)
  * cqk_dump_group() - values of a part
  * @d:      dump
  * @part:   what to read
- * @x:      [c][stride], filled with the values and, behind them, zeros
+ * @x:      [c][stride], filled with the values and, behind them, zeros; a squared
+ *          gradient of -0 as +0
  * @stride: at least cqk_dump_kept()
  */
 void cqk_dump_group(const struct cqk_dump *d, const struct cqk_dump_part *part, float *x,

@@ -143,6 +143,38 @@ TEST(the_metric_is_what_it_says)
 	free(f.im.buf);
 }
 
+/* The sign of a gradient of 0 has no part in where gradients are cut. */
+TEST(zeros_of_either_sign)
+{
+	struct image im[2];
+	struct cqk_calib_opts o;
+	uint32_t e, h, t, ch, f32, sign;
+	struct fake f;
+
+	for (f32 = 0; f32 < 2; f32++) {
+		fake_new(&f, 64, 400, 400, f32, true);
+		fake_noise(&f, 3);
+		o = options(&f, "4c8b", "4c8b");
+		o.fisher = CQK_FISHER_BOTH;
+		o.clip = 0.9;
+		for (sign = 0; sign < 2; sign++) {
+			for (e = 0; e < 4; e++)
+				for (h = 0; h < 2; h++)
+					for (t = 0; t < 400; t++)
+						for (ch = 0; ch < 64; ch++)
+							put(&f, f.fisher_at[e], h, t, ch,
+							    t == 5 ? 1000 + ch : t % 4 ?
+							    1 + ch % 4 : sign ? -0.0 : 0.0);
+			im[sign] = calibrated(&f, &o, NULL);
+		}
+		ASSERT_EQ(im[0].size, im[1].size);
+		ASSERT_MEMEQ(im[0].buf, im[1].buf, im[0].size);
+		free(im[0].buf);
+		free(im[1].buf);
+		free(f.im.buf);
+	}
+}
+
 TEST(the_best_of_several_starts)
 {
 	struct cqk_calib_error one[2], eight[2];
