@@ -14,8 +14,9 @@
  * @head:  kv head
  * @group: channel group
  * @code:  coding of it
- * @err:   set: sum of squared errors, or what a budget asks for
+ * @err:   set: sum of squared errors
  * @norm:  set: sum of squares
+ * @loss:  set by a budget: sum of squared errors times squared gradients
  */
 struct cqk_job {
 	uint32_t entry;
@@ -24,6 +25,7 @@ struct cqk_job {
 	struct cq_code code;
 	double err;
 	double norm;
+	double loss;
 };
 
 /**

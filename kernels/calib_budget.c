@@ -50,8 +50,7 @@ static int try_job(struct cqk_calib *c, struct cqk_job *job, struct cqk_kmeans *
 {
 	cqk_learn(c, job, km, MIN(c->opts->iterations, TRY_ITERATIONS));
 	job->err = cqk_kmeans_error(km, &job->norm);
-	if (c->gradients)
-		job->err = weighted_loss(c, km);
+	job->loss = c->gradients ? weighted_loss(c, km) : 0;
 	return 0;
 }
 
@@ -98,10 +97,14 @@ static uint32_t choice_of(struct cq_code code)
 	return i;
 }
 
-/* In the order of the jobs: the same sums whatever the threads. */
-static void sum_losses(const struct cqk_calib *c, struct cqk_budget *b)
+/*
+ * In the order of the jobs: the same sums whatever the threads. Returns whether
+ * anything is lost anywhere.
+ */
+static bool sum_losses(const struct cqk_calib *c, struct cqk_budget *b)
 {
 	const struct cqk_job *job = c->jobs, *end = c->jobs + c->n_jobs;
+	bool lost = false;
 	double norm[CQK_BUDGET_CHOICES];
 	uint32_t e, at;
 
@@ -109,13 +112,25 @@ static void sum_losses(const struct cqk_calib *c, struct cqk_budget *b)
 		memset(norm, 0, sizeof(norm));
 		for (; job < end && job->entry == e; job++) {
 			at = choice_of(job->code);
-			b->loss[e][at] += job->err;
+			b->loss[e][at] += b->relative ? job->err : job->loss;
 			norm[at] += job->norm;
+			lost |= b->loss[e][at] > 0;
 		}
-		for (at = 0; !c->gradients && at < CQK_BUDGET_CHOICES; at++)
+		for (at = 0; b->relative && at < CQK_BUDGET_CHOICES; at++)
 			if (norm[at] > 0)
 				b->loss[e][at] /= norm[at];
 	}
+	return lost;
+}
+
+/* Gradients that are all 0 say nothing, as those that are not there. */
+static void compare(const struct cqk_calib *c, struct cqk_budget *b)
+{
+	b->relative = !c->gradients;
+	if (sum_losses(c, b) || b->relative)
+		return;
+	b->relative = true;	/* all sums are still 0 */
+	sum_losses(c, b);
 }
 
 static struct cq_code *code_at(const struct cqk_budget *b, uint32_t entry)
@@ -200,7 +215,7 @@ int cqk_calib_budget(const void *dump, size_t size, const struct cqk_calib_opts 
 	if (ret || (ret = start_low(budget, &o.geom, &left, err)) ||
 	    (ret = cqk_calib_scan(&c, err)) || (ret = try_all(&c, budget, err)))
 		goto out;
-	sum_losses(&c, budget);
+	compare(&c, budget);
 	spend(budget, 2 * o.geom.n_layers, left);
 out:
 	cqk_calib_free(&c);

@@ -124,8 +124,9 @@ const struct cq_code *cqk_budget_choice(uint32_t i);
  * @v:       [n_layers], set
  * @loss:    [2 * n_layers][CQK_BUDGET_CHOICES], set: with gradients in the dump the
  *           sum over tokens and channels of g^2 (x - x')^2, g^2 clipped as
- *           in the metric; without, the relative squared error. INFINITY for a
- *           coding that does not go with head_dim
+ *           in the metric; if there are none, or this sum is 0 for all, the relative
+ *           squared error. INFINITY for a coding that does not go with head_dim
+ * @relative: set: @loss is the relative squared error
  * @spent:   set: mean bits of what was chosen
  */
 struct cqk_budget {
@@ -133,6 +134,7 @@ struct cqk_budget {
 	const bool *fixed;
 	struct cq_code *k, *v;
 	double (*loss)[CQK_BUDGET_CHOICES];
+	bool relative;
 	double spent;
 };
 

@@ -115,9 +115,11 @@ static void print_losses(const struct calib *cal)
 	uint32_t e, i;
 	char name[16];
 
-	if (!cal->info.fisher)
-		puts("The dump has no squared gradients: what codings lose is compared by\n"
-		     "the relative squared error, which says little about layers.");
+	if (cal->relative)
+		printf("The dump %s: what codings lose is compared by\n"
+		       "the relative squared error, which says little about layers.\n",
+		       cal->info.fisher ? "has squared gradients of 0 alone" :
+		       "has no squared gradients");
 	fputs("layer    ", stdout);
 	for (i = 0; i < CQK_BUDGET_CHOICES; i++)
 		printf("   loss %-5s", cqk_code_name(*cqk_budget_choice(i), name));

@@ -22,6 +22,7 @@ static int choose_codings(struct calib *cal, struct cq_err *err)
 
 	cal->tried = true;
 	ret = cqk_calib_budget(cal->dump, cal->size, &cal->opts, &b, err);
+	cal->relative = b.relative;
 	cal->tried = false;
 	cal->step = 0;
 	return ret;

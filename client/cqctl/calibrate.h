@@ -22,6 +22,7 @@
  * @fixed:   [2 * layer + V]: coded as --layers says, whatever the budget
  * @budget:  bits per channel, 0 if there is none
  * @loss:    [2 * layer + V] of each choice of a budget
+ * @relative: these are relative squared errors
  * @opts:    for the kernels
  * @error:   [layer] found
  * @partial: layers that are kept until all are learnt
@@ -55,7 +56,7 @@ struct calib {
 	char provenance[768];
 	double start, shown;
 	uint32_t step;
-	bool tried, terminal;
+	bool relative, tried, terminal;
 };
 
 /* Seconds of a clock that only goes on. */

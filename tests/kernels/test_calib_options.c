@@ -394,6 +394,7 @@ TEST(a_budget_without_gradients)
 	ASSERT_OK(buy(&f, 2, NULL, &b, &err));
 	ASSERT(loss[0][0] < 1e-9 && loss[1][0] > 0.1 && loss[1][0] < 1);
 	ASSERT_EQ(bought[0][0].channels, 8);
+	ASSERT(b.relative);
 	free(f.im.buf);
 	fake_new(&f, 82, 300, 300, false, false);
 	fake_noise(&f, 9);
@@ -404,6 +405,35 @@ TEST(a_budget_without_gradients)
 	ASSERT_EQ(bought[1][1].channels, 2);
 	free(f.im.buf);
 	ASSERT(!cqk_budget_choice(CQK_BUDGET_CHOICES));
+}
+
+/* Gradients that are all 0 are none; those of one channel are enough to go by. */
+TEST(a_budget_with_gradients_of_0)
+{
+	double without[4][CQK_BUDGET_CHOICES];
+	struct cqk_budget b;
+	struct cq_err err;
+	struct fake f;
+	uint32_t fisher, t;
+
+	for (fisher = 0; fisher < 2; fisher++) {
+		fake_new(&f, 64, 700, 700, false, fisher);
+		fake_noise(&f, 9);
+		ASSERT_OK(buy(&f, 2, NULL, &b, &err));
+		ASSERT(b.relative && loss[3][0] > 0.1 && loss[3][0] < 1);
+		ASSERT_NEAR(b.spent, 2, 1e-9);
+		if (!fisher) {
+			memcpy(without, loss, sizeof(loss));
+			free(f.im.buf);
+		}
+	}
+	ASSERT_MEMEQ(without, loss, sizeof(loss));
+	for (t = 0; t < 700; t++)
+		put(&f, f.fisher_at[3], 1, t, 7, 1);
+	ASSERT_OK(buy(&f, 2, NULL, &b, &err));
+	ASSERT(!b.relative && loss[2][0] == 0 && loss[3][0] > 0);
+	ASSERT_EQ(bought[1][1].channels, 2);
+	free(f.im.buf);
 }
 
 TEST(bad_options)
