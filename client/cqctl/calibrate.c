@@ -28,10 +28,22 @@ static int choose_codings(struct calib *cal, struct cq_err *err)
 	return ret;
 }
 
+/* Codebooks are wanted: not all keys and values are left as they are. */
+static bool learns(const struct calib *cal)
+{
+	uint32_t e;
+
+	for (e = 0; e < 2 * cal->info.geom.n_layers; e++)
+		if ((cal->budget > 0 && !cal->fixed[e]) ||
+		    cal->code[e % 2][e / 2].type != CQ_CODE_F16)
+			return true;
+	return false;
+}
+
 /* It is no error: whoever tries things out may have no more. */
 static void note_few_tokens(const struct calib *cal)
 {
-	if (cal->info.tokens < FEW_TOKENS)
+	if (cal->info.tokens < FEW_TOKENS && learns(cal))
 		fprintf(stderr, "cqctl calibrate: %s has %llu tokens for 256 centroids, which will "
 			"fit these tokens alone: at least %d are wanted\n", cal->acts,
 			(unsigned long long)cal->info.tokens, FEW_TOKENS);

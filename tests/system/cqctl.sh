@@ -75,7 +75,31 @@ few_tokens() {	# a word, and a model all the same
 	worker dump --lm "$lm" --ids "$lm/calibration.u16" --sequences 1 --length 512 \
 		--out "$dir/few.st" >/dev/null &&
 		gives 0 "512 tokens for 256 centroids.*at least 1024" ctl calibrate "$dir/few.st" \
-			--k 8c8b --v 8c8b -o "$dir/few.cq"
+			--k 8c8b --v 8c8b -o "$dir/few.cq" &&
+		gives 0 . ctl calibrate "$dir/few.st" --k fp16 --v fp16 -o "$dir/few.cq" &&
+		! grep centroids "$dir/said" &&	# there are none
+		gives 0 "512 tokens for 256" ctl calibrate "$dir/few.st" --k fp16 --v fp16 \
+			--layers 5=fp16/8c8b -o "$dir/few.cq"
+}
+
+zero_gradients() {	# of no use to a budget, as those that are not there
+	python3 - "$dir/few.st" "$dir/zero.st" <<-'EOF' &&
+		import json, struct, sys
+		raw = open(sys.argv[1], "rb").read()
+		n = struct.unpack("<Q", raw[:8])[0]
+		head, data = json.loads(raw[8:8 + n]), raw[8 + n:]
+		for name in [x for x in head if x != "__metadata__"]:
+		    new = dict(head[name])
+		    at, end = new["data_offsets"]
+		    new["data_offsets"] = [len(data), len(data) + end - at]
+		    data += bytes(end - at)
+		    head[name + ".fisher"] = new
+		text = json.dumps(head).encode()
+		text += b" " * (-len(text) % 8)
+		open(sys.argv[2], "wb").write(struct.pack("<Q", len(text)) + text + data)
+	EOF
+		gives 0 "squared gradients of 0 alone" ctl calibrate "$dir/zero.st" --budget 2 \
+			--iterations 2 -o "$dir/zero.cq" && grep ", 2.00 bits" "$dir/said"
 }
 
 # Killed after three layers, and again while it is at it
@@ -475,13 +499,14 @@ ctl_closed() {
 	"$O/cqctl" "$@" <&- >&-
 }
 
-plan 31
+plan 32
 ok "activations of two sequences" acts
 ok "calibration: an error for each layer" layers
 ok "the same file whatever the threads, another with another seed" same_file
 ok "codings per layer, halves, JSON" finer
 ok "a budget chooses codings" budget
 ok "few tokens: said" few_tokens
+ok "gradients of 0: said, and a budget is spent" zero_gradients
 if command -v strace >/dev/null; then
 	ok "a calibration that was killed goes on" resume
 else
