@@ -36,6 +36,8 @@ int ctl_calib_map(struct calib *cal)
 	cal->size = (size_t)st.st_size;
 	cal->stamp[0] = st.st_mtim.tv_sec;
 	cal->stamp[1] = st.st_mtim.tv_nsec;
+	cal->dev = st.st_dev;
+	cal->ino = st.st_ino;
 	cal->dump = mmap(NULL, cal->size, PROT_READ, MAP_PRIVATE, fd, 0);
 	ret = 0;
 	if (cal->dump == MAP_FAILED) {
@@ -76,27 +78,50 @@ static int write_all(int fd, const uint8_t *buf, size_t n)
 	return 0;
 }
 
+/* @path would replace the dump, by whatever name. */
+static int not_the_dump(struct calib *cal, const char *path, const struct stat *st)
+{
+	if (st->st_dev != cal->dev || st->st_ino != cal->ino)
+		return 0;
+	return cq_err_set(&cal->c->err, -EINVAL, "%s is the dump %s, which would be "
+			  "overwritten: choose another output", path, cal->acts);
+}
+
+/* The partial file, which is opened and so far as it was. */
+static int check_partial(struct calib *cal)
+{
+	struct stat st;
+	int ret = ctl_partial_open(&cal->partial, cal->output, &cal->c->err);
+
+	if (ret || fstat(cal->partial.fd, &st) < 0)
+		return ret;
+	return not_the_dump(cal, cal->partial.path, &st);
+}
+
 /*
  * Known before the work that takes long: a file can be made beside the output,
- * and what has its name is a file, not a folder or /dev/null.
+ * and what has its name is a file, not a folder or /dev/null, and not the dump.
  */
 int ctl_calib_check_output(struct calib *cal)
 {
 	const char *slash = strrchr(cal->output, '/');
 	struct stat st;
+	bool there = !stat(cal->output, &st);
 	char *dir;
 	int ret;
 
-	if (!stat(cal->output, &st) && !S_ISREG(st.st_mode))
+	if (there && !S_ISREG(st.st_mode))
 		return cq_err_set(&cal->c->err, -EINVAL, "%s is there and not a regular "
 				  "file: choose another output", cal->output);
+	if (there && not_the_dump(cal, cal->output, &st))
+		return -EINVAL;
 	if (asprintf(&dir, "%.*s.", (int)(slash ? slash + 1 - cal->output : 0),
 		     cal->output) < 0)
 		return cq_err_set(&cal->c->err, -ENOMEM, "out of memory");
 	ret = faccessat(AT_FDCWD, dir, W_OK | X_OK, AT_EACCESS) < 0 ? -errno : 0;
 	free(dir);
 	if (!ret)
-		return 0;
+		return check_partial(cal);
 	return cq_err_set(&cal->c->err, ret, "cannot write %s: %s", cal->output,
 			  strerror(-ret));
 }
@@ -174,15 +199,26 @@ static int digest(const struct calib *cal, uint8_t *out)
 static int load(void *arg, uint32_t layer, void *data, size_t size)
 {
 	struct calib *cal = arg;
+	int ret = ctl_partial_load(&cal->partial, layer, data, size);
 
-	return ctl_partial_load(&cal->partial, layer, data, size);
+	cal->unkept = ret < 0;
+	if (ret < 0)
+		cq_err_set(&cal->c->err, ret, "layer %u was kept and cannot be read from %s: %s: "
+			   "do without --resume", layer, cal->partial.path, strerror(-ret));
+	return ret;
 }
 
 static int save(void *arg, uint32_t layer, const void *data, size_t size)
 {
 	struct calib *cal = arg;
+	int ret = ctl_partial_save(&cal->partial, layer, data, size);
 
-	return ctl_partial_save(&cal->partial, layer, data, size);
+	cal->unkept = ret < 0;
+	if (ret < 0)
+		cq_err_set(&cal->c->err, ret, "layer %u is learnt and cannot be kept in %s: %s: "
+			   "make room there and go on with --resume", layer, cal->partial.path,
+			   strerror(-ret));
+	return ret;
 }
 
 int ctl_calib_partial(struct calib *cal)
@@ -193,5 +229,5 @@ int ctl_calib_partial(struct calib *cal)
 		return cq_err_set(&cal->c->err, -ENOMEM, "out of memory");
 	cal->opts.load = load;
 	cal->opts.save = save;
-	return ctl_partial_open(&cal->partial, cal->output, id, cal->resume, &cal->c->err);
+	return ctl_partial_start(&cal->partial, id, cal->resume, &cal->c->err);
 }

@@ -49,24 +49,27 @@ static void note_few_tokens(const struct calib *cal)
 			(unsigned long long)cal->info.tokens, FEW_TOKENS);
 }
 
-/* From the codings to the image of the model file. 0 or -errno. */
-static int learn(struct calib *cal, void **image, size_t *size, struct cq_err *err)
+/* From the codings to the image of the model file. 0, or -errno with the text in c->err. */
+static int learn(struct calib *cal, void **image, size_t *size)
 {
-	int ret;
+	struct cq_err err;
+	int ret = 0;
 
 	cal->start = ctl_calib_now();
 	if (cal->budget > 0) {
-		ret = choose_codings(cal, err);
-		if (ret)
-			return ret;
+		ret = choose_codings(cal, &err);
 		cal->start = ctl_calib_now();
 	}
-	ret = ctl_calib_partial(cal);
-	if (ret) {
-		*err = cal->c->err;
-		return ret;
+	if (!ret) {
+		ret = ctl_calib_partial(cal);
+		if (ret)
+			return ret;
+		ret = cqk_calibrate(cal->dump, cal->size, &cal->opts, cal->error, image, size,
+				    &err);
 	}
-	return cqk_calibrate(cal->dump, cal->size, &cal->opts, cal->error, image, size, err);
+	if (!ret || cal->unkept)
+		return ret;
+	return cq_err_set(&cal->c->err, ret, "%s: %s", cal->acts, err.text);
 }
 
 /* Everything behind the options. Returns enum ctl_exit. */
@@ -94,9 +97,9 @@ static int calibrate(struct calib *cal)
 		return ctl_fail(c, ret, "%s", c->err.text);
 	note_few_tokens(cal);
 	seconds = ctl_calib_now();
-	ret = learn(cal, &image, &size, &err);
+	ret = learn(cal, &image, &size);
 	if (ret)
-		return ctl_fail(c, ret, "%s: %s", cal->acts, err.text);
+		return ctl_fail(c, ret, "%s", c->err.text);
 	seconds = ctl_calib_now() - seconds;
 	ret = cqk_model_head(image, size, &m, &c->err);	/* what cqd will do */
 	if (!ret)

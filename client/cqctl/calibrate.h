@@ -3,6 +3,7 @@
 #ifndef CQCTL_CALIBRATE_H
 #define CQCTL_CALIBRATE_H
 
+#include <sys/types.h>
 #include "client/cqctl/cqctl.h"
 #include "client/cqctl/partial.h"
 #include "kernels/calibrate.h"
@@ -17,6 +18,8 @@
  * @dump:    mapped
  * @size:    its bytes
  * @stamp:   seconds and nanoseconds of its last change
+ * @dev:     where it is
+ * @ino:     which file there
  * @info:    what it is
  * @code:    [K, V][layer]
  * @fixed:   [2 * layer + V]: coded as --layers says, whatever the budget
@@ -31,6 +34,7 @@
  * @shown:   when progress was last shown
  * @step:    lines of it that were written
  * @tried:   progress counts what a budget tries
+ * @unkept:  the partial file failed, as @c->err says
  * @terminal: standard error is one
  */
 struct calib {
@@ -45,6 +49,8 @@ struct calib {
 	void *dump;
 	size_t size;
 	int64_t stamp[2];
+	dev_t dev;
+	ino_t ino;
 	struct cqk_dump_info info;
 	struct cq_code code[2][CQ_MAX_LAYERS];
 	bool fixed[2 * CQ_MAX_LAYERS];
@@ -56,7 +62,7 @@ struct calib {
 	char provenance[768];
 	double start, shown;
 	uint32_t step;
-	bool relative, tried, terminal;
+	bool relative, tried, unkept, terminal;
 };
 
 /* Seconds of a clock that only goes on. */
@@ -66,11 +72,14 @@ double ctl_calib_now(void);
 int ctl_calib_map(struct calib *cal);
 /* What was read of the dump need not stay in memory. */
 void ctl_calib_release(void *arg, const void *data, size_t size);
-/* Known before the work that takes long: a file can be made beside the output. */
+/*
+ * Known before the work that takes long: a file can be made beside the output, no other
+ * process works at the same, and the dump stays. Opens the partial file.
+ */
 int ctl_calib_check_output(struct calib *cal);
 /* Writes the model file, after which no partial file is left. */
 int ctl_calib_write(struct calib *cal, const void *image, size_t size);
-/* Opens the partial file of this dump and these options, to go on or anew. */
+/* The partial file is of this dump and these options, to go on or anew. */
 int ctl_calib_partial(struct calib *cal);
 
 /* Options to cal->opts, before and after the dump is known. CTL_GO_ON or exit status. */

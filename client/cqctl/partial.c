@@ -93,53 +93,59 @@ static int find_records(struct ctl_partial *p, uint64_t size)
 }
 
 /* A file that nobody else works at. */
-static int open_file(struct ctl_partial *p, int flags, struct cq_err *err)
+static int open_file(struct ctl_partial *p, struct cq_err *err)
 {
 	struct stat st;
 
-	p->fd = open(p->path, flags | O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
+	p->fd = open(p->path, O_CREAT | O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
 	if (p->fd < 0)
-		return cq_err_set(err, -errno, "cannot open %s: %s", p->path,
-				  strerror(errno));
+		return cq_err_set(err, -errno, "cannot keep finished layers in %s: %s: remove "
+				  "it or choose another output", p->path, strerror(errno));
 	if (fstat(p->fd, &st) < 0 || !S_ISREG(st.st_mode))
-		return cq_err_set(err, -EINVAL, "%s is not a regular file", p->path);
+		return cq_err_set(err, -EINVAL, "%s is not a regular file: remove it or choose "
+				  "another output", p->path);
 	if (flock(p->fd, LOCK_EX | LOCK_NB) < 0)
 		return cq_err_set(err, -EBUSY, "%s is in use: another calibration writes the "
-				  "same output", p->path);
+				  "same output; choose another", p->path);
 	return 0;
 }
 
-static int read_file(struct ctl_partial *p, struct cq_err *err)
+int ctl_partial_open(struct ctl_partial *p, const char *output, struct cq_err *err)
+{
+	int ret;
+
+	*p = (struct ctl_partial){ .fd = -1 };
+	if (asprintf(&p->path, "%s.part", output) < 0) {
+		p->path = NULL;
+		return cq_err_set(err, -ENOMEM, "out of memory");
+	}
+	ret = open_file(p, err);
+	if (ret && p->fd >= 0) {	/* another's: it is not ours to remove */
+		close(p->fd);
+		p->fd = -1;
+	}
+	return ret;
+}
+
+int ctl_partial_start(struct ctl_partial *p, const uint8_t *id, bool resume, struct cq_err *err)
 {
 	struct head h;
 	struct stat st;
 	int ret;
 
-	ret = open_file(p, 0, err);
-	if (ret == -ENOENT)
+	memcpy(p->id, id, sizeof(p->id));
+	if (!resume)
 		return 0;
-	if (ret)
-		return ret;
 	ret = read_at(p->fd, &h, sizeof(h), 0);
-	if (ret == -ENODATA || (!ret && (h.magic != MAGIC || memcmp(h.id, p->id, 32))))
+	if (ret == -ENODATA)	/* made, and ended before a layer was finished */
+		return 0;
+	if (!ret && (h.magic != MAGIC || memcmp(h.id, p->id, 32)))
 		return cq_err_set(err, -EINVAL, "%s is of another dump, other options or "
 				  "another version: give those again, or do without --resume",
 				  p->path);
 	if (!ret)
 		ret = fstat(p->fd, &st) < 0 ? -errno : find_records(p, (uint64_t)st.st_size);
 	return ret ? cq_err_set(err, ret, "cannot read %s: %s", p->path, strerror(-ret)) : 0;
-}
-
-int ctl_partial_open(struct ctl_partial *p, const char *output, const uint8_t *id,
-		     bool resume, struct cq_err *err)
-{
-	*p = (struct ctl_partial){ .fd = -1 };
-	memcpy(p->id, id, sizeof(p->id));
-	if (asprintf(&p->path, "%s.part", output) < 0) {
-		p->path = NULL;
-		return cq_err_set(err, -ENOMEM, "out of memory");
-	}
-	return resume ? read_file(p, err) : 0;
 }
 
 int ctl_partial_load(struct ctl_partial *p, uint32_t layer, void *data, size_t size)
@@ -165,22 +171,22 @@ int ctl_partial_load(struct ctl_partial *p, uint32_t layer, void *data, size_t s
 	return 0;
 }
 
-static int start_file(struct ctl_partial *p)
+/* What an earlier run kept goes when there is something to keep instead. */
+static int write_head(struct ctl_partial *p)
 {
 	struct head h = { .magic = MAGIC };
-	int ret = open_file(p, O_CREAT, NULL);
 
-	if (!ret && ftruncate(p->fd, 0) < 0)
-		ret = -errno;
+	if (ftruncate(p->fd, 0) < 0)
+		return -errno;
 	memcpy(h.id, p->id, sizeof(h.id));
 	p->end = sizeof(h);
-	return ret ? ret : write_at(p->fd, &h, sizeof(h), 0);
+	return write_at(p->fd, &h, sizeof(h), 0);
 }
 
 int ctl_partial_save(struct ctl_partial *p, uint32_t layer, const void *data, size_t size)
 {
 	struct record r = { .layer = layer, .size = size };
-	int ret = p->fd < 0 ? start_file(p) : 0;
+	int ret = p->end ? 0 : write_head(p);
 
 	if (!ret)
 		ret = checksum(data, size, r.sum);
@@ -203,8 +209,13 @@ void ctl_partial_remove(struct ctl_partial *p)
 
 void ctl_partial_close(struct ctl_partial *p)
 {
-	if (p->path && p->fd >= 0)
+	struct stat st;
+
+	if (p->path && p->fd >= 0) {
+		if (!p->end && !fstat(p->fd, &st) && !st.st_size)
+			unlink(p->path);
 		close(p->fd);
+	}
 	free(p->path);
 	p->path = NULL;
 }

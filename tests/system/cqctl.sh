@@ -130,16 +130,64 @@ resume() {
 
 # Another process at the same output, and a name that is no file
 part_in_use() {
-	: >"$dir/g.st.part" &&
-		gives 1 "g.st.part is of another dump" cal --k 4c8b --v 8c8b --resume \
-			-o "$dir/g.st" &&
-		gives 1 "in use" flock "$dir/g.st.part" "$O/cqctl" calibrate "$dir/acts.st" \
-			--k 4c8b --v 8c8b --resume -o "$dir/g.st" &&
-		gives 1 "kept: .*busy" flock "$dir/g.st.part" "$O/cqctl" calibrate \
-			"$dir/acts.st" --k 4c8b --v 8c8b -o "$dir/g.st" &&
-		rm "$dir/g.st.part" && mkdir "$dir/g.st.part" &&
-		gives 1 "g.st.part" cal --k 4c8b --v 8c8b --resume -o "$dir/g.st" &&
-		rmdir "$dir/g.st.part" && [ ! -e "$dir/g.st" ]
+	local part=$dir/g.st.part way
+
+	for way in --resume ""; do	# said before the work
+		# shellcheck disable=SC2086 # no word if it is empty
+		gives 1 ": $part is in use: .*choose another" flock "$part" "$O/cqctl" calibrate \
+			"$dir/acts.st" --k 4c8b --v 8c8b $way -o "$dir/g.st" &&
+			! grep codebooks "$dir/said" && [ ! -s "$part" ] && rm "$part" &&
+			mkdir "$part" &&
+			gives 1 ": cannot keep finished layers in $part: .*remove it" \
+				cal --k 4c8b --v 8c8b $way -o "$dir/g.st" &&
+			! grep codebooks "$dir/said" && rmdir "$part" && mkfifo "$part" &&
+			gives 1 ": $part is not a regular file: remove it" \
+				cal --k 4c8b --v 8c8b $way -o "$dir/g.st" &&
+			! grep codebooks "$dir/said" && rm "$part" || return
+	done
+	[ ! -e "$dir/g.st" ]
+}
+
+# Nothing of a run is there: it goes on from the first layer; a whole head must fit
+nothing_kept() {
+	local part=$dir/i.st.part
+
+	: >"$part" &&
+		gives 0 "288 of 288 codebooks" cal --k 4c8b --v 8c8b --resume -o "$dir/i.st" &&
+		cmp "$dir/a.st" "$dir/i.st" && [ ! -e "$part" ] && printf CALCQRT1 >"$part" &&
+		gives 0 "288 of 288 codebooks" cal --k 4c8b --v 8c8b --resume -o "$dir/i.st" &&
+		cmp "$dir/a.st" "$dir/i.st" && [ ! -e "$part" ] &&
+		head -c 100 /dev/zero >"$part" &&
+		gives 1 ": $part is of another dump" cal --k 4c8b --v 8c8b --resume \
+			-o "$dir/i.st" && [ "$(stat -c %s "$part")" = 100 ]
+}
+
+# No room for the second layer; what is kept of the first is of use
+no_room() {
+	local part=$dir/j.st.part
+	local what=": layer 1 is learnt and cannot be kept in $part: File too large: .*--resume"
+
+	gives 1 "$what" bash -c 'trap "" XFSZ && ulimit -f "$1" && shift && exec "$@"' - \
+		96 "$O/cqctl" calibrate "$dir/acts.st" --k 4c8b --v 8c8b \
+		--threads 1 -o "$dir/j.st" && [ -s "$part" ] && [ ! -e "$dir/j.st" ] &&
+		gives 0 "240 of 240 codebooks" cal --k 4c8b --v 8c8b --resume \
+			-o "$dir/j.st" &&
+		cmp "$dir/a.st" "$dir/j.st" && [ ! -e "$part" ]
+}
+
+# By its name, by another, and as the partial file
+dump_stays() {
+	local name
+
+	cp "$dir/acts.st" "$dir/own.part" && ln "$dir/own.part" "$dir/hard.st" &&
+		ln -s own.part "$dir/soft.st" || return
+	for name in own.part hard.st soft.st; do
+		gives 1 ": $dir/$name is the dump $dir/own.part, .*choose another" \
+			ctl calibrate "$dir/own.part" --k 4c8b --v 4c8b -o "$dir/$name" &&
+			! grep codebooks "$dir/said" || return
+	done
+	gives 1 ": $dir/own.part is the dump $dir/hard.st" ctl calibrate "$dir/hard.st" \
+		--k 4c8b --v 4c8b -o "$dir/own" && cmp "$dir/acts.st" "$dir/own.part"
 }
 
 # Memory of a process of its own: a sixth of a dump and what learning needs
@@ -499,7 +547,7 @@ ctl_closed() {
 	"$O/cqctl" "$@" <&- >&-
 }
 
-plan 32
+plan 35
 ok "activations of two sequences" acts
 ok "calibration: an error for each layer" layers
 ok "the same file whatever the threads, another with another seed" same_file
@@ -513,6 +561,9 @@ else
 	skip "a calibration that was killed goes on" "no strace"
 fi
 ok "one process at a partial file" part_in_use
+ok "a partial file that holds nothing" nothing_kept
+ok "no room for a partial file: named, and it goes on" no_room
+ok "the dump is no output" dump_stays
 ok "a dump is not kept in memory" little_memory
 ok "RoPE scaling and pairs" rope
 ok "RoPE that cannot be is named" wrong_rope
