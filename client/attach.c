@@ -173,11 +173,14 @@ static bool entry_good(const struct cqk_model *m, const struct tail *t,
 	uint64_t left = t->h.tokens - (uint64_t)e->index * CQ_PAGE_TOKENS;
 	uint32_t rows = (uint32_t)MIN(left, (uint64_t)CQ_PAGE_TOKENS);
 	bool full = rows == CQ_PAGE_TOKENS, codes = e->parts & CQP_TAIL_CODES;
-	bool sinks = full && codes && !e->index && m->sinks;
+	bool first = !e->index && m->sinks, sinks = full && codes && first;
 
 	if (e->parts & ~(CQP_TAIL_F16 | CQP_TAIL_CODES | CQP_TAIL_SINKS) || e->pad ||
 	    !(e->parts & CQP_TAIL_F16) != !e->f16_mask || e->f16_mask & ~cqc_low(rows) ||
 	    !(e->parts & CQP_TAIL_SINKS) != !sinks)
+		return false;
+	/* Sinks are made of a block's rows, whoever has written there before. */
+	if (first && (!full || e->f16_mask) && cqc_low(MIN(rows, m->sinks)) & ~e->f16_mask)
 		return false;
 	if (full)
 		return e->n_coded == CQ_PAGE_TOKENS;
@@ -250,6 +253,18 @@ static int page_take(struct cq_seq *seq, const struct tail *t, const struct cqp_
 	return 0;
 }
 
+/* NaN and Inf never come out of cq_append(). */
+static int piece_finite(const struct cqk_model *m, const struct cqc_piece *p)
+{
+	if (p->f16 && !cqc_rows_finite(m, p->f16, p->e->f16_mask))
+		return wrong("NaN or Inf in its window");
+	if (p->codes && !cqc_codes_finite(m, p->e->n_coded, p->codes))
+		return wrong("NaN or Inf in a page");
+	if (p->sinks && !cqc_halves_finite(p->sinks, m->sink_payload / 2))
+		return wrong("NaN or Inf among its sinks");
+	return 0;
+}
+
 static int f16_take(struct cq_seq *seq, const struct cqc_piece *p)
 {
 	struct cqc_arena *a = &seq->model->arena;
@@ -257,9 +272,6 @@ static int f16_take(struct cq_seq *seq, const struct cqc_piece *p)
 
 	if (!p->part && !p->f16)
 		return 0;
-	/* They never come out of cq_append(). */
-	if (p->f16 && !cqc_rows_finite(&seq->model->m, p->f16, p->e->f16_mask))
-		return wrong("NaN or Inf in its window");
 	ent->f16 = cqc_block_new(a);
 	if (ent->f16 == CQC_NONE)
 		return cqc_fail(-ENOBUFS, "the arena is full");
@@ -276,7 +288,7 @@ static int entry_take(struct cq_seq *seq, const struct tail *t, const struct cqp
 		.e = e, .part = e->index == t->h.tokens / CQ_PAGE_TOKENS,
 		.rows = (uint32_t)(t->h.tokens % CQ_PAGE_TOKENS),
 	};
-	int ret = 0;
+	int ret;
 
 	if (e->parts & CQP_TAIL_F16) {
 		p.f16 = at;
@@ -286,7 +298,8 @@ static int entry_take(struct cq_seq *seq, const struct tail *t, const struct cqp
 		p.codes = at;
 	if (e->parts & CQP_TAIL_SINKS)
 		p.sinks = at + t->h.payload;
-	if (p.part || p.codes)
+	ret = piece_finite(&seq->model->m, &p);
+	if (!ret && (p.part || p.codes))
 		ret = page_take(seq, t, e);
 	if (!ret)
 		ret = f16_take(seq, &p);

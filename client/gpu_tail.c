@@ -116,6 +116,11 @@ static int own_still(const struct cq_pg *pg)
 	return cqc_words_check(&c, 1);
 }
 
+static int not_finite(const struct cqp_tail_entry *e)
+{
+	return cqc_fail(-EINVAL, "page %u has a value that is NaN, Inf or beyond fp16", e->index);
+}
+
 /* What nobody may see goes, and what nobody could take is refused. */
 static int entries_cut(const struct cqc_draft *d, uint8_t *at)
 {
@@ -128,18 +133,22 @@ static int entries_cut(const struct cqc_draft *d, uint8_t *at)
 
 		if (e->parts & CQP_TAIL_F16) {
 			if (!cqc_rows_finite(m, at, e->f16_mask))
-				return cqc_fail(-EINVAL, "page %u has a value that is NaN, Inf or "
-							 "beyond fp16", e->index);
+				return not_finite(e);
 			cqc_f16_cut(m, at, e->f16_mask, at);
 			at += m->f16_block;
 		}
 		if (e->parts & CQP_TAIL_CODES) {
+			if (!cqc_codes_finite(m, e->n_coded, at))
+				return not_finite(e);
 			cqc_codes_cut(m, e->n_coded, at);
 			at += m->payload;
 			ret = own_still(d->seq->ents[e->index].pg);
 		}
-		if (e->parts & CQP_TAIL_SINKS)
+		if (e->parts & CQP_TAIL_SINKS) {
+			if (!cqc_halves_finite(at, m->sink_payload / 2))
+				return not_finite(e);
 			at += m->sink_payload;
+		}
 	}
 	return ret;
 }

@@ -54,7 +54,27 @@ void cqc_codes_cut(const struct cqk_model *m, uint32_t n, uint8_t *codes)
 }
 
 /**
- * cqc_rows_finite() - are rows what cq_append() may leave behind?
+ * cqc_halves_finite() - are they what cq_append() may leave behind?
+ * @p: [@n] halves, unaligned
+ * @n: their number
+ *
+ * Return: false: one is NaN or Inf.
+ */
+bool cqc_halves_finite(const uint8_t *p, size_t n)
+{
+	uint16_t x;
+	size_t i;
+
+	for (i = 0; i < n; i++) {
+		memcpy(&x, p + 2 * i, 2);
+		if ((x & 0x7c00) == 0x7c00)
+			return false;
+	}
+	return true;
+}
+
+/**
+ * cqc_rows_finite() - the same of rows of a block
  * @m:     shard
  * @block: fp16 block, unaligned
  * @mask:  tokens to look at
@@ -63,18 +83,36 @@ void cqc_codes_cut(const struct cqk_model *m, uint32_t n, uint8_t *codes)
  */
 bool cqc_rows_finite(const struct cqk_model *m, const uint8_t *block, uint64_t mask)
 {
-	size_t row = m->geom.head_dim, i, c, n = m->f16_block / (2 * row);
-	uint16_t x;
+	size_t row = m->geom.head_dim, i, n = m->f16_block / (2 * row);
 
-	for (i = 0; i < n; i++) {
-		if (!(mask >> i % CQ_PAGE_TOKENS & 1))
-			continue;
-		for (c = 0; c < row; c++) {
-			memcpy(&x, block + 2 * (i * row + c), 2);
-			if ((x & 0x7c00) == 0x7c00)
+	for (i = 0; i < n; i++)
+		if (mask >> i % CQ_PAGE_TOKENS & 1 && !cqc_halves_finite(block + 2 * i * row, row))
+			return false;
+	return true;
+}
+
+static bool block_finite(const struct cqk_codebook *cb, uint32_t n, const uint8_t *codes)
+{
+	return cb->code.type != CQ_CODE_F16 || cqc_halves_finite(codes, (size_t)n * cb->head_dim);
+}
+
+/**
+ * cqc_codes_finite() - the same of a page's codes that are halves
+ * @m:     shard
+ * @n:     tokens to look at
+ * @codes: payload, unaligned
+ *
+ * Return: false: one has a NaN or Inf.
+ */
+bool cqc_codes_finite(const struct cqk_model *m, uint32_t n, const uint8_t *codes)
+{
+	uint32_t l, h;
+
+	for (l = 0; l < m->geom.n_layers; l++)
+		for (h = 0; h < m->geom.n_kv_heads; h++)
+			if (!block_finite(&m->layers[l].k, n, codes + cqc_code_at(m, l, h, 0)) ||
+			    !block_finite(&m->layers[l].v, n, codes + cqc_code_at(m, l, h, 1)))
 				return false;
-		}
-	}
 	return true;
 }
 

@@ -42,8 +42,10 @@ struct cqc_piece {
 void cqc_f16_cut(const struct cqk_model *m, const uint8_t *from, uint64_t mask, uint8_t *to);
 /* Codes of tokens from @n on become 0. */
 void cqc_codes_cut(const struct cqk_model *m, uint32_t n, uint8_t *codes);
-/* Are the rows of @mask numbers? */
+/* Are they numbers: halves, rows of @mask, codes of @n tokens? */
+bool cqc_halves_finite(const uint8_t *p, size_t n);
 bool cqc_rows_finite(const struct cqk_model *m, const uint8_t *block, uint64_t mask);
+bool cqc_codes_finite(const struct cqk_model *m, uint32_t n, const uint8_t *codes);
 
 int cqc_host_tail_put(struct cqc_draft *d);
 int cqc_host_tail_take(struct cq_seq *seq, const struct cqc_piece *p);

@@ -3,15 +3,12 @@
  * Tails of a hostile publisher: every field wrong in turn, then noise. Whoever
  * attaches gets an error and keeps what it had, or a sequence that it can read.
  */
-#include <xxhash.h>
-#include "tests/unit/test_libcq.h"
-#include "client/internal.h"
-#include "proto/tail.h"
+#include "tests/unit/test_libcq_tail.h"
 
 #define TOKENS 300
 
 static struct rig r;
-static const struct shape small = SHAPE_SMALL;
+static struct shape small = SHAPE_SMALL;
 static uint32_t ids[TOKENS + 1];
 static struct worker evil, victim;
 static uint8_t *good, *bad;	/* tails of @bytes */
@@ -61,40 +58,9 @@ static void fetch(const char *name)
 	close(g.fd);
 }
 
-/* @n bytes of @tail under the name "evil", with a checksum that is right. */
 static void put(const uint8_t *tail, uint64_t n, uint64_t tokens, const struct cqp_key *key)
 {
-	struct cqc_call call = { .req.want = CQP__MSG__BODY_OK };
-	struct cqp_extent whole = { 0, n };
-	XXH128_hash_t h = XXH3_128bits(tail, n);
-	Cqp__Publish pub = CQP__PUBLISH__INIT;
-	Cqp__Msg msg = CQP__MSG__INIT;
-	char name[] = "evil";
-
-	ASSERT_LE(n, evil.model->arena.bytes);
-	memcpy(evil.model->arena.base, tail, n);
-	pub.name = name;
-	pub.tokens = tokens;
-	pub.shard = evil.model->shard;
-	pub.has_key = !!key;
-	if (key) {
-		pub.key.data = (uint8_t *)(uintptr_t)key->b;
-		pub.key.len = CQ_KEY_BYTES;
-	}
-	pub.has_arena = 1;
-	pub.arena = evil.model->arena_id;
-	pub.has_extents = 1;
-	pub.extents.data = (uint8_t *)&whole;
-	pub.extents.len = sizeof(whole);
-	pub.has_check_lo = pub.has_check_hi = 1;
-	pub.check_lo = h.low64;
-	pub.check_hi = h.high64;
-	pub.has_replace = pub.replace = 1;
-	msg.body_case = CQP__MSG__BODY_PUBLISH;
-	msg.publish = &pub;
-	pthread_mutex_lock(&evil.ctx->lock);
-	CQ_OK(cqc_call(evil.ctx, &call, &msg, NULL, 0, 0));
-	pthread_mutex_unlock(&evil.ctx->lock);
+	tail_put(&evil, tail, n, tokens, key);
 }
 
 /* All of it can be read, whatever it is. */
@@ -364,6 +330,38 @@ TEST(every_field)
 			FAIL("damage %u: %s", i, cq_last_error());
 		ASSERT(seq == (void *)8);
 	}
+	end();
+}
+
+TEST(sinks_of_nowhere)
+{
+	begin();
+	tail_sinks_of_nowhere(&evil, &victim, ids + 1);
+	end();
+}
+
+/* NaN beside the window's rows: among sinks, in codes that are halves. */
+TEST(nan_beside_rows)
+{
+	struct cqp_tail_entry e = { .parts = CQP_TAIL_CODES | CQP_TAIL_SINKS, .n_coded = 64 };
+	uint64_t half;
+
+	small.v = "fp16";
+	begin();
+	half = victim.model->m.sink_payload;
+	CQ_OK(tail_try(&evil, &victim, ids, &e, 64, 0));
+	CQ_FAILS(tail_try(&evil, &victim, ids, &e, 64, 1), -EPROTO);
+	CQ_FAILS(tail_try(&evil, &victim, ids, &e, 64, half - 1), -EPROTO);
+	/* the last value of the last head of the last layer */
+	CQ_FAILS(tail_try(&evil, &victim, ids, &e, 64, half + 1), -EPROTO);
+	/* the last key is a code, beside which nothing is a half */
+	CQ_OK(tail_try(&evil, &victim, ids, &e, 64, half + 64 * 32 * 2 + 1));
+	e.parts = CQP_TAIL_CODES | CQP_TAIL_F16;
+	e.f16_mask = 15;
+	e.n_coded = 40;
+	CQ_FAILS(tail_try(&evil, &victim, ids + 1, &e, 40, 24 * 32 * 2 + 1), -EPROTO);
+	/* beyond what is coded */
+	CQ_OK(tail_try(&evil, &victim, ids + 1, &e, 40, 1));
 	end();
 }
 
