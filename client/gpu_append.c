@@ -20,6 +20,20 @@ static int copy(struct cqc_gpu *g, cqcu_ptr to, cqcu_ptr from, uint64_t bytes)
 	return r ? cqc_gpu_fail(g, r, "copying a page") : 0;
 }
 
+/* What was refused in @from was refused in @to; @to is in a slot of its own. */
+static int bad_copy(struct cq_pg *to, const struct cq_pg *from, uint32_t own)
+{
+	struct cqc_gpu *g = to->model->gpu;
+	int ret = copy(g, g->bads + 4ull * own, g->bads + 4ull * from->bad, sizeof(uint32_t));
+
+	if (ret)
+		return ret;
+	to->born = from->born;
+	to->tag = from->tag;
+	to->bad = own;
+	return 0;
+}
+
 static bool is_current(const struct cq_model *model, uint32_t lease)
 {
 	const struct cqc_gpu *g = model->gpu;
@@ -38,6 +52,8 @@ static int move_to(struct cq_pg *pg, uint32_t codes, uint32_t sinks)
 	if (!ret && sinks != CQC_NONE)
 		ret = copy(g, cqc_lease_rw(g, sinks),
 			   (uintptr_t)cqc_lease_ro(g, pg->sink_chunk), m->sink_payload);
+	if (!ret)
+		ret = bad_copy(pg, pg, codes);
 	if (ret)
 		return ret;
 	WRITE_ONCE(g->dirty, true);
@@ -345,13 +361,11 @@ int cqc_gpu_part(struct cq_model *model, const struct cqc_ent *from, uint32_t r,
 
 	if (ret)
 		return ret;
-	if (!from->pg->slot.word) {
-		/* What was refused there may be in the copy. */
-		e->pg->born = from->pg->born;
-		e->pg->bad = from->pg->bad;
-		e->pg->tag = from->pg->tag;
-	}
-	ret = part_copy(model, from, r, first, e);
+	/* What was refused there may be in the copy, but not the other way round. */
+	if (!from->pg->slot.word)
+		ret = bad_copy(e->pg, from->pg, e->pg->chunk);
+	if (!ret)
+		ret = part_copy(model, from, r, first, e);
 	WRITE_ONCE(g->dirty, true);
 	cqc_gpu_out(g);
 	return ret;

@@ -550,6 +550,34 @@ TEST(bad_values)
 	rig_stop(&r);
 }
 
+/* Nor is one spoilt that another began as, or that moved away from its slot. */
+TEST(bad_values_of_a_fork)
+{
+	struct cq_seq *seq, *fork, *again;
+	struct worker w;
+
+	begin();
+	worker_gpu_open(&w, &small, r.sock, 0, 32);
+	seq = worker_seq(&w, NULL, 0);
+	gpu_grow(&w, seq, ids, 30);
+	CQ_OK(cq_fork(seq, NULL, &fork));
+	bad_layer(&w, fork, 10, 5);
+	CQ_OK(cq_commit(fork, ids + 30, 10));
+	/* a fork of the fork has what was refused there */
+	CQ_OK(cq_fork(fork, NULL, &again));
+	gpu_grow(&w, seq, ids, 64);
+	CQ_OK(cq_seal(seq, 5000));
+	gpu_grow(&w, fork, ids + 1, 64);
+	CQ_FAILS(cq_seal(fork, 5000), -EINVAL);
+	cq_seq_close(fork);
+	gpu_grow(&w, again, ids + 2, 64);
+	CQ_FAILS(cq_seal(again, 5000), -EINVAL);
+	cq_seq_close(again);
+	cq_seq_close(seq);
+	cq_close(w.ctx);
+	rig_stop(&r);
+}
+
 /* Pages of other sequences, and those before it, are published all the same. */
 TEST(bad_values_of_one_page)
 {
