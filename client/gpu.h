@@ -116,8 +116,8 @@ struct cqc_dests {
  * @lost:     -errno: the context is lost, nothing more can be done there
  * @tables, @arena_at, @status: device memory
  * @bads:     [CQC_LEASES] u32 on the device, one for each lease: the greatest tag of a
- *            page that was there, or began as one, and was given a value that no fp16
- *            can hold
+ *            page that was there and was given a value that no fp16 can hold, there
+ *            or in the page that it began as
  * @tags:     given out so far
  * @recorded: fences recorded; caller's thread, with release
  * @done:     fences seen done; engine, with release
@@ -243,7 +243,7 @@ void cqc_gpu_lease_over(struct cq_model *model, uint32_t lease);
 /* A leased slot for codes (@kind 0) or sinks (1); CQC_NONE: none is there. */
 uint32_t cqc_gpu_take(struct cq_model *model, uint32_t kind);
 /* Is there one of each kind that pages need? 0 or -errno with text. */
-int cqc_gpu_can_take(const struct cq_model *model);
+int cqc_gpu_can_take(struct cq_model *model);
 /* Two that were not used after all, each may be CQC_NONE. */
 void cqc_gpu_unused(struct cq_model *model, uint32_t codes, uint32_t sinks);
 /* Let @pg be in these. */

@@ -68,14 +68,8 @@ static uint32_t waiting(const struct cqc_pool *p)
 
 /* --- the caller's thread --- */
 
-/**
- * cqc_gpu_take() - a leased slot; caller's thread
- * @model: model
- * @kind:  0 codes, 1 sinks
- *
- * Return: number of the lease; CQC_NONE: none is there, more are asked for.
- */
-uint32_t cqc_gpu_take(struct cq_model *model, uint32_t kind)
+/* The next one that cqd knows of; those that it has forgotten go back on the way. */
+static uint32_t next(struct cq_model *model, uint32_t kind)
 {
 	struct cqc_gpu *g = model->gpu;
 	struct cqc_pool *p = &g->pool[kind];
@@ -85,33 +79,61 @@ uint32_t cqc_gpu_take(struct cq_model *model, uint32_t kind)
 		if (p->n)
 			o.epoch = p->stack[--p->n];
 		else if (!cqc_ring_pop(&p->ring, &o))
-			break;
+			return CQC_NONE;
 		if (g->leases[o.epoch].epoch == READ_ONCE(g->epoch))
 			return o.epoch;
 		o.op = CQC_OP_LEASE;
 		cqc_order_push(model, &o);
 	}
-	WRITE_ONCE(p->want, MIN(p->want * 2, WANT_MAX));
-	cqc_wake(model->ctx);
-	return CQC_NONE;
+}
+
+static bool has_next(struct cq_model *model, uint32_t kind)
+{
+	struct cqc_pool *p = &model->gpu->pool[kind];
+	uint32_t lease = next(model, kind);
+
+	if (lease == CQC_NONE)
+		return false;
+	p->stack[p->n++] = lease;
+	return true;
+}
+
+/**
+ * cqc_gpu_take() - a leased slot; caller's thread
+ * @model: model
+ * @kind:  0 codes, 1 sinks
+ *
+ * Return: number of the lease; CQC_NONE: none is there, more are asked for.
+ */
+uint32_t cqc_gpu_take(struct cq_model *model, uint32_t kind)
+{
+	struct cqc_pool *p = &model->gpu->pool[kind];
+	uint32_t lease = next(model, kind);
+
+	if (lease == CQC_NONE) {
+		WRITE_ONCE(p->want, MIN(p->want * 2, WANT_MAX));
+		cqc_wake(model->ctx);
+	}
+	return lease;
 }
 
 /**
  * cqc_gpu_can_take() - could a page be taken now? caller's thread
  * @model: model
  *
- * Return: 0; -ENOBUFS; the error that the context was lost by; with text.
+ * Return: 0; -ENOBUFS, more are asked for; the error that the context was lost by;
+ * with text.
  */
-int cqc_gpu_can_take(const struct cq_model *model)
+int cqc_gpu_can_take(struct cq_model *model)
 {
-	const struct cqc_pool *p = model->gpu->pool;
 	int ret = cqc_gpu_in(model->gpu);
 
 	if (ret)
 		return ret;
 	cqc_gpu_out(model->gpu);
-	if ((p[0].n || waiting(&p[0])) && (!p[1].want || p[1].n || waiting(&p[1])))
+	if (has_next(model, 0) && (!model->gpu->pool[1].want || has_next(model, 1)))
 		return 0;
+	cqc_wake(model->ctx);
 	return cqc_fail(-ENOBUFS, "no slot is leased yet; wait on cq_event_fd() or close a "
 				  "sequence");
 }
@@ -274,6 +296,27 @@ static bool lease_good(const struct cq_model *model, const struct cqc_lease *l,
 	       smp_load_acquire(&seg->words[l->page.slot]) == l->page.word;
 }
 
+static void return_send(struct cq_ctx *ctx, const struct cqp_page *slots, uint32_t n,
+			bool others)
+{
+	Cqp__LeaseReturn body = CQP__LEASE_RETURN__INIT;
+	Cqp__Msg msg = CQP__MSG__INIT;
+
+	body.slots.data = (uint8_t *)(uintptr_t)slots;
+	body.slots.len = n * sizeof(*slots);
+	body.has_others = 1;
+	body.others = others;
+	msg.body_case = CQP__MSG__BODY_LEASE_RETURN;
+	msg.lease_return = &body;
+	cqc_tell(ctx, &msg);
+}
+
+static void retry_later(struct cqc_pool *p)
+{
+	p->retry_at = cqc_now_ms() + p->retry_ms;
+	p->retry_ms = MIN(p->retry_ms * 2, RETRY_MAX_MS);
+}
+
 /*
  * Into the caller's hands, if its segment is there. 0; -EPROTO with text: a slot
  * that cannot be.
@@ -284,6 +327,7 @@ static int lease_map(struct cq_model *model, uint32_t at)
 	struct cqc_lease *l = &g->leases[at];
 	struct cqc_order o = { .op = CQC_OP_LEASE, .epoch = at };
 	struct cqc_seg *seg = cqc_seg_want(model, l->page.segment);
+	uint32_t kind = l->kind;
 
 	if (!seg || !seg->base)
 		return 0;
@@ -293,12 +337,14 @@ static int lease_map(struct cq_model *model, uint32_t at)
 		return -EPROTO;
 	}
 	if (cqc_gpu_seg_rw(seg)) {
+		return_send(model->ctx, &l->page, 1, false);
 		memset(l, 0, sizeof(*l));
+		retry_later(&g->pool[kind]);
 		return 0;
 	}
 	l->seg = seg;
 	l->state = CQC_LEASE_HELD;
-	cqc_ring_push(&g->pool[l->kind].ring, &o);
+	cqc_ring_push(&g->pool[kind].ring, &o);
 	cqc_event(model->ctx);
 	return 0;
 }
@@ -343,8 +389,7 @@ static void lease_done(struct cq_ctx *ctx, struct cqc_req *req, int ret, const C
 	/* One that lies is met again from the start. */
 	if (ret == -EPROTO)
 		cqc_conn_drop(ctx, ret);
-	p->retry_at = cqc_now_ms() + p->retry_ms;
-	p->retry_ms = MIN(p->retry_ms * 2, RETRY_MAX_MS);
+	retry_later(p);
 }
 
 static void lease_fill(const struct cq_model *model, uint32_t kind, uint32_t n, Cqp__Msg *msg,
@@ -516,21 +561,6 @@ static bool is_ours(const struct cqc_gpu *g, const struct cqc_lease *l)
 {
 	return l->state && l->epoch == g->epoch && !l->used &&
 	       (!l->seg || smp_load_acquire(&l->seg->words[l->page.slot]) == l->page.word);
-}
-
-static void return_send(struct cq_ctx *ctx, const struct cqp_page *slots, uint32_t n,
-			bool others)
-{
-	Cqp__LeaseReturn body = CQP__LEASE_RETURN__INIT;
-	Cqp__Msg msg = CQP__MSG__INIT;
-
-	body.slots.data = (uint8_t *)(uintptr_t)slots;
-	body.slots.len = n * sizeof(*slots);
-	body.has_others = 1;
-	body.others = others;
-	msg.body_case = CQP__MSG__BODY_LEASE_RETURN;
-	msg.lease_return = &body;
-	cqc_tell(ctx, &msg);
 }
 
 /**

@@ -214,6 +214,14 @@ static int pinned_new(struct cqc_gpu *g)
 	return r ? cqc_gpu_fail(g, r, "clearing the status") : 0;
 }
 
+/* Streams of ours and the engine's don't wait for what was copied and cleared. */
+static int settle(struct cqc_gpu *g)
+{
+	int r = g->cu->cuCtxSynchronize();
+
+	return r ? cqc_gpu_fail(g, r, "waiting for tables") : 0;
+}
+
 /**
  * cqc_gpu_memory() - kernels, tables, arena
  * @model: parsed
@@ -239,6 +247,8 @@ int cqc_gpu_memory(struct cq_model *model, uint64_t bytes)
 		ret = cqc_gpu_fences_new(g);
 	if (!ret)
 		ret = cqc_gpu_hashing_new(model);
+	if (!ret)
+		ret = settle(g);
 	cqc_gpu_out(g);
 	if (!ret)
 		ret = cqc_gpu_leases_new(model);
