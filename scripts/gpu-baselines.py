@@ -72,6 +72,8 @@ def flashinfer_calls(torch, q, layers):
 def measure(torch, name, batch, context):
     """Print the time of every kernel there is for one case."""
     heads, kv, d = SHAPES[name]
+    # what the case before has left is free to the eye of mem_get_info() only then
+    torch.cuda.empty_cache()
     layer = 2 * batch * context * kv * d * 2
     free = torch.cuda.mem_get_info()[0]
     l2 = torch.cuda.get_device_properties(0).L2_cache_size

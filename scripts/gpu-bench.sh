@@ -23,8 +23,12 @@ else
 	# What others' fp16 kernels take here, where they are installed.
 	python=${GPU_PYTHON:-$(command -v python3)}
 	others=$O/gpu-bench.others
-	if [ -n "$python" ] && timeout 100 "$python" "$top/scripts/gpu-baselines.py" \
-		>"$others" 2>"$others.log"; then
+	: >"$others"
+	if [ -n "$python" ]; then
+		# Lines that came before it failed, or its time was over, are good.
+		timeout 100 "$python" "$top/scripts/gpu-baselines.py" >"$others" 2>"$others.log"
+	fi
+	if [ -s "$others" ]; then
 		args+=(--baselines "$others")
 	else
 		echo "gpu-bench: no other program's fp16 kernel: ours alone is compared with"
@@ -32,6 +36,10 @@ else
 fi
 
 left=$((budget - SECONDS + began))
+if [ "$left" -le 0 ]; then
+	echo "gpu-bench: the $budget s of GPU_SECONDS are over: nothing was measured" >&2
+	exit 1
+fi
 timeout -k 5 $((left + 40)) "${run[@]}" "$O/tests/gpu/gpu_bench" --seconds "$left" "${args[@]}" \
 	>"$out.tmp" </dev/null
 rc=$?

@@ -137,6 +137,8 @@ for kind in memcheck racecheck; do
 	sanitize $kind attn sinks_tails_masks
 	sanitize $kind attn batches_share_pages_at_other_positions
 	sanitize $kind attn wide_batches
+	sanitize $kind attn few_vectors
+	sanitize $kind attn few_vectors_over_halves
 	sanitize $kind append ties_take_the_lowest_code
 	sanitize $kind check lengths_around_stripes_and_blocks
 done
