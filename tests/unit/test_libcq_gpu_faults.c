@@ -111,6 +111,28 @@ TEST(launch_fails)
 	rig_stop(&r);
 }
 
+/* Slots of a segment that cannot be written go back: as many can be leased again. */
+TEST(segment_not_writable)
+{
+	struct cqc_gpu *g;
+	struct worker w;
+	uint32_t i, n = 0;
+
+	begin_failing("cuMemRetainAllocationHandle:1");
+	worker_gpu_open(&w, &small, r.sock, 0, 32);
+	g = w.model->gpu;
+	publish(&w, 64);
+	pthread_mutex_lock(&w.ctx->lock);
+	/* asked for once more, and not at once */
+	ASSERT(g->pool[0].retry_at || g->pool[1].retry_at);
+	for (i = 0; i < CQC_LEASES; i++)
+		n += !!g->leases[i].state;
+	pthread_mutex_unlock(&w.ctx->lock);
+	ASSERT_GT(n, 0);
+	cq_close(w.ctx);
+	rig_stop(&r);
+}
+
 /* Hashing that fails is done again. */
 TEST(hash_fails)
 {

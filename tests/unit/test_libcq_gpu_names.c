@@ -4,6 +4,7 @@
  * tails that go from one worker to another, whose next rows are the same bit by bit.
  */
 #include "tests/unit/test_libcq_gpu.h"
+#include "tests/unit/test_libcq_tail.h"
 #include "client/gpu.h"
 
 static struct rig r;
@@ -292,6 +293,16 @@ TEST(no_bad_values)
 	end(&a, &b);
 }
 
+/* A slot has the sinks of who was there before, until ours are written. */
+TEST(sinks_of_nowhere)
+{
+	struct worker a, b;
+
+	two_workers(&a, &b);
+	tail_sinks_of_nowhere(&a, &b, ids);
+	end(&a, &b);
+}
+
 /* Without a slot for its page a once-name stays. */
 TEST(no_slot_takes_nothing)
 {
@@ -313,6 +324,13 @@ TEST(no_slot_takes_nothing)
 	ASSERT_STRHAS(cq_last_error(), "leased");
 	while (n)
 		cqc_gpu_unused(b.model, taken[--n], CQC_NONE);
+	CQ_OK(cqc_gpu_can_take(b.model));
+	/* as when cqd has forgotten all that it leased */
+	__atomic_fetch_add(&b.model->gpu->epoch, 1, __ATOMIC_RELEASE);
+	CQ_FAILS(cq_attach(b.model, "once", NULL, &y), -ENOBUFS);
+	__atomic_fetch_sub(&b.model->gpu->epoch, 1, __ATOMIC_RELEASE);
+	while (cqc_gpu_can_take(b.model))
+		cq_poll(b.ctx, 10);
 	CQ_OK(cq_attach(b.model, "once", NULL, &y));
 	same_next(&a, x, &b, y);
 	cq_seq_close(x);
