@@ -44,6 +44,7 @@ struct group {
 struct cut {
 	uint32_t stretch;	/* blocks of an item */
 	uint64_t items, wide, slots, refs, entries;
+	uint64_t vecs;		/* of the largest item that is not wide */
 };
 
 static int check_block(const struct cqk_cuda_step *s, uint32_t i, struct cq_err *err)
@@ -159,12 +160,14 @@ static void cut_count(const struct cqk_cuda_step *s, const struct cqk_cuda_limit
 	uint32_t at = 0;
 	struct group g;
 
-	c->items = c->wide = c->slots = c->refs = c->entries = 0;
+	c->items = c->wide = c->slots = c->refs = c->entries = c->vecs = 0;
 	for (; group_at(s, at, &g); at += g.n_blocks) {
 		uint64_t n = (uint64_t)g.n_entries * s->gqa;
 		uint64_t stretches = ceil_div(g.n_blocks, c->stretch);
 		struct share sh = share_of(s, limits, &g);
 
+		if (!sh.wide)
+			c->vecs = MAX(c->vecs, MIN(sh.vecs, n));
 		*(sh.wide ? &c->wide : &c->items) += stretches * sh.items;
 		c->slots += stretches * n;
 		c->refs += stretches * g.n_entries;
@@ -186,6 +189,10 @@ static int cut_choose(const struct cqk_cuda_step *s, const struct cqk_cuda_limit
 	c->stretch = MAX(c->stretch, 1u);
 	for (;;) {
 		cut_count(s, limits, c);
+		if (limits->few_only && c->vecs > CQKD_FEW_VECS)
+			return cq_err_set(err, -ENOBUFS, "an item of %llu query vectors, made for "
+							 "%d (few_only)",
+					  (unsigned long long)c->vecs, CQKD_FEW_VECS);
 		if (c->items <= limits->items && c->wide <= limits->wide &&
 		    c->slots <= limits->slots)
 			return 0;

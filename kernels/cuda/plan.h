@@ -19,7 +19,8 @@
  *         256 query vectors (112 with more than 128 channels); 0: there are none
  * @few:   blocks of threads per kv head that share items of at most eight query
  *         vectors, if the variant (variant.h) is one that shares; 0: it is not used
- * @few_only: no item has more vectors than that
+ * @few_only: no item that is not wide has more vectors than that: a plan with one
+ *         does not fit
  *
  * A launch with these limits serves every plan within them, so a CUDA graph
  * needs to be captured once.

@@ -227,6 +227,36 @@ TEST(a_batch_decodes_its_prefix_once)
 	free(r.mem);
 }
 
+/* Launches without the kernel for many: an item that is not wide has few vectors. */
+TEST(few_only_holds)
+{
+	struct rig r;
+	uint32_t n;
+
+	rig_make(&r);
+	r.step.head_dim = 128;
+	r.step.gqa = 2;
+	r.step.n_blocks = r.step.n_spans = 1;
+	r.blocks[0] = (struct cqk_block){ .base = (uint8_t *)16, .tokens = 64, .n_spans = 1 };
+	r.limits.wide = 0;
+	r.limits.few_only = 1;
+	for (n = 1; n <= ROWS; n++) {
+		r.step.n_rows = n;
+		r.spans[0] = (struct cqk_span){ .mask = ~0ull, .n_rows = n };
+		ASSERT_EQ(rig_plan(&r), 2 * n <= CQKD_FEW_VECS ? 0 : -ENOBUFS);
+		if (2 * n <= CQKD_FEW_VECS)
+			check_plan(&r);
+		else
+			ASSERT(strstr(r.err.text, "few_only"));
+	}
+	/* wide ones have a kernel of their own */
+	r.step.gqa = 20;
+	r.limits.wide = 1;
+	ASSERT_EQ(rig_plan(&r), 0);
+	check_plan(&r);
+	free(r.mem);
+}
+
 TEST(no_room_for_the_plan)
 {
 	struct rig r;
