@@ -95,6 +95,13 @@ static inline void repeat(struct rig *r, cqcu_ptr p, size_t seed, size_t n)
 	CU(r->g.cu->cuStreamSynchronize(r->g.stream));
 }
 
+/* A copy from pageable memory may return before it is done; the stream doesn't wait. */
+static inline void copy_in(struct rig *r, cqcu_ptr to, const void *from, size_t bytes)
+{
+	CU(r->g.cu->cuMemcpyHtoD(to, from, bytes));
+	CU(r->g.cu->cuCtxSynchronize());
+}
+
 static inline void fill_memory(struct rig *r, size_t codes, size_t halves)
 {
 	size_t seed = MIN(SEED_BYTES, MIN(codes, halves)), i;
@@ -106,9 +113,9 @@ static inline void fill_memory(struct rig *r, size_t codes, size_t halves)
 	CU(r->g.cu->cuMemAlloc(&r->halves, halves));
 	for (i = 0; i < seed; i++)
 		x[i] = (uint8_t)(toy_u32() >> 9);
-	CU(r->g.cu->cuMemcpyHtoD(r->codes, x, seed));
+	copy_in(r, r->codes, x, seed);
 	toy_halves(x, seed / 2, 1.0f);
-	CU(r->g.cu->cuMemcpyHtoD(r->halves, x, seed));
+	copy_in(r, r->halves, x, seed);
 	free(x);
 	repeat(r, r->codes, seed, codes);
 	repeat(r, r->halves, seed, halves);
@@ -310,7 +317,7 @@ static inline void call_plan(struct rig *r, struct call *c, const struct step *s
 	c->a.plan = carve(&at, used);
 	c->a.q.data = (void *)(uintptr_t)carve(&at, queries);
 	c->a.o.data = (void *)(uintptr_t)carve(&at, queries);
-	CU(r->g.cu->cuMemcpyHtoD(c->a.plan, plan, used));
+	copy_in(r, c->a.plan, plan, used);
 	/* on the stream, which does not wait for what others do */
 	CU(r->g.cu->cuMemcpyDtoDAsync((uintptr_t)c->a.q.data, r->halves, queries, r->g.stream));
 	CU(r->g.cu->cuMemsetD8Async((uintptr_t)c->a.o.data, 0xff, queries, r->g.stream));

@@ -308,8 +308,8 @@ static void appends_new(struct rig *r, struct appends *x, const struct model *m,
 	at = x->mem + 512;
 	CU(r->g.cu->cuMemsetD8Async(x->mem, 0, 512, r->g.stream));
 	CU(r->g.cu->cuStreamSynchronize(r->g.stream));
-	CU(r->g.cu->cuMemcpyHtoD(at, dests, n * sizeof(*dests)));
-	CU(r->g.cu->cuMemcpyHtoD(x->mem + 256, &n, sizeof(n)));
+	copy_in(r, at, dests, n * sizeof(*dests));
+	copy_in(r, x->mem + 256, &n, sizeof(n));
 	x->a = (struct cqk_cuda_append){ .k = view, .v = view, .dests = at,
 					 .n_dests = x->mem + 256, .max_dests = n,
 					 .status = x->mem };
