@@ -10,6 +10,7 @@ sys.dont_write_bytecode = True
 
 import small            # noqa: E402
 import tap              # noqa: E402
+import test_config      # noqa: E402
 import test_files       # noqa: E402
 import test_hf          # noqa: E402
 import test_peers       # noqa: E402
@@ -18,7 +19,7 @@ import test_small       # noqa: E402
 
 try:
     test_small.prepare()
-    failed = tap.run([test_files, test_peers, test_small, test_report, test_hf])
+    failed = tap.run([test_files, test_config, test_peers, test_small, test_report, test_hf])
 finally:
     shutil.rmtree(small.DIR)
 sys.exit(failed > 0)

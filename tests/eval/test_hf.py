@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Models of transformers, with random weights; the small language model as Llama."""
+import weakref
+
 import numpy as np
 import torch
-from cq import attention, dump, models, tensors
+from cq import attention, dump, hard, models, rope, tensors
 from small import LM, calibrate, cq, heldout, lines, path
 from tap import Skip, refuses
 
@@ -10,6 +12,8 @@ SHAPE = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hid
          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
 MODELS = {"Llama": {}, "Mistral": {"sliding_window": 90, "head_dim": 32}, "Qwen2": {},
           "Gemma": {"head_dim": 32}, "Olmo2": {},
+          "Glm": {"head_dim": 16, "pad_token_id": 0, "eos_token_id": 0}, "Cohere": {},
+          "Phi": {}, "Phi3": {"pad_token_id": 0},
           "Gemma2": {"head_dim": 32, "sliding_window": 100, "query_pre_attn_scalar": 24}}
 
 
@@ -70,6 +74,38 @@ def test_gemma2_with_soft_caps_and_sliding_windows():
 
 def test_olmo2_with_a_norm_of_keys():
     same_logits("Olmo2")
+
+
+def test_pairs_that_are_neighbours_are_found():
+    for name, dim in (("Cohere", "16"), ("Glm", "8")):
+        same_logits(name)
+        found = models.load(path(name)).rope
+        assert found["rope"] == "interleaved" and found["rope_dim"] == dim, found
+    refuses("i and i + d/2 is wanted", hard.make, path("Cohere"), path("none"))
+
+
+def test_attention_in_other_pieces_is_refused():
+    for name, want in (("Phi", "heads of 16 are wanted whole"), ("Phi3", "fused projections")):
+        folder, _ = make(name)
+        refuses(want, models.load, folder)
+
+
+def test_a_rotation_that_the_config_does_not_say_is_refused():
+    folder, _ = make("Llama")
+    kept = rope.frequencies
+    rope.frequencies = lambda told: kept(told) * 1.01
+    try:
+        refuses("llama rotates keys in another way", models.load, folder, True)
+    finally:
+        rope.frequencies = kept
+
+
+def test_a_model_goes_with_its_last_user():
+    folder, _ = make("Llama")
+    model = models.load(folder, True)
+    gone = weakref.ref(model)
+    del model
+    assert gone() is None
 
 
 def test_the_small_model_is_a_llama():

@@ -6,8 +6,11 @@ queries where attention is computed: both are functions that a modelling module
 looks up by name, so no model needs code of its own here.
 """
 import sys
+import weakref
 
 import torch
+
+from . import rope
 
 ATTENTION = "cq"
 
@@ -39,16 +42,30 @@ def _attention(module, query, key, value, attention_mask, **given):
         raise Unsupported(f"{type(module).__name__} uses no apply_rotary_pos_emb of its module")
     k, rotate = model.rotation
     model.rotation = None
+    want = model.geometry["head_dim"]
+    if not k.shape[-1] == value.shape[-1] == query.shape[-1] == want:
+        raise Unsupported(f"{type(module).__name__} rotates {k.shape[-1]} channels of keys on "
+                          f"their own and has values of {value.shape[-1]}: heads of {want} are "
+                          "wanted whole")
     scale = given.get("scaling") or module.head_dim ** -0.5
     out = model.tap.attend(module.layer_idx, query, k, value, rotate, scale,
                            given.get("softcap"), given.get("sliding_window"))
     return out.transpose(1, 2).contiguous(), None
 
 
-def _scaling(config):
-    """Metadata of RoPE scaling, as formats.md names it."""
-    given = getattr(config, "rope_scaling", None) or {}
-    kind = given.get("rope_type", given.get("type", "default"))
+def _rope(config, head_dim):
+    """Metadata of RoPE, as formats.md names it; which channels make pairs is probed."""
+    names = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
+    try:
+        theta, kind, given, share = rope.settings({k: getattr(config, k, None) for k in names})
+    except ValueError as e:
+        raise Unsupported(f"{config.model_type}: {e}") from e
+    out = {"rope": rope.PAIRS[0], "rope_dim": str(int(head_dim * share)),
+           "rope_theta": repr(theta)}
+    return out | _scaling(kind, given)
+
+
+def _scaling(kind, given):
     if kind == "default":
         return {}
     names = {"linear": {"factor": "rope_factor"},
@@ -60,8 +77,11 @@ def _scaling(config):
         raise Unsupported(f"RoPE scaling {kind}: linear and llama3 are known here")
     out = {"rope_scaling": kind}
     for theirs, ours in names[kind].items():
-        number = given[theirs]
-        out[ours] = str(int(number)) if float(number).is_integer() else repr(float(number))
+        try:
+            number = float(given[theirs])
+        except (KeyError, TypeError, ValueError) as e:
+            raise Unsupported(f"RoPE scaling {kind}: no number {theirs}") from e
+        out[ours] = str(int(number)) if number.is_integer() else repr(number)
     return out
 
 
@@ -84,11 +104,24 @@ class Model:
             "n_kv_heads": getattr(config, "num_key_value_heads", None) or heads,
             "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
             "max_position": config.max_position_embeddings}
-        turned = int(self.geometry["head_dim"] *
-                     (getattr(config, "partial_rotary_factor", None) or 1))
-        self.rope = {"rope": "half", "rope_dim": str(turned),
-                     "rope_theta": repr(float(config.rope_theta)), **_scaling(config)}
+        self.rope = _rope(config, self.geometry["head_dim"])
         self.tap = self.rotation = None
+        self._probe(folder)
+
+    def _probe(self, folder):
+        """Which channels RoPE turns together; refuses a rotation that .rope cannot say."""
+        tap = rope.Probe(self.rope)
+        tokens = torch.arange(min(rope.PROBE_TOKENS, self.geometry["max_position"]))[None]
+        with torch.no_grad():
+            self.forward(self.embed(tokens % self.vocab), tap, slice(-1, None))
+        if tap.layers != self.geometry["n_layers"]:
+            raise Unsupported(f"{folder}: {tap.layers} of {self.geometry['n_layers']} layers "
+                              "have an attention that can be met")
+        if not tap.pairs:
+            raise Unsupported(f"{folder}: {self.net.config.model_type} rotates keys in another "
+                              "way than its config.json says; pairs that are halves or "
+                              "neighbours are known here")
+        self.rope["rope"] = tap.pairs[0]
 
     def _hook(self, config):
         if not hasattr(self.module, "apply_rotary_pos_emb") or \
@@ -98,9 +131,16 @@ class Model:
         self.original = getattr(self.module, "cq_original", self.module.apply_rotary_pos_emb)
         self.module.cq_original = self.original
         config._attn_implementation = ATTENTION
+        hooked = 0
         for part in self.net.modules():
             if hasattr(part, "layer_idx") and hasattr(part, "v_proj"):
-                part.cq_model = self
+                # no cycle: a model goes when its last user does
+                part.cq_model = weakref.proxy(self)
+                hooked += 1
+        if hooked != config.num_hidden_layers:
+            raise Unsupported(f"{config.model_type}: {hooked} of {config.num_hidden_layers} "
+                              "layers have a v_proj of their own; fused projections are not "
+                              "known here")
 
     def _rotary(self, q, k, *args, **kwargs):
         turned, _ = self.original(q, k, *args, **kwargs)

@@ -25,8 +25,10 @@ def load(folder, transformers=False):
     try:
         with open(path, encoding="utf-8") as f:
             config = json.load(f)
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise ModelError(f"{path}: {e}") from e
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: not an object")
     torch.set_num_threads(int(os.environ.get("CQ_THREADS", "1")))
     if lm.Llama.knows(config) and not transformers and \
             os.path.exists(os.path.join(folder, "model.safetensors")):
