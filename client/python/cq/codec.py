@@ -2,6 +2,7 @@
 """libcq's codec (include/cq.h, cq_codec_*): what workers store, bit for bit."""
 import ctypes
 import ctypes.util
+import operator
 import os
 
 import numpy as np
@@ -87,15 +88,24 @@ class Codec:
 
     def coding(self, layer, kv):
         """"4c8b" or "fp16"."""
+        self._place(layer, kv, 0)
         return self.parts[layer][kv].name.decode()
 
     def bits(self, layer, kv):
         """Bits of a channel."""
+        self._place(layer, kv, 0)
         return self.parts[layer][kv].block_bytes * 8 / (PAGE * self.head_dim)
 
     @staticmethod
     def _view(x):
         return _View(x.ctypes.data, F32, 0, x.strides[0] // 4, 0)
+
+    def _place(self, layer, kv, head):
+        """Refuse what ctypes would cut to 32 bits, and what Python would count from the end."""
+        for name, at, n in (("layer", layer, self.n_layers), ("kv", kv, 2),
+                            ("head", head, self.n_kv_heads)):
+            if not 0 <= operator.index(at) < n:
+                raise ValueError(f"{name} {at}: the model has {n}")
 
     def _rows(self, x):
         x = np.asarray(x, np.float32)
@@ -105,6 +115,7 @@ class Codec:
 
     def encode(self, layer, kv, head, x):
         """Codes (uint8) of rows x [n][head_dim]; kv: 0 keys, 1 values."""
+        self._place(layer, kv, head)
         x = self._rows(x)
         blocks = -(-len(x) // PAGE)
         codes = np.empty(blocks * self.parts[layer][kv].block_bytes, np.uint8)
@@ -115,6 +126,7 @@ class Codec:
 
     def decode(self, layer, kv, head, codes, n):
         """f32 rows [n][head_dim] of codes as encode() gives them."""
+        self._place(layer, kv, head)
         codes = np.ascontiguousarray(codes, np.uint8)
         want = -(-n // PAGE) * self.parts[layer][kv].block_bytes
         if not 0 <= n <= MAX_N or codes.size < want:
