@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """python3 -m cq dump|eval|figures|harden|report|turn ..."""
 import importlib
+import signal
 import sys
 
 COMMANDS = {"dump": "dump", "eval": "evaluate", "figures": "figures", "harden": "hard",
@@ -15,4 +16,6 @@ except ModuleNotFoundError as e:
     print(f"cq-{sys.argv[1]}: {sys.executable} has no {e.name}; python3-torch brings torch and "
           f"numpy, PYTHON= names another interpreter", file=sys.stderr)
     sys.exit(1)
+# so that what is half done is removed
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 sys.exit(command.main(sys.argv[2:]))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import models, tensors
+from . import command, hf, models, tensors
 from .attention import plain
 
 
@@ -75,30 +75,39 @@ def record(model, ids, out, at, fisher, rotated=False):
             _put(out, name, value, at)
             if fisher:
                 # of the sum of losses, so that small ones stay away from 0
-                grad = value.grad[0].float().numpy() * len(ids)
-                out[name + ".fisher"][:, at:at + len(ids)] = grad ** 2
+                square = (value.grad[0].float().numpy() * len(ids)) ** 2
+                if not np.isfinite(square).all():
+                    raise models.ModelError(f"{name}: a gradient whose square is not finite")
+                out[name + ".fisher"][:, at:at + len(ids)] = square
 
 
 def dump(folder, ids, path, length=2048, count=16, skip=0, fisher=True, source="",
          transformers=False, rotated=False, say=lambda text: None):
-    """Write the dump of count sequences of length tokens of ids, from skip on."""
+    """Write the dump of count sequences of length tokens of ids, from skip on.
+
+    ids: token ids, or the path of a file of them.
+    """
+    tensors.check_output(path)
     model = models.load(folder, transformers)
+    if isinstance(ids, str):
+        ids = models.read_ids(ids, model.vocab)
+    models.check_length(model, length)
     ids = models.sequences(ids, count, length, skip)
-    writer = tensors.Writer(path, shapes(model.geometry, count * length, fisher),
-                            metadata(model, folder, length, source, rotated))
     start = time.monotonic()
-    for i, seq in enumerate(ids):
-        record(model, seq, writer.tensors, i * length, fisher, rotated)
-        left = (time.monotonic() - start) / (i + 1) * (count - i - 1)
-        say(f"{i + 1} of {count} sequences, {left:.0f} s left")
-    writer.close()
+    with tensors.Writer(path, shapes(model.geometry, count * length, fisher),
+                        metadata(model, folder, length, source, rotated)) as writer:
+        for i, seq in enumerate(ids):
+            record(model, seq, writer.tensors, i * length, fisher, rotated)
+            left = (time.monotonic() - start) / (i + 1) * (count - i - 1)
+            say(f"{i + 1} of {count} sequences, {left:.0f} s left")
 
 
-def _ids(args):
-    if args.ids:
-        return models.read_ids(args.ids, models.load(args.model, args.transformers).vocab)
-    from . import hf
-    return hf.tokenize(args.model, args.text)
+def _run(args):
+    tensors.check_output(args.output)
+    dump(args.model, args.ids or hf.tokenize(args.model, args.text), args.output, args.length,
+         args.sequences, args.skip, not args.no_fisher,
+         f"{args.model} over {args.ids or args.text}", args.transformers, args.rotated,
+         lambda text: print(f"cq-dump: {text}", file=sys.stderr))
 
 
 def main(argv=None):
@@ -109,23 +118,16 @@ def main(argv=None):
     text.add_argument("--text", help="a text file, cut by the model's own tokenizer")
     text.add_argument("--ids", help="token ids: .u16, .u32 or .npy")
     p.add_argument("-o", "--output", required=True)
-    p.add_argument("--length", type=int, default=2048, help="tokens of a sequence")
-    p.add_argument("--sequences", type=int, default=16)
-    p.add_argument("--skip", type=int, default=0, help="tokens of the text to leave out")
+    p.add_argument("--length", type=command.whole(2), default=2048, help="tokens of a sequence")
+    p.add_argument("--sequences", type=command.whole(1), default=16)
+    p.add_argument("--skip", type=command.whole(0), default=0,
+                   help="tokens of the text to leave out")
     p.add_argument("--no-fisher", action="store_true", help="no gradients")
     p.add_argument("--rotated", action="store_true", help="keys as RoPE leaves them")
     p.add_argument("--transformers", action="store_true",
                    help="use transformers where this package could do without")
     args = p.parse_args(argv)
-    try:
-        dump(args.model, _ids(args), args.output, args.length, args.sequences, args.skip,
-             not args.no_fisher, f"{args.model} over {args.ids or args.text}",
-             args.transformers, args.rotated,
-             lambda text: print(f"cq-dump: {text}", file=sys.stderr))
-    except (OSError, ValueError) as e:
-        print(f"cq-dump: {e}", file=sys.stderr)
-        return 1
-    return 0
+    return command.run("cq-dump", lambda: _run(args), args.model, args.ids or args.text)
 
 
 if __name__ == "__main__":

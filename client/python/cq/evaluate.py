@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 
-from . import ablate, coders, models, peers, score, tensors
+from . import ablate, coders, command, models, peers, score, tensors
 from .attention import Coded, Plain, Reader
 
 READERS = ("owner", "attached")
@@ -20,9 +20,18 @@ READERS = ("owner", "attached")
 def commit():
     """The commit of the working tree that this file is in, or "unknown"."""
     here = os.path.dirname(os.path.abspath(__file__))
-    git = subprocess.run(["git", "-C", here, "rev-parse", "--short=12", "HEAD"],
-                         capture_output=True, text=True, check=False)
+    try:
+        git = subprocess.run(["git", "-C", here, "rev-parse", "--short=12", "HEAD"],
+                             capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
     return git.stdout.strip() or "unknown"
+
+
+def _number(text, least, most, what):
+    if not (text.isascii() and text.isdigit()) or not least <= int(text[:9]) <= most:
+        raise ValueError(f"{what} {text or 'missing'}: {least} to {most} are known")
+    return int(text)
 
 
 def peer(spec, dump, geometry, sinks):
@@ -31,33 +40,49 @@ def peer(spec, dump, geometry, sinks):
     kvquant2 keeps no outliers, kvquant2-1 keeps 1 %.
     """
     head, _, tail = spec.partition("-")
-    kind, bits = head.rstrip("0123456789"), head[len(head.rstrip("0123456789")):]
+    kind = head.rstrip("0123456789")
+    d = geometry["head_dim"]
+    channels = geometry["n_kv_heads"] * d
+    if spec == "fp8":
+        return peers.Fp8()
+    if kind not in ("int", "hadamard", "kivi", "turbo", "kvquant", "coupled"):
+        raise models.ModelError(f"{spec}: no such coding; see cq-eval --help")
+    if kind in ("kvquant", "coupled") and dump is None:
+        raise models.ModelError(f"{spec}: needs --dump")
     try:
-        if spec == "fp8":
-            return peers.Fp8()
-        if kind in ("int", "hadamard"):
-            make = peers.IntToken if kind == "int" else peers.HadamardInt
-            return make(int(bits), int(tail.removeprefix("g")))
-        if kind == "kivi":
-            return peers.Kivi(int(bits), int(tail.removeprefix("g")), sinks)
+        bits = _number(head[len(kind):], 1, d if kind == "coupled" else 8,
+                       "channels" if kind == "coupled" else "bits")
         if kind == "turbo":
-            return peers.Turbo(int(bits), geometry["head_dim"])
-        if kind in ("kvquant", "coupled") and dump is None:
-            raise models.ModelError(f"{spec}: needs --dump")
+            return peers.Turbo(bits, d)
         if kind == "coupled":
-            return ablate.Coupled(int(bits), int(tail), dump, geometry, sinks)
+            if d % bits:
+                raise ValueError(f"{bits} channels do not divide head_dim {d}")
+            return ablate.Coupled(bits, _number(tail, 1, 8, "bits"), dump, geometry, sinks)
         if kind == "kvquant":
-            return peers.KvQuant(int(bits), dump, geometry, int(tail or 0) / 100, sinks)
+            share = _number(tail or "0", 0, 50, "outliers") / 100
+            return peers.KvQuant(bits, dump, geometry, share, sinks)
+        group = _number(tail.removeprefix("g"), 1, 1 << 20, "group")
+        if channels % group and not (kind == "kivi" and group > channels):
+            raise ValueError(f"group {group} does not divide {channels} channels")
+        if kind == "kivi":
+            return peers.Kivi(bits, group, sinks)
+        return (peers.IntToken if kind == "int" else peers.HadamardInt)(bits, group)
     except ValueError as e:
         raise models.ModelError(f"{spec}: {e}") from e
-    raise models.ModelError(f"{spec}: no such coding; see cq-eval --help")
 
 
 def load_tasks(path):
     """The module that makes the retrieval tasks; its recall() is documented there."""
     spec = importlib.util.spec_from_file_location("tasks", path)
+    if spec is None:
+        raise models.ModelError(f"{path} is not a module of Python")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:      # whatever the code of a module raises
+        raise models.ModelError(f"{path}: {type(e).__name__}: {e}") from e
+    if not callable(getattr(module, "recall", None)):
+        raise models.ModelError(f"{path} has no recall()")
     return module
 
 
@@ -65,19 +90,26 @@ class Bench:
     """A model, texts and tasks, with what the exact cache gives on them."""
 
     def __init__(self, folder, args):
-        self.model = models.load(folder, args.transformers)
+        self.folder, self.model = folder, models.load(folder, args.transformers)
+        for length in [args.length] + [args.recall_tokens] * bool(args.tasks):
+            models.check_length(self.model, length)
         self.name = os.path.basename(os.path.normpath(args.name or folder))
         ids = models.read_ids(args.ids, self.model.vocab)
         self.seqs = models.sequences(ids, args.sequences, args.length, args.skip)
         self.first, self.end = args.first, args.length - 1
         self.ref = score.reference(self.model, self.seqs, self.first)
-        self.seed, self.commit = args.seed, commit()
+        self.seed, self.commit, self.fingerprint = args.seed, commit(), None
         self.tasks, self.asks = [], args.recall_readers
         self.label = {"label": args.label} if args.label else {}
         if args.tasks:
             recall = load_tasks(args.tasks).recall
             self.tasks = [recall([args.seed, i], args.recall_tokens, args.recall_pairs,
                                  args.recall_queries) for i in range(args.recall)]
+
+    def check(self, path, fingerprint):
+        """Refuse a file that was made for other weights than those measured."""
+        self.fingerprint = self.fingerprint or models.fingerprint(self.folder)
+        models.check_fingerprint(path, fingerprint, self.fingerprint, self.folder)
 
     def exact(self):
         """The line of the exact cache."""
@@ -114,24 +146,25 @@ def parser():
     p.add_argument("--ids", required=True, help="token ids to measure on: .u16, .u32, .npy")
     p.add_argument("--dump", help="activations with gradients, for kvquant")
     p.add_argument("--readers", nargs="+", choices=READERS, default=list(READERS))
-    p.add_argument("--skip", type=int, default=0, help="tokens of the text to leave out")
-    p.add_argument("--sequences", type=int, default=4)
-    p.add_argument("--length", type=int, default=2048)
-    p.add_argument("--first", type=int, default=512, help="first row that counts")
-    p.add_argument("--sinks", type=int, default=4, help="of the peers' readers")
-    p.add_argument("--window", type=int, default=128, help="of the peers' owner")
-    p.add_argument("--owner-windows", type=int, nargs="+", default=None, metavar="N",
+    p.add_argument("--skip", type=command.whole(0), default=0,
+                   help="tokens of the text to leave out")
+    p.add_argument("--sequences", type=command.whole(1), default=4)
+    p.add_argument("--length", type=command.whole(2), default=2048)
+    p.add_argument("--first", type=command.whole(0), default=512, help="first row that counts")
+    p.add_argument("--sinks", type=command.whole(0), default=4, help="of the peers' readers")
+    p.add_argument("--window", type=command.whole(0), default=128, help="of the peers' owner")
+    p.add_argument("--owner-windows", type=command.whole(0), nargs="+", default=None, metavar="N",
                    help="windows of --codec's owner, instead of the files' own")
     p.add_argument("--family", help="of --codec's lines, instead of cq")
     p.add_argument("--label", default="", help="goes into every line's options")
     p.add_argument("--tasks", help="module with recall(); without it no retrieval")
-    p.add_argument("--recall", type=int, default=16, help="retrieval sequences")
+    p.add_argument("--recall", type=command.whole(1), default=16, help="retrieval sequences")
     p.add_argument("--recall-readers", nargs="+", choices=READERS, default=list(READERS))
-    p.add_argument("--recall-tokens", type=int, default=1500)
-    p.add_argument("--recall-pairs", type=int, default=125)
-    p.add_argument("--recall-queries", type=int, default=16)
+    p.add_argument("--recall-tokens", type=command.whole(2), default=1500)
+    p.add_argument("--recall-pairs", type=command.whole(1), default=125)
+    p.add_argument("--recall-queries", type=command.whole(1), default=16)
     p.add_argument("--no-exact", action="store_true", help="no line of the exact cache")
-    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--seed", type=command.whole(0), default=1)
     p.add_argument("--name", help="of the model, in the lines")
     p.add_argument("--transformers", action="store_true",
                    help="use transformers where this package could do without")
@@ -148,13 +181,17 @@ def jobs(bench, args):
         if (coder.codec.n_layers, coder.codec.n_kv_heads, coder.codec.head_dim) != tuple(
                 bench.model.geometry[k] for k in ("n_layers", "n_kv_heads", "head_dim")):
             raise models.ModelError(f"{path}: layers, kv heads or head_dim are not the model's")
+        bench.check(path, coder.codec.fingerprint.hex())
         for reader in args.readers:
             windows = args.owner_windows if reader == "owner" and args.owner_windows else \
                 [coder.window]
             for window in windows:
                 yield coder, Reader(reader, coder.sinks, window), \
                     coder.options() | {"window": window}
-    dump = tensors.read(args.dump)[0] if args.dump else None
+    dump = None
+    if args.dump:
+        dump, meta = tensors.read(args.dump)
+        bench.check(args.dump, meta.get("fingerprint"))
     for spec in args.peer:
         coder = peer(spec, dump, bench.model.geometry, args.sinks)
         for reader in args.readers:
@@ -171,19 +208,24 @@ def run(args):
         yield bench.line(coder, reader, options)
 
 
-def main(argv=None):
-    args = parser().parse_args(argv)
-    try:
+def _write(args):
+    with open(args.output or os.devnull, "a", encoding="utf-8") as f:
         for line in run(args):
-            text = json.dumps(line)
+            try:
+                text = json.dumps(line, allow_nan=False)
+            except ValueError as e:
+                raise models.ModelError(f"{line['method']}: a figure is not a number") from e
             print(text, flush=True)
-            if args.output:
-                with open(args.output, "a", encoding="utf-8") as f:
-                    f.write(text + "\n")
-    except (OSError, ValueError) as e:
-        print(f"cq-eval: {e}", file=sys.stderr)
-        return 1
-    return 0
+            print(text, file=f, flush=True)
+
+
+def main(argv=None):
+    p = parser()
+    args = p.parse_args(argv)
+    if args.first >= args.length - 1:
+        p.error(f"--first {args.first}: no row is left of {args.length} tokens")
+    return command.run("cq-eval", lambda: _write(args), args.model, args.ids, args.dump,
+                       args.tasks, *args.codec)
 
 
 if __name__ == "__main__":

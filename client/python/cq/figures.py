@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import torch
 
-from . import ablate, coders, tensors
+from . import ablate, coders, command, tensors
 
 
 def sensitivity(dump, coder, step=4):
@@ -24,7 +24,24 @@ def sensitivity(dump, coder, step=4):
                                                 np.float32)) for end in ("", ".fisher"))
             error = (coder.code(layer, kv, x[None])[0] - x) ** 2
             total[layer, kv] = (error * g).sum().item()
-    return {k: v / sum(total.values()) for k, v in total.items()}
+    whole = sum(total.values())
+    if not 0 < whole < float("inf"):
+        raise tensors.FileError(f"the dump's error weighed by its gradients is {whole}")
+    return {k: v / whole for k, v in total.items()}
+
+
+def show(dump, codec):
+    """Print all figures."""
+    acts, _ = tensors.read(dump)
+    coder = coders.Cq(codec)
+    for (layer, kv), value in sensitivity(acts, coder).items():
+        print(json.dumps({"figure": "sensitivity", "layer": layer, "kv": kv,
+                          "value": value}))
+    for layer in range(coder.codec.n_layers):
+        for kv in "kv":
+            x = np.asarray(acts[f"layers.{layer}.{kv}"][0], np.float32)
+            print(json.dumps({"figure": "entropy", "layer": layer, "kv": kv,
+                              "bits": ablate.entropy(x)}))
 
 
 def main(argv=None):
@@ -32,21 +49,7 @@ def main(argv=None):
     p.add_argument("dump")
     p.add_argument("codec", help="model file whose error is weighed")
     args = p.parse_args(argv)
-    try:
-        dump, _ = tensors.read(args.dump)
-        coder = coders.Cq(args.codec)
-        for (layer, kv), value in sensitivity(dump, coder).items():
-            print(json.dumps({"figure": "sensitivity", "layer": layer, "kv": kv,
-                              "value": value}))
-        for layer in range(coder.codec.n_layers):
-            for kv in "kv":
-                x = np.asarray(dump[f"layers.{layer}.{kv}"][0], np.float32)
-                print(json.dumps({"figure": "entropy", "layer": layer, "kv": kv,
-                                  "bits": ablate.entropy(x)}))
-    except (KeyError, OSError, ValueError) as e:
-        print(f"cq-figures: {e}", file=sys.stderr)
-        return 1
-    return 0
+    return command.run("cq-figures", lambda: show(args.dump, args.codec), args.dump, args.codec)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 
-from . import models, tensors
+from . import command, models, tensors
 
 SHARE, LEAST, MOST = 1 / 3, 4.0, 32.0
 
@@ -66,14 +66,22 @@ def harden(weights, geometry, rope_dim, seed=1):
 def rewrite(folder, out, change):
     """Write the model of a folder as another one, in f32, with the weights (name -> f64
     array) that change(weights) returns."""
+    result = os.path.join(out, "model.safetensors")
+    if os.path.realpath(folder) == os.path.realpath(out):
+        raise models.ModelError(f"{out} is the model itself: name another output")
+    os.makedirs(out, exist_ok=True)
+    tensors.check_output(result)
     weights, meta = tensors.read(os.path.join(folder, "model.safetensors"))
     weights = change({k: np.asarray(v, np.float64) for k, v in weights.items()})
-    os.makedirs(out, exist_ok=True)
+    with np.errstate(over="ignore"):
+        weights = {k: v.astype(np.float32) for k, v in weights.items()}
+    for name, value in weights.items():
+        if not np.isfinite(value).all():
+            raise models.ModelError(f"{folder}: {name} would have numbers that are not finite")
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         if os.path.exists(os.path.join(folder, name)):
             shutil.copyfile(os.path.join(folder, name), os.path.join(out, name))
-    tensors.write(os.path.join(out, "model.safetensors"),
-                  {k: v.astype(np.float32) for k, v in weights.items()}, meta)
+    tensors.write(result, weights, meta)
 
 
 def make(folder, out, seed=1):
@@ -89,14 +97,9 @@ def main(argv=None):
     p = argparse.ArgumentParser(prog="cq-harden", description=__doc__.splitlines()[0])
     p.add_argument("model", help="folder of a language model")
     p.add_argument("output", help="folder to be made")
-    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--seed", type=command.whole(0), default=1)
     args = p.parse_args(argv)
-    try:
-        make(args.model, args.output, args.seed)
-    except (OSError, ValueError) as e:
-        print(f"cq-harden: {e}", file=sys.stderr)
-        return 1
-    return 0
+    return command.run("cq-harden", lambda: make(args.model, args.output, args.seed), args.model)
 
 
 if __name__ == "__main__":

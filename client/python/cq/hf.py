@@ -27,11 +27,19 @@ def _transformers():
     return transformers
 
 
+def _load(kind, folder, **given):
+    """What transformers makes of a folder; whatever that raises names the folder."""
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, **given)
+    except Exception as e:      # those of safetensors, tokenizers and pickle have no base
+        raise Unsupported(f"{folder}: {e}") from e
+
+
 def tokenize(folder, path):
     """The token ids of a text file by the model's own tokenizer."""
     with open(path, encoding="utf-8", errors="replace") as f:
         text = f.read()
-    tokenizer = _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = _load(_transformers().AutoTokenizer, folder)
     return tokenizer(text, return_tensors="np", verbose=False)["input_ids"][0].astype("int64")
 
 
@@ -91,9 +99,8 @@ class Model:
     def __init__(self, folder):
         transformers = _transformers()
         transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS.setdefault(ATTENTION, _attention)
-        self.net = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, torch_dtype=torch.float32, attn_implementation="eager",
-            local_files_only=True).eval().requires_grad_(False)
+        self.net = _load(transformers.AutoModelForCausalLM, folder, torch_dtype=torch.float32,
+                         attn_implementation="eager").eval().requires_grad_(False)
         config = self.net.config
         self.module = sys.modules[type(self.net).__module__]
         self._hook(config)

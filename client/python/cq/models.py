@@ -53,12 +53,24 @@ def fingerprint(folder):
     return digest.hexdigest()
 
 
+def _array(path):
+    try:
+        found = np.load(path, allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as e:      # numpy tries several formats, each with errors of its own
+        raise ModelError(f"{path}: {e}") from e
+    if not isinstance(found, np.ndarray):
+        raise ModelError(f"{path} is not an array of numpy")
+    return found
+
+
 def read_ids(path, vocab):
     """Token ids: .u16 and .u32 are little-endian words, .npy is numpy's."""
     kinds = {".u16": "<u2", ".u32": "<u4"}
     ext = os.path.splitext(path)[1]
     if ext == ".npy":
-        ids = np.load(path, allow_pickle=False).ravel()
+        ids = _array(path).ravel()
     elif ext in kinds:
         ids = np.fromfile(path, kinds[ext])
     else:
@@ -66,14 +78,28 @@ def read_ids(path, vocab):
     if ids.dtype.kind not in "iu" or not len(ids):
         raise ModelError(f"{path}: no token ids")
     if int(ids.max()) >= vocab or int(ids.min()) < 0:
-        raise ModelError(f"{path}: id {int(ids.max())}, but the model has {vocab} words")
+        bad = int(ids.max()) if int(ids.max()) >= vocab else int(ids.min())
+        raise ModelError(f"{path}: id {bad}, but the model has {vocab} words")
     return ids.astype(np.int64)
+
+
+def check_length(model, length):
+    """Refuse sequences longer than a model has positions."""
+    if length > model.geometry["max_position"]:
+        raise ModelError(f"sequences of {length} tokens: the model has "
+                         f"{model.geometry['max_position']} positions")
 
 
 def sequences(ids, count, length, skip=0):
     """[count][length] of consecutive tokens, from token skip on."""
-    have = (len(ids) - skip) // length
+    have = max(0, len(ids) - skip) // length
     if have < count:
         raise ModelError(f"{count} sequences of {length} tokens behind {skip} are "
                          f"{skip + count * length} tokens; the text has {len(ids)}")
     return torch.from_numpy(ids[skip:skip + count * length].reshape(count, length))
+
+
+def check_fingerprint(path, found, fingerprint, folder):
+    """Refuse a file that was made from another model's weights."""
+    if found != fingerprint:
+        raise ModelError(f"{path} is of another model than {folder}: its fingerprint differs")

@@ -6,6 +6,8 @@ import math
 import os
 import sys
 
+from . import command
+
 # what the plots and the comparison leave out
 APART = ("ablation", "window", "cqd")
 OURS = ("cq", "cq-turned")
@@ -155,6 +157,18 @@ def draw(lines, figures, folder):
         plot.figures(load(figures), folder)
 
 
+def show(args):
+    """Print the tables; plots and document as asked for."""
+    lines = load(args.lines)
+    found = parts(lines)
+    for name, rows in found.items():
+        print(f"{name}\n", *rows, "", sep="\n")
+    if args.plots:
+        draw(lines, args.figures, args.plots)
+    if args.into:
+        put_into(args.into, found)
+
+
 def main(argv=None):
     p = argparse.ArgumentParser(prog="cq-report", description=__doc__)
     p.add_argument("lines", help="eval.json")
@@ -162,19 +176,7 @@ def main(argv=None):
     p.add_argument("--plots", metavar="FOLDER", help="write plots there (needs matplotlib)")
     p.add_argument("--into", metavar="DOCUMENT", help="replace the tables of this one")
     args = p.parse_args(argv)
-    try:
-        lines = load(args.lines)
-        found = parts(lines)
-        for name, rows in found.items():
-            print(f"{name}\n", *rows, "", sep="\n")
-        if args.plots:
-            draw(lines, args.figures, args.plots)
-        if args.into:
-            put_into(args.into, found)
-    except (KeyError, OSError, ValueError) as e:
-        print(f"cq-report: {e}", file=sys.stderr)
-        return 1
-    return 0
+    return command.run("cq-report", lambda: show(args), args.lines, args.figures, args.into)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from . import hard, models, tensors
+from . import command, hard, models, tensors
 
 
 def spread(d):
@@ -28,10 +28,15 @@ def spread(d):
 
 
 def turn_of(v, fisher):
-    """A [d][d] of one head's values [token][d] and squared gradients: v A is coded."""
+    """A [d][d] of one head's values [token][d] and squared gradients: v A is coded.
+
+    A head that is 0, or that nothing depends on, stays as it is.
+    """
     weight = np.minimum(fisher, np.quantile(fisher, 0.999, axis=0)).mean(0)
     scale = np.sqrt(np.maximum(weight, weight.max() * 1e-6))
     y = v * scale
+    if not weight.max() > 0 or not (y ** 2).sum() > 0:
+        return np.eye(v.shape[1])
     power, axes = np.linalg.eigh(np.cov(y.T))
     axes = axes[:, np.argsort(-power)][:, spread(len(power))]
     # values of the size they had
@@ -55,23 +60,50 @@ def fold(weights, geometry, layer, turns):
     weights[name + "o_proj.weight"] = o.reshape(len(o), -1)
 
 
+def _kept(dump, acts, meta, geometry, sinks):
+    """Which tokens count; refuses a dump without what is turned by."""
+    shape = None
+    for layer in range(geometry["n_layers"]):
+        for end in ("", ".fisher"):
+            x = acts.get(f"layers.{layer}.v{end}")
+            if x is None:
+                raise models.ModelError(f"{dump} has no squared gradients" if end else
+                                        f"{dump} has no values of layer {layer}")
+            shape = shape or x.shape
+            if x.shape != shape or len(shape) != 3 or \
+                    (shape[0], shape[2]) != (geometry["n_kv_heads"], geometry["head_dim"]):
+                raise models.ModelError(f"{dump}: layers.{layer}.v{end} has shape {x.shape}")
+    length = meta.get("sequence_tokens", "")
+    if not length.isdecimal() or not 0 < int(length) <= 1 << 24:
+        raise models.ModelError(f"{dump}: sequence_tokens is {length!r}")
+    keep = np.arange(shape[1]) % int(length) >= sinks
+    if keep.sum() < 2:
+        raise models.ModelError(f"{dump} has fewer than 2 tokens behind the sinks")
+    return keep
+
+
+def _head(dump, acts, name, head, keep):
+    """One kv head's [token][d] in f64; refuses what is not finite."""
+    x = acts[name][head].astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(x).all(1))
+    if len(bad):
+        raise models.ModelError(f"{dump}: {name}, head {head}, token {bad[0]}: not a finite "
+                                "number")
+    return x[keep]
+
+
 def make(folder, dump, out, sinks=4):
     """Write the turned model of a folder; dump: path of its activations."""
     acts, meta = tensors.read(dump)
-    if meta.get("fingerprint") != models.fingerprint(folder):
-        raise models.ModelError(f"{dump} is of another model than {folder}: its fingerprint "
-                                "differs")
-    if "layers.0.v.fisher" not in acts:
-        raise models.ModelError(f"{dump} has no squared gradients")
+    models.check_fingerprint(dump, meta.get("fingerprint"), models.fingerprint(folder), folder)
     geometry = models.load(folder).geometry
-    keep = np.arange(acts["layers.0.v"].shape[1]) % int(meta["sequence_tokens"]) >= sinks
+    keep = _kept(dump, acts, meta, geometry, sinks)
 
     def change(weights):
         for layer in range(geometry["n_layers"]):
-            name = f"layers.{layer}.v"
             fold(weights, geometry, layer, np.stack([
-                turn_of(acts[name][h][keep].astype(np.float64),
-                        acts[name + ".fisher"][h][keep].astype(np.float64))
+                turn_of(*(_head(dump, acts, f"layers.{layer}.v{end}", h, keep)
+                          for end in ("", ".fisher")))
                 for h in range(geometry["n_kv_heads"])]))
         return weights
 
@@ -84,12 +116,8 @@ def main(argv=None):
     p.add_argument("dump", help="its activations with squared gradients")
     p.add_argument("output", help="folder to be made")
     args = p.parse_args(argv)
-    try:
-        make(args.model, args.dump, args.output)
-    except (KeyError, OSError, ValueError) as e:
-        print(f"cq-turn: {e}", file=sys.stderr)
-        return 1
-    return 0
+    return command.run("cq-turn", lambda: make(args.model, args.dump, args.output), args.model,
+                       args.dump)
 
 
 if __name__ == "__main__":
