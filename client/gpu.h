@@ -246,6 +246,8 @@ uint32_t cqc_gpu_take(struct cq_model *model, uint32_t kind);
 int cqc_gpu_can_take(struct cq_model *model);
 /* Two that were not used after all, each may be CQC_NONE. */
 void cqc_gpu_unused(struct cq_model *model, uint32_t codes, uint32_t sinks);
+/* Leases that wait for a segment that does not come go back; engine. */
+void cqc_gpu_seg_gone(struct cq_model *model, uint32_t segment);
 /* Let @pg be in these. */
 void cqc_gpu_pg_set(struct cq_pg *pg, uint32_t codes, uint32_t sinks);
 bool cqc_gpu_pg_take(struct cq_pg *pg, bool sink);

@@ -317,6 +317,35 @@ static void retry_later(struct cqc_pool *p)
 	p->retry_ms = MIN(p->retry_ms * 2, RETRY_MAX_MS);
 }
 
+/**
+ * cqc_gpu_seg_gone() - cqd has no such segment, or it cannot be mapped
+ * @model:   model, lock held
+ * @segment: segment that leases may wait for: its memory may have ended since
+ *           they were given
+ */
+void cqc_gpu_seg_gone(struct cq_model *model, uint32_t segment)
+{
+	struct cqp_page slots[RETURN_MAX];
+	struct cqc_gpu *g = model->gpu;
+	bool late[2] = { false, false };
+	uint32_t i, n = 0;
+
+	for (i = 0; i < CQC_LEASES && n < RETURN_MAX; i++) {
+		struct cqc_lease *l = &g->leases[i];
+
+		if (l->state != CQC_LEASE_MAPPING || l->page.segment != segment)
+			continue;
+		slots[n++] = l->page;
+		late[l->kind] = true;
+		memset(l, 0, sizeof(*l));
+	}
+	if (n)
+		return_send(model->ctx, slots, n, false);
+	for (i = 0; i < 2; i++)
+		if (late[i])
+			retry_later(&g->pool[i]);
+}
+
 /*
  * Into the caller's hands, if its segment is there. 0; -EPROTO with text: a slot
  * that cannot be.

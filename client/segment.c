@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "client/backend.h"
+#include "client/gpu.h"
 
 #define HUGE_BYTES (2u << 20)
 
@@ -197,6 +197,8 @@ static void seg_done(struct cq_ctx *ctx, struct cqc_req *req, int ret,
 
 	if (!ret)
 		ret = seg_map(seg, msg->segment_ok, f);
+	if (ret && ret != -ENOTCONN && seg->model->gpu && seg->model->gpu->leases)
+		cqc_gpu_seg_gone(seg->model, seg->id);
 	if (ret) {
 		list_del(&seg->link);	/* asked again by whoever still needs it */
 		free(seg);

@@ -245,7 +245,7 @@ TEST_LIMIT(lies_about_more_leases, 120)
 	int lie, i;
 
 	begin();
-	for (lie = LEASE_SLOT; lie <= LEASE_GENERATION; lie++) {
+	for (lie = LEASE_SLOT; lie <= LEASE_SEGMENT; lie++) {
 		worker_gpu_open(&w, &small, between, 0, 64);
 		seq = worker_seq(&w, NULL, 0);
 		gpu_grow(&w, seq, ids, 64);
