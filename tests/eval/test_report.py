@@ -86,6 +86,13 @@ def test_tables_of_a_document_are_replaced():
     assert status == 1 and "nowhere.json" in said
 
 
+def test_lines_that_are_none_are_named():
+    for text in ("{", "[]\n", '{"options": 5}\n'):
+        with open(path("odd.json"), "w", encoding="utf-8") as f:
+            f.write(text)
+        refuses("odd.json: ", report.load, path("odd.json"))
+
+
 def test_sensitivity_is_weighted_error():
     dump, _ = tensors.read(path("acts.st"))
     got = figures.sensitivity(dump, coders.Cq(path("4c8b.st")), step=1)

@@ -16,8 +16,14 @@ PEERS = ("int", "kivi", "hadamard", "turbo", "kvquant")
 
 def load(path):
     """The lines of eval.json."""
-    with open(path, encoding="utf-8") as f:
-        return [json.loads(line) for line in f]
+    try:
+        with open(path, encoding="utf-8") as f:
+            found = [json.loads(line) for line in f]
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
+    if not all(isinstance(x, dict) and isinstance(x.get("options", {}), dict) for x in found):
+        raise ValueError(f"{path}: a line that is no line of figures")
+    return found
 
 
 def pick(lines, **want):
