@@ -312,8 +312,8 @@ report_slots() {
 # What only memory of the host can be asked.
 report_memory() {
 	# sinks and the index are a larger share of a short prefix
-	gate "$coded_bytes * ${small:+0.8 *} 6 <= $fp16_bytes" "bytes per token: fp16, shared pages and index" \
-		"$fp16_bytes, $coded_bytes"
+	gate "$coded_bytes * ${small:+0.8 *} 6 <= $fp16_bytes" \
+		"bytes per token: fp16, shared pages and index" "$fp16_bytes, $coded_bytes"
 	gate "$pool_pss <= 1.05 * $pages_bytes && $pool_pss > 0" \
 		"Pss of the pool in cqd, A, B, C; pages in use" "$pool_pss, $pages_bytes"
 	gate "$least_rss >= $prefix_bytes && $prefix_bytes > 0" \

@@ -64,8 +64,8 @@ done
 
 # --- the rest ---
 
-cp "$top"/scripts/{gpu-{check,bench,lib},demo,demo-lib}.sh "$top"/scripts/gpu-{bench.awk,baselines.py} \
-	"$dir/scripts/"
+cp "$top"/scripts/{gpu-{check,bench,lib},demo,demo-lib}.sh \
+	"$top"/scripts/gpu-{bench.awk,baselines.py} "$dir/scripts/"
 mv "$dir/tests/gpu/cq-worker" "$dir/cq-worker"
 mkdir -p "$dir/client/worker/lm" "$dir/Documentation"
 cp "$top"/client/worker/lm/{config.json,merges.json,model.safetensors,calibration.u16,heldout.u16} \
