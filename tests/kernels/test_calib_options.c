@@ -143,12 +143,25 @@ TEST(the_metric_is_what_it_says)
 	free(f.im.buf);
 }
 
+/* Every fourth token has none, one has much more than the others. */
+static void gradients_with_zeros(struct fake *f, float zero)
+{
+	uint32_t e, h, t, ch;
+
+	for (e = 0; e < 4; e++)
+		for (h = 0; h < 2; h++)
+			for (t = 0; t < 400; t++)
+				for (ch = 0; ch < 64; ch++)
+					put(f, f->fisher_at[e], h, t, ch, t == 5 ? 1000 + ch :
+					    t % 4 ? 1 + ch % 4 : zero);
+}
+
 /* The sign of a gradient of 0 has no part in where gradients are cut. */
 TEST(zeros_of_either_sign)
 {
 	struct image im[2];
 	struct cqk_calib_opts o;
-	uint32_t e, h, t, ch, f32, sign;
+	uint32_t f32, sign;
 	struct fake f;
 
 	for (f32 = 0; f32 < 2; f32++) {
@@ -158,13 +171,7 @@ TEST(zeros_of_either_sign)
 		o.fisher = CQK_FISHER_BOTH;
 		o.clip = 0.9;
 		for (sign = 0; sign < 2; sign++) {
-			for (e = 0; e < 4; e++)
-				for (h = 0; h < 2; h++)
-					for (t = 0; t < 400; t++)
-						for (ch = 0; ch < 64; ch++)
-							put(&f, f.fisher_at[e], h, t, ch,
-							    t == 5 ? 1000 + ch : t % 4 ?
-							    1 + ch % 4 : sign ? -0.0 : 0.0);
+			gradients_with_zeros(&f, sign ? -0.0f : 0.0f);
 			im[sign] = calibrated(&f, &o, NULL);
 		}
 		ASSERT_EQ(im[0].size, im[1].size);
