@@ -66,7 +66,9 @@ struct cqc_held {
  * struct cqc_pool - leased slots of one kind
  * @ring:  engine to caller: numbers of leases, in .epoch of an entry
  * @stack: [@n] that the caller gave back, taken first
- * @want:  slots to have in @ring; raised when that was not enough
+ * @want:  slots to have in @ring; raised when what was given was not enough
+ * @fed:   some came since it was raised; else there are none, and to want more
+ *         would only take them from the other kind later
  * @req:   Lease under way if @asked
  * @retry_at, @retry_ms: after a refusal
  */
@@ -75,6 +77,7 @@ struct cqc_pool {
 	uint32_t *stack;
 	uint32_t n;
 	uint32_t want;
+	bool fed;
 	struct cqc_req req;
 	bool asked;
 	int64_t retry_at;

@@ -110,11 +110,14 @@ uint32_t cqc_gpu_take(struct cq_model *model, uint32_t kind)
 	struct cqc_pool *p = &model->gpu->pool[kind];
 	uint32_t lease = next(model, kind);
 
-	if (lease == CQC_NONE) {
+	if (lease != CQC_NONE)
+		return lease;
+	if (READ_ONCE(p->fed)) {
+		WRITE_ONCE(p->fed, false);
 		WRITE_ONCE(p->want, MIN(p->want * 2, WANT_MAX));
-		cqc_wake(model->ctx);
 	}
-	return lease;
+	cqc_wake(model->ctx);
+	return CQC_NONE;
 }
 
 /**
@@ -411,6 +414,7 @@ static void lease_done(struct cq_ctx *ctx, struct cqc_req *req, int ret, const C
 		ret = leases_take(model, msg->lease_ok, (uint32_t)(p - model->gpu->pool));
 	if (!ret) {
 		p->retry_ms = RETRY_MIN_MS;
+		WRITE_ONCE(p->fed, true);
 		return;
 	}
 	if (ret == -ENODATA && has_some(model->gpu))
@@ -510,12 +514,14 @@ int cqc_gpu_leases_idle_ms(const struct cq_model *model)
 
 static int first_take(struct cqc_call *call, const Cqp__Msg *msg, struct cqp_frame *f)
 {
-	const struct cqc_pool *p = call->arg;
+	struct cqc_pool *p = call->arg;
 	struct cq_model *model = p->req.arg;
 	int ret = leases_take(model, msg->lease_ok, (uint32_t)(p - model->gpu->pool));
 
 	if (ret)
 		call->err = *cqc_err();
+	else
+		p->fed = true;
 	return ret;
 }
 
