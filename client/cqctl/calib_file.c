@@ -62,22 +62,6 @@ void ctl_calib_release(void *arg, const void *data, size_t size)
 		madvise((void *)from, to - from, MADV_DONTNEED);
 }
 
-static int write_all(int fd, const uint8_t *buf, size_t n)
-{
-	ssize_t done;
-
-	while (n) {
-		done = write(fd, buf, n);
-		if (done < 0 && errno == EINTR)
-			continue;
-		if (done < 0)
-			return -errno;
-		buf += done;
-		n -= (size_t)done;
-	}
-	return 0;
-}
-
 /* @path would replace the dump, by whatever name. */
 static int not_the_dump(struct calib *cal, const char *path, const struct stat *st)
 {
@@ -137,7 +121,7 @@ static int write_beside(struct calib *cal, const void *image, size_t size)
 	if (asprintf(&tmp, "%s.XXXXXX", cal->output) < 0)
 		return cq_err_set(&cal->c->err, -ENOMEM, "out of memory");
 	fd = mkostemp(tmp, O_CLOEXEC);
-	ret = fd < 0 ? -errno : write_all(fd, image, size);
+	ret = fd < 0 ? -errno : ctl_write_at(fd, image, size, 0);
 	if (!ret && (fchmod(fd, 0666 & ~mask) < 0 || fsync(fd) < 0))
 		ret = -errno;
 	if (fd >= 0 && close(fd) < 0 && !ret)

@@ -144,7 +144,7 @@ int ctl_calib_options(struct calib *cal)
 	static const char *const centroids[] = {
 		[CQK_CENTROIDS_F16] = "f16", [CQK_CENTROIDS_I8] = "i8",
 	};
-		struct cqk_calib_opts *o = &cal->opts;
+	struct cqk_calib_opts *o = &cal->opts;
 	int ret;
 
 	o->centroids = CQK_CENTROIDS_I8;

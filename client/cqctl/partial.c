@@ -56,7 +56,7 @@ static int read_at(int fd, void *buf, size_t n, uint64_t at)
 	return 0;
 }
 
-static int write_at(int fd, const void *buf, size_t n, uint64_t at)
+int ctl_write_at(int fd, const void *buf, size_t n, uint64_t at)
 {
 	const uint8_t *from = buf;
 	ssize_t put;
@@ -180,7 +180,7 @@ static int write_head(struct ctl_partial *p)
 		return -errno;
 	memcpy(h.id, p->id, sizeof(h.id));
 	p->end = sizeof(h);
-	return write_at(p->fd, &h, sizeof(h), 0);
+	return ctl_write_at(p->fd, &h, sizeof(h), 0);
 }
 
 int ctl_partial_save(struct ctl_partial *p, uint32_t layer, const void *data, size_t size)
@@ -191,9 +191,9 @@ int ctl_partial_save(struct ctl_partial *p, uint32_t layer, const void *data, si
 	if (!ret)
 		ret = checksum(data, size, r.sum);
 	if (!ret)
-		ret = write_at(p->fd, &r, sizeof(r), p->end);
+		ret = ctl_write_at(p->fd, &r, sizeof(r), p->end);
 	if (!ret)
-		ret = write_at(p->fd, data, size, p->end + sizeof(r));
+		ret = ctl_write_at(p->fd, data, size, p->end + sizeof(r));
 	if (!ret && fdatasync(p->fd) < 0)
 		ret = -errno;
 	if (!ret)

@@ -64,6 +64,9 @@ int ctl_partial_load(struct ctl_partial *p, uint32_t layer, void *data, size_t s
 /* Keeps a layer: on return it is on disk. 0 or -errno. */
 int ctl_partial_save(struct ctl_partial *p, uint32_t layer, const void *data, size_t size);
 
+/* All of @buf, from offset @at of a file on. 0 or -errno. */
+int ctl_write_at(int fd, const void *buf, size_t n, uint64_t at);
+
 /* Removes the file, if this process has one. */
 void ctl_partial_remove(struct ctl_partial *p);
 /* Ends its use; a file that holds nothing goes. */
