@@ -13,17 +13,28 @@ static int bad_value(const struct cqc_append *p, const char *what, size_t row,
 }
 
 /**
- * cqc_stored_order() - a key as it comes, in the order that is stored
- * @g:   geometry
- * @x:   [head_dim], in the model's own order
- * @out: [head_dim]
+ * cqc_key_to_f16() - load a key as halves, in the order that is stored
+ * @g:    geometry
+ * @v:    view, in the model's own order
+ * @row:  token
+ * @head: head
+ * @out:  [head_dim]
+ *
+ * Return: the channel, in the caller's order, that no half can hold, or -1.
  */
-void cqc_stored_order(const struct cqk_geom *g, const uint16_t *x, uint16_t *out)
+int cqc_key_to_f16(const struct cqk_geom *g, const struct cq_view *v, size_t row,
+		   uint32_t head, uint16_t *out)
 {
+	uint16_t x[CQ_MAX_HEAD_DIM];
 	uint32_t ch;
+	int bad;
 
-	for (ch = 0; ch < g->head_dim; ch++)
+	if (g->rope_pairs == CQK_PAIRS_HALF)
+		return cqc_row_to_f16(v, row, head, g->head_dim, out);
+	bad = cqc_row_to_f16(v, row, head, g->head_dim, x);
+	for (ch = 0; ch < g->head_dim && bad < 0; ch++)
 		out[ch] = x[cqk_given_channel(g, ch)];
+	return bad;
 }
 
 /* Returns the channel, in the caller's order, that no half can hold, or -1. */
@@ -51,18 +62,9 @@ static int put_turned(const struct cqc_append *p, size_t row, uint32_t head, uin
 static int put_key(const struct cqc_append *p, size_t row, uint32_t head, uint32_t pos,
 		   uint16_t *out)
 {
-	const struct cqk_geom *g = &p->seq->model->m.geom;
-	uint16_t x[CQ_MAX_HEAD_DIM];
-	int bad;
-
 	if (p->turn)
 		return put_turned(p, row, head, pos, out);
-	if (g->rope_pairs == CQK_PAIRS_HALF)
-		return cqc_row_to_f16(p->k, row, head, g->head_dim, out);
-	bad = cqc_row_to_f16(p->k, row, head, g->head_dim, x);
-	if (bad < 0)
-		cqc_stored_order(g, x, out);
-	return bad;
+	return cqc_key_to_f16(&p->seq->model->m.geom, p->k, row, head, out);
 }
 
 static int put_token(const struct cqc_append *p, size_t row, size_t token)

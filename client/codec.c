@@ -8,7 +8,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "client/internal.h"
-#include "kernels/f16.h"
 
 #define CODEC_MAGIC 0x63717863u
 #define CODEC_MAX_BYTES (1ll << 32)
@@ -35,7 +34,7 @@ struct part {
 	const struct cqk_codebook *cb;
 	uint64_t block_bytes;
 	uint32_t head;
-	bool reorder;
+	bool key;
 };
 
 static int read_all(int fd, const char *path, uint8_t *to, size_t n)
@@ -176,7 +175,7 @@ static int part_of(const struct cq_codec *codec, uint32_t layer, uint32_t kv, ui
 	p->cb = kv == CQ_V ? &l->v : &l->k;
 	p->block_bytes = kv == CQ_V ? l->v_bytes : l->k_bytes;
 	p->head = head;
-	p->reorder = kv == CQ_K && p->g->rope_pairs != CQK_PAIRS_HALF;
+	p->key = kv == CQ_K;
 	return 0;
 }
 
@@ -200,15 +199,9 @@ CQ_API int cq_codec_get_part(const struct cq_codec *codec, uint32_t layer, uint3
 /* One row, in stored order. The channel that no half can hold, or -1. */
 static int load_row(const struct part *p, const struct cq_view *x, size_t row, uint16_t *out)
 {
-	uint16_t given[CQ_MAX_HEAD_DIM];
-	int bad;
-
-	if (!p->reorder)
-		return cqc_row_to_f16(x, row, 0, p->g->head_dim, out);
-	bad = cqc_row_to_f16(x, row, 0, p->g->head_dim, given);
-	if (bad < 0)
-		cqc_stored_order(p->g, given, out);
-	return bad;
+	if (p->key)
+		return cqc_key_to_f16(p->g, x, row, 0, out);
+	return cqc_row_to_f16(x, row, 0, p->g->head_dim, out);
 }
 
 static void *page_rows(const struct part *p, size_t element)
@@ -275,28 +268,19 @@ CQ_API int cq_codec_encode(const struct cq_codec *codec, uint32_t layer, uint32_
 static void decode_block(const struct cq_codec *codec, const struct part *p,
 			 const uint8_t *codes, uint32_t n, float *rows)
 {
-	uint32_t i, values = n * p->g->head_dim;
-	uint16_t h;
-
-	if (p->cb->code.type != CQ_CODE_F16) {
+	if (p->cb->code.type == CQ_CODE_F16)
+		cqc_halves_to_f32(codes, (size_t)n * p->g->head_dim, rows);
+	else
 		codec->ops->decode(p->cb, p->head, codes, 0, n, rows);
-		return;
-	}
-	for (i = 0; i < values; i++) {
-		memcpy(&h, codes + 2 * (size_t)i, sizeof(h));
-		rows[i] = cqk_f16_to_f32(h);
-	}
 }
 
 static void store_row(const struct part *p, const float *stored, size_t row,
 		      const struct cq_view *out)
 {
-	float given[CQ_MAX_HEAD_DIM];
-	uint32_t d = p->g->head_dim, ch;
-
-	for (ch = 0; ch < d; ch++)
-		given[p->reorder ? cqk_given_channel(p->g, ch) : ch] = stored[ch];
-	cqc_row_from_f32(out, row, 0, d, given);
+	if (p->key)
+		cqc_key_from_f32(p->g, out, row, 0, stored);
+	else
+		cqc_row_from_f32(out, row, 0, p->g->head_dim, stored);
 }
 
 CQ_API int cq_codec_decode(const struct cq_codec *codec, uint32_t layer, uint32_t kv,

@@ -591,10 +591,13 @@ void cqc_batch_end_step(struct cq_batch *batch);
 
 int cqc_words_check(const struct cqc_check *c, uint32_t n);
 
-/* --- model.c, append.c: what codec.c has in common with them --- */
+/* --- model.c, append.c, read.c: what codec.c has in common with them --- */
 
 int cqc_kernels(const struct cqk_ops **out);
-void cqc_stored_order(const struct cqk_geom *g, const uint16_t *x, uint16_t *out);
+int cqc_key_to_f16(const struct cqk_geom *g, const struct cq_view *v, size_t row,
+		   uint32_t head, uint16_t *out);
+void cqc_key_from_f32(const struct cqk_geom *g, const struct cq_view *v, size_t row,
+		      uint32_t head, const float *in);
 
 /* --- view.c --- */
 
@@ -603,6 +606,8 @@ int cqc_view_check(const struct cq_view *v, size_t n, uint32_t heads, uint32_t d
 /* One row of @d channels to halves. Index of the first bad one, or -1. */
 int cqc_row_to_f16(const struct cq_view *v, size_t row, uint32_t head,
 		   uint32_t d, uint16_t *out);
+/* @n halves, at any address. */
+void cqc_halves_to_f32(const void *halves, size_t n, float *out);
 void cqc_row_to_f32(const struct cq_view *v, size_t row, uint32_t head,
 		    uint32_t d, float *out);
 int cqc_f32_to_f16(const float *in, uint32_t d, uint16_t *out);

@@ -5,9 +5,7 @@
  */
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 #include "client/backend.h"
-#include "kernels/f16.h"
 
 /*
  * struct reader - a call under way
@@ -70,30 +68,41 @@ int cqc_host_fetch(const struct cq_seq *seq, uint32_t i, uint32_t layer,
 	return 0;
 }
 
+/**
+ * cqc_key_from_f32() - store a key in the caller's order
+ * @g:    geometry
+ * @v:    view
+ * @row:  token
+ * @head: head
+ * @in:   [head_dim], in the order that is stored
+ */
+void cqc_key_from_f32(const struct cqk_geom *g, const struct cq_view *v, size_t row,
+		      uint32_t head, const float *in)
+{
+	float x[CQ_MAX_HEAD_DIM];
+	uint32_t ch;
+
+	if (g->rope_pairs != CQK_PAIRS_HALF) {
+		for (ch = 0; ch < g->head_dim; ch++)
+			x[cqk_given_channel(g, ch)] = in[ch];
+		in = x;
+	}
+	cqc_row_from_f32(v, row, head, g->head_dim, in);
+}
+
 static void row_out(const struct reader *r, size_t token, uint32_t head, uint32_t kv, float *x)
 {
 	const struct cq_model *model = r->seq->model;
 	const struct cqk_geom *g = &model->m.geom;
-	float y[CQ_MAX_HEAD_DIM];
-	uint32_t d = g->head_dim, ch;
+	const struct cq_view *v = r->view[kv];
 
 	if (!kv && g->keys == CQK_KEYS_ROTATED)
-		cqk_rope_rotate(&model->rope, x, 1, d, r->seq->position + (uint32_t)token, true);
-	if (kv || g->rope_pairs == CQK_PAIRS_HALF) {
-		cqc_row_from_f32(r->view[kv], token - r->from, head, d, x);
-		return;
-	}
-	for (ch = 0; ch < d; ch++)
-		y[cqk_given_channel(g, ch)] = x[ch];
-	cqc_row_from_f32(r->view[kv], token - r->from, head, d, y);
-}
-
-static void load_f16(const uint16_t *row, uint32_t d, float *x)
-{
-	uint32_t i;
-
-	for (i = 0; i < d; i++)
-		x[i] = cqk_f16_to_f32(row[i]);
+		cqk_rope_rotate(&model->rope, x, 1, g->head_dim,
+				r->seq->position + (uint32_t)token, true);
+	if (kv)
+		cqc_row_from_f32(v, token - r->from, head, g->head_dim, x);
+	else
+		cqc_key_from_f32(g, v, token - r->from, head, x);
 }
 
 static void decode_token(const struct reader *r, uint32_t head, uint32_t kv, uint32_t t, float *x)
@@ -103,14 +112,11 @@ static void decode_token(const struct reader *r, uint32_t head, uint32_t kv, uin
 	const struct cqk_codebook *cb = kv ? &l->v : &l->k;
 	const uint8_t *codes = r->at.codes + head * (l->k_bytes + l->v_bytes) +
 			       (kv ? l->k_bytes : 0);
-	uint16_t row[CQ_MAX_HEAD_DIM];
 
-	if (cb->code.type == CQ_CODE_CQ) {
+	if (cb->code.type == CQ_CODE_CQ)
 		model->ops->decode(cb, head, codes, t, 1, x);
-		return;
-	}
-	memcpy(row, codes + (size_t)t * cb->head_dim * 2, cb->head_dim * 2);
-	load_f16(row, cb->head_dim, x);
+	else
+		cqc_halves_to_f32(codes + (size_t)t * cb->head_dim * 2, cb->head_dim, x);
 }
 
 static void read_token(const struct reader *r, const struct cqc_parts *p, size_t token,
@@ -122,10 +128,11 @@ static void read_token(const struct reader *r, const struct cqc_parts *p, size_t
 
 	for (h = 0; h < m->geom.n_kv_heads; h++) {
 		if (p->sink >> t & 1)
-			load_f16(r->at.sink + cqc_f16_at(m, m->sinks, 0, h, kv) + t * d, d, x);
+			cqc_halves_to_f32(r->at.sink + cqc_f16_at(m, m->sinks, 0, h, kv) + t * d,
+					  d, x);
 		else if (p->f16 >> t & 1)
-			load_f16(r->at.f16 + cqc_f16_at(m, CQ_PAGE_TOKENS, 0, h, kv) + t * d, d,
-				 x);
+			cqc_halves_to_f32(r->at.f16 + cqc_f16_at(m, CQ_PAGE_TOKENS, 0, h, kv) +
+					  t * d, d, x);
 		else
 			decode_token(r, h, kv, t, x);
 		row_out(r, token, h, kv, x);

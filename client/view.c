@@ -70,6 +70,24 @@ int cqc_f32_to_f16(const float *in, uint32_t d, uint16_t *out)
 }
 
 /**
+ * cqc_halves_to_f32() - widen halves
+ * @halves: [@n] IEEE halves, at any address
+ * @n:      their number
+ * @out:    [@n]
+ */
+void cqc_halves_to_f32(const void *halves, size_t n, float *out)
+{
+	const uint8_t *from = halves;
+	uint16_t h;
+	size_t i;
+
+	for (i = 0; i < n; i++) {
+		memcpy(&h, from + 2 * i, sizeof(h));
+		out[i] = cqk_f16_to_f32(h);
+	}
+}
+
+/**
  * cqc_row_to_f32() - load a row
  * @v:    view
  * @row:  token or row
@@ -87,8 +105,7 @@ void cqc_row_to_f32(const struct cq_view *v, size_t row, uint32_t head,
 	if (v->dtype == CQ_F32) {
 		memcpy(out, p, d * sizeof(float));
 	} else if (v->dtype == CQ_F16) {
-		for (i = 0; i < d; i++)
-			out[i] = cqk_f16_to_f32(h[i]);
+		cqc_halves_to_f32(p, d, out);
 	} else {
 		for (i = 0; i < d; i++)
 			out[i] = cqk_bf16_to_f32(h[i]);
