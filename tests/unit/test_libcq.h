@@ -473,4 +473,28 @@ static inline double ref_row(const struct worker *w, const struct ref *r, const 
 	return max + log(sum);
 }
 
+typedef void same_fn(const struct worker *a, struct cq_seq *x, const struct worker *b,
+		     struct cq_seq *y);
+
+/* @x of @a, cut to @tokens, as @b attaches to it, @a to what @b did, and a fork of that. */
+static inline void hand_over_cut(const struct worker *a, struct cq_seq *x, const struct worker *b,
+				 size_t tokens, same_fn *same)
+{
+	struct cq_publish_opts p = { .sz = sizeof(p), .flags = CQ_PUBLISH_REPLACE };
+	struct cq_seq *y, *f;
+
+	CQ_OK(cq_truncate(x, tokens));
+	CQ_OK(cq_publish(x, "cut", &p));
+	CQ_OK(cq_attach(b->model, "cut", NULL, &y));
+	same(a, x, b, y);
+	CQ_OK(cq_publish(y, "again", &p));
+	cq_seq_close(y);
+	CQ_OK(cq_attach(a->model, "again", NULL, &y));
+	same(a, x, a, y);
+	CQ_OK(cq_fork(y, NULL, &f));
+	cq_seq_close(y);
+	same(a, x, a, f);
+	cq_seq_close(f);
+}
+
 #endif /* TEST_LIBCQ_H */

@@ -123,9 +123,8 @@ TEST(attached_with_all_that_a_sequence_has)
 {
 	struct cq_seq_opts o = { .sz = sizeof(o), .position = 77, .extra = "image",
 				 .extra_len = 5 };
-	struct cq_publish_opts p = popts(CQ_PUBLISH_REPLACE, 0);
 	static const size_t cut[] = { 300, 250, 100, 70, 64, 20 };
-	struct cq_seq *x, *y, *f;
+	struct cq_seq *x, *y;
 	struct worker a, b;
 	unsigned int i;
 
@@ -134,21 +133,8 @@ TEST(attached_with_all_that_a_sequence_has)
 	worker_open(&b, &small, r.sock, 0, 0);
 	CQ_OK(cq_seq_open(a.model, NULL, 0, &o, &x));
 	worker_grow(&a, x, ids, 333);
-	for (i = 0; i < ARRAY_SIZE(cut); i++) {
-		CQ_OK(cq_truncate(x, cut[i]));
-		CQ_OK(cq_publish(x, "cut", &p));
-		CQ_OK(cq_attach(b.model, "cut", NULL, &y));
-		same_next(&a, x, &b, y);
-		/* and one who attaches to the attached */
-		CQ_OK(cq_publish(y, "again", &p));
-		cq_seq_close(y);
-		CQ_OK(cq_attach(a.model, "again", NULL, &y));
-		same_next(&a, x, &a, y);
-		CQ_OK(cq_fork(y, NULL, &f));
-		cq_seq_close(y);
-		same_next(&a, x, &a, f);
-		cq_seq_close(f);
-	}
+	for (i = 0; i < ARRAY_SIZE(cut); i++)
+		hand_over_cut(&a, x, &b, cut[i], same_next);
 	CQ_OK(cq_attach(b.model, "cut", NULL, &y));
 	same_for_long(&a, x, &b, y);
 	cq_close(a.ctx);
