@@ -81,7 +81,7 @@ static int try_all(struct cqk_calib *c, const struct cqk_budget *b, struct cq_er
 				cqk_jobs_add(c, e, choices[i], g->head_dim / choices[i].channels);
 	c->max_c = choices[0].channels;
 	c->every = MAX(1u, c->n_tokens / TRY_TOKENS);
-	c->n_tokens = cqk_dump_kept(&c->dump, c->opts->sinks, c->every);
+	c->n_tokens = cqk_dump_kept(&c->dump.info, c->opts->sinks, c->every);
 	c->fn = try_job;
 	c->report = true;
 	c->finish = layer_tried;

@@ -186,6 +186,16 @@ struct cqk_dump_info {
 int cqk_dump_info(const void *dump, size_t size, struct cqk_dump_info *out,
 		  struct cq_err *err);
 
+/**
+ * cqk_dump_kept() - how many tokens of a dump are learnt from
+ * @info:  dump
+ * @sinks: tokens at the start of each sequence that are left out
+ * @every: of the others one in so many is taken, the first to begin with
+ *
+ * Return: the number, 0 if no sequence is longer than @sinks. Thread-safe.
+ */
+uint32_t cqk_dump_kept(const struct cqk_dump_info *info, uint32_t sinks, uint32_t every);
+
 /* Geometry stored in an activation dump. 0, -EINVAL, -EPROTO, -ENOMEM. */
 int cqk_dump_geom(const void *dump, size_t size, struct cqk_geom *out,
 		  struct cq_err *err);

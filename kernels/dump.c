@@ -210,11 +210,10 @@ int cqk_dump_scan(const struct cqk_dump *d, uint32_t i, uint32_t head, bool fish
 			  (double)value(t, place(t, head, 0) + bad));
 }
 
-uint32_t cqk_dump_kept(const struct cqk_dump *d, uint32_t sinks, uint32_t every)
+uint32_t cqk_dump_kept(const struct cqk_dump_info *info, uint32_t sinks, uint32_t every)
 {
-	uint64_t seq = d->info.sequence_tokens, full = d->info.tokens / seq;
-	uint64_t rest = d->info.tokens % seq;
-
+	uint64_t seq = info->sequence_tokens, full = info->tokens / seq;
+	uint64_t rest = info->tokens % seq;
 	uint64_t kept = full * (seq - MIN(seq, sinks)) + rest - MIN(rest, sinks);
 
 	return (uint32_t)((kept + every - 1) / every);

@@ -55,9 +55,6 @@ struct cqk_dump_part {
 	uint32_t entry, fisher, head, first, c, sinks, every;
 };
 
-/* Tokens that are left without sinks, one in @every of them. */
-uint32_t cqk_dump_kept(const struct cqk_dump *d, uint32_t sinks, uint32_t every);
-
 /**
  * cqk_dump_group() - values of a part
  * @d:      dump

@@ -9,7 +9,8 @@
 #include <sys/mman.h>
 #include "client/cqctl/calibrate.h"
 
-/* Four for each centroid of a code of 8 bits. */
+/* With fewer each would be a centroid: the codebooks say nothing of other tokens. */
+#define LEAST_TOKENS 256
 #define FEW_TOKENS 1024
 
 static int choose_codings(struct calib *cal, struct cq_err *err)
@@ -40,13 +41,21 @@ static bool learns(const struct calib *cal)
 	return false;
 }
 
-/* It is no error: whoever tries things out may have no more. */
-static void note_few_tokens(const struct calib *cal)
+/* Too few are refused; with few there is a note, for whoever tries things out. */
+static int check_tokens(const struct calib *cal)
 {
-	if (cal->info.tokens < FEW_TOKENS && learns(cal))
-		fprintf(stderr, "cqctl calibrate: %s has %llu tokens for 256 centroids, which will "
-			"fit these tokens alone: at least %d are wanted\n", cal->acts,
-			(unsigned long long)cal->info.tokens, FEW_TOKENS);
+	uint32_t kept = cqk_dump_kept(&cal->info, cal->opts.sinks, 1);
+
+	if (kept >= FEW_TOKENS || !learns(cal))
+		return 0;
+	if (kept < LEAST_TOKENS)
+		return cq_err_set(&cal->c->err, -EINVAL, "%s has %u tokens behind the sinks of "
+				  "its sequences for 256 centroids: at least %d are needed, %d "
+				  "or more are better", cal->acts, kept, LEAST_TOKENS, FEW_TOKENS);
+	fprintf(stderr, "cqctl calibrate: %s has %u tokens behind the sinks of its sequences for "
+		"256 centroids, which will fit these tokens alone: %d or more are better\n",
+		cal->acts, kept, FEW_TOKENS);
+	return 0;
 }
 
 /* From the codings to the image of the model file. 0, or -errno with the text in c->err. */
@@ -92,10 +101,11 @@ static int calibrate(struct calib *cal)
 	ret = ctl_calib_codings(cal);
 	if (ret != CTL_GO_ON)
 		return ret;
-	ret = ctl_calib_check_output(cal);
+	ret = check_tokens(cal);
+	if (!ret)
+		ret = ctl_calib_check_output(cal);
 	if (ret)
 		return ctl_fail(c, ret, "%s", c->err.text);
-	note_few_tokens(cal);
 	seconds = ctl_calib_now();
 	ret = learn(cal, &image, &size);
 	if (ret)

@@ -74,12 +74,27 @@ budget() {
 few_tokens() {	# a word, and a model all the same
 	worker dump --lm "$lm" --ids "$lm/calibration.u16" --sequences 1 --length 512 \
 		--out "$dir/few.st" >/dev/null &&
-		gives 0 "512 tokens for 256 centroids.*at least 1024" ctl calibrate "$dir/few.st" \
-			--k 8c8b --v 8c8b -o "$dir/few.cq" &&
+		gives 0 "508 tokens .* for 256 centroids.*1024 or more" ctl calibrate \
+			"$dir/few.st" --k 8c8b --v 8c8b -o "$dir/few.cq" &&
 		gives 0 . ctl calibrate "$dir/few.st" --k fp16 --v fp16 -o "$dir/few.cq" &&
 		! grep centroids "$dir/said" &&	# there are none
-		gives 0 "512 tokens for 256" ctl calibrate "$dir/few.st" --k fp16 --v fp16 \
+		gives 0 "508 tokens .* for 256" ctl calibrate "$dir/few.st" --k fp16 --v fp16 \
 			--layers 5=fp16/8c8b -o "$dir/few.cq"
+}
+
+too_few_tokens() {	# sinks do not count; none are needed where nothing is learnt
+	worker dump --lm "$lm" --ids "$lm/calibration.u16" --sequences 4 --length 66 \
+		--out "$dir/less.st" >/dev/null &&
+		gives 1 "248 tokens .* at least 256 are needed" ctl calibrate "$dir/less.st" \
+			--k 8c8b --v fp16 -o "$dir/no.st" && ! grep codebooks "$dir/said" &&
+		gives 1 "248 tokens .* at least 256" ctl calibrate "$dir/less.st" --budget 2 \
+			-o "$dir/no.st" &&
+		gives 1 "/less.st has 8 tokens .* at least 256" ctl calibrate "$dir/less.st" \
+			--budget 2 --sinks 64 --layers 0-5=fp16/8c8b -o "$dir/no.st" &&
+		nothing_left &&
+		gives 0 . ctl calibrate "$dir/less.st" --k fp16 --v fp16 -o "$dir/less.cq" &&
+		gives 0 "256 tokens .*1024 or more" ctl calibrate "$dir/less.st" --k 8c8b \
+			--v 8c8b --sinks 2 -o "$dir/less.cq"
 }
 
 zero_gradients() {	# of no use to a budget, as those that are not there
@@ -554,6 +569,7 @@ ok "the same file whatever the threads, another with another seed" same_file
 ok "codings per layer, halves, JSON" finer
 ok "a budget chooses codings" budget
 ok "few tokens: said" few_tokens
+ok "too few tokens: refused, with how many are needed" too_few_tokens
 ok "gradients of 0: said, and a budget is spent" zero_gradients
 if command -v strace >/dev/null; then
 	ok "a calibration that was killed goes on" resume
