@@ -17,11 +17,12 @@ import test_peers       # noqa: E402
 import test_refusals    # noqa: E402
 import test_report      # noqa: E402
 import test_small       # noqa: E402
+import test_suite       # noqa: E402
 
 try:
     test_small.prepare()
     failed = tap.run([test_files, test_config, test_peers, test_small, test_refusals,
-                      test_report, test_hf])
+                      test_report, test_suite, test_hf])
 finally:
     shutil.rmtree(small.DIR)
 sys.exit(failed > 0)

@@ -3,7 +3,8 @@
 #
 # make eval: what each coding costs in quality, on the small language model.
 # One JSON line per coding and reader in $O/eval.json; plots and tables in
-# $O/eval; words on standard error. SIZE=quick measures on less.
+# $O/eval; words on standard error. SIZE=quick measures on less. A run that was
+# ended goes on where it was, from $O/eval/work.
 #
 # First in Python, through libcq's codec, with other codings beside it
 # (suite.py; needs torch). Then on a real cqd, with workers:
@@ -18,6 +19,8 @@ O=${O:-build}
 top=$(cd "$(dirname "$0")/../.." && pwd)
 lm=$top/client/worker/lm
 dir=$(mktemp -d "${TMPDIR:-/tmp}/cq-eval.XXXXXX")
+work=$O/eval/work
+acts=$work/plain.st	# with gradients
 cqd=
 codings=${CODINGS:-fp16 4c8b}
 export O OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
@@ -48,12 +51,12 @@ in_python() {
 		echo "eval: no torch (python3-torch): only the rows of a real cqd" >&2
 		return 0
 	fi
-	"$python" "$top/tests/eval/suite.py" "$lm" "$dir" "$O/eval.json" "$O/eval"
+	"$python" "$top/tests/eval/suite.py" "$lm" "$work" "$O/eval.json" "$O/eval"
 }
 
 calibrate() {
 	echo "eval: codebooks for $1" >&2
-	"$O/cqctl" calibrate "$dir/acts.st" --k "$1" --v "$1" -o "$dir/$1.st" \
+	"$O/cqctl" calibrate "$acts" --k "$1" --v "$1" -o "$dir/$1.st" \
 		>"$dir/log" 2>&1 || { cat "$dir/log" >&2; exit 1; }
 	printf '[model %s]\npath = %s\n' "$1" "$dir/$1.st" >>"$dir/cqd.conf"
 }
@@ -122,9 +125,12 @@ on_cqd() {
 	[namespace eval]
 	uid = $(id -u)
 	END
-	[ -e "$dir/acts.st" ] || "$O/cq-worker" dump --lm "$lm" --ids "$lm/calibration.u16" \
-		--sequences "${SEQUENCES:-12}" --length 2048 --threads "$(nproc)" \
-		--out "$dir/acts.st"
+	if [ ! -e "$acts" ]; then
+		acts=$dir/acts.st
+		"$O/cq-worker" dump --lm "$lm" --ids "$lm/calibration.u16" \
+			--sequences "${SEQUENCES:-12}" --length 2048 --threads "$(nproc)" \
+			--out "$acts"
+	fi
 	for c in $codings; do
 		calibrate "$c"
 	done
@@ -146,3 +152,4 @@ on_cqd() {
 : >"$O/eval.json"
 in_python
 on_cqd
+rm -rf "$work"

@@ -4,12 +4,20 @@
 Codebooks come from calibration.u16, figures from heldout.u16: its second half,
 or with SPLIT=choose its first one, on which settings are chosen. SIZE=quick
 measures on less.
+
+What is done stays in WORK until it is removed: a run that was ended goes on from
+there. Files of other sources, weights or settings are thrown away.
 """
 import concurrent.futures
+import glob
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
+import time
 
 TOP = os.path.abspath(os.path.join(os.path.dirname(__file__), "../.."))
 OUT = os.environ.get("O", os.path.join(TOP, "build"))
@@ -42,6 +50,50 @@ def cq(*args):
     return done.stdout
 
 
+def stamp(model):
+    """What the figures depend on, as a digest."""
+    digest = hashlib.sha256(repr((SIZES, CURVE, FISHER, PEERS, COUPLED, TEXT, SKIP)).encode())
+    for path in sorted(glob.glob(os.path.join(TOP, "client/python/cq/*.py"))) + [
+            os.path.join(model, name) for name in ("model.safetensors", "calibration.u16",
+                                                   "heldout.u16")] + [
+            os.path.join(OUT, name) for name in ("cqctl", "libcq.so")] + [__file__]:
+        with open(path, "rb") as f:
+            digest.update(hashlib.sha256(f.read()).digest())
+    return digest.hexdigest()
+
+
+def prepare(folder, mark):
+    """Make a folder for files of this mark, without others; whether it was there."""
+    path = os.path.join(folder, "stamp")
+    try:
+        with open(path, encoding="ascii") as f:
+            if f.read() == mark:
+                return True
+    except (OSError, ValueError):
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    with open(path, "w", encoding="ascii") as f:
+        f.write(mark)
+    return False
+
+
+def once(path, call):
+    """call(path) unless that is there: a file or folder that is whole or not there."""
+    if os.path.exists(path):
+        return
+    part = path + ".part"
+    if os.path.isdir(part):
+        shutil.rmtree(part)
+    call(part)
+    os.replace(part, path)
+
+
+def say(text):
+    """A line on standard error."""
+    print(f"eval: {text}", file=sys.stderr, flush=True)
+
+
 class Suite:
     """The files of one run, and its jobs."""
 
@@ -50,63 +102,91 @@ class Suite:
         self.pool = concurrent.futures.ThreadPoolExecutor(JOBS)
         self.ids = os.path.join(model, "heldout.u16")
         self.tasks = os.path.join(model, "training", "tasks.py")
-        self.recalls = False
+        self.recalls, self.lock = False, threading.Lock()
+        self.rows, self.done, self.start = [], 0, time.monotonic()
 
     def path(self, name):
         return os.path.join(self.work, name)
 
     def dump(self, name, folder, *more):
         """Activations of the calibration text."""
-        cq("dump", folder, "--ids", os.path.join(self.model, "calibration.u16"), "--sequences",
-           CALIB, "--length", CALIB_LENGTH, "-o", self.path(name + ".st"), *more)
+        once(self.path(name + ".st"), lambda part: cq(
+            "dump", folder, "--ids", os.path.join(self.model, "calibration.u16"), "--sequences",
+            CALIB, "--length", CALIB_LENGTH, "-o", part, *more))
+        say(f"activations: {name}")
 
     def calibrate(self, acts, name, options):
         """One model file of a dump; NAME=FILE for cq-eval."""
         out = self.path(f"{acts}-{name.replace('/', '-').replace(' ', '-')}.st")
-        subprocess.run([os.path.join(OUT, "cqctl"), "calibrate", self.path(acts + ".st"), *options,
-                        "--threads", "1", "-o", out], check=True, capture_output=True)
+        once(out, lambda part: subprocess.run(
+            [os.path.join(OUT, "cqctl"), "calibrate", self.path(acts + ".st"), *options,
+             "--threads", "1", "-o", part], check=True, capture_output=True))
         return f"{name}={out}"
 
     def measure(self, folder, name, *options, recall=True):
-        """One cq-eval; its lines go to the output."""
+        """One cq-eval; its lines, which are kept."""
         more = [] if not options else ["--no-exact"]
         if recall and self.recalls:
             more += ["--tasks", self.tasks, "--recall", RECALL, "--recall-readers", "attached"]
-        out = cq("eval", folder, "--name", name, "--ids", self.ids, "--skip", SKIP, "--sequences",
-                 TEXT, "--length", 2048, "--first", 1024, *more, *options)
-        with open(self.output, "a", encoding="utf-8") as f:
-            f.write(out)
-        print(f"eval: {name} {' '.join(map(str, options))[:60]}", file=sys.stderr, flush=True)
-        return out
+        args = ["eval", folder, "--name", name, "--ids", self.ids, "--skip", SKIP, "--sequences",
+                TEXT, "--length", 2048, "--first", 1024, *more, *options]
+        path = self.path(hashlib.sha256(repr(args).encode()).hexdigest()[:16] + ".rows")
+
+        def write(part):
+            out = cq(*args)
+            with open(part, "w", encoding="utf-8") as f:
+                f.write(out)
+
+        once(path, write)
+        with open(path, encoding="utf-8") as f:
+            return f.read()
+
+    def gather(self, at, lines):
+        """Keep the lines of job at, write those that are there, in the order of the jobs."""
+        with self.lock:
+            self.rows[at] = lines
+            self.done += 1
+            left = (time.monotonic() - self.start) / self.done * (len(self.rows) - self.done)
+            with open(self.output + ".part", "w", encoding="utf-8") as f:
+                f.writelines(self.rows)
+            os.replace(self.output + ".part", self.output)
+            last = json.loads(lines.splitlines()[-1])
+            say(f"{self.done} of {len(self.rows)}, {left / 60:.0f} min left: {last['model']}, "
+                f"{last['method']}, KL {last['kl_mean']:.5f}")
 
     def exact(self):
         """The line of the exact cache. A model that cannot recall is not asked again."""
         self.recalls = os.path.exists(self.tasks)
-        line = json.loads(self.measure(self.model, "small"))
-        self.recalls = (line["retrieval"] or 0) >= LEAST_RECALL
+        lines = self.measure(self.model, "small")
+        self.recalls = (json.loads(lines)["retrieval"] or 0) >= LEAST_RECALL
+        return lines
 
     def each(self, call, jobs):
         """call(*job) for all jobs, JOBS at a time; the results in order."""
         return [f.result() for f in [self.pool.submit(call, *job) for job in jobs]]
 
     def run(self):
+        if prepare(self.work, stamp(self.model)):
+            say(f"going on from {self.work}")
         hard = self.path("hard")
-        self.exact()
-        cq("harden", self.model, hard)
+        exact = self.exact()
+        once(hard, lambda part: cq("harden", self.model, part))
         self.each(self.dump, [("plain", self.model), ("hard", hard),
                               ("rope", self.model, "--rotated")])
         turned = self.path("turned")
-        cq("turn", self.model, self.path("plain.st"), turned)
+        once(turned, lambda part: cq("turn", self.model, self.path("plain.st"), part))
         self.dump("turned", turned)
         wanted = [("plain", n, o) for n, o in (CURVE | FISHER).items()] + \
             [("hard", n, o) for n, o in CURVE.items()] + \
             [("turned", n, o) for n, o in CURVE.items()] + \
             [("rope", "keys behind RoPE", CURVE["8c8b/8c8b"])]
         files = dict(zip([w[:2] for w in wanted], self.each(self.calibrate, wanted)))
-        self.each(self.job, self.jobs(hard, turned, files))
+        say(f"{len(files)} model files")
+        jobs = list(self.jobs(hard, turned, files))
+        self.rows, self.start = [""] * (1 + len(jobs)), time.monotonic()
+        self.gather(0, exact)
+        self.each(self.job, [(i, *job) for i, job in enumerate(jobs, 1)])
         self.report(files["plain", "4c8b/4c8b"].partition("=")[2])
-        # with gradients, for the rows of a real cqd
-        os.replace(self.path("plain.st"), self.path("acts.st"))
 
     def report(self, codec):
         """Tables and plots."""
@@ -117,8 +197,8 @@ class Suite:
         with open(os.path.join(self.plots, "tables.md"), "w", encoding="utf-8") as f:
             f.write(cq("report", self.output, "--figures", figures, "--plots", self.plots))
 
-    def job(self, folder, name, options, recall):
-        self.measure(folder, name, *options, recall=recall)
+    def job(self, at, folder, name, options, recall):
+        self.gather(at, self.measure(folder, name, *options, recall=recall))
 
     def jobs(self, hard, turned, files):
         """(folder, name, options, with retrieval) of every cq-eval."""
