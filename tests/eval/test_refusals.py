@@ -85,7 +85,7 @@ def test_numbers_out_of_range_are_refused():
                        ("int2", "group missing"), ("kivi2-g-4", "group -4"), ("turbo", "bits"),
                        ("turbo99", "bits 99"), ("kivi2-g3", "does not divide 128 channels"),
                        ("kvquant2-60", "outliers 60"), ("coupled3-2", "do not divide head_dim"),
-                       ("coupled2-9", "bits 9")):
+                       ("coupled2-11", "bits 11"), ("coupled2-2-x", "only both")):
         refuses(want, evaluate.peer, spec, {}, GEOMETRY, 4)
     assert evaluate.peer("kivi2-g4096", None, GEOMETRY, 4).group == 4096
 

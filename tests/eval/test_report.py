@@ -124,7 +124,7 @@ def test_coupled_channels_take_the_nearest_of_their_centroids():
     for c in (1, 2):
         coder = ablate.Coupled(c, 2 * c, dump, GEOMETRY, sinks=0)
         got = coder.code(0, "k", x[None])[0]
-        book = coder.books[0, "k"]
+        book, _ = coder.books[0, "k"]
         assert book.shape == (2 * 8 // c, 4 ** c, c) and coder.bits(0, "k") == 2
         for head, token, group in itertools.product((0, 1), (0, 299), range(8 // c)):
             part = slice(group * c, group * c + c)
@@ -133,6 +133,33 @@ def test_coupled_channels_take_the_nearest_of_their_centroids():
             assert torch.isclose(chosen, all_of_them.min(), atol=1e-6)
         error.append((got - x).pow(2).mean().item())
     assert error[1] < 0.8 * error[0], error
+
+
+def test_coupled_channels_with_a_weight_each_lose_less_where_it_counts():
+    x, weight = noise(), np.ones((2, 300, 8), np.float32)
+    weight[:, :, ::4] = 100
+    weight[:, 5] = 1e9      # and is clipped
+    dump = {f"layers.0.{kv}": x.numpy() for kv in "kv"} | \
+        {f"layers.0.{kv}.fisher": weight for kv in "kv"}
+    lost = []
+    for both in (False, True):
+        coder = ablate.Coupled(4, 4, dump, GEOMETRY, sinks=0, both=both)
+        error = (coder.code(0, "k", x[None])[0] - x).pow(2)
+        lost.append((error * torch.from_numpy(weight).clamp(max=100)).mean().item())
+        _, root = coder.books[0, "k"]
+        assert torch.allclose(root.pow(2).mean(-1), torch.ones(4, 1))
+        assert both == (root[0, 0, 0] > 5 * root[0, 0, 1])
+    assert lost[1] < 0.7 * lost[0], lost
+
+
+def test_many_distances_are_made_in_pieces():
+    x, centres = torch.randn(2, 100, 4), torch.randn(2, 16, 4)
+    want, kept = ablate.assign(x, centres), ablate.AT_ONCE
+    ablate.AT_ONCE = 7 * 2 * 16
+    try:
+        assert (ablate.assign(x, centres) == want).all()
+    finally:
+        ablate.AT_ONCE = kept
 
 
 def test_weights_pull_centroids():

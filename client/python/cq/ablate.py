@@ -2,12 +2,14 @@
 """Vector quantisation at widths that the codec does not store, to compare with it.
 
 Weighted k-means as in the paper (arXiv 2405.03917): c channels share a code of
-b bits. Only for evaluation, and only for few centroids.
+b bits. Only for evaluation.
 """
 import numpy as np
 import torch
 
-ROUNDS, SAMPLES = 20, 8192
+ROUNDS, SAMPLES, EACH = 20, 8192, 128   # tokens to learn from: at least so many, and per centroid
+CLIP = 0.99                             # as cqctl calibrate does
+AT_ONCE = 1 << 22                       # distances
 
 
 def _start(x, w, n, generator):
@@ -26,7 +28,9 @@ def _start(x, w, n, generator):
 def assign(x, centres):
     """Index of the nearest of centres [group][n][c] for x [group][token][c]."""
     half = centres.pow(2).sum(-1)[:, None] / 2
-    return (half - x @ centres.transpose(1, 2)).argmin(-1)
+    step = max(1, AT_ONCE // (centres.shape[0] * centres.shape[1]))
+    return torch.cat([(half - part @ centres.transpose(1, 2)).argmin(-1)
+                      for part in x.split(step, 1)], 1)
 
 
 def learn(x, w, n, seed=1):
@@ -42,24 +46,44 @@ def learn(x, w, n, seed=1):
     return centres
 
 
+def clipped(g):
+    """g with what exceeds its quantile CLIP over tokens (dimension 1) cut to that."""
+    rank = int((g.shape[1] - 1) * CLIP) + 1
+    return torch.minimum(g, g.kthvalue(rank, 1, keepdim=True).values)
+
+
 class Coupled:
-    """c channels, b bits, learnt from a dump with Fisher weights per token."""
+    """c channels, b bits, learnt from a dump with Fisher weights per token.
+
+    both: also with a weight per channel, in learning and coding, and all of them
+    clipped: what the codec does by default.
+    """
 
     family, rotated = "coupled", False
 
-    def __init__(self, c, b, dump, geometry, sinks=4):
-        self.name, self.c, self.b = f"{c}c{b}b", c, b
+    def __init__(self, c, b, dump, geometry, sinks=4, both=False):
+        self.name, self.c, self.b, self.both = f"{c}c{b}b", c, b, both
         self.books, d = {}, geometry["head_dim"]
         self.once = geometry["n_layers"] * 2 * geometry["n_kv_heads"] * d * 2 ** b * 16
         for layer in range(geometry["n_layers"]):
             for kv in "kv":
                 x, g = (self._groups(dump[f"layers.{layer}.{kv}{end}"], sinks)
                         for end in ("", ".fisher"))
-                self.books[layer, kv] = learn(x, g.sum(-1), 2 ** b)
+                self.books[layer, kv] = self._learn(x, g)
+
+    def _learn(self, x, g):
+        """(centroids [group][n][c], what x is multiplied by first [group][1][c])"""
+        root = torch.ones_like(x[:, :1])
+        if self.both:
+            metric = clipped(g).mean(1, keepdim=True) + 1e-30
+            metric = metric / metric.mean(-1, keepdim=True)
+            root, g = metric.sqrt(), g / metric
+        w = g.sum(-1)
+        return learn(x * root, clipped(w) if self.both else w, 2 ** self.b), root
 
     def _groups(self, x, sinks):
         """[head][token][d] -> [head * group][token][c], tokens thinned out"""
-        step = max(1, (x.shape[1] - sinks) // SAMPLES)
+        step = max(1, (x.shape[1] - sinks) // max(SAMPLES, EACH << self.b))
         x = torch.from_numpy(np.array(x[:, sinks::step], np.float32))
         return self._split(x)
 
@@ -68,11 +92,11 @@ class Coupled:
         return x.reshape(h, t, d // self.c, self.c).transpose(1, 2).reshape(-1, t, self.c)
 
     def code(self, layer, kv, x):
-        centres = self.books[layer, kv]
+        centres, root = self.books[layer, kv]
         out = []
         for one in x:
-            at = assign(self._split(one), centres)
-            y = centres.gather(1, at[..., None].expand(-1, -1, self.c))
+            at = assign(self._split(one) * root, centres)
+            y = centres.gather(1, at[..., None].expand(-1, -1, self.c)) / root
             h, t, d = one.shape
             out.append(y.reshape(h, d // self.c, t, self.c).transpose(1, 2).reshape(h, t, d))
         return torch.stack(out)

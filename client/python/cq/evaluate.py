@@ -57,7 +57,11 @@ def peer(spec, dump, geometry, sinks):
         if kind == "coupled":
             if d % bits:
                 raise ValueError(f"{bits} channels do not divide head_dim {d}")
-            return ablate.Coupled(bits, _number(tail, 1, 8, "bits"), dump, geometry, sinks)
+            width, _, how = tail.partition("-")
+            if how not in ("", "both"):
+                raise ValueError(f"{how}: only both is known")
+            return ablate.Coupled(bits, _number(width, 1, 10, "bits"), dump, geometry, sinks,
+                                  how == "both")
         if kind == "kvquant":
             share = _number(tail or "0", 0, 50, "outliers") / 100
             return peers.KvQuant(bits, dump, geometry, share, sinks)
@@ -138,7 +142,7 @@ def parser():
         prog="cq-eval", description="quality of coded caches, as JSON lines",
         epilog="peers: intB-gG, kivB-gG, hadamardB-gG (G channels or tokens share a "
                "scale), turboB, kvquantB, kvquantB-1 (1 %% outliers apart), fp8, coupledC-B "
-               "(C channels, B bits)")
+               "(C channels, B bits), coupledC-B-both (weights as cqctl calibrate has)")
     p.add_argument("model", help="folder of a Hugging Face causal language model")
     p.add_argument("--codec", nargs="+", default=[], metavar="FILE",
                    help="model files of cqctl calibrate; NAME=FILE gives one a name")
