@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Models of transformers, with random weights; the small language model as Llama."""
+import os
 import weakref
 
 import numpy as np
 import torch
-from cq import attention, dump, hard, models, rope, tensors
+from cq import attention, dump, hard, models, rope, tensors, turn
 from small import LM, calibrate, cq, heldout, lines, path
 from tap import Skip, refuses
 
@@ -135,6 +136,24 @@ def test_keys_of_a_dump_are_behind_the_norm_and_before_rope():
         fisher = got[f"layers.1.{kv}.fisher"]
         assert (fisher >= 0).all() and fisher.max() > 0
     assert meta["rope_dim"] == "16" and meta["n_kv_heads"] == "2"
+
+
+def test_turned_models_give_the_same_logits():
+    for name in ("Qwen2", "Cohere", "Olmo2"):
+        folder, _ = make(name)
+        ids, said = np.random.default_rng(1).integers(0, 300, 256), []
+        dump.dump(folder, ids, path("turn.st"), 128, 2, transformers=True)
+        turn.make(folder, path("turn.st"), path("turned-hf"), say=said.append)
+        raw = [tensors.read(os.path.join(f, "model.safetensors"))[0]
+               for f in (folder, path("turned-hf"))]
+        kept = [np.allclose(*(w[f"model.layers.0.self_attn.{kv}_proj.weight"] for w in raw))
+                for kv in "kqv"]
+        assert kept == [bool(said)] * 2 + [False] and bool(said) == (name == "Olmo2"), name
+        with torch.no_grad():
+            want, got = (m.forward(m.embed(torch.from_numpy(ids)[None]), attention.Plain(),
+                                   slice(None)) for m in (models.load(folder, True), models.load(
+                                       path("turned-hf"), True)))
+        assert (want - got).abs().max() < 1e-3 * want.abs().max(), name
 
 
 def test_dump_calibrate_and_eval_of_a_foreign_model():

@@ -17,9 +17,9 @@ GEOMETRY = {"n_layers": 1, "n_heads": 4, "n_kv_heads": 2, "head_dim": 64}
 
 
 def changed(name, change, **meta):
-    """The shared dump's values as another dump, changed in place."""
+    """The shared dump as another dump, changed in place."""
     acts, told = tensors.read(path("acts.st"))
-    acts = {k: np.array(v) for k, v in acts.items() if ".v" in k}
+    acts = {k: np.array(v) for k, v in acts.items()}
     change(acts)
     tensors.write(path(name), acts, told | meta)
     return path(name)
@@ -36,17 +36,24 @@ def test_values_that_are_not_finite_are_not_turned_by():
             changed("bare.st", lambda acts: acts.pop("layers.3.v.fisher")), path("x"))
     refuses("sequence_tokens is '0'", turn.make, LM,
             changed("none.st", lambda acts: None, sequence_tokens="0"), path("x"))
+    refuses("no tensor layers.1.k", turn.make, LM,
+            changed("keyless.st", lambda acts: acts.pop("layers.1.k")), path("x"))
+    refuses("keys before RoPE are wanted, these are 'rotated'", turn.make, LM,
+            changed("rotated.st", lambda acts: None, keys="rotated"), path("x"))
 
 
 def test_a_head_without_weight_or_power_stays():
     def still(acts):
-        acts["layers.0.v.fisher"][0] = 0
-        acts["layers.0.v"][1] = 0
+        for kv in "kv":
+            acts[f"layers.0.{kv}.fisher"][0] = 0
+            acts[f"layers.0.{kv}"][1] = 0
 
     turn.make(LM, changed("still.st", still), path("still"))
-    name = "model.layers.0.self_attn.v_proj.weight"
     a, b = (tensors.read(os.path.join(f, "model.safetensors"))[0] for f in (LM, path("still")))
-    assert np.allclose(a[name], b[name], atol=1e-3)
+    for kv in "kv":
+        for layer in (0, 1):
+            name = f"model.layers.{layer}.self_attn.{kv}_proj.weight"
+            assert np.allclose(a[name], b[name], atol=1e-3) == (layer == 0), name
     assert all(np.isfinite(x).all() for x in b.values())
     v = np.random.default_rng(1).normal(size=(50, 4))
     assert (turn.turn_of(v, np.zeros((50, 4))) == np.eye(4)).all()

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""The same model with values that are easier to code.
+"""The same model with keys and values that are easier to code.
 
 The values of each kv head are turned to their principal components, weighed by
 their squared gradients, and the components dealt out so that each group of
 channels has strong and weak ones; what the output projection reads is turned
-back. Logits stay as they are, and nothing is to be done at run time. For models
-of the Llama family.
+back. Keys and queries are turned within the pairs of RoPE (phase.py), unless they
+have a norm, which no turn passes. Logits stay as they are, and nothing is to be
+done at run time. For models of the Llama family.
 """
 import argparse
+import itertools
 import sys
 
 import numpy as np
 
-from . import command, hard, models, tensors
+from . import command, hard, models, phase, tensors
 
 
 def spread(d):
@@ -27,12 +29,17 @@ def spread(d):
     return rank
 
 
+def weight_of(fisher):
+    """Mean squared gradient of each channel, of one head's [token][d]."""
+    return np.minimum(fisher, np.quantile(fisher, 0.999, axis=0)).mean(0)
+
+
 def turn_of(v, fisher):
     """A [d][d] of one head's values [token][d] and squared gradients: v A is coded.
 
     A head that is 0, or that nothing depends on, stays as it is.
     """
-    weight = np.minimum(fisher, np.quantile(fisher, 0.999, axis=0)).mean(0)
+    weight = weight_of(fisher)
     scale = np.sqrt(np.maximum(weight, weight.max() * 1e-6))
     y = v * scale
     if not weight.max() > 0 or not (y ** 2).sum() > 0:
@@ -64,15 +71,18 @@ def _kept(dump, acts, meta, geometry, sinks):
     """Which tokens count; refuses a dump without what is turned by."""
     shape = None
     for layer in range(geometry["n_layers"]):
-        for end in ("", ".fisher"):
-            x = acts.get(f"layers.{layer}.v{end}")
+        for kv, end in itertools.product("kv", ("", ".fisher")):
+            x = acts.get(f"layers.{layer}.{kv}{end}")
             if x is None:
                 raise models.ModelError(f"{dump} has no squared gradients" if end else
-                                        f"{dump} has no values of layer {layer}")
+                                        f"{dump} has no tensor layers.{layer}.{kv}")
             shape = shape or x.shape
             if x.shape != shape or len(shape) != 3 or \
                     (shape[0], shape[2]) != (geometry["n_kv_heads"], geometry["head_dim"]):
-                raise models.ModelError(f"{dump}: layers.{layer}.v{end} has shape {x.shape}")
+                raise models.ModelError(f"{dump}: layers.{layer}.{kv}{end} has shape {x.shape}")
+    if meta.get("keys") != "pre-rope":
+        raise models.ModelError(f"{dump}: keys before RoPE are wanted, these are "
+                                f"{meta.get('keys')!r}")
     length = meta.get("sequence_tokens", "")
     if not length.isdecimal() or not 0 < int(length) <= 1 << 24:
         raise models.ModelError(f"{dump}: sequence_tokens is {length!r}")
@@ -92,19 +102,30 @@ def _head(dump, acts, name, head, keep):
     return x[keep]
 
 
-def make(folder, dump, out, sinks=4):
+def make(folder, dump, out, sinks=4, say=lambda text: None):
     """Write the turned model of a folder; dump: path of its activations."""
     acts, meta = tensors.read(dump)
     models.check_fingerprint(dump, meta.get("fingerprint"), models.fingerprint(folder), folder)
-    geometry = models.load(folder).geometry
+    model = models.load(folder)
+    geometry = model.geometry
     keep = _kept(dump, acts, meta, geometry, sinks)
+    first, second = phase.channels(model.rope)
+
+    def heads(layer, kv, call):
+        """call(activations, squared gradients) of each kv head."""
+        return np.stack([call(*(_head(dump, acts, f"layers.{layer}.{kv}{end}", h, keep)
+                                for end in ("", ".fisher")))
+                         for h in range(geometry["n_kv_heads"])])
 
     def change(weights):
+        normed = any(name.endswith(("q_norm.weight", "k_norm.weight")) for name in weights)
+        if normed:
+            say("keys stay as they are: they have a norm")
         for layer in range(geometry["n_layers"]):
-            fold(weights, geometry, layer, np.stack([
-                turn_of(*(_head(dump, acts, f"layers.{layer}.v{end}", h, keep)
-                          for end in ("", ".fisher")))
-                for h in range(geometry["n_kv_heads"])]))
+            fold(weights, geometry, layer, heads(layer, "v", turn_of))
+            if not normed:
+                phase.fold(weights, geometry, model.rope, layer, heads(
+                    layer, "k", lambda k, f: phase.angles_of(k, weight_of(f), first, second)))
         return weights
 
     hard.rewrite(folder, out, change)
@@ -116,8 +137,9 @@ def main(argv=None):
     p.add_argument("dump", help="its activations with squared gradients")
     p.add_argument("output", help="folder to be made")
     args = p.parse_args(argv)
-    return command.run("cq-turn", lambda: make(args.model, args.dump, args.output), args.model,
-                       args.dump)
+    return command.run("cq-turn", lambda: make(
+        args.model, args.dump, args.output,
+        say=lambda text: print(f"cq-turn: {text}", file=sys.stderr)), args.model, args.dump)
 
 
 if __name__ == "__main__":
