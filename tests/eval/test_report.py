@@ -141,15 +141,26 @@ def test_coupled_channels_with_a_weight_each_lose_less_where_it_counts():
     weight[:, 5] = 1e9      # and is clipped
     dump = {f"layers.0.{kv}": x.numpy() for kv in "kv"} | \
         {f"layers.0.{kv}.fisher": weight for kv in "kv"}
-    lost = []
+    lost, most = [], []
+    learn = ablate.learn
+
+    def seen(x, w, n):
+        most.append(w.max().item())
+        return learn(x, w, n)
+
     for both in (False, True):
-        coder = ablate.Coupled(4, 4, dump, GEOMETRY, sinks=0, both=both)
+        ablate.learn = seen
+        try:
+            coder = ablate.Coupled(4, 4, dump, GEOMETRY, sinks=0, both=both)
+        finally:
+            ablate.learn = learn
         error = (coder.code(0, "k", x[None])[0] - x).pow(2)
         lost.append((error * torch.from_numpy(weight).clamp(max=100)).mean().item())
         _, root = coder.books[0, "k"]
         assert torch.allclose(root.pow(2).mean(-1), torch.ones(4, 1))
         assert both == (root[0, 0, 0] > 5 * root[0, 0, 1])
     assert lost[1] < 0.7 * lost[0], lost
+    assert most[0] > 1e8 and most[-1] < 1e4, most
 
 
 def test_many_distances_are_made_in_pieces():
