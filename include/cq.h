@@ -16,7 +16,7 @@
  *	cq_append(), cq_attention() per layer; cq_commit()
  *
  * A model is in host memory or on a GPU. On a GPU views, lse and what kernels
- * read are device memory; a call puts its work on a CUDA stream and returns. The
+ * read are that device's memory; a call puts its work on a CUDA stream and returns. The
  * work of a model is meant to be done in the order of the calls: streams other
  * than the model's are the caller's to order. Pages are published by the engine
  * when the device has written them.

@@ -52,6 +52,7 @@ struct cqk_cuda_kernels {
 	struct cqcu_func *fn[N_KERNELS];
 	enum cqk_cuda_variant forced;
 	uint32_t arch, shared;	/* of the device */
+	cqcu_device dev;
 };
 
 struct grid {
@@ -105,12 +106,11 @@ static int ask_device(struct cqk_cuda_kernels *k, struct cq_err *err)
 		CQCU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
 	};
 	int said[ARRAY_SIZE(ask)] = { 0 };
-	cqcu_device dev;
-	int r = k->cu->cuCtxGetDevice(&dev);
+	int r = k->cu->cuCtxGetDevice(&k->dev);
 	uint32_t i;
 
 	for (i = 0; i < ARRAY_SIZE(ask) && !r; i++)
-		r = k->cu->cuDeviceGetAttribute(&said[i], ask[i], dev);
+		r = k->cu->cuDeviceGetAttribute(&said[i], ask[i], k->dev);
 	if (r)
 		return cqk_cuda_fail(err, r, "asking what the GPU has");
 	k->arch = (uint32_t)(10 * said[0] + said[1]);
@@ -188,6 +188,26 @@ static int check_address(const struct cqk_cuda_kernels *k, uint64_t p, uint32_t 
 	return 0;
 }
 
+/*
+ * The same of what a caller gives, who may use several devices. Whether kernels reach
+ * another one's memory depends on the machine, and a fault there ends the context.
+ */
+static int check_callers(const struct cqk_cuda_kernels *k, uint64_t p, uint32_t align,
+			 const char *what, struct cq_err *err)
+{
+	int ret = check_address(k, p, align, what, err);
+	int dev = -1;
+
+	if (ret)
+		return ret;
+	if (k->cu->cuPointerGetAttribute(&dev, CQCU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, p) ||
+	    dev != k->dev)
+		return cq_err_set(err, -EINVAL, "%s at 0x%llx is in the memory of device %d; "
+				  "device %d computes: copy it there", what,
+				  (unsigned long long)p, dev, k->dev);
+	return 0;
+}
+
 static int view_in(const struct cqk_cuda_kernels *k, const struct cq_view *v, const char *what,
 		   struct cqkd_view *out, struct cq_err *err)
 {
@@ -204,7 +224,7 @@ static int view_in(const struct cqk_cuda_kernels *k, const struct cq_view *v, co
 		.stride_head = v->stride_head,
 		.dtype = v->dtype,
 	};
-	return check_address(k, out->data, v->dtype == CQ_F32 ? 4 : 2, what, err);
+	return check_callers(k, out->data, v->dtype == CQ_F32 ? 4 : 2, what, err);
 }
 
 static int check_layer(const struct cqk_cuda_tables *t, uint32_t layer, struct cq_err *err)
@@ -336,7 +356,7 @@ static int attn_addresses(const struct cqk_cuda_kernels *k, const struct cqk_cud
 	if (!ret)
 		ret = check_address(k, a->workspace, 256, "workspace", err);
 	if (!ret && a->lse)
-		ret = check_address(k, a->lse, 4, "lse", err);
+		ret = check_callers(k, a->lse, 4, "lse", err);
 	return ret;
 }
 

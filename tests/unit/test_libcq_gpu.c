@@ -446,6 +446,48 @@ TEST(wrong_views)
 	rig_stop(&r);
 }
 
+/* Two GPUs here, of which cqd and the model use the first. */
+TEST(views_of_another_gpu)
+{
+	struct cq_attn_opts to = { .sz = sizeof(to), .device = 0 };
+	struct cq_view k, q, far_k, far_q;
+	struct cq_batch *b;
+	struct worker w, h;
+	uint32_t one = 1;
+	struct cq_seq *seq;
+
+	ASSERT_SYS(setenv("CQ_EMU_DEVICES", "2", 1));
+	begin();
+	worker_gpu_open(&w, &small, r.sock, 0, 32);
+	worker_open(&h, &small, r.sock, 0, 32);
+	k = gpu_view(&w, gpu.k, small.kv_heads);
+	q = gpu_view(&w, gpu.q, small.heads);
+	other_gpu();
+	far_k = gpu_view(&w, gpu.k, small.kv_heads);
+	far_q = gpu_view(&w, gpu.q, small.heads);
+	to.lse = (float *)(uintptr_t)gpu.lse;
+	other_gpu();
+	seq = worker_seq(&w, ids, 64);
+	CQ_FAILS(cq_append(seq, 0, &far_k, &k, 1, NULL), -EINVAL);
+	ASSERT_STRHAS(cq_last_error(), "k at 0x");
+	ASSERT_STRHAS(cq_last_error(), "in the memory of device 1; device 0 computes");
+	CQ_FAILS(cq_append(seq, 0, &k, &far_k, 1, NULL), -EINVAL);
+	CQ_OK(cq_append(seq, 0, &k, &k, 1, NULL));
+	CQ_OK(cq_truncate(seq, 0));
+	CQ_OK(cq_batch_new(w.model, 1, 4, 0, &b));
+	CQ_OK(cq_step(b, &seq, &one, 1));
+	CQ_FAILS(cq_append_rows(b, 0, &far_k, &k, NULL), -EINVAL);
+	CQ_FAILS(cq_attention(b, 0, &far_q, &q, NULL), -EINVAL);
+	CQ_FAILS(cq_attention(b, 0, &q, &far_q, NULL), -EINVAL);
+	CQ_FAILS(cq_attention(b, 0, &q, &q, &to), -EINVAL);
+	ASSERT_STRHAS(cq_last_error(), "lse at 0x");
+	cq_seq_close(seq);
+	both(&w, &h, 130, 1);
+	cq_close(w.ctx);
+	cq_close(h.ctx);
+	rig_stop(&r);
+}
+
 /* --- sequences --- */
 
 /* Forks and truncation, inside pages and at their ends, against the same on the host. */
