@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "client/gpu.h"
+#include "kernels/cuda/map.h"
 
 #define ALIGN_BLOCK 256u	/* of fp16 blocks */
 
@@ -302,70 +303,16 @@ int cqc_gpu_call(const struct cq_model *model, int32_t device, void *stream, con
 
 /* --- segments --- */
 
-static int map_at(struct cqc_gpu *g, cqcu_mem h, uint64_t bytes, int rights, cqcu_ptr *out)
+/* Fails when the memory's owner has ended and cqd does not know it yet. */
+static int open_handle(struct cqc_gpu *g, const uint8_t *handle, uint64_t bytes, cqcu_ptr *out)
 {
-	struct cqcu_access access = {
-		.location = { CQCU_MEM_LOCATION_TYPE_DEVICE, g->dev }, .flags = rights,
-	};
-	cqcu_ptr p;
-	int r;
+	int r = cqk_cuda_open_handle(g->cu, handle, bytes, out);
 
-	r = g->cu->cuMemAddressReserve(&p, bytes, 0, 0, 0);
-	if (r)
-		return cqc_gpu_fail(g, r, "addresses for a segment");
-	r = g->cu->cuMemMap(p, bytes, 0, h, 0);
-	if (r)
-		goto err_free;
-	r = g->cu->cuMemSetAccess(p, bytes, &access, 1);
-	if (r)
-		goto err_unmap;
-	*out = p;
-	return 0;
-
-err_unmap:
-	g->cu->cuMemUnmap(p, bytes);
-err_free:
-	g->cu->cuMemAddressFree(p, bytes);
-	return cqc_gpu_fail(g, r, "mapping a segment");
-}
-
-static int import_fd(struct cqc_gpu *g, int fd, uint64_t bytes, cqcu_ptr *out)
-{
-	cqcu_mem h;
-	int ret, r;
-
-	r = g->cu->cuMemImportFromShareableHandle(&h, (void *)(intptr_t)fd,
-			CQCU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
-	if (r)
-		return cqc_gpu_fail(g, r, "importing a segment");
-	ret = map_at(g, h, bytes, CQCU_MEM_ACCESS_FLAGS_PROT_READ, out);
-	g->cu->cuMemRelease(h);
-	return ret;
-}
-
-/* Fails as well when the memory's owner has ended and cqd does not know it yet. */
-static int import_handle(struct cqc_gpu *g, const uint8_t *handle, uint64_t bytes,
-			 cqcu_ptr *out)
-{
-	struct cqcu_ipc_handle h;
-	size_t size = 0;
-	cqcu_ptr p, low;
-	int r;
-
-	_Static_assert(sizeof(h) == CQC_IPC_HANDLE, "as in SegmentOk");
-	memcpy(&h, handle, sizeof(h));
-	r = g->cu->cuIpcOpenMemHandle(&p, h, CQCU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS);
-	if (r) {
-		cqc_gpu_fail(g, r, "opening a segment");
-		return -ENODATA;
-	}
-	r = g->cu->cuMemGetAddressRange(&low, &size, p);
-	if (r || low != p || size < bytes) {
-		g->cu->cuIpcCloseMemHandle(p);
-		return -EPROTO;
-	}
-	*out = p;
-	return 0;
+	_Static_assert(sizeof(struct cqcu_ipc_handle) == CQC_IPC_HANDLE, "as in SegmentOk");
+	if (r <= 0)
+		return r;
+	cqc_gpu_fail(g, r, "opening a segment");
+	return -ENODATA;
 }
 
 /**
@@ -379,15 +326,18 @@ static int import_handle(struct cqc_gpu *g, const uint8_t *handle, uint64_t byte
 int cqc_gpu_seg_map(struct cqc_seg *seg, int fd, const uint8_t *handle)
 {
 	struct cqc_gpu *g = seg->model->gpu;
-	int mode, ret = cqc_gpu_eng_in(g, &mode);
+	int mode, r, ret = cqc_gpu_eng_in(g, &mode);
+	const char *what;
 	cqcu_ptr p = 0;
 
 	if (ret)
 		return ret;
-	if (fd >= 0)
-		ret = import_fd(g, fd, seg->bytes, &p);
-	else
-		ret = import_handle(g, handle, seg->bytes, &p);
+	if (fd >= 0) {
+		r = cqk_cuda_map_fd(g->cu, g->dev, fd, seg->bytes, &p, &what);
+		ret = r ? cqc_gpu_fail(g, r, what) : 0;
+	} else {
+		ret = open_handle(g, handle, seg->bytes, &p);
+	}
 	cqc_gpu_eng_out(g, &mode);
 	seg->base = (const uint8_t *)(uintptr_t)p;
 	seg->ipc = fd < 0;
@@ -403,9 +353,10 @@ int cqc_gpu_seg_map(struct cqc_seg *seg, int fd, const uint8_t *handle)
  */
 int cqc_gpu_seg_rw(struct cqc_seg *seg)
 {
+	const char *what = "mapping a segment again";
 	struct cqc_gpu *g = seg->model->gpu;
-	cqcu_mem h;
 	int ret, r, mode;
+	cqcu_mem h;
 
 	if (seg->rw)
 		return 0;
@@ -413,22 +364,15 @@ int cqc_gpu_seg_rw(struct cqc_seg *seg)
 	if (ret)
 		return ret;
 	r = g->cu->cuMemRetainAllocationHandle(&h, (void *)(uintptr_t)seg->base);
-	if (r) {
-		ret = cqc_gpu_fail(g, r, "mapping a segment again");
-	} else {
-		ret = map_at(g, h, seg->bytes, CQCU_MEM_ACCESS_FLAGS_PROT_READWRITE, &seg->rw);
+	if (!r) {
+		r = cqk_cuda_map(g->cu, g->dev, h, seg->bytes,
+				 CQCU_MEM_ACCESS_FLAGS_PROT_READWRITE, &seg->rw, &what);
 		g->cu->cuMemRelease(h);
 	}
+	if (r)
+		ret = cqc_gpu_fail(g, r, what);
 	cqc_gpu_eng_out(g, &mode);
 	return ret;
-}
-
-static void unmap(struct cqc_gpu *g, cqcu_ptr p, uint64_t bytes)
-{
-	if (!p)
-		return;
-	g->cu->cuMemUnmap(p, bytes);
-	g->cu->cuMemAddressFree(p, bytes);
 }
 
 /**
@@ -443,8 +387,8 @@ void cqc_gpu_seg_unmap(struct cqc_seg *seg)
 	if (seg->ipc) {
 		g->cu->cuIpcCloseMemHandle(seg->rw);
 	} else {
-		unmap(g, seg->rw, seg->bytes);
-		unmap(g, (uintptr_t)seg->base, seg->bytes);
+		cqk_cuda_unmap(g->cu, seg->rw, seg->bytes);
+		cqk_cuda_unmap(g->cu, (uintptr_t)seg->base, seg->bytes);
 	}
 	cqc_gpu_out(g);
 }

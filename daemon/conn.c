@@ -603,6 +603,8 @@ void cqd_conn_close(struct cqd_conn *conn)
 	cqd_events_gone(conn);
 	if (conn->transfer)
 		cqd_transfer_gone(conn->srv->store, conn->transfer);
+	cqd_look_free(conn->look);
+	conn->look = NULL;
 	uv_close((uv_handle_t *)&conn->poll, on_closed);
 	cqd_sock_close(conn->fd);
 }

@@ -383,6 +383,7 @@ static const struct cqd_handler handlers[] = {
 	[CQP__MSG__BODY_SUBSCRIBE] = { "Subscribe", H_ANY, 0, cqd_subscribe },
 	[CQP__MSG__BODY_METRICS] = { "Metrics", H_ADMIN, 0, cqd_admin_metrics },
 	[CQP__MSG__BODY_VERIFY] = { "Verify", H_ADMIN, 0, cqd_admin_verify },
+	[CQP__MSG__BODY_LOOK] = { "Look", H_ADMIN, 0, cqd_admin_look },
 	[CQP__MSG__BODY_EVICT] = { "Evict", H_ADMIN, 0, cqd_admin_evict },
 	[CQP__MSG__BODY_QUOTA] = { "Quota", H_ADMIN, 0, cqd_admin_quota },
 	[CQP__MSG__BODY_SAVE] = { "Save", H_ADMIN, 1, cqd_admin_save },

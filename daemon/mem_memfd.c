@@ -9,17 +9,15 @@
  * not used: it would bar a restarted daemon from mapping its own pages.
  */
 #include <errno.h>
-#include <endian.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#define XXH_STATIC_LINKING_ONLY
-#include <xxhash.h>
 #include "cq/page.h"
 #include "daemon/store_priv.h"
+#include "proto/sum.h"
 
 _Static_assert((1 << 16) % CQ_CHECK_CHUNK == 0, "whole chunks in a buffer");
 
@@ -320,29 +318,21 @@ static int memfd_read(struct cqd_mem *mem, uint64_t off, void *dst, uint64_t len
 static int memfd_check(struct cqd_mem *mem, uint64_t off, uint64_t len,
 		       uint64_t *lo, uint64_t *hi)
 {
-	uint64_t sum, n, at, chunk;
-	XXH3_state_t state;
-	XXH128_hash_t h;
+	struct cqp_sum sum;
+	uint64_t n;
 	int ret;
 
 	if (outside(mem, off, len))
 		return -EINVAL;
-	XXH3_INITSTATE(&state);
-	XXH3_128bits_reset(&state);
+	cqp_sum_begin(&sum);
 	for (; len; len -= n, off += n) {
 		n = MIN(len, (uint64_t)sizeof(bounce));
 		ret = get(mem->fd, bounce, n, off);
 		if (ret)
 			return ret;
-		for (at = 0; at < n; at += chunk) {
-			chunk = MIN(n - at, (uint64_t)CQ_CHECK_CHUNK);
-			sum = htole64(XXH3_64bits(bounce + at, chunk));
-			XXH3_128bits_update(&state, &sum, sizeof(sum));
-		}
+		cqp_sum_add(&sum, bounce, n);
 	}
-	h = XXH3_128bits_digest(&state);
-	*lo = h.low64;
-	*hi = h.high64;
+	cqp_sum_end(&sum, lo, hi);
 	return 0;
 }
 

@@ -108,6 +108,7 @@ struct cqd_uid {
  * @stalled:  over the limit of the queue, not read from
  * @sub:      it has subscribed to events
  * @transfer: save or restore that it waits for, or NULL
+ * @look:     it looks at a GPU's pages
  * @want_write: cqd_conn_try() found the socket full
  * @starved:  the kernel has no room for descriptors in flight: tried again
  *            by the timer
@@ -122,6 +123,7 @@ struct cqd_conn {
 	struct cqd_uid *uid;
 	struct cqd_sub *sub;
 	const struct cqd_pending *transfer;
+	struct cqd_look *look;
 	uv_poll_t poll;
 	uint64_t deadline;
 	struct list_head queue;
@@ -321,6 +323,10 @@ int cqd_admin_load(struct cqd_req *req);
 int cqd_admin_unload(struct cqd_req *req);
 int cqd_admin_verify(struct cqd_req *req);
 int cqd_admin_metrics(struct cqd_req *req);
+
+/* --- look_req.c --- */
+
+int cqd_admin_look(struct cqd_req *req);
 
 /* --- admin_room.c --- */
 

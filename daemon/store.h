@@ -20,6 +20,7 @@
 #include "daemon/mem.h"
 #include "proto/index.h"
 #include "proto/key.h"
+#include "proto/look.h"
 #include "proto/proto.h"
 #include "proto/tail.h"
 
@@ -452,6 +453,43 @@ typedef void (*cqd_verify_cb)(void *arg, uint64_t checked, uint64_t failed,
 			      uint64_t bytes);
 /* Checksum of every sealed page now; mismatches are dropped with descendants. */
 int cqd_verify(struct cqd_store *st, cqd_verify_cb done, void *arg);
+
+/**
+ * struct cqd_look_segment - memory that somebody is to look at
+ * @kind:   CQD_CODES or CQD_SINKS
+ * @fd:     the store's; -1: none
+ * @handle: CQD_HANDLE bytes of the store's, instead of @fd; NULL: none
+ */
+struct cqd_look_segment {
+	unsigned int kind;
+	uint64_t bytes;
+	int fd;
+	const uint8_t *handle;
+};
+
+/**
+ * struct cqd_look_batch - what LookOk carries
+ * @device: UUID, the store's
+ * @rate:   bytes per second, 0: as fast as it goes
+ * @slots:  [@n_slots], their segments [@n_segs]
+ */
+struct cqd_look_batch {
+	const char *device;
+	uint64_t rate;
+	uint32_t n_slots, n_segs;
+	struct cqp_look slots[CQP_LOOK_SLOTS];
+	struct cqd_look_segment seg[CQP_LOOK_SEGMENTS];
+};
+
+struct cqd_look;
+/* Pages of a GPU, for who can read them. 0; -ENODEV; -EINVAL; -ENOMEM. */
+int cqd_look_new(struct cqd_store *st, const char *pool, bool all, struct cqd_look **out,
+		 struct cq_err *err);
+/* What was found where the last answer said, [@n]. 0; -EINVAL. */
+int cqd_look_seen(struct cqd_look *l, const struct cqp_seen *seen, uint32_t n, uint64_t *wrong,
+		  struct cq_err *err);
+void cqd_look_next(struct cqd_look *l, struct cqd_look_batch *b);
+void cqd_look_free(struct cqd_look *l);
 
 /**
  * struct cqd_evict_opts - which pages the administrator wants gone

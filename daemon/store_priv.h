@@ -284,7 +284,7 @@ struct cqd_segment {
 	bool live, dying;
 	bool leaving;			/* being emptied: no slot of it is given out */
 	bool lost;			/* its memory is gone; closed, and not counted any more */
-	uint32_t importers;		/* clients that may have its memory open: imports.c */
+	uint32_t importers;		/* who may have its memory open: imports.c, look.c */
 	bool closed;			/* takes no new page: readers.c */
 };
 
@@ -460,7 +460,7 @@ struct cqd_store {
 	uint64_t hits, misses, seals, evictions, checksum_failures;
 	uint64_t verify_pending;	/* pages taken over, in memory that cqd reads */
 	uint64_t unchecked;		/* the same in the memory of devices */
-	uint64_t checked_bad;		/* of these, found wrong by workers */
+	uint64_t checked_bad;		/* of these, found wrong by who can read them */
 	uint64_t restored, published;	/* from files; by whatever way */
 	uint64_t fdstore;
 	struct cqd_fdstore *fdq;	/* NULL: nothing is pushed */
@@ -835,6 +835,8 @@ struct cqd_seal_op *cqd_client_seal(struct cqd_client *cl);
 /* Takes over what the service manager kept, or starts afresh. */
 int cqd_adopt(struct cqd_store *st, const struct cqd_store_opts *opts,
 	      struct cq_err *err);
+bool cqd_slot_right(const struct cqd_shard *sh, const struct cqp_rec_page *rec,
+		    unsigned int kind, const struct cq_page_hdr *h, uint64_t lo, uint64_t hi);
 void cqd_verify_background(struct cqd_store *st);
 void cqd_verify_timer(uv_timer_t *timer);
 void cqd_verify_stop(struct cqd_store *st);

@@ -5,7 +5,7 @@
  *
  * One page at a time and pass, on a worker thread; the page is held, so that
  * its slot is not written meanwhile. A mismatch drops the page and its
- * descendants. Pages in memory that cqd cannot read are passed over.
+ * descendants. Pages in memory that cqd cannot read are passed over: look.c.
  */
 #include <endian.h>
 #include <errno.h>
@@ -35,27 +35,41 @@ struct pass {
 
 static void advance(struct pass *ps);
 
+/**
+ * cqd_slot_right() - is what lies in a slot what was sealed there?
+ * @sh:   shard
+ * @rec:  the page's record
+ * @kind: of the slot
+ * @h:    header found there
+ * @lo:   checksum of the payload found there
+ * @hi:   high half
+ *
+ * Return: true: it is.
+ */
+bool cqd_slot_right(const struct cqd_shard *sh, const struct cqp_rec_page *rec,
+		    unsigned int kind, const struct cq_page_hdr *h, uint64_t lo, uint64_t hi)
+{
+	if (h->magic != CQ_PAGE_MAGIC || h->version != CQ_PAGE_VERSION || h->incompat ||
+	    h->kind != (kind == CQD_SINKS ? CQ_PAGE_SINK : CQ_PAGE_CODES) ||
+	    h->payload != sh->kind[kind].payload || memcmp(h->key, rec->key, sizeof(h->key)))
+		return false;
+	/* The index has the truth about codes; of sinks only the header knows. */
+	if (kind == CQD_CODES && (h->check_lo != rec->check_lo || h->check_hi != rec->check_hi))
+		return false;
+	return lo == h->check_lo && hi == h->check_hi;
+}
+
 /* Header and payload of a slot against its checksum. */
 static bool slot_good(const struct pass *ps, unsigned int kind)
 {
 	struct cqd_segment *seg = ps->at[kind].seg;
 	const struct cqd_mem_ops *mem = cqd_pool_of(seg)->mem;
-	const struct cqd_shard_kind *k = &seg->shard->kind[kind];
 	uint64_t off = ps->at[kind].slot * seg->slot_bytes, lo, hi;
 	struct cq_page_hdr h;
 
-	if (mem->read(&seg->mem, off, &h, sizeof(h)))
-		return false;
-	if (h.magic != CQ_PAGE_MAGIC || h.version != CQ_PAGE_VERSION || h.incompat ||
-	    h.kind != (kind == CQD_SINKS ? CQ_PAGE_SINK : CQ_PAGE_CODES) ||
-	    h.payload != k->payload || memcmp(h.key, ps->rec.key, sizeof(h.key)))
-		return false;
-	/* The index has the truth about codes; of sinks only the header knows. */
-	if (kind == CQD_CODES && (h.check_lo != ps->rec.check_lo ||
-				  h.check_hi != ps->rec.check_hi))
-		return false;
-	return !mem->check(&seg->mem, off + sizeof(h), k->payload, &lo, &hi) &&
-	       lo == h.check_lo && hi == h.check_hi;
+	return !mem->read(&seg->mem, off, &h, sizeof(h)) &&
+	       !mem->check(&seg->mem, off + sizeof(h), seg->shard->kind[kind].payload, &lo, &hi) &&
+	       cqd_slot_right(seg->shard, &ps->rec, kind, &h, lo, hi);
 }
 
 static void check_run(struct cqd_job *job)

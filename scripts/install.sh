@@ -29,12 +29,13 @@ for entry; do
 	esac
 	echo "  INSTALL $dst"
 	case ${dst##*/} in
-	cqd.service | cq-holder@.service) unit=y ;;
-	*) unit= ;;
+	cqd.service | cq-holder@.service) folder=${SBIN:-/usr/sbin} ;;
+	cq-verify@.service) folder=${BIN:-/usr/bin} ;;
+	*) folder= ;;
 	esac
-	if [ "$unit" ]; then
+	if [ "$folder" ]; then
 		# the unit names its program by its full path
-		sed "s|^\\(Exec[A-Za-z]*=[-+!:@]*\\)/usr/s*bin/cq|\\1${SBIN:-/usr/sbin}/cq|" \
+		sed "s|^\\(Exec[A-Za-z]*=[-+!:@]*\\)/usr/s*bin/cq|\\1$folder/cq|" \
 			"$src" >"$dst"
 		chmod "$mode" "$dst"
 	else

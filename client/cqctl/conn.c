@@ -124,6 +124,10 @@ static Cqp__Msg *receive(struct ctl *c, uint64_t id, int *ret)
 				   strerror(-*ret));
 		if (*ret < 0)
 			return NULL;
+		if (c->fds) {
+			c->fds[0] = cqp_frame_take(&frame, 0);
+			c->fds[1] = cqp_frame_take(&frame, 1);
+		}
 		cqp_frame_close(&frame);
 		msg = cqp_unpack(frame.buf, frame.len, &c->err);
 		if (!msg) {

@@ -23,7 +23,7 @@ _cqctl() {
 		--socket | --k | --v | --layers | --budget | --fisher | --clip | --starts | --centroids | --sinks | --window | --iterations | \
 			--threads | --seed | --rope-scaling | --rope-pairs | --output | -o | --namespace | --model | --older | \
 			--bytes | --pages | --pins | --connections | --ttl | \
-			--timeout | --clients | --seconds | --interval | -i | --sort | -s | -n | --count) continue ;;
+			--timeout | --clients | --seconds | --interval | -i | --sort | -s | -n | --count | --gpu) continue ;;
 		esac
 		if [ -z "$cmd" ]; then cmd=${COMP_WORDS[i]}; else n=$((n + 1)); fi
 	done
@@ -60,7 +60,7 @@ _cqctl() {
 		;;
 	--layers | --budget | --clip | --starts | --sinks | --window | --iterations | --threads | --seed | --older | --bytes | --pages | \
 		--pins | --connections | --ttl | --timeout | --interval | --count | \
-		--clients | --seconds)
+		--clients | --seconds | --gpu)
 		return
 		;;
 	--namespace | --model)
@@ -74,6 +74,7 @@ _cqctl() {
 		words="--socket --json --help"
 		case $cmd in
 		"") words+=" --version" ;;
+		verify) words+=" --gpu --pending" ;;
 		evict) words+=" --namespace --model --older --bytes --all" ;;
 		quota) words+=" --bytes --pages --pins --connections" ;;
 		pin) words+=" --ttl --replace" ;;

@@ -35,6 +35,7 @@ enum ctl_exit {
  * @watch:  signals are let in only by ctl_wait()
  * @sock:   connection, -1 until ctl_connect()
  * @next_id: of the next request
+ * @fds:    where an answer's descriptors go, [2], -1 if there is none; NULL: closed
  * @tick:   called about once per second while an answer is waited for, or NULL
  * @err:    text of the last failure
  */
@@ -46,6 +47,7 @@ struct ctl {
 	bool watch;
 	int sock;
 	uint64_t next_id;
+	int *fds;
 	void (*tick)(struct ctl *c);
 	struct cq_err err;
 };
@@ -170,6 +172,8 @@ const Cqp__Item *ctl_items_find(const struct ctl_items *it, const Cqp__Item *lik
 int ctl_cmd_ping(struct ctl *c, int argc, char **argv);
 int ctl_cmd_status(struct ctl *c, int argc, char **argv);
 int ctl_cmd_verify(struct ctl *c, int argc, char **argv);
+/* Pages of the GPU of section [gpu @name]; @pending: those that nobody looked at. */
+int ctl_look(struct ctl *c, const char *name, bool pending);
 int ctl_cmd_list(struct ctl *c, int argc, char **argv);
 int ctl_cmd_show(struct ctl *c, int argc, char **argv);
 int ctl_cmd_list_named(struct ctl *c, int argc, char **argv);

@@ -224,11 +224,22 @@ int ctl_cmd_verify(struct ctl *c, int argc, char **argv)
 	Cqp__Msg msg = CQP__MSG__INIT, *reply;
 	Cqp__Verify verify = CQP__VERIFY__INIT;
 	const Cqp__VerifyOk *v;
+	const char *gpu = NULL;
+	bool pending = false;
+	const struct ctl_opt opts[] = {
+		{ "gpu", 0, &gpu, NULL },
+		{ "pending", 0, NULL, &pending },
+		{ NULL, 0, NULL, NULL },
+	};
 	char a[24], b[24];
-	int ret = ctl_parse(c, argc, argv, NULL, NULL, 0, 0);
+	int ret = ctl_parse(c, argc, argv, opts, NULL, 0, 0);
 
 	if (ret != CTL_GO_ON)
 		return ret;
+	if (gpu)
+		return ctl_look(c, gpu, pending);
+	if (pending)
+		return ctl_usage(c, "--pending goes with --gpu: of the host cqd sees to it itself");
 	msg.body_case = CQP__MSG__BODY_VERIFY;
 	msg.verify = &verify;
 	reply = ctl_call(c, &msg, -1, CQP__MSG__BODY_VERIFY_OK, &ret);
@@ -247,8 +258,8 @@ int ctl_cmd_verify(struct ctl *c, int argc, char **argv)
 		       v->checked, ctl_bytes(v->bytes, a), ctl_time(v->us, b), v->failed,
 		       v->failed ? " (dropped, with all that follow them)" : "");
 	if (!c->json && v->has_skipped)
-		printf("%" PRIu64 " pages are in the memory of GPUs, which cqd cannot read\n",
-		       v->skipped);
+		printf("%" PRIu64 " pages are in the memory of GPUs, which cqd cannot read: "
+		       "verify --gpu NAME\n", v->skipped);
 	if (!ret && v->failed)
 		ret = CTL_FAILED;
 	cqp_free(reply);

@@ -42,7 +42,12 @@ static const struct ctl_command commands[] = {
 	  "KEY has 64 hexadecimal digits: see \"cqctl list pages\".\n", ctl_cmd_pin },
 	{ "unpin", "NAMESPACE NAME", "take a name away, a worker's too", NULL,
 	  ctl_cmd_unpin },
-	{ "verify", "", "check the checksums of all pages now", NULL, ctl_cmd_verify },
+	{ "verify", "[--gpu NAME [--pending]]", "check the checksums of all pages now",
+	  "  --gpu NAME  of the pages of section [gpu NAME], which cqd cannot read; here,\n"
+	  "              with a context on that GPU\n"
+	  "  --pending   only what nobody has looked at since cqd took it over, at the\n"
+	  "              verify_rate of cqd.conf\n"
+	  "Exit status 1 if a page was wrong.\n", ctl_cmd_verify },
 	{ "evict", "[--namespace NAME] [--model NAME] [--older TIME] [--all | --bytes N]",
 	  "drop pages that nobody uses",
 	  "  --namespace NAME  of this namespace only\n"

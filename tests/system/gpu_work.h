@@ -89,4 +89,52 @@ static inline void reader(int fd, void *arg)
 	cq_close(h.ctx);
 }
 
+/* A byte of the device's memory changes, behind everybody's back. */
+static inline void spoil(const struct worker *w, const uint8_t *at)
+{
+	struct list_head *pos;
+	uint8_t byte;
+
+	list_for_each(pos, &w->model->segs) {
+		struct cqc_seg *seg = list_entry(pos, struct cqc_seg, link);
+
+		if (!seg->rw || at < seg->base || at >= seg->base + seg->bytes)
+			continue;
+		CU(cuMemcpyDtoH(&byte, (uintptr_t)at, 1));
+		byte ^= 1;
+		CU(cuMemcpyHtoD(seg->rw + (cqcu_ptr)(at - seg->base), &byte, 1));
+		return;
+	}
+	FAIL("no segment of this worker has %p", (const void *)at);
+}
+
+/* "cqctl verify --gpu g0": its exit status, and what it printed. */
+static inline int helper(const char *how, char *out, size_t size)
+{
+	char cmd[1200];
+	size_t n;
+	FILE *f;
+
+	snprintf(cmd, sizeof(cmd), "'%s/cqctl' --socket '%s' --json verify --gpu g0 %s 2>&1",
+		 sys_build(), s.admin, how);
+	fflush(stdout);
+	f = popen(cmd, "re");
+	ASSERT(f);
+	n = fread(out, 1, size - 1, f);
+	out[n] = '\0';
+	return WEXITSTATUS(pclose(f));
+}
+
+/* It looks at @pages pages, and finds @wrong of them so. */
+static inline void helper_finds(const char *how, unsigned int pages, unsigned int wrong)
+{
+	char out[600], want[64];
+	int status = helper(how, out, sizeof(out));
+
+	snprintf(want, sizeof(want), "\"checked\":%u,\"failed\":%u,", pages, wrong);
+	if (!strstr(out, want))
+		FAIL("not %s, but %s", want, out);
+	ASSERT_EQ(status, wrong ? 1 : 0);
+}
+
 #endif /* TESTS_SYSTEM_GPU_WORK_H */

@@ -50,7 +50,7 @@ static struct cq_seq *published(const struct worker *w)
 	return seq;
 }
 
-/* Publishes when told 'p', as often as that; what it has is closed in between. */
+/* Publishes when told 'p', as often as that, and spoils page 5 when told 'b'. */
 static void publisher(int fd, void *arg)
 {
 	struct cq_seq *seq;
@@ -61,7 +61,13 @@ static void publisher(int fd, void *arg)
 	while (read(fd, &told, 1) == 1 && told == 'p') {
 		seq = published(&w);
 		sys_say(fd, 'P');
-		sys_hear(fd, 'c');
+		ASSERT_EQ(read(fd, &told, 1), 1);
+		if (told == 'b') {
+			spoil(&w, seq->ents[5].pg->codes + 8191);
+			sys_say(fd, 'B');
+			ASSERT_EQ(read(fd, &told, 1), 1);
+		}
+		ASSERT_EQ(told, 'c');
 		cq_seq_close(seq);
 		sys_say(fd, 'C');
 	}
@@ -126,6 +132,35 @@ TEST_LIMIT(holder_killed, 60)
 	publish(&p);
 	read_it();
 	finish(&p);
+}
+
+/* Behind handles, which nobody but the helper has open in the end. */
+TEST_LIMIT(verified_by_a_helper, 60)
+{
+	struct sys_peer p;
+	char cmd[1000];
+
+	begin();
+	sys_spawn(&p, SYS_CQD_UID, publisher, NULL);
+	publish(&p);
+	sys_restart(&s);
+	helper_finds("--pending", 14, 0);
+	sys_say(p.fd, 'b');
+	sys_hear(p.fd, 'B');
+	sys_restart(&s);
+	helper_finds("--pending", 14, 1);
+	helper_finds("", 5, 0);
+	drop(&p);
+	sys_say(p.fd, 'e');
+	sys_join(&p);
+	SYS_UNTIL(&s, st.clients == 0);
+	snprintf(cmd, sizeof(cmd), "'%s/cqctl' --socket '%s' evict --all >/dev/null",
+		 sys_build(), s.admin);
+	ASSERT_EQ(system(cmd), 0);
+	while (sys_pool(&s, 1).reserved)
+		usleep(500);
+	sys_stop(&s);
+	hold_stop();
 }
 
 /* --- a sequence under a name --- */

@@ -93,25 +93,6 @@ TEST_LIMIT(cqd_killed_slow_device, 90)
 
 /* --- pages that cqd took over --- */
 
-/* A byte of the device's memory changes, behind everybody's back. */
-static void spoil(const struct worker *w, const uint8_t *at)
-{
-	struct list_head *pos;
-	uint8_t byte;
-
-	list_for_each(pos, &w->model->segs) {
-		struct cqc_seg *seg = list_entry(pos, struct cqc_seg, link);
-
-		if (!seg->rw || at < seg->base || at >= seg->base + seg->bytes)
-			continue;
-		CU(cuMemcpyDtoH(&byte, (uintptr_t)at, 1));
-		byte ^= 1;
-		CU(cuMemcpyHtoD(seg->rw + (cqcu_ptr)(at - seg->base), &byte, 1));
-		return;
-	}
-	FAIL("no segment of this worker has %p", (const void *)at);
-}
-
 /* Publishes 14 pages, spoils page 5 when told 'p', the sinks when told 's'. */
 static void spoiler(int fd, void *arg)
 {
@@ -176,6 +157,75 @@ TEST_LIMIT(verified_after_a_restart, 60)
 	sys_hear(p.fd, 'D');
 	sys_restart(&s);
 	look(0);
+	sys_say(p.fd, 'e');
+	sys_join(&p);
+	sys_stop(&s);
+}
+
+/* The same by a process that is no worker: whoever comes later finds nothing to look at. */
+TEST_LIMIT(verified_by_a_helper, 60)
+{
+	Cqp__StatusOk st;
+	struct sys_peer p;
+	char out[600];
+
+	begin();
+	sys_spawn(&p, SYS_UID_A, spoiler, NULL);
+	sys_hear_ms(p.fd, 'S', 2 * SYS_DEADLINE);
+	helper_finds("--pending", 0, 0);
+	helper_finds("", 14, 0);
+	sys_restart(&s);
+	helper_finds("--pending", 14, 0);
+	helper_finds("--pending", 0, 0);
+	sys_say(p.fd, 'p');
+	sys_hear(p.fd, 'P');
+	helper_finds("--pending", 0, 0);
+	sys_restart(&s);
+	/* Those behind page 5 go with it, looked at or not. */
+	helper_finds("--pending", 14, 1);
+	sys_status(&s, &st);
+	ASSERT_EQ(st.checksum_failures, 1);
+	helper_finds("", 5, 0);
+	look(320);
+	sys_status(&s, &st);
+	ASSERT_EQ(st.checksum_failures, 1);
+	sys_say(p.fd, 's');
+	sys_hear(p.fd, 'D');
+	helper_finds("", 5, 1);
+	look(0);
+	ASSERT_EQ(helper("", out, sizeof(out)), 0);
+	sys_say(p.fd, 'e');
+	sys_join(&p);
+	sys_stop(&s);
+}
+
+/* No such pool, the host's, no driver: said, and cqd goes on. */
+TEST_LIMIT(helper_refused, 60)
+{
+	struct sys_peer p;
+	char out[600];
+
+	begin();
+	ASSERT_EQ(helper("--gpu g7", out, sizeof(out)), 1);
+	ASSERT_STRHAS(out, "no pool \"g7\"");
+	ASSERT_EQ(helper("--gpu host", out, sizeof(out)), 1);
+	ASSERT_STRHAS(out, "cqd reads itself");
+	sys_spawn(&p, SYS_UID_A, spoiler, NULL);
+	sys_hear_ms(p.fd, 'S', 2 * SYS_DEADLINE);
+	ASSERT_SYS(setenv("CQ_EMU_VERSION", "11080", 1));
+	ASSERT_EQ(helper("", out, sizeof(out)), 1);
+	ASSERT_STRHAS(out, "12.0 or newer is needed");
+	ASSERT_SYS(unsetenv("CQ_EMU_VERSION"));
+	ASSERT_SYS(setenv("CQ_EMU_FAIL", "cuMemcpyDtoH:3", 1));
+	ASSERT_EQ(helper("", out, sizeof(out)), 1);
+	ASSERT_STRHAS(out, "reading a page");
+	ASSERT_SYS(unsetenv("CQ_EMU_FAIL"));
+	helper_finds("", 14, 0);
+	look(896);
+	sys_say(p.fd, 'p');
+	sys_hear(p.fd, 'P');
+	sys_say(p.fd, 's');
+	sys_hear(p.fd, 'D');
 	sys_say(p.fd, 'e');
 	sys_join(&p);
 	sys_stop(&s);

@@ -110,6 +110,126 @@ TEST(checked)
 	stop(&r);
 }
 
+/* What a reader of the memory says is there, if it is what was sealed. */
+static void see(const struct rig *r, const struct rig_wait *w, bool sink, struct cqp_seen *out)
+{
+	uint64_t lo = 77, hi = 78;
+	const struct cqp_rec_page *rec;
+	uint32_t p;
+
+	p = cqd_page_find(r->st, r->sh, &w->res.key);
+	ASSERT_NE(p, CQP_NONE);
+	rec = &r->st->ix.pages[p];
+	if (!sink) {
+		lo = rec->check_lo;
+		hi = rec->check_hi;
+	}
+	*out = (struct cqp_seen){
+		.hdr = {
+			.magic = CQ_PAGE_MAGIC, .version = CQ_PAGE_VERSION,
+			.kind = sink ? CQ_PAGE_SINK : CQ_PAGE_CODES,
+			.payload = r->sh->kind[sink ? CQD_SINKS : CQD_CODES].payload,
+			.check_lo = lo, .check_hi = hi,
+		}, .lo = lo, .hi = hi,
+	};
+	memcpy(out->hdr.key, w->res.key.b, sizeof(out->hdr.key));
+}
+
+/* The same of the administrator's reader: one pass over all that is there. */
+TEST(looked_at)
+{
+	static struct cqd_look_batch b;
+	struct cqd_look *l = NULL;
+	struct cqp_seen seen[4];
+	struct rig_wait w[2];
+	struct lease_wait c;
+	uint64_t wrong;
+	struct rig r;
+
+	start(&r, 1 << 20);
+	w[0] = page_0(&r, 1);
+	c = lease_of(&r, r.cl, r.sh, 1, false);
+	ASSERT_EQ(seal_from(&r, r.cl, &w[0].res.key, 2, &c.slot[0], NULL, &w[1]), 0);
+	ASSERT_EQ(cqd_look_new(r.st, "g1", false, &l, &r.err), -ENODEV);
+	ASSERT_EQ(cqd_look_new(r.st, "host", false, &l, &r.err), -EINVAL);
+	ASSERT(!l);
+	ASSERT_EQ(cqd_look_new(r.st, "g0", false, &l, &r.err), 0);
+	cqd_look_next(l, &b);
+	ASSERT_EQ(b.n_slots, 0);
+	cqd_look_free(l);
+	again(&r);
+	ASSERT_EQ(cqd_look_new(r.st, "g0", false, &l, &r.err), 0);
+	cqd_look_next(l, &b);
+	ASSERT_EQ(b.n_slots, 3);
+	ASSERT_EQ(b.n_segs, 2);
+	ASSERT_EQ(b.rate, r.o.verify_rate);
+	ASSERT_STREQ(b.device, REMOTE_UUID);
+	ASSERT_EQ(b.slots[0].payload, r.sh->kind[CQD_CODES].payload);
+	ASSERT_EQ(b.slots[1].segment, 1);
+	ASSERT_EQ(b.seg[1].kind, CQD_SINKS);
+	see(&r, &w[0], false, &seen[0]);
+	see(&r, &w[0], true, &seen[1]);
+	see(&r, &w[1], false, &seen[2]);
+	ASSERT_EQ(cqd_look_seen(l, seen, 2, &wrong, &r.err), -EINVAL);
+	ASSERT_EQ(cqd_look_seen(l, seen, 4, &wrong, &r.err), -EINVAL);
+	ASSERT_EQ(r.st->unchecked, 2);
+	ASSERT_EQ(cqd_look_seen(l, seen, 3, &wrong, &r.err), 0);
+	ASSERT_EQ(wrong, 0);
+	ASSERT_EQ(r.st->unchecked, 0);
+	cqd_look_next(l, &b);
+	ASSERT_EQ(b.n_slots, 0);
+	cqd_look_free(l);
+	/* Another page's header; and of the second, which goes along, nothing counts. */
+	ASSERT_EQ(cqd_look_new(r.st, "g0", true, &l, &r.err), 0);
+	cqd_look_next(l, &b);
+	ASSERT_EQ(b.n_slots, 3);
+	ASSERT_EQ(b.rate, 0);
+	seen[0].hdr.key[3] ^= 1;
+	seen[2].lo++;
+	ASSERT_EQ(cqd_look_seen(l, seen, 3, &wrong, &r.err), 0);
+	ASSERT_EQ(wrong, 1);
+	ASSERT_EQ(r.st->checksum_failures, 1);
+	ASSERT_EQ(rig_resident(&r, &w[0].res.key, 1), 0);
+	cqd_look_next(l, &b);
+	ASSERT_EQ(b.n_slots, 0);
+	cqd_look_free(l);
+	stop(&r);
+}
+
+/* Wrong sinks spoil page 0; a page that went meanwhile is none of ours. */
+TEST(looked_at_too_late)
+{
+	static struct cqd_look_batch b;
+	struct cqp_seen seen[2];
+	struct cqd_look *l;
+	struct rig_wait w;
+	uint64_t wrong;
+	struct rig r;
+
+	start(&r, 1 << 20);
+	w = page_0(&r, 1);
+	ASSERT_EQ(cqd_look_new(r.st, "g0", true, &l, &r.err), 0);
+	cqd_look_next(l, &b);
+	ASSERT_EQ(b.n_slots, 2);
+	see(&r, &w, false, &seen[0]);
+	see(&r, &w, true, &seen[1]);
+	seen[1].hi++;
+	ASSERT_EQ(cqd_look_seen(l, seen, 2, &wrong, &r.err), 0);
+	ASSERT_EQ(wrong, 1);
+	cqd_look_free(l);
+	w = page_0(&r, 1);
+	ASSERT_EQ(cqd_look_new(r.st, "g0", true, &l, &r.err), 0);
+	cqd_look_next(l, &b);
+	ASSERT_EQ(b.n_slots, 2);
+	cqd_page_drop(r.st, cqd_page_find(r.st, r.sh, &w.res.key));
+	w = page_0(&r, 1);
+	ASSERT_EQ(cqd_look_seen(l, seen, 2, &wrong, &r.err), 0);
+	ASSERT_EQ(wrong, 0);
+	ASSERT_EQ(rig_resident(&r, &w.res.key, 1), 1);
+	cqd_look_free(l);
+	stop(&r);
+}
+
 /* Writes into the index while no daemon runs: as after a crash at a bad moment. */
 static struct cqp_index_hdr *index_of(size_t *bytes)
 {

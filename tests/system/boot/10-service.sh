@@ -5,7 +5,7 @@
 check "sysusers and tmpfiles" sh -c 'systemd-sysusers && systemd-tmpfiles --create'
 systemctl daemon-reload
 check "units verify" systemd-analyze verify cqd.service cqd.socket cqd-admin.socket \
-	cqd-tenant@a.socket
+	cqd-tenant@a.socket cq-holder@g0.service cq-verify@g0.service
 check "enable the socket" systemctl enable --now cqd.socket cqd-admin.socket
 check "nothing runs before somebody asks" is "$(prop ActiveState)" inactive
 check "admin socket is root's alone" is "$(mode /run/cq/admin.sock)" "600 root"
