@@ -8,6 +8,7 @@
 
 #include "tests/system/sys.h"
 #include "cq/page.h"
+#include "proto/look.h"
 
 #define UUID	"GPU-c9e00000-6661-6b65-8000-646576696300"
 #define MODEL	"tiny"

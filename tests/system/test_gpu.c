@@ -445,3 +445,69 @@ TEST_LIMIT(hostile, 60)
 	close(q.fd);
 	sys_stop(&s);
 }
+
+/* Slots to be looked at, all of them; or -errno. @wrong: pages dropped for what was seen. */
+static int look(int fd, const char *pool, size_t seen_bytes, uint64_t *wrong)
+{
+	static uint8_t seen[4096];
+	Cqp__Look body = CQP__LOOK__INIT;
+	DECLARE_MSG(msg, LOOK, look, body);
+	struct cqp_frame f;
+	char name[16];
+	Cqp__Msg *r;
+	int n;
+
+	snprintf(name, sizeof(name), "%s", pool);
+	body.pool = name;
+	body.has_all = true;
+	body.all = true;
+	body.has_seen = seen_bytes != 0;
+	body.seen = (ProtobufCBinaryData){ seen_bytes, seen };
+	r = wire_call(fd, &msg, NULL, 0, &f);
+	if (!r || r->body_case != CQP__MSG__BODY_LOOK_OK)
+		return wire_unexpected(r);
+	n = (int)(r->look_ok->slots.len / sizeof(struct cqp_look));
+	ASSERT_EQ(f.n_fds, r->look_ok->n_segments);
+	ASSERT_EQ(r->look_ok->n_segments, n ? 2 : 0);
+	cqp_frame_close(&f);
+	*wrong = r->look_ok->wrong;
+	cqp_free(r);
+	return n;
+}
+
+/* Who looks at pages may leave in between, and is believed only what can be. */
+TEST_LIMIT(looked_at, 60)
+{
+	struct peer p = { .session = 0 };
+	struct cqp_page page;
+	struct cqp_key key;
+	uint64_t wrong;
+	int fd;
+
+	driver(true);
+	sys_start(&s, &with_gpu);
+	ASSERT_EQ(join_as(&p), 0);
+	publish(&p, 1, &key, &page);
+	ASSERT_EQ(look(p.fd, "g0", 0, &wrong), -EACCES);
+	fd = wire_open(s.admin);
+	ASSERT_OK(fd);
+	ASSERT_EQ(look(fd, "g1", 0, &wrong), -ENODEV);
+	ASSERT_EQ(look(fd, "host", 0, &wrong), -EINVAL);
+	ASSERT_EQ(look(fd, "g0", sizeof(struct cqp_seen), &wrong), -EINVAL);
+	ASSERT_EQ(look(fd, "g0", 0, &wrong), 2);
+	ASSERT_EQ(look(fd, "g0", 0, &wrong), -EINVAL);
+	ASSERT_EQ(look(fd, "g0", 79, &wrong), -EINVAL);
+	ASSERT_EQ(look(fd, "g0", sizeof(struct cqp_seen), &wrong), -EINVAL);
+	close(fd);
+	ASSERT_EQ(wire_lookup(p.fd, p.shard.shard, &key, 1), 1);
+	fd = wire_open(s.admin);
+	ASSERT_OK(fd);
+	ASSERT_EQ(look(fd, "g0", 0, &wrong), 2);
+	ASSERT_EQ(look(fd, "g0", 2 * sizeof(struct cqp_seen), &wrong), 0);
+	ASSERT_EQ(wrong, 1);
+	ASSERT_EQ(wire_lookup(p.fd, p.shard.shard, &key, 1), 0);
+	ASSERT_EQ(look(fd, "g0", 0, &wrong), 0);
+	close(fd);
+	close(p.fd);
+	sys_stop(&s);
+}
