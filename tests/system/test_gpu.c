@@ -365,6 +365,46 @@ TEST_LIMIT(no_gpu, 60)
 	sys_stop(&s);
 }
 
+/* cqd says which UUIDs there are and which driver is needed, and serves the rest. */
+static void told(const char *section, const char *text)
+{
+	const struct sys_opts o = { .blue = section };
+	Cqp__Backend backend;
+	struct cqp_key root;
+	char line[600];
+	bool said = false;
+	uint32_t shard;
+	FILE *f;
+	int fd;
+
+	driver(true);
+	sys_start(&s, &o);
+	ASSERT(gpu_pool().why);
+	fd = wire_open(s.sock);
+	ASSERT_OK(fd);
+	ASSERT_NE(open_on(fd, UUID, &shard, &root, &backend), 0);
+	ASSERT_OK(open_on(fd, NULL, &shard, &root, &backend));
+	close(fd);
+	f = fopen(s.log, "re");
+	ASSERT(f);
+	while (fgets(line, sizeof(line), f))
+		said |= strstr(line, text) != NULL;
+	fclose(f);
+	ASSERT(said);
+	sys_stop(&s);
+}
+
+TEST_LIMIT(unknown_uuid, 60)
+{
+	told("[gpu g1]\nuuid = " UUID_1 "\npool_bytes = 16M\n", UUID_1 " here, but " UUID);
+}
+
+TEST_LIMIT(old_driver, 60)
+{
+	ASSERT_SYS(setenv("CQ_EMU_VERSION", "11080", 1));
+	told(SECTION, "12.0 or newer is needed");
+}
+
 /* Each GPU has a pool of its own, and neither finds the other's pages. */
 TEST_LIMIT(two_gpus, 60)
 {

@@ -402,6 +402,65 @@ TEST(no_device_at_all)
 	rig_stop(&r);
 }
 
+/* Which one is needed is said; the context goes on, here with a newer one. */
+TEST(old_driver)
+{
+	struct cq_model_opts o = { .sz = sizeof(o), .device = CQ_DEVICE_HOST, .gpu = GPU_UUID };
+	struct cq_model *model, *host;
+	struct worker w;
+
+	begin();
+	ASSERT_SYS(setenv("CQ_EMU_VERSION", "11080", 1));
+	worker_connect(&w, &small, r.sock, 0);
+	CQ_FAILS(cq_model_open(w.ctx, "toy", &o, &model), -ENOSYS);
+	ASSERT_STRHAS(cq_last_error(), "it is for CUDA 11.8, 12.0 or newer is needed");
+	o.gpu = NULL;
+	CQ_OK(cq_model_open(w.ctx, "toy", &o, &host));
+	ASSERT_SYS(unsetenv("CQ_EMU_VERSION"));
+	o.device = 0;
+	CQ_OK(cq_model_open(w.ctx, "toy", &o, &model));
+	cq_close(w.ctx);
+	rig_stop(&r);
+}
+
+/* Layers and heads that the model has not, sequences of another model. */
+TEST(wrong_geometry)
+{
+	struct cq_model_opts o = { .sz = sizeof(o), .device = 0 };
+	struct cq_attn_opts to = { .sz = sizeof(to), .device = 0, .head_end = 3 };
+	struct cq_seq *seq, *theirs;
+	struct cq_model *model;
+	struct worker w, h;
+	struct cq_view v;
+	struct cq_batch *b;
+	uint32_t one = 1;
+
+	begin();
+	worker_gpu_open(&w, &small, r.sock, 0, 32);
+	worker_open(&h, &small, r.sock, 0, 32);
+	o.layer_end = small.layers + 1;
+	CQ_FAILS(cq_model_open(w.ctx, "toy", &o, &model), -EINVAL);
+	o.layer_end = 0;
+	o.head_begin = small.kv_heads;
+	CQ_FAILS(cq_model_open(w.ctx, "toy", &o, &model), -EINVAL);
+	seq = worker_seq(&w, ids, 64);
+	theirs = worker_seq(&h, ids, 64);
+	CQ_OK(cq_batch_new(w.model, 1, 4, 0, &b));
+	CQ_FAILS(cq_step(b, &theirs, &one, 1), -EINVAL);
+	ASSERT_STRHAS(cq_last_error(), "of another model");
+	CQ_OK(cq_step(b, &seq, &one, 1));
+	v = gpu_view(&w, gpu.q, small.heads);
+	CQ_FAILS(cq_attention(b, small.layers, &v, &v, NULL), -EINVAL);
+	CQ_FAILS(cq_attention(b, 0, &v, &v, &to), -EINVAL);
+	ASSERT_STRHAS(cq_last_error(), "head");
+	CQ_FAILS(cq_append_rows(b, small.layers, &v, &v, NULL), -EINVAL);
+	cq_seq_close(seq);
+	both(&w, &h, 130, 1);
+	cq_close(w.ctx);
+	cq_close(h.ctx);
+	rig_stop(&r);
+}
+
 /* Views of the host, of another shape or alignment: refused, and the next call is fine. */
 TEST(wrong_views)
 {
