@@ -203,6 +203,39 @@ static int now(struct cqd_store *st, const char *text, int fd)
 	return ret;
 }
 
+/* The manager has taken what was said so far. */
+static int barrier(void)
+{
+	int ret = sd_notify_barrier(0, BARRIER_US);
+
+	return ret ? MIN(ret, 0) : -ENOTCONN;
+}
+
+/**
+ * cqd_fdstore_settle() - wait until what was pushed is kept
+ * @st:  store; nothing is done without opts.push_fds
+ * @err: text of the failure
+ *
+ * On worker threads: for memory that has no descriptor, but lies behind those that were
+ * pushed CQD_FD_LATER.
+ *
+ * Return: 0; -ENOTCONN no notify socket; -ETIMEDOUT; other -errno.
+ */
+int cqd_fdstore_settle(struct cqd_store *st, struct cq_err *err)
+{
+	struct cqd_fdstore *q = st->fdq;
+	int ret;
+
+	if (!st->o.push_fds)
+		return 0;
+	pthread_mutex_lock(&q->sending);
+	drain(q, true);
+	pthread_mutex_unlock(&q->sending);
+	ret = barrier();
+	return ret ? cq_err_set(err, ret, "waiting for the service manager: %s",
+				strerror(-ret)) : 0;
+}
+
 /**
  * cqd_fdstore_push() - keep a descriptor across restarts
  * @st:   store; nothing is done without opts.push_fds
@@ -226,10 +259,8 @@ int cqd_fdstore_push(struct cqd_store *st, const char *name, int fd, enum cqd_fd
 		return 0;
 	snprintf(text, sizeof(text), "FDSTORE=1\nFDPOLL=0\nFDNAME=%s", name);
 	ret = how == CQD_FD_LATER ? later(st, text, fd) : now(st, text, fd);
-	if (!ret && how == CQD_FD_SURE) {
-		ret = sd_notify_barrier(0, BARRIER_US);
-		ret = ret ? MIN(ret, 0) : -ENOTCONN;
-	}
+	if (!ret && how == CQD_FD_SURE)
+		ret = barrier();
 	if (ret < 0)
 		return cq_err_set(err, ret, "handing %s to the service manager: %s",
 				  name, strerror(-ret));

@@ -119,7 +119,7 @@ static int get(int fd, const struct cqp_holder_req *r, struct cqp_holder_ans *a,
 		if (n < 0 && (errno == EAGAIN || errno == EINTR))
 			continue;
 		if (n <= 0)
-			return cq_err_set(err, -ECONNREFUSED, "the holder has ended");
+			return cq_err_set(err, -ECONNABORTED, "the holder hung up");
 		/* The kernel closes descriptors that there is no room for. */
 		if (mh.msg_flags & (MSG_TRUNC | MSG_CTRUNC))
 			return cq_err_set(err, -EPROTO, "the holder's answer is too long");
@@ -128,7 +128,7 @@ static int get(int fd, const struct cqp_holder_req *r, struct cqp_holder_ans *a,
 	return MIN(ret, 0);
 }
 
-/* Asks and waits. -ECONNREFUSED: it is gone; -EPROTO; -ETIMEDOUT; a->error otherwise. */
+/* Asks and waits. -ECONNABORTED: it hung up; -EPROTO; -ETIMEDOUT; a->error otherwise. */
 static int call(int fd, const struct cqp_holder_req *r, struct cqp_holder_ans *a, size_t size,
 		int ms, struct cq_err *err)
 {
@@ -237,8 +237,9 @@ static int list_more(struct cqd_ipc_peer *p, struct answer *got, struct cq_err *
  *
  * Any thread; waits up to 2 s for each answer.
  *
- * Return: 0; -ECONNREFUSED nobody is there; -EACCES not of our uid; -EINVAL of another
- * device; -EPROTO; -ETIMEDOUT; -ENOMEM; other -errno.
+ * Return: 0; -ECONNREFUSED nobody is there; -ECONNABORTED it hung up: it has ended
+ * meanwhile, or another cqd took over, and to ask again tells which; -EACCES not of our
+ * uid; -EINVAL of another device; -EPROTO; -ETIMEDOUT; -ENOMEM; other -errno.
  */
 int cqd_ipc_reach(const struct cqd_ipc_link *l, struct cqd_ipc_peer *out, struct cq_err *err)
 {
@@ -402,7 +403,7 @@ static int alloc(struct cqd_ipc_link *l, uint64_t block, uint64_t bytes,
 		give_back(&l->peer, block);	/* behind what it is at */
 	else if (ret == -EPROTO)
 		shutdown(l->peer.fd, SHUT_RDWR);
-	else if (ret == -ECONNREFUSED)
+	else if (ret == -ECONNABORTED)
 		ret = -ENODATA;
 	else if (!ret)
 		*out = got.block;

@@ -9,6 +9,8 @@
 #include "daemon/ipc_link.h"
 #include "daemon/mem.h"
 
+#define TRIES 3		/* to reach a holder that is there */
+
 _Static_assert(CQD_HANDLE == CQP_HOLDER_HANDLE, "one kind of handle");
 
 static int ipc_usable(struct cq_err *err)
@@ -19,11 +21,14 @@ static int ipc_usable(struct cq_err *err)
 static int ipc_probe(struct cqd_mem_device *dev, struct cq_err *err)
 {
 	struct cqd_ipc_peer p;
-	int ret;
+	int ret, tries = 0;
 
 	if (!dev->link)
 		return cq_err_set(err, -EINVAL, "backend 'cuda-ipc' is for sections [gpu NAME]");
-	ret = cqd_ipc_reach(dev->link, &p, err);
+	/* Pages of the cqd before are lost without the holder's list. */
+	do
+		ret = cqd_ipc_reach(dev->link, &p, err);
+	while ((ret == -ECONNABORTED || ret == -ETIMEDOUT) && ++tries < TRIES);
 	if (ret)
 		return ret;
 	dev->bytes = p.bytes;

@@ -131,13 +131,13 @@ int cqd_segment_arrays(struct cqd_segment *seg)
 
 /* --- creation --- */
 
-/* What is not a descriptor is kept by its holder. */
+/* What is not a descriptor is kept by its holder, behind its namespace's state words. */
 static int keep(struct cqd_segment *seg)
 {
 	char name[32];
 
 	if (cqd_pool_of(seg)->ipc)
-		return 0;
+		return cqd_fdstore_settle(seg->st, &seg->err);
 	seg_name(seg, name);
 	return cqd_fdstore_push(seg->st, name, seg->mem.fd, CQD_FD_SURE, &seg->err);
 }

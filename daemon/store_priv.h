@@ -503,6 +503,7 @@ int cqd_fdstore_open(struct cqd_store *st);
 void cqd_fdstore_close(struct cqd_store *st);
 /* What waits for room in the manager's socket. */
 void cqd_fdstore_kick(struct cqd_store *st);
+int cqd_fdstore_settle(struct cqd_store *st, struct cq_err *err);
 int cqd_fdstore_push(struct cqd_store *st, const char *name, int fd, enum cqd_fd_push how,
 		     struct cq_err *err);
 void cqd_fdstore_remove(struct cqd_store *st, const char *name);

@@ -8,8 +8,7 @@
 
 static struct sys_opts opts;
 
-/* cqd is told by, and this process becomes, the holder's uid. */
-static void begin(bool holder)
+static void start(bool holder)
 {
 	hold_setup();
 	gpu_backend = CQP__BACKEND__CUDA_IPC;
@@ -19,6 +18,12 @@ static void begin(bool holder)
 	sys_start(&s, &opts);
 	if (sys_root())
 		ASSERT_SYS(chown(s.admin, SYS_CQD_UID, SYS_CQD_UID));
+}
+
+/* cqd is told by, and this process becomes, the holder's uid. */
+static void begin(bool holder)
+{
+	start(holder);
 	sys_become(SYS_CQD_UID);
 }
 
@@ -321,6 +326,42 @@ TEST_LIMIT(no_holder, 60)
 	ASSERT_EQ(join_as(&p), 0);
 	publish(&p, 5, &key, &page);
 	close(p.fd);
+	end();
+}
+
+static void lessee(int fd, void *arg)
+{
+	struct peer p = { .session = 0 };
+	struct cqp_page c;
+
+	ASSERT_EQ(join_as(&p), 0);
+	sys_say(fd, 'j');
+	sys_hear(fd, 'l');
+	ASSERT_EQ(lease(&p, 1, false, &c), 1);
+	sys_say(fd, 'L');
+	sys_hear(fd, 'e');
+	close(p.fd);
+}
+
+/*
+ * A segment has no descriptor, but its namespace's state words have one: no slot is given
+ * out before the service manager has taken that, or a restart would lose what is sealed there.
+ */
+TEST_LIMIT(manager_first, 60)
+{
+	struct pollfd p = { .events = POLLIN };
+	struct sys_peer l;
+
+	start(true);
+	sys_spawn(&l, SYS_CQD_UID, lessee, NULL);
+	sys_hear(l.fd, 'j');
+	ASSERT_SYS(kill(s.manager, SIGSTOP));
+	sys_say(l.fd, 'l');
+	p.fd = l.fd;
+	ASSERT_EQ(poll(&p, 1, 300), 0);
+	ASSERT_SYS(kill(s.manager, SIGCONT));
+	sys_hear(l.fd, 'L');
+	leave(&l);
 	end();
 }
 

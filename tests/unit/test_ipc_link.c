@@ -8,6 +8,7 @@
 #include <sys/un.h>
 #include "tests/harness.h"
 #include "daemon/ipc_link.h"
+#include "daemon/mem.h"
 #include "tests/fdmsg.h"
 
 #define UUID	"GPU-00112233-4455-6677-8899-aabbccddeeff"
@@ -18,6 +19,8 @@ struct said {
 	struct cqp_holder_ans a;
 	struct cqp_holder_block block[CQP_HOLDER_LIST + 1];
 };
+
+#define HANG_UP SIZE_MAX	/* length of an answer: none, and the connection ends */
 
 /* How an answer to requests of @op is spoilt; @left times, then it is right. */
 struct play {
@@ -70,6 +73,10 @@ static void reply(int fd, struct play *p, const struct cqp_holder_req *r)
 			p->spoil(&answer, &len);
 		if (!len)
 			_exit(0);
+		if (len == HANG_UP) {
+			shutdown(fd, SHUT_RDWR);
+			return;
+		}
 		fdmsg_send(fd, p->fd, &answer, len);
 		return;
 	}
@@ -427,7 +434,28 @@ TEST(errors)
 	ASSERT_EQ(get_block(1), -ENODATA);
 	done();
 	play((struct play){ .op = CQP_HOLDER_HELLO, .spoil = dies, .left = 1, .fd = -1 });
-	ASSERT_EQ(reach(), -ECONNREFUSED);
+	ASSERT_EQ(reach(), -ECONNABORTED);
+	done();
+}
+
+static void hangs_up(struct said *a, size_t *len)
+{
+	*len = HANG_UP;
+}
+
+/* At the start, when pages depend on it, a holder that hangs up is asked again. */
+TEST(asked_again)
+{
+	struct cqd_mem_device dev = { .link = &t.link };
+	struct cq_err err;
+
+	play((struct play){ .op = CQP_HOLDER_HELLO, .spoil = hangs_up, .left = 2, .fd = -1 });
+	ASSERT_OK(cqd_mem_ipc.probe(&dev, &err));
+	cqd_ipc_link_set(&t.link, NULL);
+	done();
+	play((struct play){ .op = CQP_HOLDER_HELLO, .spoil = hangs_up, .left = 3, .fd = -1 });
+	ASSERT_EQ(cqd_mem_ipc.probe(&dev, &err), -ECONNABORTED);
+	ASSERT_STRHAS(err.text, "hung up");
 	done();
 }
 
