@@ -31,8 +31,11 @@ static int pkey = -1;
 static unsigned int running;	/* kernels, under space_lock */
 static struct sigaction before[2];
 
-/* What this thread is in the middle of, for the handler, which no compiler sees. */
-static thread_local sigjmp_buf *volatile copy_exit;
+/*
+ * What this thread is in the middle of, for the handler, which no compiler sees. A thread
+ * has it from its start: else the handler would allocate it.
+ */
+static thread_local sigjmp_buf *volatile copy_exit __attribute__((tls_model("initial-exec")));
 
 static int prot_of(int rights)
 {
