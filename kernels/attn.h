@@ -135,6 +135,12 @@ void cqk_head_end(struct cqk_head *h);
 /* The whole call by tiles: what a struct cqk_ops.attention may consist of. */
 void cqk_attn_tiled(const struct cqk_attn *a, const struct cqk_tile_ops *ops);
 
+/*
+ * What a factor of 1 comes to where tables of 16 bits have 32767 for it: a share of
+ * every score that is given back to the query.
+ */
+#define CQK_Q15_ONE (32767.0f / 32768.0f)
+
 /* What rounding may cost a score: an output is off by a few times as much. */
 #define CQK_SCORE_ERROR 2.5e-4f
 

@@ -34,6 +34,7 @@ typedef __m512i zi;
 #define CQK_VB 64
 #define CQK_MR 8
 #include "kernels/tile.h"
+#include "kernels/x86/exact_avx512.h"
 #include "kernels/x86/keys_avx512.h"
 #include "kernels/x86/lut_avx512.h"
 #include "kernels/x86/many_avx512.h"
@@ -105,6 +106,8 @@ static void batch_flush(struct page_batch *b)
 	find_ahead(b);
 	if (b->by_lut)
 		lut_keys(b);
+	else if (b->exact)
+		exact_keys(b);
 	else
 		batch_keys(b);
 	for (lane = 0; lane < b->lanes; lane++)

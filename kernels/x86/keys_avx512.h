@@ -20,7 +20,6 @@
 #define KEY_UNIT 128.0f		/* a turned key is its centroid times this, */
 #define PLAIN_UNIT 1.0f		/* where no key is turned */
 #define LUT_GROUPS 32		/* groups of keys that tables are made for */
-#define FINE 1024.0f		/* units of what is left of a query in one of the query */
 
 /* Memory to be fetched. */
 struct page_ahead {
@@ -48,10 +47,11 @@ struct page_ahead {
  * @qa, @qb: [lane][np] first and second channel of each pair, scaled to integers
  * @s:      [page][lane][64] scores, in the order of score_seen()
  * @p:      [page][lane][2][64] probabilities, lower and upper bytes
- * @fine:   what rounding takes from a query counts as well
- * @part:   0 the rounded query, 1 what is left of it, in FINE times smaller units
- * @pair:   [part][page][lane][np] (qa, qb) turned back, as 16-bit halves of a word;
+ * @exact:  scores come from floats (exact_avx512.h)
+ * @by:     [2][np] then: what a centroid of either channel of a pair is times
+ * @pair:   [page][lane][np] (qa, qb) turned back, as 16-bit halves of a word;
  *          one page serves all where nothing is turned
+ * @q:      [page][lane][2][np] the same in floats, where @exact
  * @cs:     [half][4][64] cos and sin of the offset times the first channel's
  *          scale, the same for the second; scales over the larger of both
  * @keys:   pairs of keys that the first four lanes are done with
@@ -66,21 +66,21 @@ struct page_batch {
 	uint32_t n_ahead, fetched, ahead_step;
 	struct page_ahead ahead[BATCH + 2];
 	float m[LANES], l[LANES], unit[LANES], bias[LANES];
-	bool by_lut, tables, fine;
-	uint32_t part;
+	bool by_lut, tables, exact;
 	float grow[LANES], weight[LANES];
 	uint64_t vis[BATCH][LANES];
 	const uint8_t *k_codes[BATCH], *v_codes[BATCH];
 	float turn[2][PAIRS] __attribute__((aligned(64)));
-	float qa[LANES][PAIRS], qb[LANES][PAIRS];
+	float qa[LANES][PAIRS], qb[LANES][PAIRS], by[2][PAIRS];
 	float s[BATCH][LANES][CQK_T];
 	uint8_t p[BATCH][LANES][2][CQK_T];
 	union {
 		struct {
-			int32_t pair[2][BATCH][LANES][PAIRS];
+			int32_t pair[BATCH][LANES][PAIRS];
 			int16_t cs[PAIRS][4][CQK_T];
 			int32_t keys[SUM_PAIRS][4][16];
 		};
+		float q[BATCH][LANES][2][PAIRS];
 		uint8_t lut[LANES][LUT_GROUPS][2][CQK_CENTROIDS];
 	};
 	float o[2 * PAIRS * LANES * 16];
@@ -296,7 +296,7 @@ INLINE void some_scores(const int nq, const bool turned, const bool keep,
 			struct page_batch *b, uint32_t page, uint32_t from,
 			uint32_t to)
 {
-	const int32_t *pair = b->pair[b->part][turned ? page : 0][0];
+	const int32_t *pair = b->pair[turned ? page : 0][0];
 	const uint8_t *codes = b->k_codes[page];
 	uint32_t turns = turned ? MIN(to, b->half) : 0, i = from;
 	struct walk lo, hi;
@@ -328,7 +328,7 @@ INLINE void some_scores(const int nq, const bool turned, const bool keep,
 			keep_keys(b, i, w);
 		dot_pair(nq, acc, w, pair + i);
 	}
-	if (from || b->part)
+	if (from)
 		spill(nq, acc, true, b->s[page]);
 	else
 		spill(nq, acc, false, b->s[page]);
@@ -338,7 +338,7 @@ INLINE void some_scores(const int nq, const bool turned, const bool keep,
 INLINE void kept_scores(const bool turned, struct page_batch *b, uint32_t page,
 			uint32_t from, uint32_t to)
 {
-	const int32_t *pair = b->pair[b->part][turned ? page : 0][4];
+	const int32_t *pair = b->pair[turned ? page : 0][4];
 	vi acc[4][4];
 	uint32_t i;
 	zi w[4];
@@ -350,7 +350,7 @@ INLINE void kept_scores(const bool turned, struct page_batch *b, uint32_t page,
 			w[k] = _mm512_loadu_si512(b->keys[i % SUM_PAIRS][k]);
 		dot_pair(4, acc, w, pair + i);
 	}
-	if (from || b->part)
+	if (from)
 		spill(4, acc, true, &b->s[page][4]);
 	else
 		spill(4, acc, false, &b->s[page][4]);
@@ -384,8 +384,8 @@ KEYS_FNS(2)
 KEYS_FNS(4)
 KEYS_FNS(8)
 
-/* Scores of all pages waiting from one part of the queries. */
-static void part_keys(struct page_batch *b)
+/* Scores of all pages waiting. */
+static void batch_keys(struct page_batch *b)
 {
 	if (b->lanes == 1)
 		(b->half ? keys_turned_1 : keys_plain_1)(b);
@@ -395,31 +395,6 @@ static void part_keys(struct page_batch *b)
 		(b->half ? keys_turned_4 : keys_plain_4)(b);
 	else
 		(b->half ? keys_turned_8 : keys_plain_8)(b);
-}
-
-/* Scores so far in units of the second part. */
-static void finer_scores(struct page_batch *b)
-{
-	uint32_t page, i;
-
-	for (page = 0; page < b->n; page++)
-		for (i = 0; i < b->lanes * CQK_T; i += VF) {
-			float *s = &b->s[page][0][i];
-
-			ST(s, LD(s) * FINE);
-		}
-}
-
-/* Scores of all pages waiting. */
-static void batch_keys(struct page_batch *b)
-{
-	b->part = 0;
-	part_keys(b);
-	if (!b->fine)
-		return;
-	finer_scores(b);
-	b->part = 1;
-	part_keys(b);
 }
 
 /* cos and sin of position @pos for all pairs: cqk_turn_init() with wider vectors. */
@@ -447,20 +422,11 @@ static void batch_turn(void *ctx, uint32_t pos)
 	}
 }
 
-/* Integers of both channels to 16-bit halves; what they leave of @x and @y remains. */
-INLINE vi round_pair(vf *x, vf *y)
-{
-	vi lo = (vi)_mm512_cvtps_epi32((__m512)*x), hi = (vi)_mm512_cvtps_epi32((__m512)*y);
-
-	*x -= __builtin_convertvector(lo, vf);
-	*y -= __builtin_convertvector(hi, vf);
-	return (lo & 0xffff) | hi << 16;
-}
-
 /* The lane's query in the frame of the page at hand, as pairs of 16-bit integers. */
 static void lane_pairs(struct page_batch *b, uint32_t lane)
 {
-	int32_t *pair = b->pair[0][b->n][lane], *rest = b->pair[1][b->n][lane];
+	float (*exact)[PAIRS] = b->q[b->n][lane];
+	int32_t *pair = b->pair[b->n][lane];
 	uint32_t i;
 
 	for (i = 0; i < b->np; i += VF) {
@@ -468,12 +434,13 @@ static void lane_pairs(struct page_batch *b, uint32_t lane)
 		vf x = LD(&b->qa[lane][i]), y = LD(&b->qb[lane][i]);
 		vf lo = x * c + y * s, hi = y * c - x * s;
 
-		*(vi *)(void *)&pair[i] = round_pair(&lo, &hi);
-		if (!b->fine)
+		if (b->exact) {
+			ST(&exact[0][i], lo);
+			ST(&exact[1][i], hi);
 			continue;
-		lo *= FINE;
-		hi *= FINE;
-		*(vi *)(void *)&rest[i] = round_pair(&lo, &hi);
+		}
+		*(vi *)(void *)&pair[i] = ((vi)_mm512_cvtps_epi32((__m512)lo) & 0xffff) |
+					  (vi)_mm512_cvtps_epi32((__m512)hi) << 16;
 	}
 }
 
@@ -495,23 +462,28 @@ static void pair_of(const struct page_batch *b, uint32_t i, uint32_t *first,
 
 /*
  * Scale a lane's query: no channel beyond 16 bits, no sum of SUM_PAIRS beyond
- * 32. Turning keeps the length of a pair, so one scale holds for all pages.
+ * 32. Turning keeps the length of a pair, so one scale holds for all pages. True if
+ * integers lose more than they may.
  */
-static void lane_scale(struct page_batch *b, uint32_t lane)
+static bool lane_scale(struct page_batch *b, uint32_t lane)
 {
 	float unit = b->half ? KEY_UNIT : PLAIN_UNIT;
 	float most = 0.0f, worst = 0.0f, up;
+	vf turned = (vf){ 0 };
 	uint32_t i;
 
 	_Static_assert(SUM_PAIRS == VF, "pairs of a sum are one vector");
 	for (i = 0; i < b->np; i += VF) {
 		vf x = LD(&b->qa[lane][i]), y = LD(&b->qb[lane][i]);
-		vf size = (vf)_mm512_sqrt_ps((__m512)(x * x + y * y));
+		vf square = x * x + y * y;
+		vf size = (vf)_mm512_sqrt_ps((__m512)square);
 		/* unturned among turned: twice KEY_UNIT, plain_pair() */
 		float twice = b->half && i + VF > b->half ? 2.0f : 1.0f;
 
 		most = larger(most, vf_top(size));
 		worst = larger(worst, vf_sum(size) * twice);
+		if (i < b->half)
+			turned += square;
 	}
 	/* a pair of keys is at most 127 * unit * sqrt(2) long */
 	up = larger(most / 32700.0f, worst * (127 * unit * 1.4143f / 2.1e9f));
@@ -521,6 +493,9 @@ static void lane_scale(struct page_batch *b, uint32_t lane)
 		ST(&b->qa[lane][i], LD(&b->qa[lane][i]) * up);
 		ST(&b->qb[lane][i], LD(&b->qb[lane][i]) * up);
 	}
+	/* the query, with keys a third of the largest; turned keys, each rounded twice */
+	return cqk_coarse(b->unit[lane] * unit * (127.0f / 3.0f), b->d) ||
+	       cqk_coarse(sqrtf(vf_sum(turned)) / KEY_UNIT, 2);
 }
 
 /* In-page rotation of pair @i with the scales of both channels. */
@@ -542,19 +517,6 @@ static void pair_table(struct page_batch *b, uint32_t i, float first, float seco
 	}
 }
 
-/* One vector that needs its second part has it for all. */
-static void fine_units(struct page_batch *b)
-{
-	float unit = b->half ? KEY_UNIT : PLAIN_UNIT;
-	uint32_t lane;
-
-	b->fine = false;
-	for (lane = 0; lane < b->nq; lane++)	/* keys: a third of the largest */
-		b->fine |= cqk_coarse(b->unit[lane] * unit * (127.0f / 3.0f), b->d);
-	for (lane = 0; b->fine && lane < b->nq; lane++)
-		b->unit[lane] /= FINE;
-}
-
 static void batch_queries(struct page_batch *b)
 {
 	const float *scale = b->k->scale + (size_t)b->h->head * b->d;
@@ -568,9 +530,16 @@ static void batch_queries(struct page_batch *b)
 		sx = scale[x];
 		sy = scale[y];
 		s = larger(fabsf(sx), fabsf(sy));
-		if (i < b->half)
-			pair_table(b, i, s > 0.0f ? sx / s : 0.0f,
-				   s > 0.0f ? sy / s : 0.0f);
+		b->by[0][i] = b->by[1][i] = b->half ? 2 * KEY_UNIT : PLAIN_UNIT;
+		if (i < b->half) {
+			float first = s > 0.0f ? sx / s : 0.0f;
+			float second = s > 0.0f ? sy / s : 0.0f;
+
+			pair_table(b, i, first, second);
+			b->by[0][i] = first * (KEY_UNIT * CQK_Q15_ONE);
+			b->by[1][i] = second * (KEY_UNIT * CQK_Q15_ONE);
+			s /= CQK_Q15_ONE;
+		}
 		for (lane = 0; lane < b->nq; lane++) {
 			const float *q = b->h->q + (size_t)lane * b->h->dpad;
 
@@ -580,9 +549,8 @@ static void batch_queries(struct page_batch *b)
 	}
 	for (lane = 0; lane < b->nq; lane++) {
 		b->bias[lane] = 0.0f;
-		lane_scale(b, lane);
+		b->exact |= lane_scale(b, lane);	/* one vector's need is all lanes' */
 	}
-	fine_units(b);
 	for (lane = 0; !b->half && lane < b->nq; lane++)
 		lane_pairs(b, lane);
 }

@@ -183,21 +183,25 @@ static void build_keys(struct long_head *x)
 /*
  * Scale a lane's query: no channel beyond 16 bits, no 32-bit sum beyond its
  * range. A sum takes every eighth pair of neighbours, a register's share.
- * Turning keeps the length of a pair of turned channels.
+ * Turning keeps the length of a pair of turned channels. True if integers lose more
+ * than they may.
  */
-static void scale_query(struct long_head *x, uint32_t lane)
+static bool scale_query(struct long_head *x, uint32_t lane)
 {
 	float *q = x->q[lane], size[MAX_D], part[8] = { 0 };
-	float most = 0.0f, worst = 0.0f, up;
+	float most = 0.0f, worst = 0.0f, turned = 0.0f, up;
 	uint32_t ch, i;
 
 	for (ch = 0; ch < x->d; ch++) {
-		q[ch] *= x->key_scale[ch] / KEY_ONE;
+		q[ch] *= x->key_scale[ch] / (ch < 2 * x->half ? KEY_ONE * CQK_Q15_ONE : KEY_ONE);
 		size[ch] = fabsf(q[ch]);
 	}
-	for (ch = 0; ch < x->half; ch++)
-		size[ch] = size[x->half + ch] =
-			sqrtf(q[ch] * q[ch] + q[x->half + ch] * q[x->half + ch]);
+	for (ch = 0; ch < x->half; ch++) {
+		float square = q[ch] * q[ch] + q[x->half + ch] * q[x->half + ch];
+
+		size[ch] = size[x->half + ch] = sqrtf(square);
+		turned += square;
+	}
 	for (ch = 0; ch < x->d; ch++) {
 		most = fmaxf(most, size[ch]);
 		part[ch / 2 % 8] += size[ch];
@@ -209,6 +213,9 @@ static void scale_query(struct long_head *x, uint32_t lane)
 	up = up > 0.0f ? 1.0f / up : 0.0f;
 	for (ch = 0; ch < x->d; ch++)
 		q[ch] *= up;
+	/* the query, with keys a third of the largest; turned keys, each rounded thrice */
+	return cqk_coarse(x->unit[lane] * (KEY_ONE / 3.0f), x->d) ||
+	       cqk_coarse(sqrtf(turned), 3);
 }
 
 INLINE __m128i load64x2(const int16_t *a, const int16_t *b)
@@ -343,11 +350,8 @@ bool cqk_keys_begin(struct long_head *x)
 		return true;
 	}
 	build_keys(x);
-	for (lane = 0; lane < x->h->nq; lane++) {
-		scale_query(x, lane);
-		/* keys: a third of the largest */
-		coarse |= cqk_coarse(x->unit[lane] * (KEY_ONE / 3.0f), x->d);
-	}
+	for (lane = 0; lane < x->h->nq; lane++)
+		coarse |= scale_query(x, lane);
 	return !coarse;
 }
 

@@ -18,7 +18,8 @@
 #define MANY_PAIRS 128		/* pairs of channels, d <= 256 */
 #define MANY_CHUNK 64		/* vectors that meet a tile together */
 #define MANY_SUM 32		/* pairs of turned channels summed in 32 bits */
-#define MANY_UNIT 64.0f		/* a turned key is its centroid times this */
+#define MANY_UNIT 128.0f	/* a turned key is its centroid times this */
+#define MANY_ONE 32767.0f	/* a cosine of 1, a ratio of 1 */
 
 /**
  * struct many_chunk - state of 64 query vectors, one per lane
@@ -134,8 +135,8 @@ INLINE void many_turn_pair(const struct many *x, uint32_t i, zi *a, zi *b)
 {
 	const int16_t *cs = x->h->a->rope->in_page_q14 + (size_t)i * 2 * CQK_T;
 	zi ra = _mm512_set1_epi16(x->ratio[i][0]), rb = _mm512_set1_epi16(x->ratio[i][1]);
-	zi c = _mm512_set1_epi16((int16_t)lrintf(x->turn[i] * 16384.0f));
-	zi s = _mm512_set1_epi16((int16_t)lrintf(x->turn[x->half + i] * 16384.0f));
+	zi c = _mm512_set1_epi16((int16_t)lrintf(x->turn[i] * MANY_ONE));
+	zi s = _mm512_set1_epi16((int16_t)lrintf(x->turn[x->half + i] * MANY_ONE));
 	int k;
 
 	for (k = 0; k < 2; k++) {
@@ -150,7 +151,7 @@ INLINE void many_turn_pair(const struct many *x, uint32_t i, zi *a, zi *b)
 /* The keys' tile: of @x->raw, turned to @x->k_pos. */
 static void many_load_keys(struct many *x)
 {
-	const int plain = x->half ? 2 : 8;	/* 256 to MANY_UNIT, or to 1 */
+	const int plain = x->half ? 1 : 8;	/* 256 to MANY_UNIT, or to 1 */
 	uint32_t i, ca, cb;
 	zi a[2], b[2];
 	int k;
@@ -227,10 +228,25 @@ static void many_scales(struct many *x, struct many_pairs *by)
 		if (i >= x->half)
 			continue;
 		s = many_larger(fabsf(scale[ca]), fabsf(scale[cb]));
-		x->ratio[i][0] = (int16_t)(s > 0.0f ? lrintf(scale[ca] / s * 32767.0f) : 0);
-		x->ratio[i][1] = (int16_t)(s > 0.0f ? lrintf(scale[cb] / s * 32767.0f) : 0);
-		by->a[i] = by->b[i] = s;
+		x->ratio[i][0] = (int16_t)(s > 0.0f ? lrintf(scale[ca] / s * MANY_ONE) : 0);
+		x->ratio[i][1] = (int16_t)(s > 0.0f ? lrintf(scale[cb] / s * MANY_ONE) : 0);
+		/* two tables on the way: the ratio's, the position's */
+		by->a[i] = by->b[i] = s / (CQK_Q15_ONE * CQK_Q15_ONE);
 	}
+}
+
+/*
+ * Turned keys are rounded twice per channel for each of two turns, the first of
+ * which, and the ratio before it, leave less: do scores of @q lose too much by it?
+ */
+static bool many_coarse_keys(const struct many *x, const struct many_pairs *q)
+{
+	float sum = 0.0f;
+	uint32_t i;
+
+	for (i = 0; i < x->half; i++)
+		sum += q->a[i] * q->a[i] + q->b[i] * q->b[i];
+	return cqk_coarse(sqrtf(sum) / MANY_UNIT, 4);
 }
 
 /* Units of a query: no channel beyond 16 bits, no sum of MANY_SUM pairs beyond 32. */
@@ -286,7 +302,8 @@ static void many_load_query(struct many *x, uint32_t v, const struct many_pairs 
 
 	many_get_query(x, v, by, &q);
 	up = many_query_unit(x, &q);
-	x->coarse |= cqk_coarse(up * (127.0f / 3.0f), x->d);	/* a third of the largest key */
+	x->coarse |= cqk_coarse(up * (127.0f / 3.0f), x->d) ||	/* a third of the largest key */
+		     many_coarse_keys(x, &q);
 	c->unit[lane] = (x->half ? up / MANY_UNIT : up) * log2e;
 	up = up > 0.0f ? 1.0f / up : 0.0f;
 	for (i = 0; i < x->np; i += VF) {

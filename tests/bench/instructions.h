@@ -63,6 +63,7 @@ static const struct count_case count_cases[] = {
 static const struct count_loop count_loops[] = {
 	{ "keys_turned_4", "a pair of channels of a page", 1, 74 },
 	{ "keys_plain_4", "a pair of channels of a page", 1, 63 },
+	{ "exact_turned_4", "a pair of channels of a page", 1, 132 },
 	{ "lut_keys", "a group of four pages for a vector, 8c8b", 0.25, 78 },
 	{ "batch_values", "two channels of a page", 1, 61 },
 	{ "lane_softmax", "a page of a vector, masks included", 4 / 64.0, 331 },

@@ -52,7 +52,6 @@ struct scene {
 	uint32_t *row_pos;
 	uint8_t *q, *out;
 	size_t out_bytes;
-	double slack;	/* what rounding of keys may add up to */
 	float *lse;
 	void *scratch;
 };
