@@ -3,10 +3,13 @@
 """Decode attention of others on this machine, in the shapes of bench_attention.
 
 Prints a JSON object per line: PyTorch's products and softmax over keys and
-values in float32 and bfloat16, and FAISS's scan of product-quantised keys, which
-is the part of attention that gives scores. One thread, 8 kv heads, 4 query heads
-each, 128 channels; tensors take turns, so that each was last used 256 MiB ago.
-A package that is missing is named on stderr and left out.
+values in float32 and bfloat16, ggml's flash attention over halves and its 8-bit and
+4-bit types, if GGML_DIR names an installed one, and FAISS's scan of
+product-quantised keys, which is the part of attention that gives scores. One
+thread, 8 kv heads, 4 query heads each, 128 channels; tensors take turns, so that
+each was last used 256 MiB ago. What is missing is named on stderr and left out.
+
+    peers.py [torch] [ggml] [faiss]    only these
 """
 
 import importlib
@@ -14,8 +17,11 @@ import json
 import statistics
 import sys
 import time
+from functools import partial
 from types import ModuleType
 from typing import Any, Callable, Optional
+
+import ggml_peer
 
 N_KV = 8
 GQA = 4
@@ -44,11 +50,11 @@ def median_ns(call: Callable[[int], Any]) -> float:
     return statistics.median(times[1:])
 
 
-def put(peer: str, what: str, context: int, ns: float) -> None:
+def put(peer: str, what: str, context: int, ns: float, **more: Any) -> None:
     """One figure, ns per token and kv head."""
     print(json.dumps({"bench": "peer", "peer": peer, "what": what, "context": context,
                       "threads": 1, "head_dim": DIM, "gqa": GQA,
-                      "ns_per_token_head": round(ns / context / N_KV, 2)}), flush=True)
+                      "ns_per_token_head": round(ns / context / N_KV, 2), **more}), flush=True)
 
 
 def run_torch(torch: Any) -> None:
@@ -91,12 +97,25 @@ def run_faiss(faiss: Any, numpy: Any) -> None:
             put(f"faiss {faiss.__version__}", what, context, ns)
 
 
+def run_ggml(lib: Any, numpy: Any) -> None:
+    """All of attention in one call, over K and V of each type; errors by the type's coding."""
+    def measure(context: int, what: str, call: Callable[[int], Any], error: float) -> None:
+        put("ggml", what, context, median_ns(call), rel_err=float(f"{error:.1e}"))
+
+    for context in CONTEXTS:
+        ggml_peer.run(lib, numpy, (N_KV, GQA, DIM), context, ROTATE_BYTES,
+                      partial(measure, context))
+
+
 def main() -> None:
-    """Every peer whose package is there."""
-    torch, faiss, numpy = load("torch"), load("faiss"), load("numpy")
-    if torch:
+    """Every peer that is there, or those named."""
+    wanted = sys.argv[1:] or ["torch", "ggml", "faiss"]
+    numpy = load("numpy")
+    if "torch" in wanted and (torch := load("torch")):
         run_torch(torch)
-    if faiss and numpy:
+    if "ggml" in wanted and (ggml := ggml_peer.load()) and numpy:
+        run_ggml(ggml, numpy)
+    if "faiss" in wanted and (faiss := load("faiss")) and numpy:
         run_faiss(faiss, numpy)
 
 
