@@ -228,5 +228,11 @@ extern const struct cqk_ops cqk_avx512;
 bool cqk_cpu_has_avx2(void);
 bool cqk_cpu_has_avx512(void);
 #endif
+#ifdef __aarch64__
+void cqk_neon_encode(const struct cqk_codebook *cb, uint32_t kv_head,
+		     const uint16_t *x, uint32_t first, uint32_t n, uint8_t *codes);
+
+extern const struct cqk_ops cqk_neon;
+#endif
 
 #endif /* CQK_ATTN_H */

@@ -11,6 +11,9 @@ static const struct cqk_ops *const table[] = {
 	&cqk_avx512,
 	&cqk_avx2,
 #endif
+#ifdef __aarch64__
+	&cqk_neon,
+#endif
 	&cqk_portable,
 };
 

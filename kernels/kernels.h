@@ -137,7 +137,7 @@ struct cqk_attn {
 
 /**
  * struct cqk_ops - one implementation of the kernel set
- * @name:      unique: "portable", "avx2", "avx512"; also what CQ_KERNELS= takes
+ * @name:      unique: "portable", "avx2", "avx512", "neon"; also what CQ_KERNELS= takes
  * @priority:  higher is preferred
  * @usable:    true if this CPU and OS can run it; called once
  * @encode:    codes of @n tokens of one kv head. @x: [n][d] IEEE half, row

@@ -29,7 +29,8 @@ symbols() {	# nm's letter
 	find "$O"/{proto,kernels,daemon,client} -name '*.o' ! -name 'cq.pb-c.o' 2>/dev/null |
 		while read -r obj; do
 			folder=$(dirname "${obj#"$O"/}")
-			nm -g "$obj" | awk -v t="$1" -v f="${folder%/x86}" \
+			folder=${folder%/x86}
+			nm -g "$obj" | awk -v t="$1" -v f="${folder%/arm}" \
 				'$(NF - 1) == t { print $NF, f }'
 		done | sort -u
 }

@@ -119,7 +119,7 @@ check_cppcheck() {
 check_clang_tidy() {
 	need clang-tidy || return 77
 	make -s O="$O" "$O/proto/cq.pb-c.h" || return 1
-	sources | grep '\.c$' | grep -v '^kernels/x86/' |
+	sources | grep '\.c$' | grep -v '^kernels/\(x86\|arm\)/' |
 		xargs -r -n 4 -P "$jobs" sh -c 'for f; do
 			clang-tidy --quiet --warnings-as-errors="*" "$f" -- '"$(flags)"' \
 				2>/dev/null || exit 1

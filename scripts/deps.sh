@@ -6,6 +6,7 @@
 #	deps.sh build		what "make" and "make demo" need
 #	deps.sh check		what the tests and checks need as well
 #	deps.sh eval		what client/python needs, for make eval and its tests
+#	deps.sh neon		what make check-neon needs as well
 #	deps.sh style		what CI needs beyond those
 #	deps.sh -n build check	only say what is missing
 #
@@ -23,6 +24,9 @@ clang clang-tidy llvm libclang-rt-14-dev cppcheck sparse codespell shellcheck
 mandoc linux-kbuild-6.1 g++ valgrind'
 
 eval='python3-torch python3-numpy python3-venv'
+
+# A compiler for 64-bit ARM, and who runs what it makes
+neon='gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user perl'
 
 # 140 MB for the sake of checkpatch.pl
 style=linux-source-6.1
@@ -67,8 +71,9 @@ for set in "$@"; do
 	build) packages=$build ;;
 	check) packages=$check ;;
 	eval) packages=$eval ;;
+	neon) packages=$neon ;;
 	style) packages=$style ;;
-	*) echo "deps: no set \"$set\": build, check, eval or style" >&2; exit 2 ;;
+	*) echo "deps: no set \"$set\": build, check, eval, neon or style" >&2; exit 2 ;;
 	esac
 	# shellcheck disable=SC2086
 	lack=$(missing $packages)

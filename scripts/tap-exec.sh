@@ -11,7 +11,8 @@ limit=$(sed -n 's/^# TIMEOUT=\([0-9]*\)$/\1/p;20q' "$prog" 2>/dev/null | head -n
 limit=$((${limit:-600} * ${TEST_TIMEOUT_SCALE:-1}))
 unset MAKEFLAGS MAKELEVEL MFLAGS MAKEOVERRIDES
 
-cmd=("$prog")
+# A program for another processor has somebody to run it.
+cmd=(${TEST_RUNNER:+"$TEST_RUNNER"} "$prog")
 case $prog in
 *.bats) cmd=(bats --tap "$prog") ;;
 esac

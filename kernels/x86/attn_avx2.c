@@ -11,7 +11,7 @@
 #define CQK_VB 32
 #define CQK_MR 6
 #include "kernels/tile.h"
-#include "kernels/x86/few.h"
+#include "kernels/few.h"
 #include "kernels/x86/fetch_avx2.h"
 #include "kernels/x86/long_avx2.h"
 

@@ -10,7 +10,7 @@
 #ifndef CQK_ROWS_AVX512_H
 #define CQK_ROWS_AVX512_H
 
-#include "kernels/x86/few.h"
+#include "kernels/few.h"
 #include "kernels/x86/sum_avx512.h"
 
 #define ROW_ACC 16	/* accumulators, as many as a register has floats */

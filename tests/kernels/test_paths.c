@@ -15,6 +15,7 @@ struct call {
 #define NONE	CQK_KEYS_NONE
 #define AVX512	"| AVX-512 | "
 #define AVX2	"| AVX2 | "
+#define NEON	"| NEON | "
 
 /* @line: of the table; @calls: up to the first of no channels */
 struct rule {
@@ -79,6 +80,13 @@ static const struct rule rules[] = {
 		{ 128, 2, 2, 0, PRE, 128, 4, 100, "tile" },
 		{ 128, 8, 8, 0, PRE, 128, 16, 100, "tile" },
 		{ 128, 0, 0, 0, NONE, 128, 1, 100, "tile" } } },
+	{ "neon", NEON "8-bit centroids, K and V | to 8 | any | transposed |", {
+		{ 128, 8, 2, 0, PRE, 128, 8, 1, "transposed" },
+		{ 63, 1, 1, 0, NONE, 0, 1, 100, "transposed" } } },
+	{ "neon", NEON "all else | any | any | tile |", {
+		{ 128, 8, 8, 0, PRE, 128, 9, 50, "tile" },
+		{ 128, 8, 8, 1, NONE, 128, 4, 50, "tile" },
+		{ 128, 8, 0, 0, NONE, 128, 4, 50, "tile" } } },
 	{ "portable", "| portable | any | any | any | tile |", {
 		{ 128, 8, 8, 0, PRE, 128, 4, 100, "tile" } } },
 };
@@ -124,6 +132,12 @@ static void check_rules(const char *impl)
 			check_call(ops, &rules[i].calls[k]);
 }
 
+#ifdef __aarch64__
+TEST(ways_of_neon)
+{
+	check_rules("neon");
+}
+#else
 TEST(ways_of_avx512)
 {
 	check_rules("avx512");
@@ -133,6 +147,7 @@ TEST(ways_of_avx2)
 {
 	check_rules("avx2");
 }
+#endif
 
 TEST(ways_of_portable_code)
 {
@@ -142,7 +157,7 @@ TEST(ways_of_portable_code)
 /* Lines of the document that begin like a rule. */
 static bool is_rule(const char *line)
 {
-	static const char *const heads[] = { AVX512, AVX2, "| portable | " };
+	static const char *const heads[] = { AVX512, AVX2, NEON, "| portable | " };
 	size_t i;
 
 	for (i = 0; i < ARRAY_SIZE(heads); i++)
