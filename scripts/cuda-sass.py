@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: MIT
 """Count the machine instructions of kernels: what Documentation/gpu.md computes with.
 
-    cuda-sass.py [--arch sm_90] [--kernel PATTERN] [--blocks] FATBIN...
+    cuda-sass.py [--arch sm_90] [--kernel PATTERN] [--blocks | --path AT,AT...] FATBIN...
 
 Reads what cuobjdump says of each kernel, by classes of instructions: of the whole
-kernel, or with --blocks of each stretch without a branch that has at least 16. A path
-through a loop is a sum of such stretches.
+kernel, or with --blocks of each stretch without a branch that has at least 16. With
+--path, of one round of the loop that begins at the first address (hexadecimal): at the
+other addresses are the conditional branches that are taken, all others are not.
 """
 import argparse
 import collections
@@ -47,7 +48,7 @@ def class_of(op):
 
 
 def kernels_of(path, arch):
-    """Yields (name, [(address, instruction, target or None)]) of each kernel."""
+    """Yields (name, [(address, instruction, target or None, unconditional)]) of each kernel."""
     said = subprocess.run(["cuobjdump", "-sass", "-arch", arch, path], check=True,
                           capture_output=True, text=True).stdout
     name, lines = None, []
@@ -56,20 +57,22 @@ def kernels_of(path, arch):
             if name:
                 yield name, lines
             name, lines = found[1], []
-        elif found := re.match(r"\s+/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+ )?([A-Z0-9.]+)(.*);",
+        elif found := re.match(r"\s+/\*([0-9a-f]{4,5})\*/\s+(@!?U?P\w+ )?([A-Z0-9.]+)(.*);",
                                line):
-            jump = found[2].split(".")[0] in ("BRA", "BSSY")
-            target = re.search(r"0x([0-9a-f]+)", found[3]) if jump else None
-            lines.append((int(found[1], 16), found[2], int(target[1], 16) if target else None))
+            jump = found[3].split(".")[0] in ("BRA", "BSSY")
+            target = re.search(r"0x([0-9a-f]+)", found[4]) if jump else None
+            always = not found[2] and "P" not in found[4]
+            lines.append((int(found[1], 16), found[3], int(target[1], 16) if target else None,
+                          always))
     if name:
         yield name, lines
 
 
 def stretches(lines):
     """Instructions between branches and their targets."""
-    targets = {t for _, _, t in lines if t is not None}
+    targets = {t for _, _, t, _ in lines if t is not None}
     part = []
-    for at, op, _ in lines:
+    for at, op, _, _ in lines:
         if at in targets and part:
             yield part
             part = []
@@ -79,6 +82,22 @@ def stretches(lines):
             part = []
     if part:
         yield part
+
+
+def walk(lines, path):
+    """Instructions of one round through a loop; path[0] is where it begins."""
+    index = {at: i for i, (at, _, _, _) in enumerate(lines)}
+    part, i = [], index[path[0]]
+    while len(part) < len(lines):
+        at, op, target, always = lines[i]
+        part.append((at, op))
+        jump = op.split(".")[0] == "BRA" and (always or at in path[1:])
+        i = index[target] if jump else i + 1
+        if lines[i][0] == path[0]:
+            return part
+        if op.startswith("BRA") and not always and not jump and target == path[0]:
+            return part
+    raise SystemExit("cuda-sass: the path does not lead back to where it began")
 
 
 def show(label, part):
@@ -94,6 +113,7 @@ def main():
     parser.add_argument("--arch", default="sm_90")
     parser.add_argument("--kernel", default="*")
     parser.add_argument("--blocks", action="store_true")
+    parser.add_argument("--path", type=lambda x: [int(at, 16) for at in x.split(",")])
     parser.add_argument("files", nargs="+")
     args = parser.parse_args()
     print(f"{args.arch:30}", f"{'all':>6}", *(f"{n:>7}" for n in NAMES), f"{'alu':>7}")
@@ -101,7 +121,10 @@ def main():
         for name, lines in kernels_of(path, args.arch):
             if not fnmatch.fnmatch(name, args.kernel):
                 continue
-            show(name, [(at, op) for at, op, _ in lines])
+            if args.path:
+                show(name, walk(lines, args.path))
+                continue
+            show(name, [(at, op) for at, op, _, _ in lines])
             for part in stretches(lines) if args.blocks else ():
                 if len(part) >= 16:
                     show(f"  {part[0][0]:05x}-{part[-1][0]:05x}", part)

@@ -5,7 +5,7 @@
     gpu-model.py [--check]
 
 Shared memory is simulated: the addresses of attn_few.cu with random codes, by banks.
-Instructions are those of the path through one tile, as cuda-sass.py --blocks counts them.
+Instructions are those of the path through one tile, as cuda-sass.py counts them.
 Nothing here was measured. --check fails unless gathers are free of conflicts where
 Documentation/gpu.md says so.
 """
@@ -18,15 +18,13 @@ MMA_CLOCKS = 2.0        # of a multiprocessor, for mma.sync m16n8k16: 1024 FMA p
 STRIDE = 80             # CQKD_FEW_STRIDE
 GQA = 4                 # query heads of a kv head
 
-# Instructions of a warp for 16 tokens, and those of them that the unit of half the width
-# (selects, permutes, logic, comparisons) computes; head_dim 128, sm_90. Tile: tokens seen,
-# keys loaded, turned, untangled and multiplied, values loaded, untangled and multiplied; by
-# channels of a unit. Page: codes and queries got ready, and for each 128 pieces of 16 bytes.
-FEW_TILE = {4: (27 + 73 + 80 + 109 + 64 + 113, 9 + 34 + 0 + 78 + 33 + 101),
-            2: (33 + 137 + 80 + 141 + 123 + 148, 9 + 66 + 0 + 111 + 66 + 136)}
+# Instructions of a warp for 16 tokens of a page that four vectors see whole, keys turned,
+# and those of them that the unit of half the width (selects, permutes, logic, comparisons)
+# computes; then mma. By channels of a group; head_dim 128, sm_90: cuda-sass.py --path. Two
+# of twelve warps look at what is to come every second round.
+FEW_TILE = {8: (387, 115, 40), 4: (436, 135, 48), 2: (605, 191, 64)}
+FEW_LOOK = (102 / 12, 38 / 12)
 SOFTMAX = (41 + 40 + 25 + 8, 12 + 14 + 14)
-FEW_PAGE = (180, 52)
-FEW_PIECES = (23, 13)
 F16_TILE = (2 * 51 + 2 * 74 + 52 + 31, 130)
 
 
@@ -43,46 +41,39 @@ def wavefronts(addresses, size):
     return count
 
 
-def key_gather(d, unit, step):
-    """Lanes' addresses of one load of keys: attn_few.cu, keys_of_codes()."""
-    sets = d // 8 // unit
-    at = []
-    for lane in range(32):
-        first = lane % 4 | lane // 4 % sets * 4
-        at.append(random.randrange(256) * 2 * d + (first * 2 * unit ^ 8 * step * unit))
-    return wavefronts(at, 2 * unit)
+def units(d, c):
+    """Channels of a unit of K and of V: attn_few.cuh, struct key and struct value."""
+    return (c if d == 128 else min(c, 4)), min(c, 4)
 
 
-def value_gather(d, unit, step):
+def key_unit(lane, d, unit, step):
+    """The unit of a side that a lane loads at a step: keys_of_codes()."""
+    return (lane % 4 | lane // 4 % (d // 8 // unit) * 4) ^ 4 * step
+
+
+def value_unit(lane, d, unit, step):
     """The same of values: values_of_codes()."""
     count = d // 8 // unit
-    at = []
-    for lane in range(32):
-        order = (lane % 4 | lane // 16 * 4) & (count - 1)
-        first = lane // 4 * count | order
-        at.append(random.randrange(256) * 2 * d + (first * 2 * unit ^ 2 * step * unit))
-    return wavefronts(at, 2 * unit)
+    order = (lane % 4 | lane // 16 * 4) & (count - 1)
+    return (lane // 4 * count | order) ^ step
+
+
+def gather(of, d, unit, step):
+    """Passes of one load of centroids with random codes."""
+    return wavefronts([random.randrange(256) * 2 * d + of(lane, d, unit, step) * 2 * unit
+                       for lane in range(32)], 2 * unit)
 
 
 def key_codes(d, unit, c, step):
-    """Lanes' addresses of the codes of two tokens."""
-    sets = d // 8 // unit
-    at = []
-    for lane in range(32):
-        first = lane % 4 | lane // 4 % sets * 4
-        at.append(((first ^ 4 * step) * unit // c) * STRIDE + lane // 4 * 2)
-    return wavefronts(at, 2)
+    """Passes of one load of the codes of two tokens."""
+    return wavefronts([key_unit(lane, d, unit, step) * unit // c * STRIDE + lane // 4 * 2
+                       for lane in range(32)], 2)
 
 
 def value_codes(d, unit, c, step):
     """Those of four tokens."""
-    count = d // 8 // unit
-    at = []
-    for lane in range(32):
-        order = (lane % 4 | lane // 16 * 4) & (count - 1)
-        first = lane // 4 * count | order
-        at.append(((first ^ step) * unit // c) * STRIDE + lane % 4 * 4)
-    return wavefronts(at, 4)
+    return wavefronts([value_unit(lane, d, unit, step) * unit // c * STRIDE + lane % 4 * 4
+                       for lane in range(32)], 4)
 
 
 def mean(fn, steps):
@@ -91,28 +82,25 @@ def mean(fn, steps):
 
 
 def gathers(d, c):
-    """Wavefronts of one gather of K and of V, and the least there can be."""
-    unit = min(c, 4)
-    steps = d // 8 // unit
-    return (mean(lambda s: key_gather(d, unit, s), steps),
-            mean(lambda s: value_gather(d, unit, s), steps), unit * 2 * 32 / 128)
+    """Passes of one gather of K and of V over the least that each takes."""
+    k, v = units(d, c)
+    return (mean(lambda s: gather(key_unit, d, k, s), d // 8 // k) / (k * 2 * 32 / 128),
+            mean(lambda s: gather(value_unit, d, v, s), d // 8 // v) / (v * 2 * 32 / 128))
 
 
 def few(c, d=128):
     """(bytes, wavefronts, instructions, of the ALU, mma) of a token and kv head in attn_few.cu."""
-    unit = min(c, 4)
-    steps = d // 8 // unit
-    k, v, _ = gathers(d, c)
-    waves = 2 * 2 * steps * k + 4 * steps * v               # units of two, of four tokens
-    waves += 2 * steps * mean(lambda s: key_codes(d, unit, c, s), steps)
-    waves += steps * mean(lambda s: value_codes(d, unit, c, s), steps)
-    waves += d / 32 * 4 + 6 + 8                             # queries; vectors; shuffles
+    k, v = units(d, c)
+    of_k, of_v = gathers(d, c)
+    waves = 16 * 2 * d * 2 / 128 / 2 * (of_k + of_v)        # a tile's keys and values
+    waves += 2 * (d // 8 // k) * mean(lambda s: key_codes(d, k, c, s), d // 8 // k)
+    # two units of a group have one load of codes
+    waves += d // 8 // c * mean(lambda s: value_codes(d, v, c, s), d // 8 // v)
+    waves += d / 32 * 4 + 8 + 4                             # queries; what is looked up; turns
     waves /= 16
     waves += 2 * d / c / 128 + GQA * d / 32 * 2 / 64        # codes come; queries turn
-    pieces = 2 * d / c * 4 / 128
-    count, alu = ((FEW_TILE[unit][i] + SOFTMAX[i] + FEW_PAGE[i] + pieces * FEW_PIECES[i]) / 16
-                  for i in range(2))
-    return 2 * d / c, waves, count, alu, 2 * d / 16 / 16
+    count, alu = ((FEW_TILE[c][i] + FEW_LOOK[i]) / 16 for i in range(2))
+    return 2 * d / c, waves, count, alu, FEW_TILE[c][2] / 16
 
 
 def f16(d=128):
@@ -159,13 +147,13 @@ def table():
         print(f"block {c}c8b: {block(c):.0f} ps of lookups in the L1, if one is a clock")
     for d in (64, 128):
         for c in (2, 4, 8):
-            print("gather, head_dim {} {}c8b: K {:.2f}, V {:.2f} wavefronts, {:.0f} at least"
+            print("gather, head_dim {} {}c8b: K {:.2f}, V {:.2f} of the least there can be"
                   .format(d, c, *gathers(d, c)))
 
 
 def check():
     """No conflicts with head_dim 128."""
-    bad = [c for c in (2, 4, 8) if max(gathers(128, c)[:2]) > gathers(128, c)[2]]
+    bad = [c for c in (2, 4, 8) if max(gathers(128, c)) > 1]
     for c in bad:
         print(f"gpu-model: {c}c8b: gathers have conflicts", file=sys.stderr)
     return 1 if bad else 0

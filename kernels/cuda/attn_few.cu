@@ -1,73 +1,78 @@
 // SPDX-License-Identifier: MIT
 /*
  * Attention of at most eight query vectors over pages, as in decoding: centroids go from
- * shared memory straight into the fragments of tensor cores.
+ * shared memory straight into the fragments of tensor cores (attn_few.cuh).
  *
- * A block of threads stays with one kv head. It copies the centroids of that head once
- * (K and V as rows of d channels, one per code, so that groups lie beside each other in
- * the banks) and takes item after item. Four warps have a page, 16 tokens each, for keys
- * and for values; warps meet once for three pages, when the codes of the next three have
- * come and queries have been turned to them.
+ * A block of threads stays with one kv head. It copies the centroids of that head once and
+ * takes item after item. Four warps have a page, 16 tokens each, for keys and for values;
+ * warps meet once for three pages. Until then the codes of the next three have come and
+ * queries have been turned to them; what is to be known of a page was looked up before that,
+ * of six pages at a time.
  *
- * Fragments: tokens are the rows of Q.K, channels those of V.P, so that eight vectors fill
- * the columns. Which channel has which place in a sum is free, as long as keys and queries
- * agree: a lane takes units of channels, of one group each, such that one load has a unit.
- * Lanes that would meet in a bank load their units in an order of their own, and registers
- * are exchanged afterwards: bit by bit of that order, under a condition (untangle()).
- *
- * Keys turn in fp16, by cos and sin of their place in the page, which a lane keeps.
+ * Keys turn in fp16, by cos and sin of their place in the page, which a lane keeps. Queries
+ * turn in fp32, from page to page by the same angle as long as pages follow each other; at
+ * times, and where they do not, by the tables.
  */
-#include "kernels/cuda/attn_frag.cuh"
+#include "kernels/cuda/attn_few.cuh"
 
 #define WARPS CQKD_FEW_WARPS
 #define PAGES CQKD_FEW_PAGES
 #define THREADS (WARPS * 32)
 #define PAGE_THREADS 128	/* four warps */
+#define AHEAD (CQKD_FEW_SIGHTS / 2)
+#define STEP (PAGES * CQKD_TOKENS)
+#define EXACT_EVERY 8192	/* positions; errors of turns add up until then */
+#define WHOLE 256
+#define HALVES (WHOLE - 1)
+
+/*
+ * What there is to know of a page: its block, and what the vectors see of it. @how: tokens of
+ * a block of halves, or 0 of codes; and WHOLE if all of them see it all.
+ */
+struct sight {
+	uint64_t base;
+	uint64_t live;
+	uint32_t how;
+	uint32_t pad;
+	uint64_t vis[VECS];
+	uint32_t pos[VECS];
+};
 
 template <int d>
 struct few {
 	__half book[2][CQKD_CENTROIDS][d];	/* of K and V */
-	__half q[2][PAGES][VECS * d];		/* see query_at() */
+	float step[d / 4][4];			/* cos, sin of STEP positions, of two pairs */
 	struct vectors<d, WARPS> all;
-	uint64_t vis[2][PAGES][VECS];		/* tokens that they see, */
-	uint64_t live[2][PAGES];		/* and that some of them sees */
+	struct sight sights[CQKD_FEW_SIGHTS];
+	uint32_t shares[8][4];			/* see shares_init() */
+	struct cqkd_item item;			/* kept here, as registers are few */
+	uint32_t next, pad;			/* which is next */
 	union {
-		uint8_t codes[16];		/* [2][PAGES], K and V: CQKD_FEW_CODES() */
+		struct {
+			__half q[2][PAGES][d / 32 * PIECE_PITCH];	/* see query_at() */
+			uint8_t codes[16];	/* [2][PAGES], K and V: CQKD_FEW_CODES() */
+		};
 		float o[4][VECS][d];		/* results of four warps at a time */
 	};
 };
 
-/*
- * What a lane has of a token, l = lane % 4 and n = lane / 4, by units of @u channels: of a
- * key the units l + 4 s of each half, of a value units that follow each other.
- */
-template <int d, int u>
-struct unit {
-	static const int words = u / 2;		/* registers */
-	static const int sets = d / 8 / u;	/* of keys: units of one side */
-	static const int of_v = d / 8 / u;
-};
-
-/* What threads know of their work; all but @page is the same for a block. */
+/* What threads know of their work; up to @w the same for a block. */
 struct turn {
 	const struct cqkd_attn &p;
 	struct work w;
 	uint32_t slot;		/* which page of a stage */
 	uint32_t tile;		/* which 16 tokens of it */
-	uint32_t lo_at;		/* of the first query, where this thread's pair is */
+	uint32_t from, to;	/* of its first 16 bytes of codes: place in a page, in a stage */
 };
 
-/* Place of a query's channel: by lane of four, then in the order of the lane's keys. */
-template <int d, int u>
-CQ_DEVICE uint32_t query_at(uint32_t vec, uint32_t ch)
-{
-	uint32_t x = ch % (d / 2), l = x / u % 4;
-	uint32_t at = ch / (d / 2) * (d / 8) + x / u / 4 * u + x % u;
-
-	/* pieces of 16 bytes such that quarter warps find them in different banks */
-	at = (at / 8 ^ ((l ^ vec) & (d / 32 - 1))) * 8 + at % 8;
-	return (vec * 4 + l) * (d / 4) + at;
-}
+/* A thread's part of the queries: two pairs that are neighbours, of each @n-th vector. */
+template <int d>
+struct pairs {
+	static const int n = PAGE_THREADS / (d / 4);
+	static const int vecs = VECS / n;
+	float lo[vecs][2], hi[vecs][2];
+	uint32_t next[vecs];	/* the position that a step turns them to */
+};
 
 /* All threads: the centroids of the head. */
 template <int d>
@@ -79,489 +84,446 @@ CQ_DEVICE void books_load(const struct turn &t, struct few<d> *sh)
 	const __half *v = cqkd_ptr<const __half>(t.p.at.v.rows) + from;
 	int i;
 
-	for (i = threadIdx.x; i < n; i += THREADS) {
+	for (i = cq_keep(threadIdx.x); i < n; i += THREADS) {
 		cq_cp_async16(&sh->book[0][0][0] + i * 8, k + (size_t)i * 8);
 		cq_cp_async16(&sh->book[1][0][0] + i * 8, v + (size_t)i * 8);
 	}
 	cq_cp_commit();
 }
 
-/* Queries as halves for the page at hand, whose first token is at @pos for each. */
-template <int d, int u>
-CQ_DEVICE void queries_turn(const struct turn &t, struct few<d> *sh, uint32_t buf, uint32_t n_vecs)
+/* Some warps look at the AHEAD pages from @first on: a lane at one, for one vector. */
+template <int d>
+CQ_DEVICE void look(const struct turn &t, struct few<d> *sh, uint32_t first)
 {
-	const struct cqkd_span *spans = part_of<struct cqkd_span>(t.p, &cqkd_plan::spans) +
-					t.w.block.span_first;
-	uint32_t j = threadIdx.x % (d / 2), vec = threadIdx.x % PAGE_THREADS / (d / 2);
-	uint32_t span = ~0u;
-	struct cqkd_turn a = { 1, 0 };
+	uint32_t thread = cq_keep(threadIdx.x), vec = thread % VECS, n = thread / VECS;
+	struct sight &to = sh->sights[first / AHEAD % 2 * AHEAD + n];
+	uint64_t vis = 0, live;
+	struct cqkd_block b;
+	int i;
 
-#pragma unroll 1
-	for (; vec < n_vecs; vec += PAGE_THREADS / (d / 2)) {
-		float lo = sh->all.q[vec][j], hi = sh->all.q[vec][j + d / 2];
-		/* query_at(): this differs with the vector, and d / 8 with the half */
-		uint32_t flip = vec % (d / 32) * 8;
-		__half *out = sh->q[buf][t.slot] + vec * d;
+	if (thread / 32 * 4 >= AHEAD)
+		return;
+	b = {};
+	if (n < AHEAD && first + n < t.w.item.n_blocks)
+		b = part_of<struct cqkd_block>(t.p, &cqkd_plan::blocks)[sh->item.block + first + n];
+	if (b.base && vec < t.w.item.n_vecs) {
+		const struct query &q = sh->all.query[vec];
+		struct cqkd_span span = part_of<struct cqkd_span>(t.p, &cqkd_plan::spans)
+					[b.span_first + q.span];
 
-		if (t.p.turn_k && sh->all.query[vec].span != span) {
-			span = sh->all.query[vec].span;
-			a = cqkd_turn_at(t.p.rope, spans[span].pos, j);
-		}
-		out[t.lo_at ^ flip] = __float2half_rn(lo * a.c + hi * a.s);
-		out[t.lo_at ^ flip ^ d / 8] = __float2half_rn(hi * a.c - lo * a.s);
+		vis = visible(t.p, b, span, part_of<uint32_t>(t.p, &cqkd_plan::row_pos)[q.row]);
+		to.pos[vec] = span.pos;
+	}
+	live = vis;
+	for (i = 1; i < VECS; i *= 2)
+		live |= __shfl_xor_sync(0xffffffffu, live, i);
+	i = __ballot_sync(0xffffffffu, vec >= t.w.item.n_vecs || vis == ~0ull);
+	i = i >> (thread & 24) & 0xff;
+	if (n < AHEAD)
+		to.vis[vec] = vis;
+	if (vec || n >= AHEAD)
+		return;
+	to.base = b.base;
+	to.live = live;
+	to.how = (b.kind ? b.tokens : 0) | (i == 0xff ? WHOLE : 0);
+}
+
+/* A thread's queries, turned to @pos by the tables. */
+template <int d>
+CQ_DEVICE void pairs_load(const struct turn &t, const float *q, uint32_t pos, float lo[2],
+			  float hi[2])
+{
+	uint32_t j = cq_keep(threadIdx.x % (d / 4) * 2), i;
+
+	for (i = 0; i < 2; i++) {
+		struct cqkd_turn a = { 1, 0 };
+		float x = q[j + i], y = q[j + i + d / 2];
+
+		if (t.p.turn_k)
+			a = cqkd_turn_at(t.p.rope, pos, j + i);
+		lo[i] = x * a.c + y * a.s;
+		hi[i] = y * a.c - x * a.s;
 	}
 }
 
-/* Codes of the page at hand on their way to a stage. */
-CQ_DEVICE void codes_load(const struct turn &t, uint8_t *to)
+/* They STEP positions on. */
+CQ_DEVICE void pairs_turn(const float step[4], float lo[2], float hi[2])
 {
-	const struct cqkd_layer &at = t.p.at;
-	const uint8_t *from = cqkd_ptr<const uint8_t>(t.w.block.base) + at.offset +
-			      t.w.head * (at.k_bytes + at.v_bytes);
-	uint32_t i, n = (at.k.groups + at.v.groups) * 4;
+	float4 a = *(const float4 *)step;
+	float x0 = lo[0], x1 = lo[1];
 
-	for (i = threadIdx.x % PAGE_THREADS; i < n; i += PAGE_THREADS) {
-		uint32_t g = i / 4, k = at.k.groups;
-		const uint8_t *codes = g < k ? from + g * CQKD_TOKENS :
-					       from + at.k_bytes + (g - k) * CQKD_TOKENS;
+	lo[0] = x0 * a.x + hi[0] * a.y;
+	lo[1] = x1 * a.z + hi[1] * a.w;
+	hi[0] = hi[0] * a.x - x0 * a.y;
+	hi[1] = hi[1] * a.z - x1 * a.w;
+}
 
-		cq_cp_async16(to + g * CQKD_FEW_STRIDE + i % 4 * 16, codes + i % 4 * 16);
+/* Queries as halves for a page that begins where @at says, for each. */
+template <int d, int kc>
+CQ_DEVICE void queries_turn(const struct turn &t, const struct few<d> *sh, const struct sight &at,
+			    __half *to, struct pairs<d> &q)
+{
+	/* not kept while a tile is computed, when registers are few */
+	uint32_t thread = cq_keep(threadIdx.x % PAGE_THREADS), vec = thread / (d / 4);
+	int i;
+
+	to += query_at<d, kc>(thread / (d / 4), thread % (d / 4) * 2);
+#pragma unroll
+	for (i = 0; i < pairs<d>::vecs; i++) {
+		uint32_t pos = at.pos[vec + i * pairs<d>::n];
+
+		if (vec + i * pairs<d>::n >= t.w.item.n_vecs)
+			break;
+		if (pos == q.next[i] && pos % EXACT_EVERY >= STEP)
+			pairs_turn(sh->step[threadIdx.x % (d / 4)], q.lo[i], q.hi[i]);
+		else
+			pairs_load<d>(t, sh->all.q[vec + i * pairs<d>::n], pos, q.lo[i], q.hi[i]);
+		q.next[i] = pos + STEP;
+		/* vectors are 4 x 8 halves apart, see query_at() */
+		*(__half2 *)(to + i * pairs<d>::n * 32) =
+			__floats2half2_rn(q.lo[i][0], q.lo[i][1]);
+		*(__half2 *)(to + i * pairs<d>::n * 32 + d / 64 * PIECE_PITCH) =
+			__floats2half2_rn(q.hi[i][0], q.hi[i][1]);
 	}
 }
 
+/* Codes of a page on their way to a stage. K's blocks and V's follow each other. */
+template <int d, int kc, int vc>
+CQ_DEVICE void codes_load(const struct turn &t, uint64_t base, uint8_t *to)
+{
+	constexpr int pieces = (d / kc + d / vc) * 4;	/* of 16 bytes, at most */
+	uint32_t n = d == 128 ? pieces : (t.p.at.k.groups + t.p.at.v.groups) * 4;
+	const uint8_t *from = cqkd_ptr<const uint8_t>(base) + t.from;
+	int i;
+
+	to += t.to;
+#pragma unroll
+	for (i = 0; i < (pieces + PAGE_THREADS - 1) / PAGE_THREADS; i++)
+		if (pieces % PAGE_THREADS == 0 && d == 128 ? true :
+		    threadIdx.x % PAGE_THREADS + i * PAGE_THREADS < n)
+			cq_cp_async16(to + i * (PAGE_THREADS / 4 * CQKD_FEW_STRIDE),
+				      from + i * (PAGE_THREADS * 16));
+}
+
+/* A page of the item, by four warps: which it is, and where its things are. */
 template <int d>
-CQ_DEVICE uint8_t *stage_of(const struct turn &t, struct few<d> *sh, uint32_t buf)
+struct page {
+	uint32_t i;
+	const struct sight &at;
+	uint8_t *codes;
+	__half *q;
+};
+
+/* Bytes of a page's codes in a stage, and of its keys' there. */
+template <int d, int kc, int vc>
+CQ_DEVICE uint32_t codes_bytes(const struct cqkd_layer &at, bool k_only)
 {
-	return sh->codes + (buf * PAGES + t.slot) *
-			   CQKD_FEW_CODES(t.p.at.k.groups + t.p.at.v.groups);
+	uint32_t k = d == 128 ? d / kc : at.k.groups, v = d == 128 ? d / vc : at.v.groups;
+
+	return CQKD_FEW_CODES(k_only ? k : k + v);
 }
 
-CQ_DEVICE bool block_at(struct turn &t, uint32_t i)
+/* The page of some warps of those from @i on; @sight: where in the ring what is known is. */
+template <int d, int kc, int vc>
+CQ_DEVICE struct page<d> page_at(const struct turn &t, struct few<d> *sh, uint32_t i,
+				 uint32_t sight, uint32_t buf)
 {
-	if (i >= t.w.item.n_blocks)
-		return false;
-	t.w.block = part_of<struct cqkd_block>(t.p, &cqkd_plan::blocks)[t.w.item.block + i];
-	return true;
+	uint32_t stage = buf * PAGES + t.slot;
+
+	return {
+		i + t.slot, sh->sights[sight + t.slot],
+		sh->codes + stage * codes_bytes<d, kc, vc>(t.p.at, false),
+		sh->q[0][0] + stage * (d / 32 * PIECE_PITCH),
+	};
 }
 
-/* A warp: who sees what of the page at hand. */
-template <int d>
-CQ_DEVICE void look(const struct turn &t, struct few<d> *sh, uint32_t buf, uint32_t vec)
+/* Four warps get their page ready, if there is one. */
+template <int d, int kc, int vc>
+CQ_DEVICE void prepare(const struct turn &t, const struct few<d> *sh, const struct page<d> &pg,
+		       struct pairs<d> &q)
 {
-	const struct cqkd_span *spans = part_of<struct cqkd_span>(t.p, &cqkd_plan::spans) +
-					t.w.block.span_first;
-	uint64_t vis = 0;
-	uint32_t lo, hi;
-
-	if (vec < t.w.item.n_vecs)
-		vis = visible(t.p, t.w.block, spans[sh->all.query[vec].span],
-			      part_of<uint32_t>(t.p, &cqkd_plan::row_pos)[sh->all.query[vec].row]);
-	lo = __reduce_or_sync(0xffffffffu, (uint32_t)vis);
-	hi = __reduce_or_sync(0xffffffffu, (uint32_t)(vis >> 32));
-	if (vec < VECS)
-		sh->vis[buf][t.slot][vec] = vis;
-	if (vec == 0)
-		sh->live[buf][t.slot] = (uint64_t)hi << 32 | lo;
-}
-
-/* Four warps get their page ready, of those from block @i on; of no page, nothing. */
-template <int d, int u>
-CQ_DEVICE void prepare(struct turn &t, struct few<d> *sh, uint32_t i)
-{
-	uint32_t buf = i / PAGES % 2, vec = threadIdx.x % PAGE_THREADS;
-
-	if (block_at(t, i + t.slot)) {
-		if (t.w.block.kind == 0)
-			codes_load(t, stage_of(t, sh, buf));
-		/* both buffers once; then what has to turn */
-		if (i < 2 * PAGES)
-			queries_turn<d, u>(t, sh, buf, VECS);
-		else if (t.p.turn_k)
-			queries_turn<d, u>(t, sh, buf, t.w.item.n_vecs);
-		if (vec < 32)
-			look(t, sh, buf, vec);
+	if (pg.i < t.w.item.n_blocks) {
+		if (!(pg.at.how & HALVES))
+			codes_load<d, kc, vc>(t, pg.at.base, pg.codes);
+		/* what does not turn fills both buffers, once */
+		if (t.p.turn_k || pg.i < 2 * PAGES)
+			queries_turn<d, kc>(t, sh, pg.at, pg.q, q);
 	}
 	cq_cp_commit();
 }
 
-/* Exchange registers of units whose place was exchanged with bit @bit of @order. */
-template <int n, int words>
-CQ_DEVICE void untangle(uint32_t (*x)[words], uint32_t order)
+/* Scores, to base 2, of what products @x have become; -inf of tokens that are not seen. */
+CQ_DEVICE void scores(const struct cqkd_attn &p, const struct query *query, const struct sight &at,
+		      bool whole, uint32_t tile, uint32_t vec, float x[2])
 {
-	int bit, i, w;
-
-#pragma unroll
-	for (bit = 1; bit < n; bit *= 2) {
-		bool other = order & bit;
-
-#pragma unroll
-		for (i = 0; i < n; i++)
-#pragma unroll
-			for (w = 0; w < words; w++) {
-				uint32_t a = x[i][w], b = x[i | bit][w];
-
-				if (i & bit)
-					continue;
-				x[i][w] = other ? b : a;
-				x[i | bit][w] = other ? a : b;
-			}
-	}
-}
-
-template <int words>
-CQ_DEVICE void unit_load(uint32_t *x, const void *from)
-{
-	if (words == 2) {
-		uint2 two = *(const uint2 *)from;
-
-		x[0] = two.x;
-		x[words - 1] = two.y;
-	} else {
-		x[0] = *(const uint32_t *)from;
-	}
-}
-
-/* cos and sin, times TURNED_SIZE, of what a lane has of the keys 2 n and 2 n + 1. */
-template <int d, int u>
-struct frame {
-	__half2 c[2][unit<d, u>::sets][u / 2], s[2][unit<d, u>::sets][u / 2];
-};
-
-template <int d, int u>
-CQ_DEVICE void frame_load(const struct turn &t, struct frame<d, u> &f)
-{
-	uint32_t lane = threadIdx.x % 32, order = lane / 4 % unit<d, u>::sets;
-	const float *table = cqkd_ptr<const float>(t.p.rope.in_page);
-	int h, s, w;
-
-#pragma unroll
-	for (h = 0; h < 2; h++)
-#pragma unroll
-		for (s = 0; s < unit<d, u>::sets; s++)
-#pragma unroll
-			for (w = 0; w < u / 2; w++) {
-				uint32_t token = t.tile * 16 + lane / 4 * 2 + h;
-				const float *at = table + (size_t)token * d +
-						  (lane % 4 + 4 * (s ^ order)) * u + 2 * w;
-
-				f.c[h][s][w] = __floats2half2_rn(at[0] * TURNED_SIZE,
-								 at[1] * TURNED_SIZE);
-				f.s[h][s][w] = __floats2half2_rn(at[d / 2] * TURNED_SIZE,
-								 at[d / 2 + 1] * TURNED_SIZE);
-			}
-}
-
-/* Units of the keys of a lane's two tokens: both halves of their channels. */
-template <int d, int u>
-struct keys {
-	uint32_t x[2][2][unit<d, u>::sets][u / 2];	/* [token][side] */
-};
-
-/* Where byte @i of some codes has its centroids of channel @at, both in bytes. */
-template <int d>
-CQ_DEVICE uint32_t row_at(uint32_t codes, int i, uint32_t at)
-{
-	/* a row of 256 bytes: code and place are a byte each, in one instruction */
-	if (d == 128)
-		return __byte_perm(codes, at, 0x5504 | (i << 4));
-	return ((i ? codes >> (8 * i - 7) : codes << 7) & 0x7f80) | at;
-}
-
-/* The codes of a unit in a stage: its group's. */
-template <int u>
-CQ_DEVICE const uint8_t *codes_of(const uint8_t *stage, const struct cqkd_book &b, uint32_t x)
-{
-	/* a group is a unit, or two of them */
-	return stage + (x >> (b.channels > u)) * CQKD_FEW_STRIDE;
-}
-
-template <int d, int u>
-CQ_DEVICE void keys_of_codes(const struct turn &t, const struct few<d> *sh, const uint8_t *codes,
-			     struct keys<d, u> &k)
-{
-	uint32_t lane = threadIdx.x % 32;
-	uint32_t far = ((uint32_t)(d / 2 / u) >> (t.p.at.k.channels > u)) * CQKD_FEW_STRIDE;
-	uint32_t first = lane % 4 | lane / 4 % unit<d, u>::sets * 4;
-	const uint8_t *book = reinterpret_cast<const uint8_t *>(sh->book[0]);
-	int s, h, side;
-
-	codes += t.tile * 16 + lane / 4 * 2;
-#pragma unroll
-	for (s = 0; s < unit<d, u>::sets; s++) {
-		const uint8_t *at = codes_of<u>(codes, t.p.at.k, first ^ 4 * s);
-		uint32_t ch = first * 2 * u ^ 8 * s * u;	/* in bytes */
-
-#pragma unroll
-		for (side = 0; side < 2; side++) {
-			uint32_t two = *(const uint16_t *)(at + side * far);
-
-#pragma unroll
-			for (h = 0; h < 2; h++)
-				unit_load<u / 2>(k.x[h][side][s],
-						 book + row_at<d>(two, h, ch) + side * d);
-		}
-	}
-}
-
-/* Rows of an fp16 block; tokens that nobody sees are zero. */
-template <int d, int u>
-CQ_DEVICE void keys_of_rows(const struct turn &t, const __half *rows, uint64_t live,
-			    struct keys<d, u> &k)
-{
-	uint32_t lane = threadIdx.x % 32, order = lane / 4 % unit<d, u>::sets;
-	int h, side, s, w;
-
-#pragma unroll
-	for (h = 0; h < 2; h++) {
-		uint32_t token = t.tile * 16 + lane / 4 * 2 + h;
-
-#pragma unroll
-		for (s = 0; s < 2 * unit<d, u>::sets; s++) {
-			side = s % 2;
-			if (live >> token & 1)
-				unit_load<u / 2>(k.x[h][side][s / 2], rows + (size_t)token * d +
-						 side * (d / 2) +
-						 (lane % 4 + 4 * (s / 2 ^ order)) * u);
-			else
-				for (w = 0; w < u / 2; w++)
-					k.x[h][side][s / 2][w] = 0;
-		}
-	}
-}
-
-/* Keys by their place in the page, in fp16. */
-template <int d, int u>
-CQ_DEVICE void keys_turn(const struct frame<d, u> &f, struct keys<d, u> &k)
-{
-	int h, s, w;
-
-#pragma unroll
-	for (h = 0; h < 2; h++)
-#pragma unroll
-		for (s = 0; s < unit<d, u>::sets; s++)
-#pragma unroll
-			for (w = 0; w < u / 2; w++) {
-				__half2 lo = h2_of(k.x[h][0][s][w]), hi = h2_of(k.x[h][1][s][w]);
-				__half2 c = f.c[h][s][w], sn = f.s[h][s][w];
-
-				k.x[h][0][s][w] = h2_bits(__hsub2(__hmul2(lo, c), __hmul2(hi, sn)));
-				k.x[h][1][s][w] = h2_bits(__hadd2(__hmul2(lo, sn), __hmul2(hi, c)));
-			}
-}
-
-/* Products of a tile's keys with the queries. */
-template <int d, int u>
-CQ_DEVICE void products(const __half *q, struct keys<d, u> &k, float s[4])
-{
-	constexpr int n = d / 16;	/* registers of half a token */
-	uint32_t lane = threadIdx.x % 32, order = lane / 4 % unit<d, u>::sets;
-	uint32_t vec = lane / 4, turn = (lane % 4 ^ vec) & (d / 32 - 1), x[2][2 * n];
-	const __half *mine = q + lane * (d / 4);
-	int h, side, i;
-
-#pragma unroll
-	for (h = 0; h < 2; h++)
-#pragma unroll
-		for (side = 0; side < 2; side++) {
-			untangle<unit<d, u>::sets>(k.x[h][side], order);
-#pragma unroll
-			for (i = 0; i < n; i++)
-				x[h][side * n + i] = k.x[h][side][i / (u / 2)][i % (u / 2)];
-		}
-#pragma unroll
-	for (i = 0; i < d / 32; i++) {
-		uint4 b = *(const uint4 *)(mine + (i ^ turn) * 8);
-		uint32_t lo[2] = { b.x, b.y }, hi[2] = { b.z, b.w };
-		uint32_t a0[4] = { x[0][4 * i], x[1][4 * i], x[0][4 * i + 1], x[1][4 * i + 1] };
-		uint32_t a1[4] = { x[0][4 * i + 2], x[1][4 * i + 2], x[0][4 * i + 3],
-				   x[1][4 * i + 3] };
-
-		cq_mma_16816_f32(s, a0, lo);
-		cq_mma_16816_f32(s, a1, hi);
-	}
-}
-
-/* Units of the values of a lane's four tokens. */
-template <int d, int u>
-struct values {
-	uint32_t x[4][unit<d, u>::of_v][u / 2];
-};
-
-/* The order in which a lane has its values: by bank, see above. */
-template <int d, int u>
-CQ_DEVICE uint32_t value_order()
-{
-	uint32_t lane = threadIdx.x % 32;
-
-	return (lane % 4 | lane / 16 * 4) & (unit<d, u>::of_v - 1);
-}
-
-template <int d, int u>
-CQ_DEVICE void values_of_codes(const struct turn &t, const struct few<d> *sh,
-			       const uint8_t *codes, struct values<d, u> &v)
-{
-	uint32_t lane = threadIdx.x % 32;
-	uint32_t first = lane / 4 * unit<d, u>::of_v | value_order<d, u>();
-	const uint8_t *book = reinterpret_cast<const uint8_t *>(sh->book[1]);
-	int s, i;
-
-	codes += CQKD_FEW_CODES(t.p.at.k.groups) + t.tile * 16 + lane % 4 * 4;
-#pragma unroll
-	for (s = 0; s < unit<d, u>::of_v; s++) {
-		uint32_t four = *(const uint32_t *)codes_of<u>(codes, t.p.at.v, first ^ s);
-		uint32_t ch = first * 2 * u ^ 2 * s * u;
-
-#pragma unroll
-		for (i = 0; i < 4; i++)
-			unit_load<u / 2>(v.x[i][s], book + row_at<d>(four, i, ch));
-	}
-}
-
-template <int d, int u>
-CQ_DEVICE void values_of_rows(const struct turn &t, const __half *rows, uint64_t live,
-			      struct values<d, u> &v)
-{
-	uint32_t lane = threadIdx.x % 32, order = value_order<d, u>();
-	int i, s, w;
-
-#pragma unroll
-	for (i = 0; i < 4; i++) {
-		uint32_t token = t.tile * 16 + lane % 4 * 4 + i;
-
-#pragma unroll
-		for (s = 0; s < unit<d, u>::of_v; s++) {
-			if (live >> token & 1)
-				unit_load<u / 2>(v.x[i][s], rows + (size_t)token * d +
-						 (lane / 4 * unit<d, u>::of_v + (s ^ order)) * u);
-			else
-				for (w = 0; w < u / 2; w++)
-					v.x[i][s][w] = 0;
-		}
-	}
-}
-
-/* Probabilities of a tile times its values. */
-template <int d, int u>
-CQ_DEVICE void values_add(struct values<d, u> &v, const uint32_t prob[2], struct result<d> &r)
-{
+	float size = query[vec].size;
 	int i;
 
+	/* no product and sum in one: the largest is to be just what others are relative to */
 #pragma unroll
-	for (i = 0; i < 4; i++)
-		untangle<unit<d, u>::of_v>(v.x[i], value_order<d, u>());
-#pragma unroll
-	for (i = 0; i < d / 16; i++) {
-		int s = i / (u / 2), w = i % (u / 2);
-		/* rows: a channel and the next; sums: tokens 0 and 2, 1 and 3 */
-		uint32_t a[4] = {
-			__byte_perm(v.x[0][s][w], v.x[2][s][w], 0x5410),
-			__byte_perm(v.x[0][s][w], v.x[2][s][w], 0x7632),
-			__byte_perm(v.x[1][s][w], v.x[3][s][w], 0x5410),
-			__byte_perm(v.x[1][s][w], v.x[3][s][w], 0x7632),
-		};
+	for (i = 0; i < 2; i++)
+		x[i] = __fmul_rn(x[i], size);
+	if (p.soft_cap > 0) {
+		float cap = p.soft_cap * LOG2E;
 
-		cq_mma_16816_f32(r.o[i], a, prob);
+#pragma unroll 1
+		for (i = 0; i < 2; i++) {
+			float y = cap * tanhf((i ? x[1] : x[0]) / cap);
+
+			x[0] = i ? x[0] : y;
+			x[1] = i ? y : x[1];
+		}
+	}
+	if (!whole) {
+		const uint16_t *tiles = reinterpret_cast<const uint16_t *>(&at.vis[vec]);
+		uint32_t see = tiles[tile] >> threadIdx.x % 32 / 4 * 2;
+
+#pragma unroll
+		for (i = 0; i < 2; i++)
+			x[i] = see >> i & 1 ? x[i] : -CQKD_INF;
 	}
 }
 
-/* 16 tokens of the block at hand, by one warp. */
-template <int d, int ku, int vu>
-CQ_DEVICE void tile_add(const struct turn &t, struct few<d> *sh, uint32_t buf,
-			const struct frame<d, ku> &f, struct result<d> &r)
-{
-	const uint64_t *vis = sh->vis[buf][t.slot];
-	const uint8_t *codes = stage_of(t, sh, buf);
-	size_t row = ((size_t)t.p.layer * t.p.n_kv_heads + t.w.head) * 2 * t.w.block.tokens * d;
-	const __half *rows = cqkd_ptr<const __half>(t.w.block.base) + row;
-	uint64_t live = sh->live[buf][t.slot];
-	float s[4] = {};
-	uint32_t prob[2];
+/* What a lane keeps while an item lasts. */
+template <int d>
+struct state {
+	struct result<d> r[SETS];
+};
 
-	if (!(live >> t.tile * 16 & 0xffff))
+/* Where an fp16 block has the keys of the head; values follow. */
+template <int d>
+CQ_DEVICE const __half *rows_of(const struct turn &t, const struct sight &at, uint32_t tokens)
+{
+	size_t head = (size_t)t.p.layer * t.p.n_kv_heads + t.w.head;
+
+	return cqkd_ptr<const __half>(at.base) + head * 2 * tokens * d;
+}
+
+/* Products of keys with the sets of queries that there are, one or @two. */
+template <int d, int kc, bool turned>
+CQ_DEVICE void products_of(const struct places &at, const struct frame<d, kc> &f,
+			   const struct keys<d> &k, const __half *q, bool two, float x[SETS][2])
+{
+	/* with more sums registers are too few for two sets at a time */
+	constexpr int most = orders<d, kc>::sums > 2 ? 1 : 2;
+
+	if (two && most == 2) {
+		products<d, kc, turned, most>(f, k, q, at, x);
 		return;
-	{
-		struct keys<d, ku> k;
-
-		if (t.w.block.kind)
-			keys_of_rows(t, rows, live, k);
-		else
-			keys_of_codes(t, sh, codes, k);
-		if (t.p.turn_k)
-			keys_turn(f, k);
-		__syncwarp();	/* what comes next shall not take its registers yet */
-		products(sh->q[buf][t.slot], k, s);
 	}
-	softmax(t.p, sh->all, vis, t.tile, threadIdx.x % 32 / 4 * 2, 1, s, r, prob);
-	{
-		struct values<d, vu> v;
+	products<d, kc, turned, 1>(f, k, q, at, x);
+	if (two)
+		products<d, kc, turned, 1>(f, k, q + SET * 32, at, x + 1);
+}
 
-		if (t.w.block.kind)
-			values_of_rows(t, rows + t.w.block.tokens * d, live, v);
+/* 16 tokens of a page, by one warp. */
+template <int d, int kc, int vc>
+CQ_DEVICE void tile_add(const struct turn &t, const struct few<d> *sh, const struct page<d> &pg,
+			const struct frame<d, kc> &f, struct state<d> &st)
+{
+	uint32_t set, prob[SETS][2], how = pg.at.how, tokens = how & HALVES;
+	bool two = t.w.item.n_vecs > SET;
+	struct places to;
+	float x[SETS][2];
+
+	if (!reinterpret_cast<const uint16_t *>(&pg.at.live)[t.tile])
+		return;
+	places_init<d, kc>(cq_keep(threadIdx.x), to);
+	{
+		struct keys<d> k;
+
+		if (tokens)
+			keys_of_rows<d, kc>(rows_of<d>(t, pg.at, tokens), pg.at.live, t.tile, k);
 		else
-			values_of_codes(t, sh, codes, v);
-		values_add(v, prob, r);
+			keys_of_codes<d, kc>(t.p.at.k, sh->book[0][0], pg.codes + to.k, k);
+		/* in every case, or registers would have to be put in order */
+		if (t.p.turn_k)
+			products_of<d, kc, true>(to, f, k, pg.q, two, x);
+		else
+			products_of<d, kc, false>(to, f, k, pg.q, two, x);
+	}
+	__syncwarp();	/* what comes next shall not take its registers yet */
+#pragma unroll
+	for (set = 0; set < SETS; set++) {
+		if (set && !two)
+			break;
+		scores(t.p, sh->all.query, pg.at, how & WHOLE, t.tile,
+		       threadIdx.x % 4 + set * SET, x[set]);
+		softmax(x[set], st.r[set], prob[set]);
+	}
+	{
+		struct values<d> v;
+		uint4 share;
+
+		if (tokens)
+			values_of_rows<d, vc>(rows_of<d>(t, pg.at, tokens) + tokens * d,
+					      pg.at.live, t.tile, v);
+		else
+			values_of_codes<d, vc>(t.p.at.v, sh->book[1][0], pg.codes + to.v +
+					       codes_bytes<d, kc, vc>(t.p.at, true), v);
+		share = *(const uint4 *)sh->shares[threadIdx.x % 8];
+		values_add<d, vc>(v, prob[0], share, st.r[0]);
+		if (two)
+			values_add<d, vc>(v, prob[1], share, st.r[1]);
 	}
 }
 
-template <int d, int ku, int vu>
-CQ_DEVICE void item(struct turn &t, struct few<d> *sh, const struct frame<d, ku> &f)
+/* Results of all warps to shared memory, four by four. */
+template <int d, int vc>
+CQ_DEVICE void gather(struct few<d> *sh, struct state<d> &st)
 {
-	struct result<d> r = {};
-	uint32_t i;
+	uint32_t thread = cq_keep(threadIdx.x), lane = thread % 32, warp = thread / 32, four, set;
+	int n;
 
-	r.m[0] = r.m[1] = -CQKD_INF;
-	__syncthreads();	/* the item before has been stored */
+#pragma unroll
+	for (set = 0; set < SETS; set++) {
+		struct result<d> &r = st.r[set];
+
+		for (n = 4; n < 32; n *= 2)
+			r.l += __shfl_xor_sync(0xffffffffu, r.l, n);
+		if (lane < 4) {
+			float *ml = sh->all.ml[warp][set * SET + lane];
+
+			ml[0] = r.low > FLOOR ? (r.low + P_LIFT) / LOG2E : -CQKD_INF;
+			ml[1] = r.l;
+		}
+	}
+	__syncthreads();	/* and codes make room for results */
+#pragma unroll 1
+	for (four = 0; four < WARPS / 4; four++) {
+#pragma unroll
+		for (set = 0; set < SETS && warp / 4 == four; set++) {
+			uint32_t vec = set * SET + lane % 4;
+			float m = sh->all.ml[warp][vec][0], top = total(sh->all, vec).x;
+			float f = m > -CQKD_INF ? exp2f((m - top) * LOG2E) : 0.0f;
+
+			result_put<d, vc>(st.r[set], f, four, sh->o[warp % 4][vec]);
+		}
+		__syncthreads();
+	}
+}
+
+/* Nothing found yet; scores of the item's vectors will be to base 2. */
+template <int d>
+CQ_DEVICE void state_init(struct few<d> *sh, struct state<d> &st)
+{
+	uint32_t set;
+
+#pragma unroll
+	for (set = 0; set < SETS; set++) {
+		st.r[set] = {};
+		st.r[set].low = FLOOR;
+	}
+	if (threadIdx.x < VECS)
+		sh->all.query[threadIdx.x].size *= LOG2E;
+}
+
+template <int d, int kc, int vc>
+CQ_DEVICE void item(const struct turn &t, struct few<d> *sh, const struct frame<d, kc> &f,
+		    struct pairs<d> &q)
+{
+	uint32_t i, n, buf = 0, sight = 0;
+	struct state<d> st;
+	struct work w;
+
+#pragma unroll
+	for (n = 0; n < pairs<d>::vecs; n++)
+		q.next[n] = ~0u;
 	queries_load(t.p, t.w, sh->all);
+	__syncthreads();
+	state_init(sh, st);
+	look(t, sh, 0);
 	/* once more than there are pages: what the first round would find is made in it */
 #pragma unroll 1
 	for (i = 0; i < t.w.item.n_blocks + PAGES; i += PAGES) {
 		cq_cp_wait<0>();
 		__syncthreads();
-		prepare<d, ku>(t, sh, i);
-		if (i && block_at(t, i - PAGES + t.slot))
-			tile_add<d, ku, vu>(t, sh, (i / PAGES - 1) % 2, f, r);
+		if (sight == AHEAD - PAGES || sight == 2 * AHEAD - PAGES)
+			look(t, sh, i + PAGES);
+		prepare<d, kc, vc>(t, sh, page_at<d, kc, vc>(t, sh, i, sight, buf), q);
+		buf ^= 1;
+		if (i && i - PAGES + t.slot < t.w.item.n_blocks)
+			tile_add<d, kc, vc>(t, sh, page_at<d, kc, vc>(t, sh, i - PAGES,
+					    (sight ? sight : CQKD_FEW_SIGHTS) - PAGES, buf),
+					    f, st);
+		sight = sight + PAGES < CQKD_FEW_SIGHTS ? sight + PAGES : 0;
 	}
-	__syncthreads();	/* codes make room for results */
-	gather(sh->all, sh->o, threadIdx.x % 32 / 4 * (d / 8), 2, 1, r);
-	result_store(t.p, t.w, sh->all, sh->o);
+	gather<d, vc>(sh, st);
+	w = t.w;
+	w.item.slot = sh->item.slot;
+	result_store(t.p, w, sh->all, sh->o);
 }
 
-template <int d, int ku, int vu>
+/* What a thread has to do with each page of the call. */
+template <int d, int kc>
+CQ_DEVICE void turn_init(struct turn &t)
+{
+	uint32_t i = threadIdx.x % PAGE_THREADS;
+
+	t.w.head = t.p.head_begin + blockIdx.y;
+	t.slot = threadIdx.x / PAGE_THREADS;
+	t.tile = threadIdx.x / 32 % 4;
+	t.from = cq_keep((uint32_t)(t.p.at.offset + t.w.head * (t.p.at.k_bytes + t.p.at.v_bytes)) +
+			 i * 16);
+	t.to = i / 4 * CQKD_FEW_STRIDE + i % 4 * 16;
+}
+
+/* What turns queries from page to page; nothing where keys do not turn. */
+template <int d>
+CQ_DEVICE void steps_init(const struct cqkd_attn &p, struct few<d> *sh)
+{
+	uint32_t j = cq_keep(threadIdx.x);
+	struct cqkd_turn a = { 1, 0 };
+
+	if (j >= d / 2)
+		return;
+	if (p.turn_k)
+		a = cqkd_turn_at(p.rope, STEP, j);
+	sh->step[j / 2][j % 2 * 2] = a.c;
+	sh->step[j / 2][j % 2 * 2 + 1] = a.s;
+}
+
+template <int d, int kc, int vc>
 CQ_DEVICE void attention(const struct cqkd_attn &p, struct few<d> *sh)
 {
 	const struct cqkd_plan *plan = cqkd_ptr<const struct cqkd_plan>(p.plan);
-	const struct cqkd_item *items = part_of<struct cqkd_item>(p, &cqkd_plan::items);
-	struct turn t = { p, {}, 0, 0, 0 };
-	struct frame<d, ku> f = {};
+	struct turn t = { p, {}, 0, 0, 0, 0 };
+	struct frame<d, kc> f = {};
+	struct pairs<d> q = {};
 	bool ready = false;
 	uint32_t i;
 
-	t.w.head = p.head_begin + blockIdx.y;
-	t.slot = threadIdx.x / PAGE_THREADS;
-	t.tile = threadIdx.x / 32 % 4;
-	t.lo_at = query_at<d, ku>(0, threadIdx.x % (d / 2));
-	for (i = plan->n_wide + blockIdx.x; i < plan->n_items; i += gridDim.x) {
-		t.w.item = items[i];
+	turn_init<d, kc>(t);
+	for (i = plan->n_wide + blockIdx.x; i < plan->n_items; i = sh->next) {
+		__syncthreads();	/* the item before has been stored */
+		if (threadIdx.x == 0) {
+			sh->item = part_of<struct cqkd_item>(p, &cqkd_plan::items)[i];
+			sh->next = i + gridDim.x;
+		}
+		__syncthreads();
+		t.w.item = sh->item;
 		if (t.w.item.n_vecs > p.few)
 			continue;
 		if (!ready) {
 			books_load(t, sh);
+			steps_init(p, sh);
+			shares_init<d, vc>(sh->shares);
 			if (p.turn_k)
-				frame_load(t, f);
+				frame_load(p.rope, t.tile, f);
 		}
 		ready = true;
-		item<d, ku, vu>(t, sh, f);
+		item<d, kc, vc>(t, sh, f, q);
 	}
 }
 
 /* Grid: blocks that share the items of a kv head, kv heads of the call. */
-#define ATTN_FEW(d, ku, vu) \
-CQ_KERNEL_BLOCKS(THREADS, 1, cqk_attn_few_d##d##_k##ku##v##vu, (struct cqkd_attn p)) \
+#define ATTN_FEW(d, kc, vc) \
+CQ_KERNEL_BLOCKS(THREADS, 1, cqk_attn_few_d##d##_k##kc##v##vc, (struct cqkd_attn p)) \
 { \
 	static_assert(sizeof(struct few<d>) <= CQKD_FEW_SHARED(d, 1), "params.h"); \
 	CQ_DYN_SHARED(struct few<d>, sh); \
 \
-	attention<d, ku, vu>(p, sh); \
+	attention<d, kc, vc>(p, sh); \
 }
 ATTN_FEW(64, 2, 2)
 ATTN_FEW(64, 2, 4)
@@ -571,3 +533,8 @@ ATTN_FEW(128, 2, 2)
 ATTN_FEW(128, 2, 4)
 ATTN_FEW(128, 4, 2)
 ATTN_FEW(128, 4, 4)
+ATTN_FEW(128, 8, 2)
+ATTN_FEW(128, 8, 4)
+ATTN_FEW(128, 2, 8)
+ATTN_FEW(128, 4, 8)
+ATTN_FEW(128, 8, 8)

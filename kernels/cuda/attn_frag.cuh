@@ -60,7 +60,7 @@ CQ_DEVICE void queries_load(const struct cqkd_attn &p, const struct work &w,
 {
 	uint32_t i, ch;
 
-	for (i = threadIdx.x / 32; i < VECS; i += warps) {
+	for (i = cq_keep(threadIdx.x / 32); i < VECS; i += warps) {
 		if (i < w.item.n_vecs) {
 			query_load(p, w, all, i);
 			continue;
@@ -89,62 +89,6 @@ CQ_DEVICE __half2 h2_of(uint32_t bits)
 	return x;
 }
 
-/* A warp's results of all vectors so far: a lane has vectors 2 l and 2 l + 1. */
-template <int d>
-struct result {
-	float o[d / 16][4];	/* [vector 2 l, the other] of a channel, then of the next */
-	float m[2], l[2];
-};
-
-/* prob() by the unit for it, whose error is far below that of the half that it becomes. */
-CQ_DEVICE float prob_fast(float x, float m)
-{
-	return x > -CQKD_INF ? cq_exp2((x - m) * LOG2E + P_LIFT) : 0.0f;
-}
-
-/*
- * Products become probabilities, returned as the fragment that values are multiplied with:
- * of the lane's tokens, the @at-th of the tile and that @next after it. What was there
- * before fades.
- */
-template <int d, int warps>
-CQ_DEVICE void softmax(const struct cqkd_attn &p, const struct vectors<d, warps> &all,
-		       const uint64_t *vis, uint32_t tile, uint32_t at, uint32_t next, float s[4],
-		       struct result<d> &r, uint32_t out[2])
-{
-	const uint16_t *tiles = reinterpret_cast<const uint16_t *>(vis) + tile;
-	uint32_t lane = threadIdx.x % 32;
-	float m[2], fade[2];
-	__half x[4];
-	int i, flip;
-
-#pragma unroll
-	for (i = 0; i < 2; i++) {
-		uint32_t vec = lane % 4 * 2 + i;
-		uint32_t see = tiles[vec * 4] >> at;
-		float size = all.query[vec].size;
-
-		s[i] = score(p, s[i], size, see & 1);
-		s[i + 2] = score(p, s[i + 2], size, see >> next & 1);
-		m[i] = fmaxf(r.m[i], fmaxf(s[i], s[i + 2]));
-		for (flip = 4; flip < 32; flip *= 2)
-			m[i] = fmaxf(m[i], __shfl_xor_sync(0xffffffffu, m[i], flip));
-		fade[i] = m[i] > -CQKD_INF ? cq_exp2((r.m[i] - m[i]) * LOG2E) : 1.0f;
-		x[i] = __float2half_rn(prob_fast(s[i], m[i]));
-		x[i + 2] = __float2half_rn(prob_fast(s[i + 2], m[i]));
-		r.l[i] = r.l[i] * fade[i] + __half2float(x[i]) + __half2float(x[i + 2]);
-	}
-	out[0] = cq_movmatrix_trans(h2_bits(__halves2half2(x[0], x[1])));
-	out[1] = cq_movmatrix_trans(h2_bits(__halves2half2(x[2], x[3])));
-	if (__any_sync(0xffffffffu, m[0] != r.m[0] || m[1] != r.m[1])) {
-#pragma unroll
-		for (i = 0; i < 4 * (d / 16); i++)
-			r.o[i / 4][i % 4] *= fade[i % 2];
-	}
-	r.m[0] = m[0];
-	r.m[1] = m[1];
-}
-
 /* Maximum over the warps, and the sum of what they have, of one vector. */
 template <int d, int warps>
 CQ_DEVICE float2 total(const struct vectors<d, warps> &all, uint32_t vec)
@@ -157,47 +101,6 @@ CQ_DEVICE float2 total(const struct vectors<d, warps> &all, uint32_t vec)
 	for (i = 0; i < warps && m > -CQKD_INF; i++)
 		l += all.ml[i][vec][1] * exp2f((all.ml[i][vec][0] - m) * LOG2E);
 	return make_float2(m, l);
-}
-
-/*
- * Results of all warps to @out: four by four. A lane's results are of channel @ch, each
- * second one of @next channels further on, and so on in steps of @step channels.
- */
-template <int d, int warps>
-CQ_DEVICE void gather(struct vectors<d, warps> &all, float (*out)[VECS][d], uint32_t ch,
-		      uint32_t step, uint32_t next, struct result<d> &r)
-{
-	uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-	int i, n, four;
-
-#pragma unroll
-	for (i = 0; i < 2; i++) {
-		for (n = 4; n < 32; n *= 2)
-			r.l[i] += __shfl_xor_sync(0xffffffffu, r.l[i], n);
-		if (lane < 4) {
-			all.ml[warp][lane * 2 + i][0] = r.m[i];
-			all.ml[warp][lane * 2 + i][1] = r.l[i];
-		}
-	}
-	__syncthreads();
-	for (four = 0; four < warps / 4; four++) {
-#pragma unroll
-		for (i = 0; i < 2 && (int)warp / 4 == four; i++) {
-			uint32_t vec = lane % 4 * 2 + i;
-			float m = total(all, vec).x;
-			float f = r.m[i] > -CQKD_INF ? exp2f((r.m[i] - m) * LOG2E) : 0.0f;
-			float *o = out[warp % 4][vec] + ch;
-
-#pragma unroll
-			for (n = 0; n < d / 16; n++) {
-				float *a = o + n * step, *b = a + next;
-
-				*a = (four ? *a : 0) + f * r.o[n][i];
-				*b = (four ? *b : 0) + f * r.o[n][i + 2];
-			}
-		}
-		__syncthreads();
-	}
 }
 
 /* Results of the item to the workspace. */

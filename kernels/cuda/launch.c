@@ -14,15 +14,17 @@
 
 enum kernel {
 	K_APPEND, K_ATTN_64, K_ATTN_128, K_ATTN_256, K_WIDE_64, K_WIDE_128, K_WIDE_256, K_MERGE,
-	K_CHECK, K_GATHER, K_F16_64, K_F16_128, K_FEW, N_KERNELS = K_FEW + 8
+	K_CHECK, K_GATHER, K_F16_64, K_F16_128, K_FEW, N_KERNELS = K_FEW + 13
 };
 
-/* Of the kernels of attn_few.cu: head_dim, then channels of a unit of K and of V. */
-#define FEW_AT(d, ku, vu) (K_FEW + ((d) > 64) * 4 + ((ku) > 2) * 2 + ((vu) > 2))
-#define FEW(d, ku, vu)								\
-	[FEW_AT(d, ku, vu)] = {							\
-		"cqk_attn_few_d" #d "_k" #ku "v" #vu,				\
-		CQKD_FEW_SHARED(d, d / ku + d / vu), CQKD_FEW_WARPS * 32,	\
+/* Of the kernels of attn_few.cu: head_dim, channels of a group; with 64 up to 4 of them. */
+#define FEW_C(c) (((c) > 2) + ((c) > 4))
+#define FEW_AT(d, kc, vc)							\
+	(K_FEW + ((d) > 64 ? 4 + FEW_C(kc) * 3 + FEW_C(vc) : ((kc) > 2) * 2 + ((vc) > 2)))
+#define FEW(d, kc, vc)								\
+	[FEW_AT(d, kc, vc)] = {							\
+		"cqk_attn_few_d" #d "_k" #kc "v" #vc,				\
+		CQKD_FEW_SHARED(d, d / kc + d / vc), CQKD_FEW_WARPS * 32,	\
 	}
 
 static const struct {
@@ -43,7 +45,9 @@ static const struct {
 	[K_F16_64] = { "cqk_attn_f16_d64", CQKD_F16_SHARED(64), CQKD_F16_WARPS * 32 },
 	[K_F16_128] = { "cqk_attn_f16_d128", CQKD_F16_SHARED(128), CQKD_F16_WARPS * 32 },
 	FEW(64, 2, 2), FEW(64, 2, 4), FEW(64, 4, 2), FEW(64, 4, 4),
-	FEW(128, 2, 2), FEW(128, 2, 4), FEW(128, 4, 2), FEW(128, 4, 4),
+	FEW(128, 2, 2), FEW(128, 2, 4), FEW(128, 2, 8),
+	FEW(128, 4, 2), FEW(128, 4, 4), FEW(128, 4, 8),
+	FEW(128, 8, 2), FEW(128, 8, 4), FEW(128, 8, 8),
 };
 
 struct cqk_cuda_kernels {

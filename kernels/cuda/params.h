@@ -342,19 +342,26 @@ struct cqkd_attn {
 #define CQKD_FEW_VECS		8
 #define CQKD_FEW_STRIDE		80
 #define CQKD_FEW_DIM		128	/* most channels of a head */
+#define CQKD_FEW_SIGHTS		12	/* pages of which it is known what is to be read */
 
-/* Bytes of a page's codes there; of two stages of them, where results are added up too. */
+/*
+ * Bytes of a page's codes there; of two stages of them and of queries as halves, where
+ * results are added up too.
+ */
 #define CQKD_FEW_CODES(groups)	((groups) * CQKD_FEW_STRIDE)
+#define CQKD_FEW_PAGE(d, groups) \
+	(CQKD_FEW_VECS * (d) * 2 + CQKD_FEW_CODES(groups))
 #define CQKD_FEW_STAGES(d, groups) \
-	(2 * CQKD_FEW_PAGES * CQKD_FEW_CODES(groups) > 4 * CQKD_FEW_VECS * (d) * 4 ? \
-	 2 * CQKD_FEW_PAGES * CQKD_FEW_CODES(groups) : 4 * CQKD_FEW_VECS * (d) * 4)
+	(2 * CQKD_FEW_PAGES * CQKD_FEW_PAGE(d, groups) > 4 * CQKD_FEW_VECS * (d) * 4 ? \
+	 2 * CQKD_FEW_PAGES * CQKD_FEW_PAGE(d, groups) : 4 * CQKD_FEW_VECS * (d) * 4)
 
 /* Shared memory of cqk_attn_few_d*, @groups: of K and V together. */
 #define CQKD_FEW_SHARED(d, groups) \
 	(2 * CQKD_CENTROIDS * (d) * 2 +				/* centroids */ \
-	 2 * CQKD_FEW_PAGES * CQKD_FEW_VECS * (d) * 2 +		/* queries, halves */ \
-	 CQKD_FEW_VECS * CQKD_Q_PITCH(d) * 4 +			/* f32 */ \
-	 2 * CQKD_FEW_PAGES * (CQKD_FEW_VECS + 1) * 8 +		/* what they see */ \
+	 (d) * 4 +						/* turns */ \
+	 CQKD_FEW_VECS * CQKD_Q_PITCH(d) * 4 +			/* queries */ \
+	 CQKD_FEW_SIGHTS * (24 + CQKD_FEW_VECS * 12) +		/* what they see */ \
+	 128 + 32 +						/* orders of values; item */ \
 	 CQKD_FEW_VECS * 16 +					/* vectors */ \
 	 CQKD_FEW_WARPS * CQKD_FEW_VECS * 8 +			/* maxima and sums of warps */ \
 	 CQKD_FEW_STAGES(d, groups))

@@ -119,4 +119,11 @@ CQ_DEVICE float cq_exp2(float x)
 	return r;
 }
 
+/* The same number, of which the compiler knows nothing. */
+CQ_DEVICE uint32_t cq_keep(uint32_t x)
+{
+	asm volatile("" : "+r"(x));
+	return x;
+}
+
 #endif /* CQK_CUDA_PTX_CUH */
