@@ -175,7 +175,7 @@ struct cqc_gpu {
  * struct cqc_gpu_batch - a batch on a device
  * @mem:  on the device, at the same place for all steps: a table of destinations,
  *        at most @dests_max, and at @plan_at the plan; @host pinned
- * @n_dests, @n_items, @n_wide: of the step
+ * @n_dests, @n_items, @n_wide, @few_only: of the step
  * @work: workspace, @work_head bytes for each kv head
  * @past: steps whose end was not seen yet, @at is the one being made or in use
  */
@@ -183,7 +183,7 @@ struct cqc_gpu_batch {
 	struct cqk_cuda_limits limits;
 	cqcu_ptr mem, work;
 	uint64_t mem_bytes, plan_at, work_head;
-	uint32_t dests_max, n_dests, n_items, n_wide;
+	uint32_t dests_max, n_dests, n_items, n_wide, few_only;
 	uint8_t *host;
 	uint32_t at;
 	bool used, stale;

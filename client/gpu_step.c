@@ -201,6 +201,7 @@ int cqc_gpu_step(struct cq_batch *b)
 		.want = MAX(2 * (uint32_t)g->sms / geom->n_kv_heads, 1u),
 	};
 	uint8_t *out = gb->host + gb->at * gb->mem_bytes, *plan = out + gb->plan_at;
+	const struct cqkd_plan *head;
 	size_t used;
 	int ret, r;
 
@@ -210,8 +211,10 @@ int cqc_gpu_step(struct cq_batch *b)
 		ret = cqc_gpu_in(g);
 	if (ret)
 		return ret;
-	gb->n_wide = ((const struct cqkd_plan *)(const void *)plan)->n_wide;
-	gb->n_items = ((const struct cqkd_plan *)(const void *)plan)->n_items - gb->n_wide;
+	head = (const struct cqkd_plan *)(const void *)plan;
+	gb->n_wide = head->n_wide;
+	gb->n_items = head->n_items - gb->n_wide;
+	gb->few_only = head->vecs <= CQKD_FEW_VECS;
 	r = g->cu->cuMemcpyHtoDAsync(gb->mem, out, gb->plan_at + used, g->stream);
 	if (r)
 		ret = cqc_gpu_fail(g, r, "copying a plan");
@@ -302,6 +305,7 @@ int cqc_gpu_attention(const struct cq_batch *b, const struct cqc_attend *at)
 		limits.rows = b->n_rows;
 		limits.items = gb->n_items;
 		limits.wide = gb->n_wide;
+		limits.few_only = gb->few_only;
 	}
 	WRITE_ONCE(g->dirty, true);
 	ret = cqk_cuda_attention(g->kernels, g->tabs, &a, stream, cqc_err());

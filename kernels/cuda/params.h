@@ -234,6 +234,7 @@ struct cqkd_item {
  * @refs:     u32: slot of the row's first query head in a partial result
  * @bytes:    of the whole plan
  * @n_wide:   items of more than CQKD_VECS() vectors
+ * @vecs:     most vectors of an item that is not one of these
  * @pad:      0
  */
 struct cqkd_plan {
@@ -248,7 +249,8 @@ struct cqkd_plan {
 	uint32_t refs;
 	uint32_t bytes;
 	uint32_t n_wide;
-	uint32_t pad[5];
+	uint32_t vecs;
+	uint32_t pad[4];
 };
 
 /**

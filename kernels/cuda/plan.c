@@ -232,6 +232,7 @@ static size_t lay_out(const struct cqk_cuda_step *s, const struct cut *c,
 	head->bytes = (uint32_t)at;
 	head->n_items = (uint32_t)(c->items + c->wide);
 	head->n_wide = (uint32_t)c->wide;
+	head->vecs = (uint32_t)c->vecs;
 	head->n_rows = s->n_rows;
 	return at;
 }

@@ -112,16 +112,18 @@ static void check_wide(const struct rig *r)
 	const struct cqkd_plan *p = part(r, 0);
 	const struct cqkd_item *it = part(r, p->items);
 	uint32_t few = CQKD_VECS(r->step.head_dim), many = CQKD_WIDE_VECS(r->step.head_dim);
-	uint32_t i, b, j;
+	uint32_t i, b, j, most = 0;
 
 	ASSERT_LE(p->n_wide, r->limits.wide);
 	for (i = 0; i < p->n_items; i++, it++) {
 		ASSERT_LE(it->n_vecs, i < p->n_wide ? many : few);
+		most = i < p->n_wide ? 0 : MAX(most, it->n_vecs);
 		for (b = it->block; i < p->n_wide && b < it->block + it->n_blocks; b++)
 			for (j = 0; j < r->blocks[b].n_spans; j++)
 				ASSERT_EQ(r->spans[r->blocks[b].span_first + j].pos,
 					  r->spans[r->blocks[b].span_first].pos);
 	}
+	ASSERT_EQ(p->vecs, most);
 }
 
 static void check_plan(const struct rig *r)
