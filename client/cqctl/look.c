@@ -159,7 +159,8 @@ static int look_all(struct look *l, const Cqp__LookOk *ok, const int *fds)
 	if (ok->slots.len % sizeof(slots[0]) || n > ARRAY_SIZE(slots) ||
 	    ok->n_segments > CQP_LOOK_SEGMENTS)
 		return malformed(l);
-	memcpy(slots, ok->slots.data, ok->slots.len);
+	if (n)
+		memcpy(slots, ok->slots.data, ok->slots.len);
 	for (i = 0; i < ok->n_segments && !ret; i++)
 		ret = map_one(l, (uint32_t)i, ok->segments[i],
 			      ok->segments[i]->has_handle ? -1 : fds[next++]);
