@@ -19,11 +19,13 @@ import test_refusals    # noqa: E402
 import test_report      # noqa: E402
 import test_small       # noqa: E402
 import test_suite       # noqa: E402
+import test_widen       # noqa: E402
 
 try:
     test_small.prepare()
     failed = tap.run([test_files, test_config, test_peers, test_phase, test_small,
-                      test_refusals, test_report, test_suite, test_hf])
+                      test_refusals, test_report, test_suite, test_widen,
+                      test_hf])
 finally:
     shutil.rmtree(small.DIR)
 sys.exit(failed > 0)

@@ -214,8 +214,9 @@ def test_bits_count_everything():
 
 def test_eval_writes_its_lines():
     with open(path("tasks.py"), "w", encoding="utf-8") as f:
-        f.write("import numpy as np\ndef recall(seed, n, pairs, queries):\n"
-                "    return np.arange(n), np.arange(n - queries, n), np.zeros(queries)\n")
+        f.write("import numpy as np\ndef recall(seed, n, pairs, queries, words):\n"
+                "    at = np.arange(n - queries * words, n).reshape(queries, words)\n"
+                "    return np.arange(n), at, np.zeros_like(at)\n")
     status, out, said = cq("eval", LM, "--codec", path("4c8b.st"), "--peer", "int2-g64",
                            "kivi2-g32", "kvquant2-1", "turbo2", "hadamard2-g64", "fp8",
                            "--dump", path("acts.st"), "--ids", os.path.join(LM, "heldout.u16"),

@@ -22,28 +22,28 @@ trap 'rm -rf "$dir"' EXIT
 py() {
 	PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$top/client/worker/lm/training "$python" -c "
 import numpy as np, tasks as t
-ids, at, want = t.recall(7, 600, 40, 9)
+ids, at, want = t.recall(7, 600, 40, 9, 3)
 $1"
 }
 
 plan 6
 ok "the same seed, the same sequence; another, another" py '
-again = t.recall(7, 600, 40, 9)
+again = t.recall(7, 600, 40, 9, 3)
 assert all((a == b).all() for a, b in zip((ids, at, want), again))
-assert (ids != t.recall(8, 600, 40, 9)[0]).any()'
+assert (ids != t.recall(8, 600, 40, 9, 3)[0]).any()'
 ok "600 tokens; every answer stands behind its key, twice" py '
-assert ids.dtype == np.uint16 and len(ids) == 600 and len(at) == len(want) == 9
-assert (ids[at + 1] == want).all() and (ids[at - 1] == t.ASK).all()
-for p, w in zip(at, want):
+assert ids.dtype == np.uint16 and len(ids) == 600 and at.shape == want.shape == (9, 3)
+assert (ids[at + 1] == want).all() and (ids[at[:, 0] - 1] == t.ASK).all()
+for p, w in zip(at[:, 0], want):
     first, second = np.flatnonzero(ids == ids[p])
-    assert second == p and ids[first + 1] == w and ids[first - 1] == t.PAIR'
+    assert second == p and (ids[first + 1:first + 4] == w).all() and ids[first - 1] == t.PAIR'
 ok "no question is asked twice, no answer is a guess" py '
-assert len(set(ids[at])) == len(set(want.tolist())) == 9 and (want >= t.FIRST_WORD).all()'
+assert len(set(ids[at[:, 0]])) == 9 and len(set(want.ravel().tolist())) == 27 and (want >= t.FIRST_WORD).all()'
 ok "presets have the pairs and questions of their table" py '
-for name, (per, questions) in t.PRESETS.items():
+for name, (per, questions, words) in t.PRESETS.items():
     got = t.preset(name, 3, 1500)
-    want = t.recall(3, 1500, 1500 // per, questions)
-    assert len(got[2]) == questions and (got[0] == want[0]).all()'
+    want = t.recall(3, 1500, 1500 // per, questions, words)
+    assert got[2].shape == (questions, words) and (got[0] == want[0]).all()'
 ok "a repeated string predicts itself from its second time on" py '
 ids, at, want = t.repeated(5, 64, 10)
 assert (ids[10:] == ids[:-10]).all() and (ids[at + 1] == want).all() and at[0] == 10'

@@ -108,7 +108,8 @@ class Bench:
         if args.tasks:
             recall = load_tasks(args.tasks).recall
             self.tasks = [recall([args.seed, i], args.recall_tokens, args.recall_pairs,
-                                 args.recall_queries) for i in range(args.recall)]
+                                 args.recall_queries, args.recall_words)
+                          for i in range(args.recall)]
 
     def check(self, path, fingerprint):
         """Refuse a file that was made for other weights than those measured."""
@@ -165,8 +166,10 @@ def parser():
     p.add_argument("--recall", type=command.whole(1), default=16, help="retrieval sequences")
     p.add_argument("--recall-readers", nargs="+", choices=READERS, default=list(READERS))
     p.add_argument("--recall-tokens", type=command.whole(2), default=1500)
-    p.add_argument("--recall-pairs", type=command.whole(1), default=125)
+    p.add_argument("--recall-pairs", type=command.whole(1), default=62)
     p.add_argument("--recall-queries", type=command.whole(1), default=16)
+    p.add_argument("--recall-words", type=command.whole(1), default=4,
+                   help="of an answer, all of which must be right")
     p.add_argument("--no-exact", action="store_true", help="no line of the exact cache")
     p.add_argument("--seed", type=command.whole(0), default=1)
     p.add_argument("--name", help="of the model, in the lines")

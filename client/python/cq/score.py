@@ -44,13 +44,17 @@ def text(model, seqs, ref, first, coder, reader):
 
 
 def retrieval(model, tasks, tap):
-    """Share of questions answered; tasks: (ids, positions, answers)."""
+    """Share of questions answered; tasks: (ids, positions, answers).
+
+    positions and answers are [question] or [question][word]: all words must be right.
+    """
     right = asked = 0
     with torch.no_grad():
         for ids, positions, answers in tasks:
             ids = torch.as_tensor(np.asarray(ids, np.int64))
             logits = model.forward(model.embed(ids[None]), tap,
-                                   torch.as_tensor(np.asarray(positions)))
-            hit = logits[0].argmax(-1).numpy() == np.asarray(answers)
+                                   torch.as_tensor(np.ravel(positions)))
+            hit = logits[0].argmax(-1).numpy() == np.ravel(answers)
+            hit = hit.reshape(len(answers), -1).all(-1)
             right, asked = right + int(hit.sum()), asked + len(hit)
     return right / asked

@@ -47,11 +47,14 @@ def perplexity(net, text, length, hook=None):
 
 
 def accuracy(net, made, hook=None):
-    """Share of the answers of (ids, positions, answers) that are the most likely token."""
+    """Share of (ids, positions, answers) whose answers are the most likely tokens.
+
+    An answer of several words counts when all of them are right.
+    """
     right = total = 0
     for ids, at, answers in made:
-        said = net(ids_of(ids), torch.from_numpy(at), hook).argmax(-1).numpy()
-        right += (said == answers).sum()
+        said = net(ids_of(ids), torch.from_numpy(at.ravel()), hook).argmax(-1).numpy()
+        right += (said == answers.ravel()).reshape(len(answers), -1).all(-1).sum()
         total += len(answers)
     return round(float(right / total), 4)
 
