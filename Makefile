@@ -50,7 +50,7 @@ OBJCOPY	?= objcopy
 
 # Goals that must work before a compiler is installed read no probes: they
 # install first and then call make again for the real work.
-early := deps clean help demo check check-neon bench eval chaos chaos-short ci
+early := deps clean help demo check check-neon bench eval yardstick chaos chaos-short ci
 ifneq ($(filter-out $(early),$(or $(MAKECMDGOALS),all)),)
 include scripts/Makefile.build
 include scripts/Makefile.check

@@ -7,7 +7,8 @@
 # ended goes on where it was, from $O/eval/work.
 #
 # First in Python, through libcq's codec, with other codings beside it
-# (suite.py; needs torch). Then on a real cqd, with workers:
+# (suite.py; needs torch): on the small model, and where make yardstick has trained it,
+# or YARDSTICK names its folder, on one that can recall. Then on a real cqd, with workers:
 #
 # reader "attached": 1,728 tokens of held-out text are shared codes, the 256
 # behind them are the reader's own; 16 continuations.
@@ -20,9 +21,11 @@ top=$(cd "$(dirname "$0")/../.." && pwd)
 lm=$top/client/worker/lm
 dir=$(mktemp -d "${TMPDIR:-/tmp}/cq-eval.XXXXXX")
 work=$O/eval/work
-acts=$work/plain.st	# with gradients
+acts=$work/small/plain.st	# with gradients
 cqd=
 codings=${CODINGS:-fp16 4c8b}
+yardstick=${YARDSTICK-$O/yardstick}
+[ -e "$yardstick/model.safetensors" ] || yardstick=
 export O OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 export CQ_LIBRARY=$O/libcq.so PYTHONPATH=$top/client/python PYTHONDONTWRITEBYTECODE=1
 
@@ -51,7 +54,11 @@ in_python() {
 		echo "eval: no torch (python3-torch): only the rows of a real cqd" >&2
 		return 0
 	fi
-	"$python" "$top/tests/eval/suite.py" "$lm" "$work" "$O/eval.json" "$O/eval"
+	if [ -z "$yardstick" ]; then
+		echo "eval: no yardstick (make yardstick): nothing is asked what it recalls" >&2
+	fi
+	"$python" "$top/tests/eval/suite.py" "$lm" "$work" "$O/eval.json" "$O/eval" \
+		${yardstick:+"$yardstick"}
 }
 
 calibrate() {

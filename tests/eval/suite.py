@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""What make eval measures on a model in Python: suite.py MODEL WORK OUTPUT PLOTS.
+"""What make eval measures in Python: suite.py LM WORK OUTPUT PLOTS [YARDSTICK].
 
-Codebooks come from calibration.u16, figures from heldout.u16: its second half,
-or with SPLIT=choose its first one, on which settings are chosen. SIZE=quick
-measures on less.
+LM is the small language model's folder, with the texts and the retrieval tasks; YARDSTICK
+is that of a model with the same vocabulary that can recall. Codebooks come from
+calibration.u16, figures from heldout.u16: its second half, or with SPLIT=choose its
+first one, on which settings are chosen. SIZE=quick measures on less.
 
 What is done stays in WORK until it is removed: a run that was ended goes on from
 there. Files of other sources, weights or settings are thrown away.
@@ -13,34 +14,40 @@ import glob
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-import threading
-import time
+
+from work import Lines, once, prepare, say, stamp
 
 TOP = os.path.abspath(os.path.join(os.path.dirname(__file__), "../.."))
 OUT = os.environ.get("O", os.path.join(TOP, "build"))
 JOBS = int(os.environ.get("JOBS", os.cpu_count() or 1))
+QUICK = os.environ.get("SIZE") == "quick"
 #        sequences of text, of retrieval, of calibration and their length
-SIZES = {"full": (4, 12, 12, 2048), "quick": (2, 4, 8, 1024)}
-TEXT, RECALL, CALIB, CALIB_LENGTH = SIZES[os.environ.get("SIZE", "full")]
+TEXT, RECALL, CALIB, CALIB_LENGTH = (2, 8, 8, 1024) if QUICK else (4, 24, 12, 2048)
 LEAST_RECALL = 0.95         # of the exact cache; below it the figure says nothing
 SKIP = {"choose": 0, "report": 65536}[os.environ.get("SPLIT", "report")]
 
-CURVE = {"8c8b/8c8b": ["--k", "8c8b", "--v", "8c8b"],
-         "4c8b/4c8b": ["--k", "4c8b", "--v", "4c8b"],
-         "2c8b/2c8b": ["--k", "2c8b", "--v", "2c8b"]}
+ONE_BIT = {"8c8b/8c8b": ["--k", "8c8b", "--v", "8c8b"]}
+CURVE = ONE_BIT | {"4c8b/4c8b": ["--k", "4c8b", "--v", "4c8b"],
+                   "2c8b/2c8b": ["--k", "2c8b", "--v", "2c8b"]}
 CURVE |= {f"budget {b}": ["--budget", b] for b in ("1.25", "1.5", "1.75", "2.25", "2.5", "3")}
 FISHER = {f"fisher {how}": ["--k", "8c8b", "--v", "8c8b", "--fisher", how]
           for how in ("none", "token", "channel")}
-PEERS = [f"{kind}{b}-g{g}" for g in (32, 64, 128) for b in (1, 2, 3, 4)
-         for kind in ("int", "kivi", "hadamard")] + \
-        [f"kvquant{b}{tail}" for b in (1, 2, 3, 4) for tail in ("", "-1")] + \
-        [f"turbo{b}" for b in (1, 2, 3, 4)] + ["fp8"]
 COUPLED = ["coupled1-1", "coupled2-2", "coupled4-4"]
-if os.environ.get("SIZE") == "quick":
-    PEERS = [p for p in PEERS if "-g32" not in p and "-g128" not in p]
+BOTH, ONE = ["--readers", "owner", "attached"], ["--readers", "attached"]
+APART = ["--label", "ablation"]
+
+
+def peers(channels):
+    """The other codings; channels: of a token. int2 with one scale a token is always there."""
+    groups = [64] if QUICK else sorted({32, 64, channels})
+    found = [f"{kind}{b}-g{g}" for g in groups for b in (1, 2, 3, 4)
+             for kind in ("int", "kivi", "hadamard") if not channels % g]
+    if f"int2-g{channels}" not in found:
+        found.append(f"int2-g{channels}")
+    return found + [f"kvquant{b}{tail}" for b in (1, 2, 3, 4) for tail in ("", "-1")] + \
+        [f"turbo{b}" for b in (1, 2, 3, 4)] + ["fp8"]
 
 
 def cq(*args):
@@ -50,70 +57,34 @@ def cq(*args):
     return done.stdout
 
 
-def stamp(model):
-    """What the figures depend on, as a digest."""
-    digest = hashlib.sha256(repr((SIZES, CURVE, FISHER, PEERS, COUPLED, TEXT, SKIP)).encode())
-    for path in sorted(glob.glob(os.path.join(TOP, "client/python/cq/*.py"))) + [
-            os.path.join(model, name) for name in ("model.safetensors", "calibration.u16",
-                                                   "heldout.u16")] + [
-            os.path.join(OUT, name) for name in ("cqctl", "libcq.so")] + [__file__]:
-        with open(path, "rb") as f:
-            digest.update(hashlib.sha256(f.read()).digest())
-    return digest.hexdigest()
-
-
-def prepare(folder, mark):
-    """Make a folder for files of this mark, without others; whether it was there."""
-    path = os.path.join(folder, "stamp")
-    try:
-        with open(path, encoding="ascii") as f:
-            if f.read() == mark:
-                return True
-    except (OSError, ValueError):
-        pass
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)
-    with open(path, "w", encoding="ascii") as f:
-        f.write(mark)
-    return False
-
-
-def once(path, call):
-    """call(path) unless that is there: a file or folder that is whole or not there."""
-    if os.path.exists(path):
-        return
-    part = path + ".part"
-    if os.path.isdir(part):
-        shutil.rmtree(part)
-    call(part)
-    os.replace(part, path)
-
-
-def say(text):
-    """A line on standard error."""
-    print(f"eval: {text}", file=sys.stderr, flush=True)
-
-
 class Suite:
-    """The files of one run, and its jobs."""
+    """One model's files, and its jobs: (folder, name in the lines, options, with retrieval)."""
 
-    def __init__(self, model, work, output, plots):
-        self.model, self.work, self.output, self.plots = model, work, output, plots
+    def __init__(self, name, model, lm, work):
+        self.name, self.model = name, model
+        self.work = os.path.join(work, name)
         self.pool = concurrent.futures.ThreadPoolExecutor(JOBS)
-        self.ids = os.path.join(model, "heldout.u16")
-        self.tasks = os.path.join(model, "training", "tasks.py")
-        self.recalls, self.lock = False, threading.Lock()
-        self.rows, self.done, self.start = [], 0, time.monotonic()
+        self.ids, self.calibration = (os.path.join(lm, n + ".u16")
+                                      for n in ("heldout", "calibration"))
+        self.tasks = os.path.join(lm, "training", "tasks.py")
+        self.recalls = False
 
     def path(self, name):
         return os.path.join(self.work, name)
 
+    def mark(self):
+        """What this model's figures depend on."""
+        sources = sorted(glob.glob(os.path.join(TOP, "client/python/cq/*.py")))
+        return stamp((TEXT, RECALL, CALIB, CALIB_LENGTH, SKIP), sources + [
+            os.path.join(self.model, "model.safetensors"), self.calibration, self.ids, self.tasks,
+            os.path.join(OUT, "cqctl"), os.path.join(OUT, "libcq.so"), __file__])
+
     def dump(self, name, folder, *more):
         """Activations of the calibration text."""
         once(self.path(name + ".st"), lambda part: cq(
-            "dump", folder, "--ids", os.path.join(self.model, "calibration.u16"), "--sequences",
-            CALIB, "--length", CALIB_LENGTH, "-o", part, *more))
-        say(f"activations: {name}")
+            "dump", folder, "--ids", self.calibration, "--sequences", CALIB, "--length",
+            CALIB_LENGTH, "-o", part, *more))
+        say(f"activations: {self.name}, {name}")
 
     def calibrate(self, acts, name, options):
         """One model file of a dump; NAME=FILE for cq-eval."""
@@ -123,7 +94,13 @@ class Suite:
              "--threads", "1", "-o", part], check=True, capture_output=True))
         return f"{name}={out}"
 
-    def measure(self, folder, name, *options, recall=True):
+    def codings(self, acts, options):
+        """{name: NAME=FILE} of a dump's model files."""
+        made = self.each(self.calibrate, [(acts, n, o) for n, o in options.items()])
+        say(f"{len(made)} model files: {self.name}, {acts}")
+        return dict(zip(options, made))
+
+    def measure(self, folder, name, options, recall):
         """One cq-eval; its lines, which are kept."""
         more = [] if not options else ["--no-exact"]
         if recall and self.recalls:
@@ -141,89 +118,90 @@ class Suite:
         with open(path, encoding="utf-8") as f:
             return f.read()
 
-    def gather(self, at, lines):
-        """Keep the lines of job at, write those that are there, in the order of the jobs."""
-        with self.lock:
-            self.rows[at] = lines
-            self.done += 1
-            left = (time.monotonic() - self.start) / self.done * (len(self.rows) - self.done)
-            with open(self.output + ".part", "w", encoding="utf-8") as f:
-                f.writelines(self.rows)
-            os.replace(self.output + ".part", self.output)
-            last = json.loads(lines.splitlines()[-1])
-            say(f"{self.done} of {len(self.rows)}, {left / 60:.0f} min left: {last['model']}, "
-                f"{last['method']}, KL {last['kl_mean']:.5f}")
-
-    def exact(self):
-        """The line of the exact cache. A model that cannot recall is not asked again."""
-        self.recalls = os.path.exists(self.tasks)
-        lines = self.measure(self.model, "small")
-        self.recalls = (json.loads(lines)["retrieval"] or 0) >= LEAST_RECALL
-        return lines
-
     def each(self, call, jobs):
         """call(*job) for all jobs, JOBS at a time; the results in order."""
         return [f.result() for f in [self.pool.submit(call, *job) for job in jobs]]
 
-    def run(self):
-        if prepare(self.work, stamp(self.model)):
+    def exact(self):
+        """The job of the exact cache. A model that cannot recall is not asked again."""
+        job = (self.model, self.name, [], True)
+        self.recalls = os.path.exists(self.tasks)
+        line = json.loads(self.measure(*job))
+        self.recalls = (line["retrieval"] or 0) >= LEAST_RECALL
+        return job
+
+    def curves(self):
+        """Jobs of ours and of the others: plain, turned and made hard."""
+        if prepare(self.work, self.mark()):
             say(f"going on from {self.work}")
-        hard = self.path("hard")
-        exact = self.exact()
+        exact, hard, turned = self.exact(), self.path("hard"), self.path("turned")
         once(hard, lambda part: cq("harden", self.model, part))
-        self.each(self.dump, [("plain", self.model), ("hard", hard),
-                              ("rope", self.model, "--rotated")])
-        turned = self.path("turned")
+        self.each(self.dump, [("plain", self.model), ("hard", hard)])
         once(turned, lambda part: cq("turn", self.model, self.path("plain.st"), part))
         self.dump("turned", turned)
-        wanted = [("plain", n, o) for n, o in (CURVE | FISHER).items()] + \
-            [("hard", n, o) for n, o in CURVE.items()] + \
-            [("turned", n, o) for n, o in CURVE.items()] + \
-            [("rope", "keys behind RoPE", CURVE["8c8b/8c8b"])]
-        files = dict(zip([w[:2] for w in wanted], self.each(self.calibrate, wanted)))
-        say(f"{len(files)} model files")
-        jobs = list(self.jobs(hard, turned, files))
-        self.rows, self.start = [""] * (1 + len(jobs)), time.monotonic()
-        self.gather(0, exact)
-        self.each(self.job, [(i, *job) for i, job in enumerate(jobs, 1)])
-        self.report(files["plain", "4c8b/4c8b"].partition("=")[2])
+        with open(os.path.join(self.model, "config.json"), encoding="utf-8") as f:
+            config = json.load(f)
+        return [exact, *self.ours(hard, turned),
+                *self.others(hard, config["num_key_value_heads"] * config["head_dim"])]
 
-    def report(self, codec):
-        """Tables and plots."""
-        os.makedirs(self.plots, exist_ok=True)
-        figures = os.path.join(self.plots, "figures.json")
-        with open(figures, "w", encoding="utf-8") as f:
-            f.write(cq("figures", self.path("plain.st"), codec))
-        with open(os.path.join(self.plots, "tables.md"), "w", encoding="utf-8") as f:
-            f.write(cq("report", self.output, "--figures", figures, "--plots", self.plots))
+    def ours(self, hard, turned):
+        for acts, folder, name, more in (
+                ("plain", self.model, self.name, BOTH),
+                ("turned", turned, self.name, ["--family", "cq-turned", *BOTH]),
+                ("hard", hard, self.name + "-hard", ONE)):
+            for file in self.codings(acts, CURVE).values():
+                yield folder, name, ["--codec", file, *more], True
 
-    def job(self, at, folder, name, options, recall):
-        self.gather(at, self.measure(folder, name, *options, recall=recall))
+    def others(self, hard, channels):
+        for spec in peers(channels):
+            yield self.model, self.name, ["--peer", spec, "--dump", self.path("plain.st"),
+                                          *BOTH], True
+            yield hard, self.name + "-hard", ["--peer", spec, "--dump", self.path("hard.st"),
+                                              *ONE], False
 
-    def jobs(self, hard, turned, files):
-        """(folder, name, options, with retrieval) of every cq-eval."""
-        both, one = ["--readers", "owner", "attached"], ["--readers", "attached"]
-        for name in CURVE:
-            yield self.model, "small", ["--codec", files["plain", name], *both], True
-            yield turned, "small", ["--family", "cq-turned", "--codec", files["turned", name],
-                                    *both], True
-            yield hard, "small-hard", ["--codec", files["hard", name], *one], True
-        for spec in PEERS:
-            yield self.model, "small", ["--peer", spec, "--dump", self.path("plain.st"),
-                                        *both], True
-            yield hard, "small-hard", ["--peer", spec, "--dump", self.path("hard.st"),
-                                       *one], False
-        for name in FISHER:
-            yield self.model, "small", ["--codec", files["plain", name], *one, "--label",
-                                        "ablation"], False
-        yield self.model, "small", ["--codec", files["rope", "keys behind RoPE"], *one,
-                                    "--label", "ablation"], False
+    def ablations(self):
+        """Jobs of what is measured apart, behind curves()."""
+        self.dump("rope", self.model, "--rotated")
+        files = self.codings("plain", FISHER | ONE_BIT)
+        files["rope"] = self.calibrate("rope", "keys behind RoPE", ONE_BIT["8c8b/8c8b"])
+        for name in [*FISHER, "rope"]:
+            yield self.model, self.name, ["--codec", files[name], *ONE, *APART], False
         for spec in COUPLED:
-            yield self.model, "small", ["--peer", spec, "--dump", self.path("plain.st"), *one,
-                                        "--label", "ablation"], False
-        yield self.model, "small", ["--codec", files["plain", "8c8b/8c8b"], "--readers", "owner",
-                                    "--owner-windows", 0, 32, 128, "--label", "window"], False
+            yield self.model, self.name, ["--peer", spec, "--dump", self.path("plain.st"), *ONE,
+                                          *APART], False
+        yield self.model, self.name, ["--codec", files["8c8b/8c8b"], "--readers", "owner",
+                                      "--owner-windows", 0, 32, 128, "--label", "window"], False
+
+
+def report(small, output, plots):
+    """Tables and plots."""
+    os.makedirs(plots, exist_ok=True)
+    figures = os.path.join(plots, "figures.json")
+    with open(figures, "w", encoding="utf-8") as f:
+        f.write(cq("figures", small.path("plain.st"), small.path("plain-4c8b-4c8b.st")))
+    with open(os.path.join(plots, "tables.md"), "w", encoding="utf-8") as f:
+        f.write(cq("report", output, "--figures", figures, "--plots", plots))
+
+
+def measure(jobs, output):
+    """All (suite, job), JOBS at a time."""
+    lines = Lines(output, len(jobs))
+    with concurrent.futures.ThreadPoolExecutor(JOBS) as pool:
+        made = [pool.submit(lambda at, suite, job: lines.gather(at, suite.measure(*job)),
+                            at, suite, job) for at, (suite, job) in enumerate(jobs)]
+        for f in made:
+            f.result()
+
+
+def main(lm, work, output, plots, yardstick=None):
+    small = Suite("small", lm, lm, work)
+    jobs = [(small, job) for job in [*small.curves(), *small.ablations()]]
+    if yardstick:
+        recall = Suite("recall", yardstick, lm, work)
+        jobs += [(recall, job) for job in recall.curves()]
+    measure(jobs, output)
+    report(small, output, plots)
 
 
 if __name__ == "__main__":
-    Suite(*sys.argv[1:5]).run()
+    main(*sys.argv[1:])

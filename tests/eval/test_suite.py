@@ -4,6 +4,7 @@ import json
 import os
 
 import suite
+import work
 from small import path
 
 
@@ -29,24 +30,24 @@ def read(name):
 def test_what_is_half_done_is_done_again():
     for _ in range(2):
         try:
-            suite.once(path("once"), put("half"))
+            work.once(path("once"), put("half"))
             raise AssertionError("not raised")
         except Ended:
             assert not os.path.exists(path("once"))
-    suite.once(path("once"), put("whole"))
-    suite.once(path("once"), put("half"))
+    work.once(path("once"), put("whole"))
+    work.once(path("once"), put("half"))
     assert read("once") == "whole" and not os.path.exists(path("once.part"))
     os.makedirs(path("folder.part/old"))
-    suite.once(path("folder"), os.makedirs)
+    work.once(path("folder"), os.makedirs)
     assert os.listdir(path("folder")) == []
 
 
 def test_files_of_other_settings_are_thrown_away():
-    assert not suite.prepare(path("work"), "a")
-    suite.once(path("work/x"), put("x"))
-    assert suite.prepare(path("work"), "a") and read("work/x") == "x"
-    assert not suite.prepare(path("work"), "b") and os.listdir(path("work")) == ["stamp"]
-    assert suite.prepare(path("work"), "b")
+    assert not work.prepare(path("work"), "a")
+    work.once(path("work/x"), put("x"))
+    assert work.prepare(path("work"), "a") and read("work/x") == "x"
+    assert not work.prepare(path("work"), "b") and os.listdir(path("work")) == ["stamp"]
+    assert work.prepare(path("work"), "b")
 
 
 def fake(kept):
@@ -63,20 +64,29 @@ def fake(kept):
 def test_a_run_goes_on_where_it_was():
     kept, calls = suite.cq, []
     suite.cq = fake(calls)
+    one = suite.Suite("small", path("model"), path("lm"), path("work"))
+    one.pool.shutdown()
+    os.makedirs(path("work/small"))
     try:
         for i in range(2):
-            one = suite.Suite(path("model"), path("work"), path("lines.json"), path("plots"))
-            one.pool.shutdown()
-            one.rows = [""] * 4
+            found = work.Lines(path("lines.json"), 4)
             try:
                 for at in (3, 1, 2, 0):
-                    one.job(at, "model", f"m{at}", ["--peer", f"p{at}"], False)
+                    job = "model", f"m{at}", ["--peer", f"p{at}"], False
+                    found.gather(at, one.measure(*job))
             except Ended:
                 assert i == 0 and [x["model"] for x in lines()] == ["m1", "m3"]
     finally:
         suite.cq = kept
     assert [x["model"] for x in lines()] == ["m0", "m1", "m2", "m3"]
     assert [c[3] for c in calls] == ["m3", "m1", "m2", "m2", "m0"]
+
+
+def test_groups_of_others_divide_what_a_token_has():
+    for channels in (128, 192, 96):
+        names = suite.peers(channels)
+        assert f"int2-g{channels}" in names and len(set(names)) == len(names)
+        assert all(channels % int(n.partition("-g")[2]) == 0 for n in names if "-g" in n)
 
 
 def lines():
