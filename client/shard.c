@@ -8,19 +8,17 @@
 #include <stdlib.h>
 #include "client/internal.h"
 
-#define CENTROIDS 256	/* planes of struct cqk_codebook */
-
 static void shard_codebook(struct cqk_codebook *out, const struct cqk_codebook *cb,
 			   uint32_t head, uint32_t n_heads)
 {
-	size_t planes = (size_t)head * cb->head_dim * CENTROIDS;
+	size_t planes = (size_t)head * cb->head_dim * cqk_code_centroids(cb->code);
 	size_t width = cb->centroids == CQK_CENTROIDS_I8 ? 1 : 2;
 
 	*out = *cb;
 	out->n_kv_heads = n_heads;
 	if (cb->code.type == CQ_CODE_F16)
 		return;
-	/* stored, f32 and i8 hold [head][d * 256] values, in other orders */
+	/* stored, f32 and i8 hold [head][d * 2^b] values, in other orders */
 	out->stored = (const uint8_t *)cb->stored + planes * width;
 	if (cb->scale)
 		out->scale = cb->scale + (size_t)head * cb->head_dim;
@@ -28,7 +26,7 @@ static void shard_codebook(struct cqk_codebook *out, const struct cqk_codebook *
 		out->metric = cb->metric + (size_t)head * cb->head_dim;
 	out->enc = cb->enc + planes;
 	out->f32 = cb->f32 + planes;
-	out->half_norm = cb->half_norm + (size_t)head * cb->n_groups * CENTROIDS;
+	out->half_norm = cb->half_norm + planes / cb->code.channels;
 	if (cb->i8)
 		out->i8 = cb->i8 + planes;
 }

@@ -26,14 +26,15 @@ void cqc_f16_cut(const struct cqk_model *m, const uint8_t *from, uint64_t mask, 
 /* Codes of tokens from @n on become 0, in one block of 64. */
 static void block_cut(const struct cqk_codebook *cb, uint32_t n, uint8_t *codes)
 {
-	uint32_t g, d = cb->head_dim;
+	uint32_t g, t, d = cb->head_dim;
 
 	if (cb->code.type == CQ_CODE_F16) {
 		memset(codes + (size_t)n * d * 2, 0, (size_t)(CQ_PAGE_TOKENS - n) * d * 2);
 		return;
 	}
 	for (g = 0; g < cb->n_groups; g++)
-		memset(codes + g * CQ_PAGE_TOKENS + n, 0, CQ_PAGE_TOKENS - n);
+		for (t = n; t < CQ_PAGE_TOKENS; t++)
+			cq_code_put(codes, cb->code, cb->n_groups, g, t, 0);
 }
 
 /**

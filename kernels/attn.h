@@ -14,6 +14,7 @@
 #define CQK_ATTN_H
 
 #include <math.h>
+#include <string.h>
 #include "kernels/kernels.h"
 
 #define CQK_T CQ_PAGE_TOKENS
@@ -21,8 +22,9 @@
 #define CQK_CHUNK 48
 /* Tile rows are padded to this many floats with zeros. */
 #define CQK_PAD 32
-/* Centroids of one group: 2^8. */
+/* Centroids of one group with codes of 8 bits, and the most there are. */
 #define CQK_CENTROIDS 256
+#define CQK_CENTROIDS_10 1024
 /* Largest query channel times scale: squares and products with keys stay finite. */
 #define CQK_MAX_QUERY 1e15f
 /* Vector encoders take groups of up to this many channels. */
@@ -185,6 +187,22 @@ uint64_t cqk_visible(const struct cqk_attn *a, const struct cqk_block *b,
 /* Where K (@v false) or V of a block lies, and how it is coded. */
 struct cqk_src cqk_block_src(const struct cqk_attn *a, const struct cqk_block *b,
 			     uint32_t head, bool v, uint64_t live);
+
+/* Codes are bytes: most fast paths want that. */
+static inline bool cqk_byte_codes(const struct cqk_codebook *cb)
+{
+	return cb->code.bits == CQ_LOW_BITS;
+}
+
+/* What an encoder leaves behind the upper bits: pages of equal codes are equal bytes. */
+static inline void cqk_pad_block(const struct cqk_codebook *cb, uint8_t *block)
+{
+	size_t at = (size_t)cb->n_groups * (CQ_PAGE_TOKENS + CQ_UPPER_BYTES);
+	size_t end = cq_code_block_bytes(cb->code, cb->head_dim);
+
+	if (!cqk_byte_codes(cb))
+		memset(block + at, 0, end - at);
+}
 
 /* True if keys are turned by their position in the kernel. */
 static inline bool cqk_turns_keys(const struct cqk_attn *a)

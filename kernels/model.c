@@ -19,7 +19,6 @@
 #include "kernels/model.h"
 #include "kernels/safetensors.h"
 
-#define CENTROIDS 256u
 #define PLANE_ALIGN 64
 #define MAX_SCALE 516.0f	/* 127 * 516 is still about the largest half */
 
@@ -38,6 +37,12 @@ static const char *parse_small(const char *s, uint32_t *out)
 	}
 	*out = x;
 	return i ? s : NULL;
+}
+
+/* All widths that the page format, the encoders and attention have. */
+static bool has_width(uint32_t c, uint32_t b)
+{
+	return b == 8 || (b == 10 && c == 8);
 }
 
 /**
@@ -67,9 +72,10 @@ int cqk_code_parse(const char *text, uint32_t head_dim, struct cq_code *out,
 		return cq_err_set(err, -EINVAL, "coding \"%s\" is neither fp16 nor like "
 				  "4c8b (4 channels share a code of 8 bits)",
 				  cqk_printable(text, buf));
-	if (b != 8)
+	if (!has_width(c, b))
 		return cq_err_set(err, -EOPNOTSUPP, "coding %uc%ub: codes of %u bits are "
-				  "not supported, 8 are", c, b, b);
+				  "not supported for %u channels, those of 8 bits and 8c10b are",
+				  c, b, b, c);
 	if (c > 16 || head_dim % c)
 		return cq_err_set(err, -EINVAL, "coding %uc%ub: %u channels per group do "
 				  "not go with head_dim %u: a divisor of it up to 16 is "
@@ -305,8 +311,8 @@ static int take_numbers(const struct st_file *f, const struct cqk_codebook *cb,
 static int take_codebook(const struct st_file *f, struct cqk_codebook *cb,
 			 uint32_t layer, int is_v, size_t *used, struct cq_err *err)
 {
-	const uint64_t shape[] = { cb->n_kv_heads, cb->n_groups, CENTROIDS,
-				   cb->code.channels };
+	const uint64_t shape[] = { cb->n_kv_heads, cb->n_groups,
+				   cqk_code_centroids(cb->code), cb->code.channels };
 	int i8 = cb->centroids == CQK_CENTROIDS_I8, ret;
 	const struct st_tensor *t;
 
@@ -449,7 +455,7 @@ static int hash_data(EVP_MD_CTX *md, const void *data, uint64_t bytes)
 
 static uint64_t stored_bytes(const struct cqk_codebook *cb)
 {
-	return (uint64_t)cb->n_kv_heads * cb->head_dim * CENTROIDS *
+	return (uint64_t)cb->n_kv_heads * cb->head_dim * cqk_code_centroids(cb->code) *
 	       (cb->centroids == CQK_CENTROIDS_I8 ? 1 : 2);
 }
 
@@ -532,21 +538,21 @@ static float stored_value(const struct cqk_codebook *cb, uint64_t i, uint32_t sc
 /* Planes of one group of one head. */
 static void prepare_group(struct cqk_codebook *cb, uint32_t head, uint32_t group)
 {
-	uint32_t c = cb->code.channels, k, j, ch;
-	uint64_t at = ((uint64_t)head * cb->n_groups + group) * CENTROIDS * c;
-	float *half = cb->half_norm + ((uint64_t)head * cb->n_groups + group) * CENTROIDS;
+	uint32_t c = cb->code.channels, n = cqk_code_centroids(cb->code), k, j, ch;
+	uint64_t at = ((uint64_t)head * cb->n_groups + group) * n * c;
+	float *half = cb->half_norm + ((uint64_t)head * cb->n_groups + group) * n;
 	float sum, x, e;
 
-	for (k = 0; k < CENTROIDS; k++) {
+	for (k = 0; k < n; k++) {
 		sum = 0;
 		for (j = 0; j < c; j++, at++) {
 			ch = head * cb->head_dim + group * c + j;
 			x = stored_value(cb, at, ch);
 			e = cb->metric ? cb->metric[ch] * x : x;
-			cb->f32[(uint64_t)ch * CENTROIDS + k] = x;
-			cb->enc[(uint64_t)ch * CENTROIDS + k] = e;
+			cb->f32[(uint64_t)ch * n + k] = x;
+			cb->enc[(uint64_t)ch * n + k] = e;
 			if (cb->i8)
-				cb->i8[(uint64_t)ch * CENTROIDS + k] =
+				cb->i8[(uint64_t)ch * n + k] =
 					((const int8_t *)cb->stored)[at];
 			sum += x * e;
 		}
@@ -556,8 +562,8 @@ static void prepare_group(struct cqk_codebook *cb, uint32_t head, uint32_t group
 
 static int prepare_codebook(struct cqk_codebook *cb)
 {
-	uint64_t planes = (uint64_t)cb->n_kv_heads * cb->head_dim * CENTROIDS;
-	uint64_t norms = (uint64_t)cb->n_kv_heads * cb->n_groups * CENTROIDS;
+	uint64_t planes = (uint64_t)cb->n_kv_heads * cb->head_dim << cb->code.bits;
+	uint64_t norms = (uint64_t)cb->n_kv_heads * cb->n_groups << cb->code.bits;
 	int i8 = cb->centroids == CQK_CENTROIDS_I8, own = cb->metric != NULL;
 	uint32_t h, g;
 

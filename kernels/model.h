@@ -115,19 +115,19 @@ static inline uint32_t cqk_given_channel(const struct cqk_geom *geom, uint32_t c
  * @head_dim:  channels per head (d)
  * @n_kv_heads: kv heads
  * @n_groups:  d / code.channels (G)
- * @stored:    as in the file: [kv_head][group][256][c], uint16_t (f16) or
- *             int8_t; points into the caller's file image
+ * @stored:    as in the file: [kv_head][group][K][c], uint16_t (f16) or
+ *             int8_t, K being cqk_code_centroids(); points into the caller's file image
  * @scale:     [kv_head][d] f32 for i8, else NULL; points into the file image
- * @f32:       decoded values, channel-major: [kv_head][d][256]; plane of
- *             channel ch of head h is f32 + (h * d + ch) * 256
+ * @f32:       decoded values, channel-major: [kv_head][d][K]; plane of
+ *             channel ch of head h is f32 + (h * d + ch) * K
  * @metric:    [kv_head][d] f32, weights m of the channels in the encoder's
  *             distance sum_j m_j (x_j - c_kj)^2; NULL: all are 1. Points into
  *             the file image
  * @enc:       what the encoder multiplies with, m_j c_kj rounded once, in the
  *             order of @f32; @f32 itself without a metric
- * @half_norm: [kv_head][G][256]: half of sum_j c_kj (m_j c_kj), summed in channel
+ * @half_norm: [kv_head][G][K]: half of sum_j c_kj (m_j c_kj), summed in channel
  *             order in f32; the encoder's constant term
- * @i8:        [kv_head][d][256] int8_t, channel-major, 64-byte aligned; NULL for f16
+ * @i8:        [kv_head][d][K] int8_t, channel-major, 64-byte aligned; NULL for f16
  */
 struct cqk_codebook {
 	struct cq_code code;
@@ -233,7 +233,7 @@ int cqk_model_head(const void *image, size_t size, struct cqk_model **out,
  * @fingerprint: SHA-256 of the language model's weights
  * @provenance:  free text, NULL for none
  * @codebooks:   [2 * n_layers]: K of layer 0, V of layer 0, K of layer 1, ...;
- *               each [kv_head][group][256][c], uint16_t (half) or int8_t; NULL
+ *               each [kv_head][group][2^b][c], uint16_t (half) or int8_t; NULL
  *               for fp16
  * @scales:      [2 * n_layers], each [kv_head][d]; unused with f16 centroids
  * @metrics:     [2 * n_layers], each [kv_head][d] or NULL; NULL: none
@@ -270,6 +270,12 @@ int cqk_model_write(const struct cqk_model_desc *desc, void **image, size_t *siz
 /* "4c8b", "fp16" -> coding. 0 or -EINVAL / -EOPNOTSUPP with the reason in @err. */
 int cqk_code_parse(const char *text, uint32_t head_dim, struct cq_code *out,
 		   struct cq_err *err);
+/* Centroids of a group. */
+static inline uint32_t cqk_code_centroids(struct cq_code code)
+{
+	return 1u << code.bits;
+}
+
 /* Bits per channel. */
 static inline double cqk_code_bits(struct cq_code code)
 {

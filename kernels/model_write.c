@@ -12,7 +12,6 @@
 #include "kernels/model.h"
 #include "kernels/safetensors.h"
 
-#define CENTROIDS 256u
 #define MAX_META 26
 #define NAME_BYTES 40
 
@@ -165,9 +164,9 @@ static int put_codebook(struct writer *w, uint32_t i)
 	t->n_dims = 4;
 	t->shape[0] = g->n_kv_heads;
 	t->shape[1] = g->head_dim / code.channels;
-	t->shape[2] = CENTROIDS;
+	t->shape[2] = cqk_code_centroids(code);
 	t->shape[3] = code.channels;
-	t->bytes = t->shape[0] * t->shape[1] * CENTROIDS * code.channels * (i8 ? 1 : 2);
+	t->bytes = t->shape[0] * t->shape[1] * t->shape[2] * code.channels * (i8 ? 1 : 2);
 	if (i8)
 		put_numbers(w, i, "scale", d->scales[i]);
 	if (d->metrics && d->metrics[i])

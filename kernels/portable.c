@@ -7,33 +7,31 @@
 #include "kernels/attn.h"
 #include "kernels/f16.h"
 
-#define K CQK_CENTROIDS
-
 /* dist[k] = half_norm[k] - sum_j x_j * e_kj, in that order, each step rounded */
-static void distances(const float *half_norm, const float *planes,
+static void distances(const float *half_norm, const float *planes, uint32_t n,
 		      const uint16_t *x, uint32_t c, float *dist)
 {
 	uint32_t j, k;
 
-	memcpy(dist, half_norm, K * sizeof(*dist));
+	memcpy(dist, half_norm, n * sizeof(*dist));
 	for (j = 0; j < c; j++) {
-		const float *plane = planes + (size_t)j * K;
+		const float *plane = planes + (size_t)j * n;
 		float xj = cqk_f16_to_f32(x[j]);
 
-		for (k = 0; k < K; k++)
+		for (k = 0; k < n; k++)
 			dist[k] -= xj * plane[k];
 	}
 }
 
 /* The lowest k with the least value; 0 if nothing compares. */
-static uint8_t nearest(const float *dist)
+static uint32_t nearest(const float *dist, uint32_t n)
 {
 	uint32_t k, best = 0;
 
-	for (k = 1; k < K; k++)
+	for (k = 1; k < n; k++)
 		if (dist[k] < dist[best])
 			best = k;
-	return (uint8_t)best;
+	return best;
 }
 
 /**
@@ -44,7 +42,8 @@ void cqk_portable_encode(const struct cqk_codebook *cb, uint32_t kv_head,
 			 uint8_t *codes)
 {
 	uint32_t d = cb->head_dim, c = cb->code.channels, g, t;
-	float dist[K];
+	uint32_t k = cqk_code_centroids(cb->code);
+	float dist[CQK_CENTROIDS_10];
 
 	if (cb->code.type == CQ_CODE_F16) {
 		memcpy(codes + (size_t)first * d * 2, x, (size_t)n * d * 2);
@@ -52,14 +51,16 @@ void cqk_portable_encode(const struct cqk_codebook *cb, uint32_t kv_head,
 	}
 	for (g = 0; g < cb->n_groups; g++) {
 		const float *norm = cb->half_norm +
-			((size_t)kv_head * cb->n_groups + g) * K;
-		const float *planes = cb->enc + ((size_t)kv_head * d + g * c) * K;
+			((size_t)kv_head * cb->n_groups + g) * k;
+		const float *planes = cb->enc + ((size_t)kv_head * d + g * c) * k;
 
 		for (t = 0; t < n; t++) {
-			distances(norm, planes, x + (size_t)t * d + g * c, c, dist);
-			codes[g * CQK_T + first + t] = nearest(dist);
+			distances(norm, planes, k, x + (size_t)t * d + g * c, c, dist);
+			cq_code_put(codes, cb->code, cb->n_groups, g, first + t,
+				    nearest(dist, k));
 		}
 	}
+	cqk_pad_block(cb, codes);
 }
 
 static void decode_halves(const uint8_t *block, uint32_t d, uint32_t first,
@@ -83,18 +84,20 @@ void cqk_portable_decode(const struct cqk_codebook *cb, uint32_t kv_head,
 			 const uint8_t *codes, uint32_t first, uint32_t n,
 			 float *out)
 {
-	uint32_t d = cb->head_dim, ch, t;
+	uint32_t d = cb->head_dim, n_cen = cqk_code_centroids(cb->code), ch, t;
 
 	if (cb->code.type == CQ_CODE_F16) {
 		decode_halves(codes, d, first, n, out);
 		return;
 	}
 	for (ch = 0; ch < d; ch++) {
-		const float *plane = cb->f32 + ((size_t)kv_head * d + ch) * K;
-		const uint8_t *code = codes + ch / cb->code.channels * CQK_T;
+		const float *plane = cb->f32 + ((size_t)kv_head * d + ch) * n_cen;
+		uint32_t g = ch / cb->code.channels;
 
 		for (t = 0; t < n; t++)
-			out[(size_t)t * d + ch] = plane[code[first + t]];
+			out[(size_t)t * d + ch] = plane[cq_code_get(codes, cb->code,
+								    cb->n_groups, g,
+								    first + t)];
 	}
 }
 

@@ -8,34 +8,39 @@
 #include "kernels/tile.h"
 
 /* @n channels of one group: a code is read once for them. */
-INLINE void put_some(const uint32_t n, const float *plane, const uint8_t *code,
-		     float *out, size_t token, size_t channel)
+INLINE void put_some(const uint32_t n, const float *plane, size_t centroids,
+		     const uint16_t *code, float *out, size_t token, size_t channel)
 {
 	uint32_t t, j;
 
 	for (t = 0; t < CQK_T; t++, out += token)
 		for (j = 0; j < n; j++)
-			out[j * channel] = plane[j * CQK_CENTROIDS + code[t]];
+			out[j * channel] = plane[j * centroids + code[t]];
 }
 
 /* Centroids of a block's tokens, @token and @channel floats apart in @out. */
 static void put_f32(const struct cqk_src *src, float *out, size_t token, size_t channel)
 {
-	const float *plane = src->cb->f32 + (size_t)src->kv_head * src->d * CQK_CENTROIDS;
-	uint32_t c = src->cb->code.channels, ch, n;
+	const struct cqk_codebook *cb = src->cb;
+	size_t k = cqk_code_centroids(cb->code);
+	const float *plane = cb->f32 + (size_t)src->kv_head * src->d * k;
+	uint32_t c = cb->code.channels, ch, n, t;
+	uint16_t code[CQK_T];
 
 	for (ch = 0; ch < src->d; ch += n) {
-		const float *from = plane + (size_t)ch * CQK_CENTROIDS;
-		const uint8_t *code = src->data + ch / c * CQK_T;
+		const float *from = plane + ch * k;
 		float *to = out + ch * channel;
 
+		for (t = 0; ch % c == 0 && t < CQK_T; t++)
+			code[t] = (uint16_t)cq_code_get(src->data, cb->code, cb->n_groups,
+							ch / c, t);
 		n = c - ch % c >= 4 ? 4 : c - ch % c >= 2 ? 2 : 1;
 		if (n == 4)
-			put_some(4, from, code, to, token, channel);
+			put_some(4, from, k, code, to, token, channel);
 		else if (n == 2)
-			put_some(2, from, code, to, token, channel);
+			put_some(2, from, k, code, to, token, channel);
 		else
-			put_some(1, from, code, to, token, channel);
+			put_some(1, from, k, code, to, token, channel);
 	}
 }
 

@@ -9,9 +9,8 @@
 #include <sys/mman.h>
 #include "client/cqctl/calibrate.h"
 
-/* With fewer each would be a centroid: the codebooks say nothing of other tokens. */
-#define LEAST_TOKENS 256
-#define FEW_TOKENS 1024
+/* Tokens for each centroid of a group, below which codebooks fit these alone. */
+#define ENOUGH 4
 
 static int choose_codings(struct calib *cal, struct cq_err *err)
 {
@@ -29,32 +28,40 @@ static int choose_codings(struct calib *cal, struct cq_err *err)
 	return ret;
 }
 
-/* Codebooks are wanted: not all keys and values are left as they are. */
-static bool learns(const struct calib *cal)
+/* Most centroids of a group; 0: all keys and values are left as they are. */
+static uint32_t most_centroids(const struct calib *cal)
 {
-	uint32_t e;
+	uint32_t e, most = 0;
+	struct cq_code code;
 
-	for (e = 0; e < 2 * cal->info.geom.n_layers; e++)
-		if ((cal->budget > 0 && !cal->fixed[e]) ||
-		    cal->code[e % 2][e / 2].type != CQ_CODE_F16)
-			return true;
-	return false;
+	for (e = 0; e < 2 * cal->info.geom.n_layers; e++) {
+		code = cal->code[e % 2][e / 2];
+		if (cal->budget > 0 && !cal->fixed[e])
+			code = *cqk_budget_choice(0);
+		if (code.type != CQ_CODE_F16)
+			most = MAX(most, cqk_code_centroids(code));
+	}
+	return most;
 }
 
-/* Too few are refused; with few there is a note, for whoever tries things out. */
+/*
+ * Fewer tokens than centroids are refused: each would be one, and say nothing of
+ * other tokens. With few there is a note, for whoever tries things out.
+ */
 static int check_tokens(const struct calib *cal)
 {
 	uint32_t kept = cqk_dump_kept(&cal->info, cal->opts.sinks, 1);
+	uint32_t k = most_centroids(cal);
 
-	if (kept >= FEW_TOKENS || !learns(cal))
+	if (kept >= ENOUGH * k)
 		return 0;
-	if (kept < LEAST_TOKENS)
+	if (kept < k)
 		return cq_err_set(&cal->c->err, -EINVAL, "%s has %u tokens behind the sinks of "
-				  "its sequences for 256 centroids: at least %d are needed, %d "
-				  "or more are better", cal->acts, kept, LEAST_TOKENS, FEW_TOKENS);
+				  "its sequences for %u centroids: at least %u are needed, %u "
+				  "or more are better", cal->acts, kept, k, k, ENOUGH * k);
 	fprintf(stderr, "cqctl calibrate: %s has %u tokens behind the sinks of its sequences for "
-		"256 centroids, which will fit these tokens alone: %d or more are better\n",
-		cal->acts, kept, FEW_TOKENS);
+		"%u centroids, which will fit these tokens alone: %u or more are better\n",
+		cal->acts, kept, k, ENOUGH * k);
 	return 0;
 }
 

@@ -87,7 +87,7 @@ static const struct ctl_command commands[] = {
 	{ "calibrate", "ACTS --k CODE --v CODE | --budget BITS -o MODEL [OPTION...]",
 	  "learn codebooks from an activation dump",
 	  "  -o, --output FILE     model file to write\n"
-	  "  --k CODE, --v CODE    fp16, or channels and bits: 4c8b. One for all layers,\n"
+	  "  --k CODE, --v CODE    fp16, or channels and bits: 4c8b, 8c10b. One for all,\n"
 	  "                        or a comma-separated list with one per layer\n"
 	  "  --budget BITS         choose codings for a mean of so many bits per channel\n"
 	  "  --layers LIST         codings of keys and values of single layers:\n"

@@ -5,10 +5,15 @@
  *	slot:    [header 64 B][payload] padded to 4 KiB
  *	payload: [layer][kv_head][K|V][block]
  *	block:   coded, b = 8:  [group][64 tokens], one byte per code
+ *	         coded, b = 10: [group][64 tokens], the low 8 bits of each code, then
+ *	                        [group][16 bytes], the upper 2 bits of 64 codes: of
+ *	                        token t in byte t % 16, bits t / 16 * 2 and following;
+ *	                        zeros up to a multiple of 64 bytes
  *	         pass-through:  [64 tokens][head_dim] IEEE half, token-major
  *
  * Group-major codes: the 64 codes of one group are one cache line, one vector
- * load, one coalesced warp load. Keys are stored pre-RoPE (unless the model
+ * load, one coalesced warp load; so are the low bits of wider codes, and every
+ * block is a multiple of 64 bytes. Keys are stored pre-RoPE (unless the model
  * says otherwise); a page does not know its position.
  *
  *	fp16 block:  [layer][kv_head][K|V][64][head_dim] IEEE half, no header
@@ -50,7 +55,7 @@ enum cq_code_type {
  * struct cq_code - coding of K or V in one layer
  * @type:     enum cq_code_type
  * @channels: channels coupled in one group (c); 0 for CQ_CODE_F16
- * @bits:     bits per code (b), 8; 0 for CQ_CODE_F16
+ * @bits:     bits per code (b), 8 or 10; 0 for CQ_CODE_F16
  * @pad:      0
  */
 struct cq_code {
@@ -99,6 +104,65 @@ _Static_assert(offsetof(struct cq_page_hdr, model_tag) == 40, "frozen");
 _Static_assert(offsetof(struct cq_page_hdr, key) == 48, "frozen");
 _Static_assert(sizeof(struct cq_code) == 4, "frozen");
 
+#define CQ_LINE			64	/* bytes of a cache line */
+#define CQ_LOW_BITS		8	/* of a code, in its byte plane */
+#define CQ_UPPER_BYTES		16	/* upper bits of a group's codes, b = 10 */
+
+_Static_assert(CQ_UPPER_BYTES * 8 == CQ_PAGE_TOKENS * (10 - CQ_LOW_BITS), "frozen");
+
+/* Bytes behind the byte planes of @groups groups: upper bits and padding. */
+static inline uint64_t cq_code_upper_bytes(struct cq_code code, uint32_t groups)
+{
+	if (code.bits <= CQ_LOW_BITS)
+		return 0;
+	return ALIGN_UP((uint64_t)groups * CQ_UPPER_BYTES, CQ_LINE);
+}
+
+/**
+ * cq_code_get() - one code of a coded block
+ * @block:  block
+ * @code:   coding
+ * @groups: of the block
+ * @g:      group
+ * @t:      token
+ *
+ * Return: the code.
+ */
+static inline uint32_t cq_code_get(const uint8_t *block, struct cq_code code, uint32_t groups,
+				   uint32_t g, uint32_t t)
+{
+	uint32_t low = block[(size_t)g * CQ_PAGE_TOKENS + t];
+	const uint8_t *upper;
+
+	if (code.bits <= CQ_LOW_BITS)
+		return low;
+	upper = block + (size_t)groups * CQ_PAGE_TOKENS + (size_t)g * CQ_UPPER_BYTES;
+	return low | (upper[t % CQ_UPPER_BYTES] >> t / CQ_UPPER_BYTES * 2 & 3u) << CQ_LOW_BITS;
+}
+
+/**
+ * cq_code_put() - set one code of a coded block, and no other
+ * @block:  block
+ * @code:   coding
+ * @groups: of the block
+ * @g:      group
+ * @t:      token
+ * @k:      the code
+ */
+static inline void cq_code_put(uint8_t *block, struct cq_code code, uint32_t groups,
+			       uint32_t g, uint32_t t, uint32_t k)
+{
+	uint32_t shift = t / CQ_UPPER_BYTES * 2;
+	uint8_t *upper;
+
+	block[(size_t)g * CQ_PAGE_TOKENS + t] = (uint8_t)k;
+	if (code.bits <= CQ_LOW_BITS)
+		return;
+	upper = block + (size_t)groups * CQ_PAGE_TOKENS + (size_t)g * CQ_UPPER_BYTES +
+		t % CQ_UPPER_BYTES;
+	*upper = (uint8_t)((*upper & ~(3u << shift)) | (k >> CQ_LOW_BITS) << shift);
+}
+
 /**
  * cq_code_block_bytes() - bytes of one block (64 tokens of one kv head, K or V)
  * @code:     coding, already validated
@@ -108,7 +172,8 @@ static inline uint64_t cq_code_block_bytes(struct cq_code code, uint32_t head_di
 {
 	if (code.type == CQ_CODE_F16)
 		return (uint64_t)CQ_PAGE_TOKENS * head_dim * 2;
-	return (uint64_t)CQ_PAGE_TOKENS * (head_dim / code.channels);
+	return (uint64_t)CQ_PAGE_TOKENS * (head_dim / code.channels) +
+	       cq_code_upper_bytes(code, head_dim / code.channels);
 }
 
 /**

@@ -178,13 +178,16 @@ FEW_KIND(H2)
 FEW_KIND(B8)
 FEW_KIND(B4)
 FEW_KIND(B2)
+FEW_KIND(H8W)
+FEW_KIND(B8W)
 
 #define FEW_ROW(fn, kind)							\
 	[FETCH_##kind] = { fn##_##kind##_1, fn##_##kind##_2,			\
 			   fn##_##kind##_4, fn##_##kind##_8 }
 #define FEW_TABLE(fn) {								\
 	FEW_ROW(fn, ROW), FEW_ROW(fn, H8), FEW_ROW(fn, H4), FEW_ROW(fn, H2),	\
-	FEW_ROW(fn, B8), FEW_ROW(fn, B4), FEW_ROW(fn, B2) }
+	FEW_ROW(fn, B8), FEW_ROW(fn, B4), FEW_ROW(fn, B2),			\
+	FEW_ROW(fn, H8W), FEW_ROW(fn, B8W) }
 static const scores_fn scores_table[][4] = FEW_TABLE(scores);
 static const accum_fn accum_table[][4] = FEW_TABLE(accum);
 
@@ -247,6 +250,8 @@ static void load_rows(const struct cqk_src *src, uint64_t live, float *out,
 	case FETCH_B8: rows8(FETCH_B8, &f, live, out, stride); break;
 	case FETCH_B4: rows8(FETCH_B4, &f, live, out, stride); break;
 	case FETCH_B2: rows8(FETCH_B2, &f, live, out, stride); break;
+	case FETCH_H8W: rows8(FETCH_H8W, &f, live, out, stride); break;
+	case FETCH_B8W: rows8(FETCH_B8W, &f, live, out, stride); break;
 	case FETCH_NONE: break;
 	}
 }

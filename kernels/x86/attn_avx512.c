@@ -266,7 +266,7 @@ static const struct cqk_tile_ops tile_avx512 = {
 
 static bool has_planes(const struct cqk_codebook *cb)
 {
-	return cb->code.type == CQ_CODE_CQ && cb->i8 && cb->scale;
+	return cb->code.type == CQ_CODE_CQ && cqk_byte_codes(cb) && cb->i8 && cb->scale;
 }
 
 /* The transposed path takes the coded pages of this call. */

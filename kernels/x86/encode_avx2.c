@@ -24,7 +24,7 @@ void keep_least(struct best *b, __m256 dist, __m256i k)
 }
 
 /* Among the lanes with the least distance the lowest k. */
-static uint8_t least_lane(const struct best *b)
+static uint32_t least_lane(const struct best *b)
 {
 	float dist[8];
 	int32_t k[8], i, at = 0;
@@ -34,12 +34,12 @@ static uint8_t least_lane(const struct best *b)
 	for (i = 1; i < 8; i++)
 		if (dist[i] < dist[at] || (dist[i] == dist[at] && k[i] < k[at]))
 			at = i;
-	return (uint8_t)k[at];
+	return (uint32_t)k[at];
 }
 
-/* Nearest of 256 centroids for TOK tokens; @x is [c][TOK]. */
-static void nearest4(const float *half_norm, const float *planes, const float *x,
-		     uint32_t c, struct best *best)
+/* Nearest of @n centroids for TOK tokens; @x is [c][TOK]. */
+static void nearest4(const float *half_norm, const float *planes, uint32_t n,
+		     const float *x, uint32_t c, struct best *best)
 {
 	__m256i k = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
 	uint32_t at, j, t;
@@ -48,12 +48,12 @@ static void nearest4(const float *half_norm, const float *planes, const float *x
 		best[t].dist = _mm256_set1_ps(__builtin_inff());
 		best[t].k = _mm256_setzero_si256();
 	}
-	for (at = 0; at < CQK_CENTROIDS; at += 8) {
+	for (at = 0; at < n; at += 8) {
 		__m256 norm = _mm256_loadu_ps(half_norm + at);
 		__m256 d0 = norm, d1 = norm, d2 = norm, d3 = norm;
 
 		for (j = 0; j < c; j++) {
-			__m256 p = _mm256_loadu_ps(planes + (size_t)j * CQK_CENTROIDS + at);
+			__m256 p = _mm256_loadu_ps(planes + (size_t)j * n + at);
 			const float *y = x + j * TOK;
 
 			d0 = _mm256_sub_ps(d0, _mm256_mul_ps(_mm256_broadcast_ss(y), p));
@@ -76,6 +76,7 @@ void cqk_avx2_encode(const struct cqk_codebook *cb, uint32_t kv_head,
 		     const uint16_t *x, uint32_t first, uint32_t n, uint8_t *codes)
 {
 	uint32_t d = cb->head_dim, c = cb->code.channels, g, t, i, j;
+	uint32_t k = cqk_code_centroids(cb->code);
 	float y[CQK_MAX_CHANNELS * TOK];
 	struct best best[TOK];
 
@@ -91,12 +92,14 @@ void cqk_avx2_encode(const struct cqk_codebook *cb, uint32_t kv_head,
 				for (i = 0; i < TOK; i++)
 					y[j * TOK + i] = cqk_f16_to_f32(
 						x[(size_t)MIN(t + i, n - 1) * d + g * c + j]);
-			nearest4(cb->half_norm + group * CQK_CENTROIDS,
-				 cb->enc + group * c * CQK_CENTROIDS, y, c, best);
+			nearest4(cb->half_norm + group * k, cb->enc + group * c * k, k, y, c,
+				 best);
 			for (i = 0; i < TOK && t + i < n; i++)
-				codes[g * CQK_T + first + t + i] = least_lane(&best[i]);
+				cq_code_put(codes, cb->code, cb->n_groups, g, first + t + i,
+					    least_lane(&best[i]));
 		}
 	}
+	cqk_pad_block(cb, codes);
 }
 
 static inline __attribute__((always_inline))
@@ -133,6 +136,8 @@ void cqk_avx2_decode(const struct cqk_codebook *cb, uint32_t kv_head,
 	case FETCH_B8: decode8(FETCH_B8, &f, first, n, out); break;
 	case FETCH_B4: decode8(FETCH_B4, &f, first, n, out); break;
 	case FETCH_B2: decode8(FETCH_B2, &f, first, n, out); break;
+	case FETCH_H8W: decode8(FETCH_H8W, &f, first, n, out); break;
+	case FETCH_B8W: decode8(FETCH_B8W, &f, first, n, out); break;
 	case FETCH_NONE:
 		cqk_portable_decode(cb, kv_head, codes, first, n, out);
 		break;

@@ -77,26 +77,27 @@ static void load_channels(const uint16_t *x, uint32_t d, uint32_t ch, uint32_t n
 	}
 }
 
-/* One group's centroids, and where its codes go. */
+/* One group's centroids, and where its codes go: bytes, or all of wider ones. */
 struct group {
 	const float *half_norm, *planes;
 	uint32_t c;
 	uint8_t *codes;
+	uint16_t wide[TOKENS];
 };
 
 /* The next group's lines that correspond to centroids @k and following. */
-INLINE void fetch_ahead(const int c, const struct group *g, uint32_t k)
+INLINE void fetch_ahead(const int c, const int n_cen, const struct group *g, uint32_t k)
 {
-	const float *next = g->planes + (size_t)c * CQK_CENTROIDS + k;
+	const float *next = g->planes + (size_t)c * n_cen + k;
 	int j;
 
-	_mm_prefetch((const char *)(g->half_norm + CQK_CENTROIDS + k), _MM_HINT_T0);
+	_mm_prefetch((const char *)(g->half_norm + n_cen + k), _MM_HINT_T0);
 	for (j = 0; j < c; j++)
-		_mm_prefetch((const char *)(next + j * CQK_CENTROIDS), _MM_HINT_T0);
+		_mm_prefetch((const char *)(next + j * n_cen), _MM_HINT_T0);
 }
 
 /* Codes of 16 @nz tokens, @n of which exist. */
-INLINE void nearest(const int c, const int nz, const struct group *g,
+INLINE void nearest(const int c, const int n_cen, const int nz, struct group *g,
 		    float (*y)[TOKENS], uint32_t n)
 {
 	__m512i at[2], k = _mm512_setzero_si512();
@@ -108,13 +109,13 @@ INLINE void nearest(const int c, const int nz, const struct group *g,
 		best[z] = _mm512_set1_ps(__builtin_inff());
 		at[z] = _mm512_setzero_si512();
 	}
-	for (i = 0; i < CQK_CENTROIDS; ) {
-		fetch_ahead(c, g, i);
+	for (i = 0; i < (uint32_t)n_cen; ) {
+		fetch_ahead(c, n_cen, g, i);
 		for (end = i + AHEAD; i < end; i++) {
 			for (z = 0; z < nz; z++)
 				acc[z] = _mm512_set1_ps(g->half_norm[i]);
 			for (j = 0; j < c; j++) {
-				__m512 p = _mm512_set1_ps(g->planes[j * CQK_CENTROIDS + i]);
+				__m512 p = _mm512_set1_ps(g->planes[j * n_cen + i]);
 
 				for (z = 0; z < nz; z++)
 					acc[z] = _mm512_sub_ps(acc[z], _mm512_mul_ps(p,
@@ -130,21 +131,34 @@ INLINE void nearest(const int c, const int nz, const struct group *g,
 			k = _mm512_add_epi32(k, _mm512_set1_epi32(1));
 		}
 	}
-	for (z = 0; z < nz; z++)
-		_mm512_mask_cvtepi32_storeu_epi8(g->codes + LANES * z,
-			lanes_below(n - LANES * z), at[z]);
+	for (z = 0; z < nz; z++) {
+		if (n_cen > CQK_CENTROIDS)
+			_mm256_storeu_si256((__m256i *)(void *)(g->wide + LANES * z),
+					    _mm512_cvtepi32_epi16(at[z]));
+		else
+			_mm512_mask_cvtepi32_storeu_epi8(g->codes + LANES * z,
+				lanes_below(n - LANES * z), at[z]);
+	}
 }
 
-INLINE void group_codes(const int c, const struct group *g, float (*y)[TOKENS],
-			uint32_t n)
+INLINE void group_codes(const int c, struct group *g, float (*y)[TOKENS], uint32_t n)
 {
 	if (n > LANES)
-		nearest(c, 2, g, y, n);
+		nearest(c, CQK_CENTROIDS, 2, g, y, n);
 	else
-		nearest(c, 1, g, y, n);
+		nearest(c, CQK_CENTROIDS, 1, g, y, n);
 }
 
-static void encode_group(const struct group *g, float (*y)[TOKENS], uint32_t n)
+/* 8c10b. */
+static void wide_codes(struct group *g, float (*y)[TOKENS], uint32_t n)
+{
+	if (n > LANES)
+		nearest(8, CQK_CENTROIDS_10, 2, g, y, n);
+	else
+		nearest(8, CQK_CENTROIDS_10, 1, g, y, n);
+}
+
+static void encode_group(struct group *g, float (*y)[TOKENS], uint32_t n)
 {
 	switch (g->c) {
 	case 1: group_codes(1, g, y, n); break;
@@ -155,25 +169,32 @@ static void encode_group(const struct group *g, float (*y)[TOKENS], uint32_t n)
 	}
 }
 
-/* Groups @g .. @g + @some - 1 of @n tokens from @x on, at most 32. */
+/* Groups @g .. @g + @some - 1 of @n tokens from @x on, at most 32: @first of @block. */
 static void encode_some(const struct cqk_codebook *cb, uint32_t kv_head,
-			uint32_t g, uint32_t some, const uint16_t *x, uint32_t n,
-			uint8_t *codes)
+			uint32_t g, uint32_t some, const uint16_t *x, uint32_t first,
+			uint32_t n, uint8_t *block)
 {
-	uint32_t c = cb->code.channels, i;
+	uint32_t c = cb->code.channels, n_cen = cqk_code_centroids(cb->code), i, t;
 	float y[LANES][TOKENS];
 
 	load_channels(x, cb->head_dim, g * c, n, y);
 	for (i = 0; i < some && g + i < cb->n_groups; i++) {
 		size_t at = (size_t)kv_head * cb->n_groups + g + i;
 		struct group group = {
-			.half_norm = cb->half_norm + at * CQK_CENTROIDS,
-			.planes = cb->enc + at * c * CQK_CENTROIDS,
+			.half_norm = cb->half_norm + at * n_cen,
+			.planes = cb->enc + at * c * n_cen,
 			.c = c,
-			.codes = codes + (size_t)(g + i) * CQK_T,
+			.codes = block + (size_t)(g + i) * CQK_T + first,
 		};
 
-		encode_group(&group, y + i * c, n);
+		if (cqk_byte_codes(cb)) {
+			encode_group(&group, y + i * c, n);
+			continue;
+		}
+		wide_codes(&group, y + i * c, n);
+		for (t = 0; t < n; t++)
+			cq_code_put(block, cb->code, cb->n_groups, g + i, first + t,
+				    group.wide[t]);
 	}
 }
 
@@ -185,7 +206,8 @@ void cqk_avx512_encode(const struct cqk_codebook *cb, uint32_t kv_head,
 {
 	uint32_t c = cb->code.channels, some, g, t;
 
-	if (cb->code.type == CQ_CODE_F16 || c > LANES || n <= FEW) {
+	if (cb->code.type == CQ_CODE_F16 || c > LANES || n <= FEW ||
+	    (!cqk_byte_codes(cb) && c != 8)) {
 		cqk_avx2_encode(cb, kv_head, x, first, n, codes);
 		return;
 	}
@@ -193,5 +215,6 @@ void cqk_avx512_encode(const struct cqk_codebook *cb, uint32_t kv_head,
 	for (g = 0; g < cb->n_groups; g += some)
 		for (t = 0; t < n; t += TOKENS)
 			encode_some(cb, kv_head, g, some, x + (size_t)t * cb->head_dim,
-				    MIN(n - t, TOKENS), codes + first + t);
+				    first + t, MIN(n - t, TOKENS), codes);
+	cqk_pad_block(cb, codes);
 }

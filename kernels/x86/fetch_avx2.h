@@ -10,24 +10,30 @@
 #include <string.h>
 #include "kernels/attn.h"
 
-/* FETCH_<type><channels per group>: what a group's centroid looks like. */
+/*
+ * FETCH_<type><channels per group>: what a group's centroid looks like; W: one of
+ * 1,024, the code's upper bits are to be had behind the byte planes.
+ */
 enum fetch_kind {
 	FETCH_NONE,		/* not here: decode to a tile instead */
 	FETCH_ROW,		/* halves, no codes */
 	FETCH_H8, FETCH_H4, FETCH_H2,
 	FETCH_B8, FETCH_B4, FETCH_B2,
+	FETCH_H8W, FETCH_B8W,
 };
 
 /**
  * struct feed - a block as the fetching loop needs it
  * @data:   codes or rows
- * @stored: centroids of the kv head, [group][256][c], as stored
+ * @upper:  upper bits of wide codes
+ * @stored: centroids of the kv head, [group][256 or 1,024][c], as stored
  * @scale:  [d] for i8
  * @d:      channels
  * @ahead:  what is read next, @ahead_row bytes for each token; NULL: nothing
  */
 struct feed {
 	const uint8_t *data;
+	const uint8_t *upper;
 	const uint8_t *stored;
 	const float *scale;
 	size_t d;
@@ -43,6 +49,8 @@ static inline enum fetch_kind feed_kind(const struct cqk_src *src)
 		return FETCH_NONE;
 	if (!src->cb)
 		return FETCH_ROW;
+	if (!cqk_byte_codes(src->cb))
+		return src->cb->code.channels != 8 ? FETCH_NONE : i8 ? FETCH_B8W : FETCH_H8W;
 	if (src->cb->code.channels == 8)
 		return i8 ? FETCH_B8 : FETCH_H8;
 	if (src->cb->code.channels == 4)
@@ -59,7 +67,8 @@ static inline void feed_init(struct feed *f, const struct cqk_src *src)
 	*f = (struct feed){ .data = src->data, .d = src->d };
 	if (!src->cb)
 		return;
-	f->stored = (const uint8_t *)src->cb->stored + at * CQK_CENTROIDS *
+	f->upper = src->data + (size_t)src->cb->n_groups * CQK_T;
+	f->stored = (const uint8_t *)src->cb->stored + at * cqk_code_centroids(src->cb->code) *
 		    (src->cb->centroids == CQK_CENTROIDS_I8 ? 1 : 2);
 	f->scale = src->cb->scale ? src->cb->scale + at : NULL;
 }
@@ -102,6 +111,20 @@ __m256 fetch_i8(__m128i x, const float *scale)
 			     _mm256_loadu_ps(scale));
 }
 
+/* The same from one of 1,024 centroids. */
+static inline __attribute__((always_inline))
+__m256 fetch8_wide(const bool i8, const struct feed *f, size_t t, size_t ch)
+{
+	size_t upper = f->upper[ch / 8 * CQ_UPPER_BYTES + t % CQ_UPPER_BYTES];
+	size_t k = f->data[ch / 8 * 64 + t] | (upper >> t / CQ_UPPER_BYTES * 2 & 3) << 8;
+	const uint8_t *at = f->stored + (ch * CQK_CENTROIDS_10 + k * 8) * (i8 ? 1 : 2);
+
+	if (i8)
+		return fetch_i8(_mm_loadl_epi64((const __m128i *)(const void *)at),
+				f->scale + ch);
+	return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)at));
+}
+
 /* Channels @ch .. @ch + 7 of token @t. */
 static inline __attribute__((always_inline))
 __m256 fetch8(const enum fetch_kind kind, const struct feed *f, size_t t, size_t ch)
@@ -111,6 +134,8 @@ __m256 fetch8(const enum fetch_kind kind, const struct feed *f, size_t t, size_t
 	const uint8_t *code;
 	__m128i x;
 
+	if (kind == FETCH_H8W || kind == FETCH_B8W)
+		return fetch8_wide(kind == FETCH_B8W, f, t, ch);
 	if (kind == FETCH_ROW)
 		return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)
 				(const void *)(f->data + (t * f->d + ch) * 2)));

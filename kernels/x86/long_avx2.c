@@ -311,7 +311,7 @@ static void long_end(struct long_head *x)
 /* Groups of less are more table look-ups than products: not worth it. */
 static bool worth_tables(const struct cqk_codebook *cb)
 {
-	return cb->code.type == CQ_CODE_CQ && cb->code.channels >= 4;
+	return cb->code.type == CQ_CODE_CQ && cb->code.channels >= 4 && cqk_byte_codes(cb);
 }
 
 bool cqk_long_fits(const struct cqk_attn *a)

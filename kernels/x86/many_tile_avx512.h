@@ -328,7 +328,7 @@ static void many_load_float_query(struct many *x, uint32_t v, float log2e)
 
 static bool many_planes(const struct cqk_codebook *cb)
 {
-	return cb && cb->i8 && cb->scale;
+	return cb && cqk_byte_codes(cb) && cb->i8 && cb->scale;
 }
 
 /* The tiles that are not of the block at hand yet. */

@@ -56,6 +56,15 @@ static struct cqk_geom small_geom(uint32_t head_dim)
 				  .rope_theta = 10000 };
 }
 
+__attribute__((unused))
+static void image_scale(float *scale, size_t n, uint64_t *rng)
+{
+	size_t i;
+
+	for (i = 0; i < n; i++)
+		scale[i] = 0.01f + 0.02f * (float)uniform(rng);
+}
+
 /* A model file with random codebooks; every layer coded alike, @metric with a metric. */
 __attribute__((unused))
 static struct image image_metric(struct cqk_geom geom, const char *k, const char *v,
@@ -65,8 +74,8 @@ static struct image image_metric(struct cqk_geom geom, const char *k, const char
 	struct cq_code *codes = calloc(2ull * geom.n_layers, sizeof(*codes));
 	const void **books = calloc(2ull * geom.n_layers, sizeof(*books));
 	const float **scales = calloc(4ull * geom.n_layers, sizeof(*scales));
-	uint16_t *halves = malloc(channels * 256 * 2);
-	int8_t *bytes = malloc(channels * 256);
+	uint16_t *halves = malloc(channels * 1024 * 2);
+	int8_t *bytes = malloc(channels * 1024);
 	float *scale = malloc(channels * 4);
 	struct cqk_model_desc desc = { .geom = geom, .k = codes,
 		.v = codes + geom.n_layers, .centroids = centroids, .sinks = 4,
@@ -76,12 +85,12 @@ static struct image image_metric(struct cqk_geom geom, const char *k, const char
 	uint64_t rng = 7;
 	uint32_t l;
 
-	for (i = 0; i < channels * 256; i++) {
+	for (i = 0; i < channels * 1024; i++) {
+		if (i == channels * 256)	/* what codes of 8 bits have */
+			image_scale(scale, channels, &rng);
 		halves[i] = cqk_f32_to_f16((float)gauss(&rng));
 		bytes[i] = (int8_t)((int)(uniform(&rng) * 255) - 127);
 	}
-	for (i = 0; i < channels; i++)
-		scale[i] = 0.01f + 0.02f * (float)uniform(&rng);
 	for (l = 0; l < geom.n_layers; l++) {
 		ASSERT_OK(cqk_code_parse(k, geom.head_dim, &codes[l], NULL));
 		ASSERT_OK(cqk_code_parse(v, geom.head_dim, &codes[geom.n_layers + l],

@@ -553,6 +553,37 @@ TEST(different_codings_of_k_and_v)
 	check(&o);
 }
 
+/* 8c10b with itself, with 8-bit codes and halves; few rows, many, long contexts. */
+TEST(codes_of_ten_bits)
+{
+	static const uint32_t other[] = { 8, 4, 2, 0 };
+	static const uint32_t dims[] = { 128, 64, 80, 256 };
+	uint32_t i, side, i8;
+
+	for (i = 0; i < ARRAY_SIZE(other); i++)
+		for (side = 0; side < 3; side++)
+			for (i8 = 0; i8 < 2; i8++) {
+				struct scene_opts o = plain(dims[i], 8, i8);
+
+				o.toy.bk = side < 2 ? 10 : 8;
+				o.toy.bv = side ? 10 : 8;
+				if (side == 0)
+					o.toy.cv = other[i];
+				if (side == 2)
+					o.toy.ck = other[i];
+				check(&o);
+				o.rows = 5;
+				o.toy.n_heads = 4;
+				o.sinks = 3;
+				check(&o);
+				o.toy.keys = CQK_KEYS_NONE;
+				o.rows = 1;
+				o.shared = 18;
+				o.holes = true;
+				check(&o);
+			}
+}
+
 TEST(large_and_tiny_scales)
 {
 	static const float size[] = { 1e-4f, 1e-2f, 30.0f, 1000.0f };
@@ -566,6 +597,9 @@ TEST(large_and_tiny_scales)
 			o.toy.k_size = size[i];
 			o.q_size = 1 / size[i];
 			o.toy.v_size = size[i];
+			check(&o);
+			o.toy.bk = 10;
+			o.toy.bv = 10;
 			check(&o);
 		}
 }

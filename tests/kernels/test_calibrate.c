@@ -295,6 +295,7 @@ static double coding_error(const struct fake *f, const struct cqk_model *m,
 {
 	const struct cqk_codebook *cb = &m->layers[0].k;
 	uint32_t d = f->geom.head_dim, c = cb->code.channels, h, t, g, k, j;
+	uint32_t n = 1u << cb->code.bits;
 	const uint16_t *x = (const void *)f->at[0];
 	double err = 0, norm = 0, near, s, v;
 
@@ -303,12 +304,11 @@ static double coding_error(const struct fake *f, const struct cqk_model *m,
 			if (t % seq < sinks)
 				continue;
 			for (g = 0; g < d / c; g++) {
-				for (near = DBL_MAX, k = 0; k < 256; k++) {
+				for (near = DBL_MAX, k = 0; k < n; k++) {
 					for (s = 0, j = 0; j < c; j++) {
 						v = cqk_f16_to_f32(x[(h * f->tokens + t) *
 								     d + g * c + j]);
-						v -= cb->f32[(h * d + g * c + j) * 256 +
-							     k];
+						v -= cb->f32[(h * d + g * c + j) * n + k];
 						s += v * v;
 					}
 					near = MIN(near, s);
@@ -351,6 +351,41 @@ TEST(error_is_that_of_the_file)
 		cqk_model_free(m);
 		free(im.buf);
 	}
+	free(f.im.buf);
+}
+
+/* 1,024 centroids: deterministic, better than 256, and as the encoder has them. */
+TEST(codes_of_ten_bits)
+{
+	struct cqk_calib_error few[2], many[2], again[2];
+	struct cqk_calib_opts o;
+	struct cqk_model *m;
+	struct image a, b;
+	struct fake f;
+
+	fake_new(&f, 64, 2100, 350, false, false);
+	fake_noise(&f, 11);
+	o = options(&f, "8c8b", "8c8b");
+	o.iterations = 4;
+	o.centroids = CQK_CENTROIDS_I8;
+	a = calibrated(&f, &o, few);
+	free(a.buf);
+	o = options(&f, "8c10b", "4c8b");
+	o.iterations = 4;
+	o.centroids = CQK_CENTROIDS_I8;
+	o.sinks = 3;
+	a = calibrated(&f, &o, many);
+	o.threads = 4;
+	b = calibrated(&f, &o, again);
+	ASSERT_EQ(a.size, b.size);
+	ASSERT(!memcmp(a.buf, b.buf, a.size));
+	ASSERT_OK(cqk_model_parse(a.buf, a.size, &m, NULL));
+	ASSERT_EQ(m->layers[1].k.code.bits, 10);
+	ASSERT_NEAR(many[0].k, coding_error(&f, m, 3, 350), 1e-6);
+	ASSERT(many[0].k < 0.8 * few[0].k && many[0].k > 0.001);
+	cqk_model_free(m);
+	free(a.buf);
+	free(b.buf);
 	free(f.im.buf);
 }
 

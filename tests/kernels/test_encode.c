@@ -12,19 +12,19 @@ static struct toy_opts shape(uint32_t d, uint32_t c, bool i8)
 }
 
 /* The definition, one token and group at a time, from the stored values. */
-static uint8_t nearest(const struct cqk_codebook *cb, uint32_t head, uint32_t g,
+static uint32_t nearest(const struct cqk_codebook *cb, uint32_t head, uint32_t g,
 		       const uint16_t *x)
 {
-	uint32_t c = cb->code.channels, k, j, best = 0;
+	uint32_t c = cb->code.channels, n = cqk_code_centroids(cb->code), k, j, best = 0;
 	float least = 0;
 
-	for (k = 0; k < 256; k++) {
+	for (k = 0; k < n; k++) {
 		size_t group = (size_t)head * cb->n_groups + g;
-		volatile float acc = cb->half_norm[group * 256 + k];
+		volatile float acc = cb->half_norm[group * n + k];
 
 		for (j = 0; j < c; j++) {
 			size_t ch = (size_t)head * cb->head_dim + g * c + j;
-			volatile float e = cb->f32[ch * 256 + k] *
+			volatile float e = cb->f32[ch * n + k] *
 					   (cb->metric ? cb->metric[ch] : 1.0f);
 			volatile float prod = cqk_f16_to_f32(x[g * c + j]) * e;
 
@@ -35,13 +35,14 @@ static uint8_t nearest(const struct cqk_codebook *cb, uint32_t head, uint32_t g,
 			best = k;
 		}
 	}
-	return (uint8_t)best;
+	return best;
 }
 
 static void check_codes(const struct cqk_codebook *cb, const uint16_t *x,
 			uint32_t first, uint32_t n)
 {
-	size_t bytes = (size_t)cb->n_groups * 64, i;
+	size_t bytes = cq_code_block_bytes(cb->code, cb->head_dim), i;
+	size_t used = (size_t)cb->n_groups * (cb->code.bits == 10 ? 80 : 64);
 	uint8_t *got = malloc(bytes);
 	uint32_t d = cb->head_dim, g, t;
 	unsigned int o;
@@ -49,20 +50,22 @@ static void check_codes(const struct cqk_codebook *cb, const uint16_t *x,
 	for (o = 0; cqk_nth(o); o++) {
 		if (!cqk_nth(o)->usable())
 			continue;
-		memset(got, 0xa5, bytes);
+		memset(got, 0xaa, bytes);
 		cqk_nth(o)->encode(cb, 1, x, first, n, got);
 		for (g = 0; g < cb->n_groups; g++)
 			for (t = 0; t < 64; t++) {
-				uint8_t want = 0xa5;
+				uint32_t want = cb->code.bits == 10 ? 0x2aa : 0xaa, k;
 
 				if (t >= first && t < first + n)
 					want = nearest(cb, 1, g, x + (t - first) * d);
-				i = g * 64 + t;
-				if (got[i] != want)
+				k = toy_code(cb, got, g, t);
+				if (k != want)
 					FAIL("%s d %u c %u group %u token %u: %u, want %u",
 					     cqk_nth(o)->name, d, cb->code.channels,
-					     g, t, got[i], want);
+					     g, t, k, want);
 			}
+		for (i = used; i < bytes; i++)
+			ASSERT_EQ(got[i], 0);
 	}
 	free(got);
 }
@@ -117,6 +120,40 @@ TEST(codes_are_the_nearest_centroids)
 			}
 }
 
+static struct toy_opts wide(uint32_t d, bool i8)
+{
+	struct toy_opts o = shape(d, 8, i8);
+
+	o.bk = 10;
+	o.bv = 10;
+	return o;
+}
+
+/* Any tokens of a page, others keep both parts of their codes. */
+TEST(wide_codes_are_the_nearest_centroids)
+{
+	static const uint32_t dims[] = { 64, 80, 128, 256 };
+	static const uint32_t first[] = { 0, 15, 16, 33, 47, 60 };
+	uint32_t i, k, n;
+
+	for (i = 0; i < ARRAY_SIZE(dims); i++) {
+		struct toy_opts o = wide(dims[i], i % 2);
+		uint8_t *x = toy_alloc((size_t)N * dims[i] * 2);
+		struct toy t;
+
+		o.metric = i / 2 % 2;
+		toy_init(&t, &o, 64);
+		toy_halves(x, (size_t)N * dims[i], 1.0f);
+		for (k = 0; k < ARRAY_SIZE(first); k++)
+			for (n = 1; n <= N - first[k]; n += 1 + 11 * n)
+				check_codes(&t.m.layers[0].k, (uint16_t *)(void *)x,
+					    first[k], n);
+		check_codes(&t.m.layers[0].v, (uint16_t *)(void *)x, 0, N);
+		free(x);
+		toy_free(&t);
+	}
+}
+
 TEST(every_number_of_tokens)
 {
 	static const uint32_t groups[] = { 1, 2, 3, 4, 8, 16, 32 };
@@ -160,6 +197,33 @@ TEST(ties_take_the_lowest_code)
 	toy_free(&t);
 }
 
+TEST(ties_of_wide_codes_take_the_lowest)
+{
+	struct toy_opts o = wide(64, true);
+	struct cqk_codebook *cb;
+	uint16_t x[64 * 12];
+	struct toy t;
+	size_t i, j;
+
+	toy_init(&t, &o, 64);
+	cb = &t.m.layers[0].k;
+	for (i = 0; i < 2 * 64; i++)	/* every centroid four times */
+		for (j = 256; j < 1024; j += 256)
+			memcpy(cb->f32 + i * 1024 + j, cb->f32 + i * 1024, 256 * 4);
+	toy_half_norm(cb);
+	toy_halves((uint8_t *)x, ARRAY_SIZE(x), 1.0f);
+	check_codes(cb, x, 0, 12);
+	for (i = 0; i < 2 * 64; i++)	/* those of a small norm are the last */
+		for (j = 0; j < 768; j++)
+			cb->f32[i * 1024 + j] += 100;
+	toy_half_norm(cb);
+	check_codes(cb, x, 5, 12);
+	for (i = 0; i < ARRAY_SIZE(x); i++)
+		x[i] = (uint16_t)((i % 2 ? 0x8000 : 0) | (i % 3 ? 0x7bff : i % 5));
+	check_codes(cb, x, 0, 12);
+	toy_free(&t);
+}
+
 TEST(extreme_inputs)
 {
 	struct toy_opts o = shape(64, 8, false);
@@ -192,7 +256,7 @@ TEST(a_codebook_of_nan_is_survived)
 	toy_free(&t);
 }
 
-static void check_decode(uint32_t d, uint32_t c, bool i8)
+static void check_decode(uint32_t d, uint32_t c, bool i8, uint32_t bits)
 {
 	struct toy_opts o = shape(d, c, i8);
 	const struct cqk_codebook *cb;
@@ -202,11 +266,12 @@ static void check_decode(uint32_t d, uint32_t c, bool i8)
 	uint32_t t, ch, n;
 	struct toy toy;
 
+	o.bk = bits;
 	toy_init(&toy, &o, 64);
 	page = toy_alloc(toy.m.payload);
 	toy_payload(&toy, page);
 	cb = &toy.m.layers[0].k;
-	src.data = page + toy.m.layers[0].k_bytes * 2;
+	src.data = page + toy.m.layers[0].k_bytes + toy.m.layers[0].v_bytes;
 	src.cb = c ? cb : NULL;
 	for (n = 0; cqk_nth(n); n++) {
 		if (!cqk_nth(n)->usable())
@@ -231,9 +296,13 @@ TEST(decoding_gives_the_stored_values)
 	for (i8 = 0; i8 < 2; i8++)
 		for (c = 0; c <= 16; c++)
 			if (!c || 112 % c == 0) {
-				check_decode(112, c, i8);
-				check_decode(112 * 2, c, i8);
+				check_decode(112, c, i8, 8);
+				check_decode(112 * 2, c, i8, 8);
 			}
+	for (i8 = 0; i8 < 2; i8++) {
+		check_decode(112, 8, i8, 10);
+		check_decode(64, 8, i8, 10);
+	}
 }
 
 TEST(pass_through_copies)

@@ -75,6 +75,23 @@ TEST(every_shape)
 		}
 }
 
+TEST(codes_of_ten_bits)
+{
+	uint32_t side, i8;
+
+	for (side = 0; side < 3; side++)
+		for (i8 = 0; i8 < 2; i8++) {
+			struct scene_opts o = many(128, 8, 3, 4);
+
+			o.toy.bk = side < 2 ? 10 : 8;
+			o.toy.bv = side ? 10 : 8;
+			o.toy.i8 = i8;
+			check(&o);
+			o.toy.keys = CQK_KEYS_NONE;
+			check(&o);
+		}
+}
+
 /* Registers of sixteen lanes: partly used, one, two, three, four, five. */
 TEST(every_number_of_vectors)
 {

@@ -18,7 +18,7 @@ static struct cqk_model *parsed(struct image im)
 
 static void planes_match(const struct cqk_codebook *cb)
 {
-	uint32_t c = cb->code.channels, h, g, k, j, ch;
+	uint32_t c = cb->code.channels, n = 1u << cb->code.bits, h, g, k, j, ch;
 	const int8_t *bytes = cb->stored;
 	const uint16_t *halves = cb->stored;
 	size_t at = 0;
@@ -32,20 +32,20 @@ static void planes_match(const struct cqk_codebook *cb)
 	ASSERT_EQ(!cb->i8, cb->centroids == CQK_CENTROIDS_F16);
 	for (h = 0; h < cb->n_kv_heads; h++)
 		for (g = 0; g < cb->n_groups; g++)
-			for (k = 0; k < 256; k++) {
+			for (k = 0; k < n; k++) {
 				for (sum = 0, j = 0; j < c; j++, at++) {
 					ch = h * cb->head_dim + g * c + j;
 					x = cb->i8 ? (float)bytes[at] * cb->scale[ch] :
 						     cqk_f16_to_f32(halves[at]);
-					ASSERT(cb->f32[ch * 256 + k] == x);
+					ASSERT(cb->f32[ch * n + k] == x);
 					if (cb->i8)
-						ASSERT_EQ(cb->i8[ch * 256 + k],
+						ASSERT_EQ(cb->i8[ch * n + k],
 							  bytes[at]);
 					e = cb->metric ? x * cb->metric[ch] : x;
-					ASSERT(cb->enc[ch * 256 + k] == e);
+					ASSERT(cb->enc[ch * n + k] == e);
 					sum += x * e;
 				}
-				ASSERT(cb->half_norm[(h * cb->n_groups + g) * 256 + k] ==
+				ASSERT(cb->half_norm[(h * cb->n_groups + g) * n + k] ==
 				       sum * 0.5f);
 			}
 }
@@ -70,7 +70,7 @@ TEST(geometries)
 {
 	static const uint32_t dims[] = { 64, 80, 96, 112, 128, 256 };
 	static const char *const codes[] = { "2c8b", "4c8b", "8c8b", "16c8b", "1c8b",
-					     "fp16" };
+					     "8c10b", "fp16" };
 	struct cqk_model *m;
 	struct image im;
 	size_t d, i, kind;
@@ -79,7 +79,7 @@ TEST(geometries)
 		for (i = 0; i < ARRAY_SIZE(codes); i++)
 			for (kind = 0; kind < 2; kind++) {
 				im = image_metric(small_geom(dims[d]), codes[i],
-						  codes[(i + d) % 6], (uint32_t)kind,
+						  codes[(i + d) % 7], (uint32_t)kind,
 						  (d + i) % 2);
 				m = parsed(im);
 				check_layout(m);
@@ -112,6 +112,47 @@ TEST(small_model_page)
 	ASSERT_EQ(m->slot_bytes, 28672);
 	cqk_model_free(m);
 	free(im.buf);
+}
+
+/* Byte planes first, upper bits behind them, all in whole lines of the cache. */
+TEST(pages_of_wide_codes)
+{
+	static const struct { uint32_t d, k_bytes; } block[] = {
+		{ 64, 640 }, { 80, 832 }, { 96, 960 }, { 112, 1152 }, { 128, 1280 },
+		{ 256, 2560 },
+	};
+	static uint8_t page[2560], was[2560];
+	struct cq_code code;
+	struct cqk_model *m;
+	struct image im;
+	uint32_t i, g, t;
+
+	for (i = 0; i < ARRAY_SIZE(block); i++) {
+		im = image_model(small_geom(block[i].d), "8c10b", "4c8b", CQK_CENTROIDS_I8);
+		m = parsed(im);
+		ASSERT_EQ(m->layers[1].k_bytes, block[i].k_bytes);
+		ASSERT_EQ(m->layers[1].v_bytes, 16 * block[i].d);
+		ASSERT_EQ(m->payload, 4 * (block[i].k_bytes + 16 * block[i].d));
+		cqk_model_free(m);
+		free(im.buf);
+	}
+	ASSERT_OK(cqk_code_parse("8c10b", 256, &code, NULL));
+	for (g = 0; g < 32; g++)
+		for (t = 0; t < 64; t++)
+			cq_code_put(page, code, 32, g, t, (g * 64 + t) * 37 % 1024);
+	for (g = 0; g < 32; g++)
+		for (t = 0; t < 64; t++) {
+			uint32_t want = (g * 64 + t) * 37 % 1024;
+			uint8_t upper = page[32 * 64 + g * 16 + t % 16];
+
+			ASSERT_EQ(cq_code_get(page, code, 32, g, t), want);
+			ASSERT_EQ(page[g * 64 + t], want % 256);
+			ASSERT_EQ(upper >> t / 16 * 2 & 3, want / 256);
+		}
+	memcpy(was, page, sizeof(page));
+	cq_code_put(page, code, 32, 7, 40, 0x3ff ^ cq_code_get(page, code, 32, 7, 40));
+	cq_code_put(page, code, 32, 7, 40, 0x3ff ^ cq_code_get(page, code, 32, 7, 40));
+	ASSERT_MEMEQ(was, page, sizeof(page));
 }
 
 TEST(head_prepares_nothing)
@@ -262,7 +303,8 @@ TEST(wrong_metadata)
 		{ "\"k\":\"4c8b\"", "\"k\":\"4c8b,4c8b,4c8b\"", "3 codings", -EINVAL },
 		{ "\"k\":\"4c8b\"", "\"k\":\"\"", "coding", -EINVAL },
 		{ "\"k\":\"4c8b\"", "\"k\":\"4c8b,\"", "coding", -EINVAL },
-		{ "\"k\":\"4c8b\"", "\"k\":\"8c10b\"", "10 bits", -EOPNOTSUPP },
+		{ "\"k\":\"4c8b\"", "\"k\":\"4c10b\"", "10 bits", -EOPNOTSUPP },
+		{ "\"k\":\"4c8b\"", "\"k\":\"8c10b\"", "dimension", -EINVAL },
 		{ "\"k\":\"4c8b\"", "\"k\":\"8c8b\"", "dimension", -EINVAL },
 		{ "\"k\":\"4c8b\"", "\"k\":\"fp16\"", "4 tensors", -EINVAL },
 		{ "\"v\":\"4c8b\",", "", "v is missing", -EINVAL },
@@ -589,6 +631,9 @@ TEST(codings)
 		{ "5c8b", 64, -EINVAL }, { "17c8b", 68, -EINVAL },
 		{ "32c8b", 64, -EINVAL }, { "0c8b", 64, -EINVAL },
 		{ "4c4b", 64, -EOPNOTSUPP }, { "4c16b", 64, -EOPNOTSUPP },
+		{ "8c10b", 64, 0 }, { "8c10b", 80, 0 }, { "8c10b", 84, -EINVAL },
+		{ "4c10b", 64, -EOPNOTSUPP }, { "16c10b", 64, -EOPNOTSUPP },
+		{ "8c9b", 64, -EOPNOTSUPP }, { "8c12b", 64, -EOPNOTSUPP },
 		{ "4c8", 64, -EINVAL }, { "4c8bb", 64, -EINVAL }, { "", 64, -EINVAL },
 		{ "04c8b", 64, -EINVAL }, { "4c08b", 64, -EINVAL },
 		{ "+4c8b", 64, -EINVAL }, { " 4c8b", 64, -EINVAL },

@@ -5,14 +5,16 @@
  */
 #include "tests/kernels/scene.h"
 
-/* A call and the way it is to take. */
+/* A call and the way it is to take; @kind: 1 for centroids in fp16, K10, V10. */
 struct call {
-	uint32_t d, ck, cv, fp16, keys, rope_dim, vectors, pages;
+	uint32_t d, ck, cv, kind, keys, rope_dim, vectors, pages;
 	const char *way;
 };
 
 #define PRE	CQK_KEYS_PRE_ROPE
 #define NONE	CQK_KEYS_NONE
+#define K10	2	/* keys have codes of 10 bits */
+#define V10	3
 #define AVX512	"| AVX-512 | "
 #define AVX2	"| AVX2 | "
 #define NEON	"| NEON | "
@@ -28,11 +30,13 @@ static const struct rule rules[] = {
 		{ 128, 8, 8, 0, PRE, 128, 9, 1, "lanes" },
 		{ 128, 8, 8, 1, NONE, 128, 9, 200, "lanes" },
 		{ 128, 0, 0, 0, NONE, 128, 64, 3, "lanes" } } },
-	{ "avx512", AVX512 "K or V in halves or with fp16 centroids; odd number of "
+	{ "avx512", AVX512 "K or V in halves, of 10 bits or with fp16 centroids; odd number of "
 	  "channels | to 8 | any | tile |", {
 		{ 128, 0, 8, 0, PRE, 128, 8, 50, "tile" },
 		{ 128, 8, 0, 0, NONE, 128, 1, 50, "tile" },
 		{ 128, 8, 8, 1, PRE, 128, 4, 50, "tile" },
+		{ 128, 8, 8, K10, PRE, 128, 4, 50, "tile" },
+		{ 128, 8, 8, V10, NONE, 128, 1, 50, "tile" },
 		{ 63, 1, 1, 0, NONE, 0, 4, 50, "tile" } } },
 	{ "avx512", AVX512 "keys not turned, 8 channels and more per group, to 32 groups | "
 	  "1; 2; 3, 4; 5 to 8 | from 12; 16; 24; 40 | tables |", {
@@ -60,7 +64,7 @@ static const struct rule rules[] = {
 		{ 128, 8, 8, 0, PRE, 128, 4, 200, "transposed" },
 		{ 128, 2, 2, 0, NONE, 128, 4, 200, "transposed" },
 		{ 128, 1, 8, 0, PRE, 32, 8, 1, "transposed" } } },
-	{ "avx2", AVX2 "keys not turned, 4 channels and more per group, K and V | to 8 | "
+	{ "avx2", AVX2 "8 bits, keys not turned, 4 channels and more per group, K and V | to 8 | "
 	  "from 16 coded | tables |", {
 		{ 128, 4, 16, 0, NONE, 128, 8, 16, "tables" },
 		{ 128, 8, 8, 1, NONE, 128, 1, 16, "tables" },
@@ -68,7 +72,7 @@ static const struct rule rules[] = {
 		{ 128, 2, 8, 0, NONE, 128, 4, 16, "tile" },
 		{ 128, 8, 2, 0, NONE, 128, 4, 16, "tile" },
 		{ 128, 8, 8, 0, NONE, 128, 9, 16, "tile" } } },
-	{ "avx2", AVX2 "keys turned, 4 or 8 channels per group, channels a multiple of 16, "
+	{ "avx2", AVX2 "8 bits, keys turned, 4 or 8 channels per group, channels a multiple of 16, "
 	  "turned ones of 32 | to 8 | from 16 coded | integers |", {
 		{ 128, 8, 8, 0, PRE, 128, 4, 16, "integers" },
 		{ 128, 4, 16, 1, PRE, 32, 8, 30, "integers" },
@@ -79,6 +83,8 @@ static const struct rule rules[] = {
 	{ "avx2", AVX2 "all else | any | any | tile |", {
 		{ 128, 2, 2, 0, PRE, 128, 4, 100, "tile" },
 		{ 128, 8, 8, 0, PRE, 128, 16, 100, "tile" },
+		{ 128, 8, 8, K10, PRE, 128, 4, 100, "tile" },
+		{ 128, 8, 8, V10, NONE, 128, 4, 100, "tile" },
 		{ 128, 0, 0, 0, NONE, 128, 1, 100, "tile" } } },
 	{ "neon", NEON "8-bit centroids, K and V | to 8 | any | transposed |", {
 		{ 128, 8, 2, 0, PRE, 128, 8, 1, "transposed" },
@@ -107,15 +113,16 @@ static void check_call(const struct cqk_ops *ops, const struct call *c)
 	struct scene_opts o = {
 		.toy = { .n_layers = 1, .n_heads = c->vectors, .n_kv_heads = 1, .d = c->d,
 			 .keys = c->keys, .rope_dim = c->rope_dim, .ck = c->ck, .cv = c->cv,
-			 .i8 = !c->fp16 },
+			 .bk = c->kind == K10 ? 10 : 8, .bv = c->kind == V10 ? 10 : 8,
+			 .i8 = c->kind != 1 },
 		.shared = c->pages,
 	};
 	struct scene *s = scene_new(&o);
 	const char *got = ops->path(&s->a);
 
 	if (strcmp(got, c->way))
-		FAIL("%s: d %u c %u/%u fp16 %u keys %u/%u vectors %u pages %u: %s, want %s",
-		     ops->name, c->d, c->ck, c->cv, c->fp16, c->keys, c->rope_dim,
+		FAIL("%s: d %u c %u/%u kind %u keys %u/%u vectors %u pages %u: %s, want %s",
+		     ops->name, c->d, c->ck, c->cv, c->kind, c->keys, c->rope_dim,
 		     c->vectors, c->pages, got, c->way);
 	scene_free(s);
 }

@@ -18,6 +18,7 @@ struct toy_opts {
 	uint32_t n_layers, n_heads, n_kv_heads, d;
 	uint32_t keys, rope_dim;
 	uint32_t ck, cv;	/* channels per group; 0: pass-through */
+	uint32_t bk, bv;	/* bits per code; 0: 8 */
 	bool i8;
 	bool metric;		/* weights per channel when encoding */
 	float k_size, v_size;	/* 0: 1 */
@@ -64,22 +65,22 @@ static inline void *toy_alloc(size_t n)
 /* After a change of the centroids: all that the encoder reads. */
 static inline void toy_half_norm(struct cqk_codebook *cb)
 {
-	uint32_t c = cb->code.channels, h, g, k, j;
+	uint32_t c = cb->code.channels, n = cqk_code_centroids(cb->code), h, g, k, j;
 
 	for (h = 0; h < cb->n_kv_heads; h++)
 		for (g = 0; g < cb->n_groups; g++)
-			for (k = 0; k < 256; k++) {
+			for (k = 0; k < n; k++) {
 				float sum = 0.0f;
 
 				for (j = 0; j < c; j++) {
 					size_t ch = (size_t)h * cb->head_dim + g * c + j;
-					float x = cb->f32[ch * 256 + k];
+					float x = cb->f32[ch * n + k];
 
 					if (cb->metric)
-						cb->enc[ch * 256 + k] = x * cb->metric[ch];
-					sum += x * cb->enc[ch * 256 + k];
+						cb->enc[ch * n + k] = x * cb->metric[ch];
+					sum += x * cb->enc[ch * n + k];
 				}
-				cb->half_norm[((size_t)h * cb->n_groups + g) * 256 + k] =
+				cb->half_norm[((size_t)h * cb->n_groups + g) * n + k] =
 					sum / 2;
 			}
 }
@@ -87,25 +88,25 @@ static inline void toy_half_norm(struct cqk_codebook *cb)
 static inline void toy_fill(struct cqk_codebook *cb, float size)
 {
 	size_t n_ch = (size_t)cb->n_kv_heads * cb->head_dim, ch, k;
-	uint32_t c = cb->code.channels;
-	uint16_t *f16 = toy_alloc(n_ch * 256 * 2);
-	int8_t *i8 = toy_alloc(n_ch * 256);
+	uint32_t c = cb->code.channels, n = cqk_code_centroids(cb->code);
+	uint16_t *f16 = toy_alloc(n_ch * n * 2);
+	int8_t *i8 = toy_alloc(n_ch * n);
 	float *scale = toy_alloc(n_ch * 4);
 
 	for (ch = 0; ch < n_ch; ch++) {
 		scale[ch] = size * (0.5f + (float)(toy_u32() % 1000) / 1000) / 50;
-		for (k = 0; k < 256; k++) {
-			size_t at = (ch / c * 256 + k) * c + ch % c;
+		for (k = 0; k < n; k++) {
+			size_t at = (ch / c * n + k) * c + ch % c;
 			float x = toy_normal() * size;
 			int q = (int)lrintf(x / scale[ch]);
 
 			f16[at] = cqk_f32_to_f16(x);
 			i8[at] = (int8_t)MAX(-127, MIN(127, q));
-			cb->f32[ch * 256 + k] = cqk_f16_to_f32(f16[at]);
+			cb->f32[ch * n + k] = cqk_f16_to_f32(f16[at]);
 			if (cb->centroids == CQK_CENTROIDS_F16)
 				continue;
-			cb->f32[ch * 256 + k] = (float)i8[at] * scale[ch];
-			cb->i8[ch * 256 + k] = i8[at];
+			cb->f32[ch * n + k] = (float)i8[at] * scale[ch];
+			cb->i8[ch * n + k] = i8[at];
 		}
 	}
 	cb->stored = cb->centroids == CQK_CENTROIDS_F16 ? (void *)f16 : (void *)i8;
@@ -126,9 +127,9 @@ static inline float *toy_metric(uint32_t n)
 }
 
 static inline void toy_codebook(struct cqk_codebook *cb, const struct toy_opts *o,
-				uint32_t c, float size)
+				uint32_t c, uint32_t bits, float size)
 {
-	size_t values = (size_t)o->n_kv_heads * o->d * 256;
+	size_t values = (size_t)o->n_kv_heads * o->d << (bits ? bits : 8);
 
 	memset(cb, 0, sizeof(*cb));
 	cb->head_dim = o->d;
@@ -137,12 +138,12 @@ static inline void toy_codebook(struct cqk_codebook *cb, const struct toy_opts *
 		cb->code.type = CQ_CODE_F16;
 		return;
 	}
-	cb->code = (struct cq_code){ CQ_CODE_CQ, (uint8_t)c, 8, 0 };
+	cb->code = (struct cq_code){ CQ_CODE_CQ, (uint8_t)c, (uint8_t)(bits ? bits : 8), 0 };
 	cb->centroids = o->i8 ? CQK_CENTROIDS_I8 : CQK_CENTROIDS_F16;
 	cb->n_groups = o->d / c;
 	cb->f32 = toy_alloc(values * 4);
 	cb->enc = o->metric ? toy_alloc(values * 4) : cb->f32;
-	cb->half_norm = toy_alloc((size_t)o->n_kv_heads * cb->n_groups * 256 * 4);
+	cb->half_norm = toy_alloc(values / c * 4);
 	cb->i8 = o->i8 ? toy_alloc(values) : NULL;
 	toy_fill(cb, size > 0 ? size : 1.0f);
 	if (o->metric)
@@ -168,8 +169,8 @@ static inline void toy_init(struct toy *t, const struct toy_opts *o,
 	for (l = 0; l < o->n_layers; l++) {
 		struct cqk_layer *y = &t->m.layers[l];
 
-		toy_codebook(&y->k, o, o->ck, o->k_size);
-		toy_codebook(&y->v, o, o->cv, o->v_size);
+		toy_codebook(&y->k, o, o->ck, o->bk, o->k_size);
+		toy_codebook(&y->v, o, o->cv, o->bv, o->v_size);
 		y->k_bytes = cq_code_block_bytes(y->k.code, o->d);
 		y->v_bytes = cq_code_block_bytes(y->v.code, o->d);
 		y->offset = t->m.payload;
@@ -236,6 +237,17 @@ static inline void toy_payload(const struct toy *t, uint8_t *out)
 	}
 }
 
+/* A code as Documentation/formats.md has it, apart from include/cq/page.h. */
+static inline uint32_t toy_code(const struct cqk_codebook *cb, const uint8_t *block,
+				uint32_t g, uint32_t t)
+{
+	uint32_t upper = 0;
+
+	if (cb->code.bits == 10)
+		upper = block[cb->n_groups * 64 + g * 16 + t % 16] >> (t / 16) * 2 & 3;
+	return upper * 256 + block[g * 64 + t];
+}
+
 /* One stored K or V value, in double, from the stored centroids. */
 static inline double toy_value(const struct cqk_src *s, uint32_t t, uint32_t ch)
 {
@@ -247,7 +259,8 @@ static inline double toy_value(const struct cqk_src *s, uint32_t t, uint32_t ch)
 		return (double)cqk_f16_to_f32(h);
 	}
 	c = s->cb->code.channels;
-	at = ((size_t)s->kv_head * s->d + ch) / c * 256 + s->data[ch / c * 64 + t];
+	at = ((size_t)s->kv_head * s->d + ch) / c * cqk_code_centroids(s->cb->code) +
+	     toy_code(s->cb, s->data, (uint32_t)(ch / c), t);
 	at = at * c + ch % c;
 	if (s->cb->centroids == CQK_CENTROIDS_F16)
 		return (double)cqk_f16_to_f32(((const uint16_t *)s->cb->stored)[at]);

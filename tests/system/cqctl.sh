@@ -89,6 +89,8 @@ too_few_tokens() {	# sinks do not count; none are needed where nothing is learnt
 			--k 8c8b --v fp16 -o "$dir/no.st" && ! grep codebooks "$dir/said" &&
 		gives 1 "248 tokens .* at least 256" ctl calibrate "$dir/less.st" --budget 2 \
 			-o "$dir/no.st" &&
+		gives 1 "248 tokens .* at least 1024 are needed, 4096" ctl calibrate \
+			"$dir/less.st" --budget 2 --layers 5=8c10b/4c8b -o "$dir/no.st" &&
 		gives 1 "/less.st has 8 tokens .* at least 256" ctl calibrate "$dir/less.st" \
 			--budget 2 --sinks 64 --layers 0-5=fp16/8c8b -o "$dir/no.st" &&
 		nothing_left &&
@@ -364,7 +366,7 @@ wrong_use() {
 		gives 2 "output is missing" cal --k 4c8b --v 4c8b &&
 		gives 2 "v is missing" cal --k 4c8b -o "$dir/no.st" &&
 		gives 2 "5 channels per group" cal --k 5c8b --v 4c8b -o "$dir/no.st" &&
-		gives 2 "10 bits" cal --k 8c10b --v 4c8b -o "$dir/no.st" &&
+		gives 2 "10 bits" cal --k 4c10b --v 4c8b -o "$dir/no.st" &&
 		gives 2 "6 layers" cal --k 4c8b,4c8b --v 4c8b -o "$dir/no.st" &&
 		gives 2 "6 layers" cal --k 4c8b,4c8b,4c8b,4c8b,4c8b,4c8b,4c8b --v 4c8b \
 			-o "$dir/no.st" &&

@@ -46,6 +46,20 @@ coded_text() {
 		[ "$(text two.json)" = "$(text three.json)" ] && [ -n "$(text two.json)" ]
 }
 
+# Codes of 10 bits in a mixture, loaded later: attached readers agree, and are near fp16.
+wide_text() {
+	worker dump --lm "$lm" --ids "$lm/calibration.u16" --sequences 4 --length 512 \
+		--out "$dir/more.st" &&
+		"$O/cqctl" calibrate "$dir/more.st" --k 8c10b --v 4c8b --layers 5=8c8b/8c10b \
+			--iterations 5 -o "$dir/wide.st" &&
+		"$O/cqctl" --socket "$dir/admin.sock" load wide "$dir/wide.st" &&
+		"$O/cqctl" --socket "$dir/admin.sock" list models &&
+		run wide one.json && run wide two.json && run wide three.json &&
+		[ "$(key "$dir/two.json" matched)" = 448 ] &&
+		[ "$(text two.json)" = "$(text three.json)" ] && [ -n "$(text two.json)" ] &&
+		quality wide
+}
+
 sampled() {
 	run coded s1.json --temperature 1 --seed 7 && run coded s2.json --temperature 1 --seed 7 &&
 		run coded s3.json --temperature 1 --seed 8 &&
@@ -55,7 +69,7 @@ sampled() {
 
 # The codebooks of this test are from 1,024 tokens: a loose bound.
 quality() {
-	worker score --lm "$lm" --model coded --reference fp16 --prefix "$dir/prefix.u16" \
+	worker score --lm "$lm" --model "$1" --reference fp16 --prefix "$dir/prefix.u16" \
 		--ids "$lm/heldout.u16" --sequences 2 --length 128 >"$dir/score.json" &&
 		cat "$dir/score.json" &&
 		[ "$(key "$dir/score.json" matched_tokens)" = 448 ] &&
@@ -124,7 +138,7 @@ bad_files() {
 			worker verify --lm "$dir" && [ ! -e "$dir/no" ]
 }
 
-plan 17
+plan 18
 make_models >"$dir/out" 2>&1
 ok "a cqd with a coded and an fp16 model" start_cqd
 ok "logits on an fp16 cache are those of the reference" logits
@@ -133,7 +147,8 @@ ok "fp16 pages: attached or not, the same text" shared_text
 ok "nobody to attach to: no figures" unpublished
 ok "coded pages: every attached reader writes the same text" coded_text
 ok "sampling with a seed repeats" sampled
-ok "an attached reader is near fp16" quality
+ok "an attached reader is near fp16" quality coded
+ok "codes of 10 bits: the same text, near fp16" wide_text
 ok "published pages of an fp16 model cost nothing" published
 ok "no daemon: the socket is named" complains 1 "$dir/none" \
 	worker run --lm "$lm" --model coded --prefix "$dir/prefix.u16" --socket "$dir/none"

@@ -85,16 +85,17 @@ TEST(tells_what_the_file_holds)
 }
 
 /* Codes and values are those of the portable kernels, block by block. */
-static void same_as_kernels(uint32_t dtype)
+static void same_as_kernels(uint32_t dtype, const char *coding)
 {
 	const struct cqk_ops *ops = cqk_select("portable");
 	static float x[TOKENS * D], got[TOKENS * D], want[CQ_PAGE_TOKENS * D];
 	static uint16_t halves[TOKENS * D];
 	uint8_t codes[BLOCKS * 64 * D / 4], block[64 * D / 4];
+	struct cq_codec_part part = { .sz = sizeof(part) };
 	struct cq_view in = view_of(dtype == CQ_F32 ? (void *)x : halves, dtype, D);
 	struct cq_view out = view_of(got, CQ_F32, D);
 	struct image im;
-	struct cq_codec *codec = make(small_geom(D), "4c8b", "4c8b", &im);
+	struct cq_codec *codec = make(small_geom(D), "4c8b", coding, &im);
 	struct cqk_model *m;
 	uint32_t b, n, i;
 
@@ -102,6 +103,9 @@ static void same_as_kernels(uint32_t dtype)
 	for (i = 0; i < TOKENS * D; i++)
 		halves[i] = cqk_f32_to_f16(x[i]);
 	memset(codes, 0xee, sizeof(codes));
+	ASSERT_OK(cq_codec_get_part(codec, 1, CQ_V, &part));
+	ASSERT_STREQ(part.name, coding);
+	ASSERT_LE(part.block_bytes, sizeof(block));
 	ASSERT_OK(cqk_model_parse(im.buf, im.size, &m, NULL));
 	ASSERT_OK(cq_codec_encode(codec, 1, CQ_V, 1, &in, TOKENS, codes));
 	ASSERT_OK(cq_codec_decode(codec, 1, CQ_V, 1, codes, TOKENS, &out));
@@ -109,7 +113,7 @@ static void same_as_kernels(uint32_t dtype)
 		n = b < 2 ? 64 : TOKENS - 128;
 		memset(block, 0, sizeof(block));
 		ops->encode(&m->layers[1].v, 1, halves + b * 64 * D, 0, n, block);
-		ASSERT(!memcmp(block, codes + b * sizeof(block), sizeof(block)));
+		ASSERT(!memcmp(block, codes + b * part.block_bytes, part.block_bytes));
 		ops->decode(&m->layers[1].v, 1, block, 0, n, want);
 		ASSERT(!memcmp(want, got + b * 64 * D, n * D * sizeof(float)));
 	}
@@ -120,12 +124,14 @@ static void same_as_kernels(uint32_t dtype)
 
 TEST(codes_f32_as_the_kernels_do)
 {
-	same_as_kernels(CQ_F32);
+	same_as_kernels(CQ_F32, "4c8b");
+	same_as_kernels(CQ_F32, "8c10b");
 }
 
 TEST(codes_f16_as_the_kernels_do)
 {
-	same_as_kernels(CQ_F16);
+	same_as_kernels(CQ_F16, "4c8b");
+	same_as_kernels(CQ_F16, "8c10b");
 }
 
 TEST(fp16_rounds_and_nothing_else)

@@ -235,7 +235,7 @@ TEST(fork_refuses_what_is_not_committed)
 }
 
 /* Old codes stay as they are, whoever reads them; new tokens get their own. */
-TEST(truncate_inside_coded_pages)
+static void check_truncate(const struct shape *s)
 {
 	static const size_t cuts[] = { 1, 3, 40, 63, 64, 100, 128, 250, 299, 320, 383 };
 	static uint32_t other[500];
@@ -244,13 +244,13 @@ TEST(truncate_inside_coded_pages)
 	size_t i, l, width = 2 * 32;
 
 	rig_ids(ids, 500, 1);
-	rig_start(&r, &small, NULL);
+	rig_start(&r, s, NULL);
 	rig_publish(&r, ids, 500);
 	for (i = 0; i < ARRAY_SIZE(cuts); i++) {
 		size_t n = cuts[i];
 		float *was, *now;
 
-		worker_open(&w, &small, r.sock, 0, 0);
+		worker_open(&w, s, r.sock, 0, 0);
 		memcpy(other, ids, n * sizeof(*ids));
 		rig_ids(other + n, 500 - n, 100 + (uint32_t)i);
 		x = worker_seq(&w, ids, 400);
@@ -267,7 +267,7 @@ TEST(truncate_inside_coded_pages)
 		free(was);
 		CQ_OK(cq_seal(x, 5000));
 		/* Somebody else attaches to it: the same, from the shared page. */
-		worker_open(&b, &small, r.sock, 0, 0);
+		worker_open(&b, s, r.sock, 0, 0);
 		y = worker_seq(&b, other, 500);
 		ASSERT_EQ(cq_seq_length(y), 448);
 		was = worker_read(&b, y, 1, 448, 0);
@@ -281,6 +281,21 @@ TEST(truncate_inside_coded_pages)
 	}
 	CQ_FAILS(cq_truncate(NULL, 0), -EINVAL);
 	rig_stop(&r);
+}
+
+TEST(truncate_inside_coded_pages)
+{
+	check_truncate(&small);
+}
+
+TEST(truncate_inside_pages_of_wide_codes)
+{
+	struct shape s = small;
+
+	s.k = "8c10b";
+	check_truncate(&s);
+	s.v = "8c10b";
+	check_truncate(&s);
 }
 
 /* In the window truncate keeps fp16 of what it keeps. */

@@ -77,7 +77,7 @@ static inline struct cqk_geom rig_geom(const struct shape *s)
 
 static inline void *rig_book(const struct shape *s, uint32_t which, struct cq_code code)
 {
-	size_t n = (size_t)s->kv_heads * s->dim * 256, i;
+	size_t n = (size_t)s->kv_heads * s->dim * cqk_code_centroids(code), i;
 	uint16_t *book = malloc(n * 2);
 
 	ASSERT(book && code.type == CQ_CODE_CQ);

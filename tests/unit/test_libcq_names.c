@@ -11,7 +11,7 @@
 #define TOKENS 1000
 
 static struct rig r;
-static const struct shape small = SHAPE_SMALL;
+static struct shape small = SHAPE_SMALL;
 static uint32_t ids[TOKENS];
 
 static void begin(void)
@@ -119,7 +119,7 @@ TEST(attached_as_published)
 }
 
 /* Codes, window and tail after truncation inside a coded page; fork; extra; position. */
-TEST(attached_with_all_that_a_sequence_has)
+static void hand_over_all(void)
 {
 	struct cq_seq_opts o = { .sz = sizeof(o), .position = 77, .extra = "image",
 				 .extra_len = 5 };
@@ -140,6 +140,17 @@ TEST(attached_with_all_that_a_sequence_has)
 	cq_close(a.ctx);
 	cq_close(b.ctx);
 	rig_stop(&r);
+}
+
+TEST(attached_with_all_that_a_sequence_has)
+{
+	hand_over_all();
+}
+
+TEST(attached_with_wide_codes)
+{
+	small.k = "8c10b";
+	hand_over_all();
 }
 
 /* The page was there already, of other bytes: both read their own. */

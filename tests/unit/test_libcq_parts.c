@@ -275,9 +275,8 @@ TEST(views_find_what_is_not_a_number)
 /* --- shards --- */
 
 /* A shard encodes and decodes as the whole model does at the same place. */
-TEST(shards_are_cut_out_of_a_model)
+static void check_shard(struct shape s)
 {
-	struct shape s = SHAPE_SMALL;
 	struct cqp_shard range = { .layer_begin = 1, .layer_end = 2,
 				   .head_begin = 1, .head_end = 2 };
 	const struct cqk_ops *ops = cqk_select("portable");
@@ -308,4 +307,14 @@ TEST(shards_are_cut_out_of_a_model)
 	ASSERT_EQ(cqc_shard_make(whole, &range, &m), -EINVAL);
 	cqk_model_free(whole);
 	free(image);
+}
+
+TEST(shards_are_cut_out_of_a_model)
+{
+	struct shape s = SHAPE_SMALL;
+
+	check_shard(s);
+	s.k = "8c10b";
+	s.v = "8c10b";
+	check_shard(s);
 }
