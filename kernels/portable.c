@@ -7,30 +7,43 @@
 #include "kernels/attn.h"
 #include "kernels/f16.h"
 
-/* dist[k] = half_norm[k] - sum_j x_j * e_kj, in that order, each step rounded */
+#define SOME 16		/* centroids that are looked at together */
+
+/*
+ * dist[k] = half_norm[k] - sum_j x_j * e_kj, in that order, each step rounded; planes
+ * are @n floats apart
+ */
 static void distances(const float *half_norm, const float *planes, uint32_t n,
-		      const uint16_t *x, uint32_t c, float *dist)
+		      const float *x, uint32_t c, float *dist)
 {
+	float acc[SOME];	/* in registers: what is loaded from @planes waits for no store */
 	uint32_t j, k;
 
-	memcpy(dist, half_norm, n * sizeof(*dist));
-	for (j = 0; j < c; j++) {
-		const float *plane = planes + (size_t)j * n;
-		float xj = cqk_f16_to_f32(x[j]);
-
-		for (k = 0; k < n; k++)
-			dist[k] -= xj * plane[k];
-	}
+	for (k = 0; k < SOME; k++)
+		acc[k] = half_norm[k];
+	for (j = 0; j < c; j++, planes += n)
+		for (k = 0; k < SOME; k++)
+			acc[k] -= x[j] * planes[k];
+	memcpy(dist, acc, sizeof(acc));
 }
 
-/* The lowest k with the least value; 0 if nothing compares. */
-static uint32_t nearest(const float *dist, uint32_t n)
+/* Of @n centroids the lowest with the least distance; 0 if nothing compares. */
+static uint32_t nearest(const float *half_norm, const float *planes, uint32_t n,
+			const uint16_t *x, uint32_t c)
 {
-	uint32_t k, best = 0;
+	float dist[SOME], y[CQ_MAX_HEAD_DIM], least = 0;
+	uint32_t at, j, k, best = 0;
 
-	for (k = 1; k < n; k++)
-		if (dist[k] < dist[best])
-			best = k;
+	for (j = 0; j < c; j++)
+		y[j] = cqk_f16_to_f32(x[j]);
+	for (at = 0; at < n; at += SOME) {
+		distances(half_norm + at, planes + at, n, y, c, dist);
+		for (k = 0; k < SOME; k++)
+			if (at + k == 0 || dist[k] < least) {
+				least = dist[k];
+				best = at + k;
+			}
+	}
 	return best;
 }
 
@@ -43,7 +56,6 @@ void cqk_portable_encode(const struct cqk_codebook *cb, uint32_t kv_head,
 {
 	uint32_t d = cb->head_dim, c = cb->code.channels, g, t;
 	uint32_t k = cqk_code_centroids(cb->code);
-	float dist[CQK_CENTROIDS_10];
 
 	if (cb->code.type == CQ_CODE_F16) {
 		memcpy(codes + (size_t)first * d * 2, x, (size_t)n * d * 2);
@@ -55,9 +67,9 @@ void cqk_portable_encode(const struct cqk_codebook *cb, uint32_t kv_head,
 		const float *planes = cb->enc + ((size_t)kv_head * d + g * c) * k;
 
 		for (t = 0; t < n; t++) {
-			distances(norm, planes, k, x + (size_t)t * d + g * c, c, dist);
-			cq_code_put(codes, cb->code, cb->n_groups, g, first + t,
-				    nearest(dist, k));
+			uint32_t best = nearest(norm, planes, k, x + (size_t)t * d + g * c, c);
+
+			cq_code_put(codes, cb->code, cb->n_groups, g, first + t, best);
 		}
 	}
 	cqk_pad_block(cb, codes);

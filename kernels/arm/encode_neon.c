@@ -73,7 +73,7 @@ void cqk_neon_encode(const struct cqk_codebook *cb, uint32_t kv_head,
 	float y[CQK_MAX_CHANNELS * TOK];
 	struct best best[TOK];
 
-	if (cb->code.type == CQ_CODE_F16 || c > CQK_MAX_CHANNELS) {
+	if (cb->code.type == CQ_CODE_F16 || !cqk_byte_codes(cb) || c > CQK_MAX_CHANNELS) {
 		cqk_portable_encode(cb, kv_head, x, first, n, codes);
 		return;
 	}
