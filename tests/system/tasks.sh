@@ -38,7 +38,8 @@ for p, w in zip(at[:, 0], want):
     first, second = np.flatnonzero(ids == ids[p])
     assert second == p and (ids[first + 1:first + 4] == w).all() and ids[first - 1] == t.PAIR'
 ok "no question is asked twice, no answer is a guess" py '
-assert len(set(ids[at[:, 0]])) == 9 and len(set(want.ravel().tolist())) == 27 and (want >= t.FIRST_WORD).all()'
+assert len(set(ids[at[:, 0]])) == 9 and len(set(want.ravel().tolist())) == 27
+assert (want >= t.FIRST_WORD).all()'
 ok "presets have the pairs and questions of their table" py '
 for name, (per, questions, words) in t.PRESETS.items():
     got = t.preset(name, 3, 1500)

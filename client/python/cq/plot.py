@@ -31,14 +31,16 @@ def _points(lines, field):
 
 
 def curves(lines, folder):
-    """One file for each figure: attached readers, all models side by side."""
-    models = sorted({x["model"] for x in lines})
+    """One file for each figure: attached readers, the models that have it two in a row."""
     for field, label in FIELDS.items():
-        if all(x[field] is None for x in pick(lines, reader="attached")):
+        models = sorted({x["model"] for x in pick(lines, reader="attached")
+                         if x[field] is not None})
+        if not models:
             continue
-        fig, axes = plt.subplots(1, len(models), figsize=(4.5 * len(models), 3.4), squeeze=False,
-                                 sharey=True)
-        for ax, model in zip(axes[0], models):
+        rows = (len(models) + 1) // 2
+        fig, axes = plt.subplots(rows, 2, figsize=(9, 3.4 * rows), squeeze=False, sharey=True)
+        axes[-1][-1].set_visible(len(models) % 2 == 0)
+        for ax, model in zip(axes.flat, models):
             for family, colour in COLOURS.items():
                 mine = pick(lines, model=model, reader="attached", family=family)
                 points = _points(mine, field)
@@ -53,7 +55,8 @@ def curves(lines, folder):
                 ax.set_ylim(0.98, 1.15)
             if ax.lines:
                 ax.legend(fontsize=7)
-        axes[0][0].set_ylabel(label)
+        for row in axes:
+            row[0].set_ylabel(label)
         _save(fig, folder, f"quality-{field.replace('_', '-')}.svg")
 
 
