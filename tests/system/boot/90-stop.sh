@@ -4,7 +4,10 @@
 
 since=$(cursor)
 was=$(sealed)
+# A helper that failed is started again, but not cqd by it.
+stays_stopped() { systemctl start cq-verify@g0.service; is "$(prop ActiveState)" inactive; }
 check "stop" systemctl stop cqd.service
+check "a helper leaves it so" stays_stopped
 check "start" systemctl start cqd.service
 if [ "$(systemctl --version | awk 'NR == 1 { print $2 }')" -lt 254 ]; then
 	check "the store is empty" pages 0
