@@ -99,11 +99,18 @@ static int wait_readable(struct ctl *c)
 	return ret ? MIN(ret, 0) : -EAGAIN;
 }
 
+/* A connection that is refused has no request that could be named. */
+static bool answers(const Cqp__Msg *msg, uint64_t id)
+{
+	return msg->id == id || (!msg->id && msg->body_case == CQP__MSG__BODY_ERROR);
+}
+
 /* The answer with id @id; others, if any, are none of ours. */
 static Cqp__Msg *receive(struct ctl *c, uint64_t id, int *ret)
 {
 	static struct cqp_frame frame;
 	Cqp__Msg *msg;
+	bool mine;
 
 	for (;;) {
 		*ret = wait_readable(c);
@@ -124,18 +131,18 @@ static Cqp__Msg *receive(struct ctl *c, uint64_t id, int *ret)
 				   strerror(-*ret));
 		if (*ret < 0)
 			return NULL;
-		if (c->fds) {
+		msg = cqp_unpack(frame.buf, frame.len, &c->err);
+		mine = msg && answers(msg, id);
+		if (mine && c->fds) {
 			c->fds[0] = cqp_frame_take(&frame, 0);
 			c->fds[1] = cqp_frame_take(&frame, 1);
 		}
 		cqp_frame_close(&frame);
-		msg = cqp_unpack(frame.buf, frame.len, &c->err);
 		if (!msg) {
 			*ret = -EPROTO;
 			return NULL;
 		}
-		/* A connection that is refused has no request that could be named. */
-		if (msg->id == id || (!msg->id && msg->body_case == CQP__MSG__BODY_ERROR))
+		if (mine)
 			return msg;
 		cqp_free(msg);
 	}

@@ -18,13 +18,16 @@ struct fake {
 	int n;
 };
 
+/* Before each answer but the first: the same to nobody, with descriptors. */
+static bool strays;
+
 static char path[300];
 
 static void serve(int listener, const struct fake *fake)
 {
 	static struct cqp_frame frame;
 	Cqp__Msg reply, *req;
-	int sock = accept(listener, NULL, NULL), i;
+	int sock = accept(listener, NULL, NULL), two[] = { sock, sock }, i;
 
 	for (i = 0; i < fake->n; i++) {
 		ASSERT_EQ(cqp_recv(sock, &frame, 0), 1);
@@ -35,7 +38,10 @@ static void serve(int listener, const struct fake *fake)
 		if (!fake->answer[i])
 			break;
 		reply = *fake->answer[i];
-		reply.id = req->id;
+		reply.id = req->id + 1;
+		if (i && strays)
+			ASSERT_OK(cqp_send(sock, &reply, two, 2, 0));
+		reply.id--;
 		cqp_free(req);
 		ASSERT_OK(cqp_send(sock, &reply, NULL, 0, 0));
 	}
@@ -169,6 +175,34 @@ TEST(refusals)
 	ASSERT_STRHAS(c.err.text, "another kind");
 	ASSERT(!ctl_call(&c, &req, -1, CQP__MSG__BODY_PONG, &ret));
 	ASSERT_EQ(ret, -ECONNRESET);
+	ctl_disconnect(&c);
+}
+
+/* Descriptors are kept of the answer alone; the harness counts the others. */
+TEST(descriptors_of_strays)
+{
+	Cqp__HelloOk ok = hello_ok();
+	Cqp__Msg hello = hello_msg(&ok), pong = CQP__MSG__INIT, req = CQP__MSG__INIT;
+	struct fake fake = { { &hello, &pong }, 2 };
+	Cqp__Ping ping = CQP__PING__INIT;
+	Cqp__Pong body = CQP__PONG__INIT;
+	int ret = 0, fds[2] = { -1, -1 };
+	struct ctl c = client();
+
+	body.version = ok.tenant;
+	body.boot_id = ok.boot_id;
+	pong.body_case = CQP__MSG__BODY_PONG;
+	pong.pong = &body;
+	req.body_case = CQP__MSG__BODY_PING;
+	req.ping = &ping;
+	strays = true;
+	start(&fake);
+	ASSERT_OK(ctl_connect(&c));
+	c.fds = fds;
+	cqp_free(ctl_call(&c, &req, -1, CQP__MSG__BODY_PONG, &ret));
+	ASSERT_OK(ret);
+	ASSERT_EQ(fds[0], -1);
+	ASSERT_EQ(fds[1], -1);
 	ctl_disconnect(&c);
 }
 
