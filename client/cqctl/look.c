@@ -156,8 +156,9 @@ static int look_all(struct look *l, const Cqp__LookOk *ok, const int *fds)
 	size_t n = ok->slots.len / sizeof(slots[0]), i;
 	int ret = 0, next = 0;
 
+	/* without slots there is no context to map anything in */
 	if (ok->slots.len % sizeof(slots[0]) || n > ARRAY_SIZE(slots) ||
-	    ok->n_segments > CQP_LOOK_SEGMENTS)
+	    ok->n_segments > (n ? CQP_LOOK_SEGMENTS : 0))
 		return malformed(l);
 	if (n)
 		memcpy(slots, ok->slots.data, ok->slots.len);

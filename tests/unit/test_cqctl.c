@@ -229,6 +229,32 @@ static int output_of(struct ctl *c, int (*run)(struct ctl *c, int argc, char **a
 	return ret;
 }
 
+/* Memory to be mapped, of which no slot is to be looked at. */
+TEST(look_lies)
+{
+	char device[] = "GPU-1", gpu[] = "--gpu", *argv[] = { gpu, device };
+	Cqp__LookSegment seg = CQP__LOOK_SEGMENT__INIT, *segs = &seg;
+	Cqp__LookOk body = CQP__LOOK_OK__INIT;
+	Cqp__HelloOk ok = hello_ok();
+	Cqp__Msg hello = hello_msg(&ok), look = CQP__MSG__INIT;
+	struct fake fake = { { &hello, &look }, 2 };
+	static uint8_t handle[64];
+	struct ctl c = client();
+
+	look.body_case = CQP__MSG__BODY_LOOK_OK;
+	look.look_ok = &body;
+	body.device = device;
+	body.segments = &segs;
+	body.n_segments = 1;
+	seg.bytes = sizeof(handle);
+	seg.has_handle = true;
+	seg.handle = (ProtobufCBinaryData){ sizeof(handle), handle };
+	start(&fake);
+	ASSERT_NE(ctl_cmd_verify(&c, 2, argv), 0);
+	ASSERT_STRHAS(c.err.text, "malformed answer to Look");
+	ctl_disconnect(&c);
+}
+
 TEST(lists_in_parts)
 {
 	char one[] = "one\x1b[31m", two[] = "two", k[] = "4c8b", out[4000], arg[] = "models";
