@@ -241,6 +241,8 @@ int ctl_look(struct ctl *c, const char *name, bool pending)
 	char pool[CQP_MAX_NAME + 1];
 	int ret;
 
+	if (strlen(name) > CQP_MAX_NAME)
+		return ctl_usage(c, "--gpu: a name has at most %d characters", CQP_MAX_NAME);
 	l.c = c;
 	snprintf(pool, sizeof(pool), "%s", name);
 	body.pool = pool;
