@@ -551,37 +551,60 @@ TEST(positions_far_out)
 	gpu_close(&g);
 }
 
-/* 4,159 tokens of one score, each lost beside the largest if p is rounded. */
+/* 4,159 tokens of one score, and one in page @at that is @above. */
+static void check_above(struct gpu *g, uint32_t at, double above)
+{
+	struct scene_opts o = plain(64, 8);
+	struct cqk_src src;
+	double norm = 0;
+	struct scene *s;
+	uint32_t i, ch;
+
+	o.toy.keys = CQK_KEYS_NONE;
+	o.toy.n_heads = o.toy.n_kv_heads = 1;
+	o.shared = 65;
+	o.tail = 0;
+	s = scene_new(&o);
+	for (i = 0; i < 65; i++)	/* K of layer 1: 8 groups */
+		memset((uint8_t *)s->mem[i] + s->toy.m.layers[1].offset, 7, 8 * 64);
+	for (ch = 0; ch < 8; ch++)
+		((uint8_t *)s->mem[at])[s->toy.m.layers[1].offset + ch * 64 + 33] = 200;
+	src = cqk_block_src(&s->a, &s->blocks[at], 0, false, ~0ull);
+	for (ch = 0; ch < 64; ch++)
+		norm += toy_value(&src, 33, ch) * toy_value(&src, 33, ch);
+	for (ch = 0; ch < 64; ch++)
+		((float *)s->a.q.data)[ch] = (float)(toy_value(&src, 33, ch) / norm * above /
+						     (double)s->a.scale);
+	check_scene(g, s);
+	scene_free(s);
+}
+
+/* Each of the others is lost beside the largest if p is rounded. */
 TEST(one_score_above_equal_ones)
 {
-	uint32_t above, i, ch;
+	uint32_t above;
 	struct gpu g;
 
 	gpu_open(&g);
-	for (above = 9; above <= 13; above += 2) {
-		struct scene_opts o = plain(64, 8);
-		struct scene *s;
-		struct cqk_src src;
-		double norm = 0;
+	for (above = 9; above <= 13; above += 2)
+		check_above(&g, 40, above);
+	gpu_close(&g);
+}
 
-		o.toy.keys = CQK_KEYS_NONE;
-		o.toy.n_heads = o.toy.n_kv_heads = 1;
-		o.shared = 65;
-		o.tail = 0;
-		s = scene_new(&o);
-		for (i = 0; i < 65; i++)	/* K of layer 1: 8 groups */
-			memset((uint8_t *)s->mem[i] + s->toy.m.layers[1].offset, 7, 8 * 64);
-		for (ch = 0; ch < 8; ch++)
-			((uint8_t *)s->mem[40])[s->toy.m.layers[1].offset + ch * 64 + 33] = 200;
-		src = cqk_block_src(&s->a, &s->blocks[40], 0, false, ~0ull);
-		for (ch = 0; ch < 64; ch++)
-			norm += toy_value(&src, 33, ch) * toy_value(&src, 33, ch);
-		for (ch = 0; ch < 64; ch++)
-			((float *)s->a.q.data)[ch] = (float)(toy_value(&src, 33, ch) / norm *
-							     above / (double)s->a.scale);
-		check_scene(&g, s);
-		scene_free(s);
-	}
+/*
+ * What scores are relative to is far below the largest, or is it itself, before or after
+ * all others. At 1.2e8 floats are 8 apart, and what is 10 below is rounded to 16.
+ */
+TEST_LIMIT(one_score_far_above, 60)
+{
+	static const double above[] = { 40, 1e4, 1.2e8, 1e12 };
+	static const uint32_t at[] = { 0, 40, 64 };
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	for (i = 0; i < ARRAY_SIZE(above) * ARRAY_SIZE(at); i++)
+		check_above(&g, at[i % 3], above[i / 3]);
 	gpu_close(&g);
 }
 
