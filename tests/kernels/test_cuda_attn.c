@@ -103,6 +103,31 @@ TEST_LIMIT(few_vectors, 60)
 	gpu_close(&g);
 }
 
+/* Items of so many pages that what is looked up ahead takes its places again and again. */
+TEST_LIMIT(few_vectors_over_many_pages, 60)
+{
+	static const uint32_t shift[] = { 0, 77, 8190 };
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	cqk_cuda_force(g.k, CQK_CUDA_FEW);
+	for (i = 0; i < ARRAY_SIZE(shift); i++) {
+		struct scene_opts o = plain(i % 2 ? 128 : 64, 8);
+
+		o.toy.keys = CQK_KEYS_PRE_ROPE;
+		o.toy.n_kv_heads = 1;
+		o.toy.n_heads = 1 + i;
+		o.seqs = 2;
+		o.shift = shift[i];
+		o.shared = 140;
+		o.tail = 0;
+		o.holes = i == 1;
+		check_variant(&g, &o, CQK_CUDA_FEW);
+	}
+	gpu_close(&g);
+}
+
 /* Pages that are not coded, read in place. */
 TEST_LIMIT(few_vectors_over_halves, 60)
 {
