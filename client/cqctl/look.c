@@ -110,7 +110,7 @@ static int room(struct look *l, uint64_t bytes)
 	void *p;
 	int r;
 
-	if (bytes <= l->room)
+	if (l->buf && bytes <= l->room)
 		return 0;
 	if (l->buf)
 		l->cu->cuMemFreeHost(l->buf);

@@ -515,9 +515,8 @@ TEST_LIMIT(one_channel_above_the_others, 120)
 		o.shared = shared[i / 9 % 2];
 		s = scene_new(&o);
 		for (h = 0; h < o.toy.n_heads; h++) {
-			ch = i % 2 ? 77 : h * 5;
-			((float *)s->a.q.data)[h * (uint32_t)s->a.q.stride_head + ch] =
-				size[i / 54];
+			ch = h * (uint32_t)s->a.q.stride_head + (i % 2 ? 77 : h * 5);
+			((float *)s->a.q.data)[ch] = size[i / 54];
 		}
 		check_scene(s);
 		scene_free(s);
@@ -567,10 +566,8 @@ TEST(codes_of_ten_bits)
 
 				o.toy.bk = side < 2 ? 10 : 8;
 				o.toy.bv = side ? 10 : 8;
-				if (side == 0)
-					o.toy.cv = other[i];
-				if (side == 2)
-					o.toy.ck = other[i];
+				o.toy.cv = side == 0 ? other[i] : 8;
+				o.toy.ck = side == 2 ? other[i] : 8;
 				check(&o);
 				o.rows = 5;
 				o.toy.n_heads = 4;
