@@ -5,14 +5,21 @@
 #include "cq/util.h"
 #include "proto/sum.h"
 
+static XXH3_state_t *state(struct cqp_sum *s)
+{
+	const size_t unit = _Alignof(XXH3_state_t);
+
+	return (XXH3_state_t *)(void *)(s->room + (unit - (uintptr_t)s->room % unit) % unit);
+}
+
 /**
  * cqp_sum_begin() - of nothing yet
  * @s: set
  */
 void cqp_sum_begin(struct cqp_sum *s)
 {
-	XXH3_INITSTATE(&s->state);
-	XXH3_128bits_reset(&s->state);
+	XXH3_INITSTATE(state(s));
+	XXH3_128bits_reset(state(s));
 }
 
 /**
@@ -29,7 +36,7 @@ void cqp_sum_add(struct cqp_sum *s, const void *piece, uint64_t bytes)
 	for (; bytes; bytes -= n, p += n) {
 		n = MIN(bytes, (uint64_t)CQ_CHECK_CHUNK);
 		sum = htole64(XXH3_64bits(p, n));
-		XXH3_128bits_update(&s->state, &sum, sizeof(sum));
+		XXH3_128bits_update(state(s), &sum, sizeof(sum));
 	}
 }
 
@@ -39,9 +46,9 @@ void cqp_sum_add(struct cqp_sum *s, const void *piece, uint64_t bytes)
  * @lo: low half
  * @hi: high half
  */
-void cqp_sum_end(const struct cqp_sum *s, uint64_t *lo, uint64_t *hi)
+void cqp_sum_end(struct cqp_sum *s, uint64_t *lo, uint64_t *hi)
 {
-	XXH128_hash_t h = XXH3_128bits_digest(&s->state);
+	XXH128_hash_t h = XXH3_128bits_digest(state(s));
 
 	*lo = h.low64;
 	*hi = h.high64;

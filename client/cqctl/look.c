@@ -104,30 +104,33 @@ static void unmap_all(struct look *l)
 	}
 }
 
-/* Room on the host for a slot. */
-static int room(struct look *l, uint64_t bytes)
+/* Room on the host for a slot; NULL and -errno in @ret if there is none. */
+static uint8_t *room(struct look *l, uint64_t bytes, int *ret)
 {
 	void *p;
 	int r;
 
 	if (l->buf && bytes <= l->room)
-		return 0;
+		return l->buf;
 	if (l->buf)
 		l->cu->cuMemFreeHost(l->buf);
 	l->buf = NULL;
 	l->room = 0;
 	r = l->cu->cuMemHostAlloc(&p, bytes, 0);
-	if (r)
-		return fail(l, r, "pinning host memory");
+	if (r) {
+		*ret = fail(l, r, "pinning host memory");
+		return NULL;
+	}
 	l->buf = p;
 	l->room = bytes;
-	return 0;
+	return l->buf;
 }
 
 static int look_at(struct look *l, const struct cqp_look *s, struct cqp_seen *out)
 {
 	uint64_t bytes = sizeof(out->hdr) + s->payload, in;
 	struct cqp_sum sum;
+	uint8_t *buf;
 	int ret, r;
 
 	if (s->segment >= CQP_LOOK_SEGMENTS || s->payload > PAYLOAD_MAX)
@@ -135,15 +138,15 @@ static int look_at(struct look *l, const struct cqp_look *s, struct cqp_seen *ou
 	in = l->at[s->segment].bytes;
 	if (in < bytes || s->offset > in - bytes)
 		return malformed(l);
-	ret = room(l, bytes);
-	if (ret)
+	buf = room(l, bytes, &ret);
+	if (!buf)
 		return ret;
-	r = l->cu->cuMemcpyDtoH(l->buf, l->at[s->segment].p + s->offset, bytes);
+	r = l->cu->cuMemcpyDtoH(buf, l->at[s->segment].p + s->offset, bytes);
 	if (r)
 		return fail(l, r, "reading a page");
-	memcpy(&out->hdr, l->buf, sizeof(out->hdr));
+	memcpy(&out->hdr, buf, sizeof(out->hdr));
 	cqp_sum_begin(&sum);
-	cqp_sum_add(&sum, l->buf + sizeof(out->hdr), s->payload);
+	cqp_sum_add(&sum, buf + sizeof(out->hdr), s->payload);
 	cqp_sum_end(&sum, &out->lo, &out->hi);
 	l->pages += out->hdr.kind != CQ_PAGE_SINK;
 	l->bytes += bytes;
@@ -209,7 +212,7 @@ static int step(struct look *l, Cqp__Look *body)
 		close(fds[0]);
 	if (fds[1] >= 0)
 		close(fds[1]);
-	if (!ret && l->n_seen) {
+	if (reply && !ret && l->n_seen) {
 		pause_for(l, l->bytes - before, reply->look_ok->rate);
 		ret = 1;
 	}

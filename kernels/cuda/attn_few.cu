@@ -96,7 +96,7 @@ template <int d>
 CQ_DEVICE void look(const struct turn &t, struct few<d> *sh, uint32_t first)
 {
 	uint32_t thread = cq_keep(threadIdx.x), vec = thread % VECS, n = thread / VECS;
-	struct sight &to = sh->sights[first / AHEAD % 2 * AHEAD + n];
+	struct sight &to = sh->sights[first / AHEAD % 2 * AHEAD + (n < AHEAD ? n : 0)];
 	uint64_t vis = 0, live;
 	struct cqkd_block b;
 	int i;
