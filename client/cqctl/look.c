@@ -130,8 +130,8 @@ static int look_at(struct look *l, const struct cqp_look *s, struct cqp_seen *ou
 {
 	uint64_t bytes = sizeof(out->hdr) + s->payload, in;
 	struct cqp_sum sum;
+	int ret = -ENOMEM, r;
 	uint8_t *buf;
-	int ret, r;
 
 	if (s->segment >= CQP_LOOK_SEGMENTS || s->payload > PAYLOAD_MAX)
 		return malformed(l);
