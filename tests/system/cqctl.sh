@@ -564,7 +564,7 @@ ctl_closed() {
 	"$O/cqctl" "$@" <&- >&-
 }
 
-plan 35
+plan 36
 ok "activations of two sequences" acts
 ok "calibration: an error for each layer" layers
 ok "the same file whatever the threads, another with another seed" same_file
