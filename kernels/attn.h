@@ -194,6 +194,12 @@ static inline bool cqk_byte_codes(const struct cqk_codebook *cb)
 	return cb->code.bits == CQ_LOW_BITS;
 }
 
+/* Its centroids lie as tables of 256 bytes: what look-ups want. NULL has none. */
+static inline bool cqk_has_planes(const struct cqk_codebook *cb)
+{
+	return cb && cb->code.type == CQ_CODE_CQ && cqk_byte_codes(cb) && cb->i8 && cb->scale;
+}
+
 /* What an encoder leaves behind the upper bits: pages of equal codes are equal bytes. */
 static inline void cqk_pad_block(const struct cqk_codebook *cb, uint8_t *block)
 {

@@ -187,7 +187,7 @@ static bool neon_few(struct cqk_chunk *c, const struct cqk_src *k,
 	uint32_t lane, lanes;
 	int log;
 
-	if (c->n > FEW || !has_planes(k->cb) || !has_planes(v->cb))
+	if (c->n > FEW || !cqk_has_planes(k->cb) || !cqk_has_planes(v->cb))
 		return false;
 	if (rope && !rope->half)
 		rope = NULL;
@@ -239,7 +239,7 @@ static void neon_load_k(const struct cqk_src *src, const struct cqk_rope *rope,
 	vf x[4];
 	int i;
 
-	if (src->cb && !has_planes(src->cb)) {
+	if (src->cb && !cqk_has_planes(src->cb)) {
 		cqk_tile_portable.load_k(src, rope, k, tmp);
 		return;
 	}
@@ -283,7 +283,7 @@ static void neon_load_v(const struct cqk_src *src, float *v, uint32_t dpad)
 	struct walk w;
 	vf x[4];
 
-	if (src->cb && !has_planes(src->cb)) {
+	if (src->cb && !cqk_has_planes(src->cb)) {
 		cqk_tile_portable.load_v(src, v, dpad);
 		return;
 	}
@@ -319,7 +319,7 @@ static const char *neon_path(const struct cqk_attn *a)
 	const struct cqk_layer *layer = &a->model->layers[a->layer];
 	const struct cqk_geom *g = &a->model->geom;
 
-	return has_planes(&layer->k) && has_planes(&layer->v) &&
+	return cqk_has_planes(&layer->k) && cqk_has_planes(&layer->v) &&
 	       a->n_rows * (g->n_heads / g->n_kv_heads) <= FEW ? "transposed" : "tile";
 }
 

@@ -101,9 +101,4 @@ INLINE const float *walk_scales(const struct cqk_src *src)
 	return src->cb->scale + (size_t)src->kv_head * src->d;
 }
 
-static inline bool has_planes(const struct cqk_codebook *cb)
-{
-	return cb && cb->code.type == CQ_CODE_CQ && cqk_byte_codes(cb) && cb->i8 && cb->scale;
-}
-
 #endif /* CQK_PLANES_NEON_H */

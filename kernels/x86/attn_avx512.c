@@ -264,18 +264,13 @@ static const struct cqk_tile_ops tile_avx512 = {
 	.accum = tile_accum,
 };
 
-static bool has_planes(const struct cqk_codebook *cb)
-{
-	return cb->code.type == CQ_CODE_CQ && cqk_byte_codes(cb) && cb->i8 && cb->scale;
-}
-
 /* The transposed path takes the coded pages of this call. */
 static bool transposed(const struct cqk_attn *a)
 {
 	const struct cqk_layer *layer = &a->model->layers[a->layer];
 	const struct cqk_geom *g = &a->model->geom;
 
-	return has_planes(&layer->k) && has_planes(&layer->v) &&
+	return cqk_has_planes(&layer->k) && cqk_has_planes(&layer->v) &&
 	       g->head_dim % 2 == 0 && g->head_dim <= 2 * PAIRS &&
 	       a->n_rows && vectors_of(a) <= LANES;
 }

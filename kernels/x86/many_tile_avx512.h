@@ -326,11 +326,6 @@ static void many_load_float_query(struct many *x, uint32_t v, float log2e)
 		f[(size_t)ch * MANY_CHUNK] = q[ch] * log2e;
 }
 
-static bool many_planes(const struct cqk_codebook *cb)
-{
-	return cb && cqk_byte_codes(cb) && cb->i8 && cb->scale;
-}
-
 /* The tiles that are not of the block at hand yet. */
 static void many_load_ints(struct many *x)
 {
