@@ -14,6 +14,8 @@
  * @head:  kv head
  * @group: channel group
  * @code:  coding of it
+ * @every: one token in so many is learnt from
+ * @held:  so many of the last ones weigh nothing
  * @err:   set: sum of squared errors
  * @norm:  set: sum of squares
  * @loss:  set by a budget: sum of squared errors times squared gradients
@@ -23,6 +25,8 @@ struct cqk_job {
 	uint32_t head;
 	uint32_t group;
 	struct cq_code code;
+	uint32_t every;
+	uint32_t held;
 	double err;
 	double norm;
 	double loss;
@@ -33,8 +37,7 @@ struct cqk_job {
  * @opts:      options
  * @dump:      opened
  * @gradients: those of the dump are read
- * @every:     one token in so many is learnt from
- * @n_tokens:  tokens that this leaves
+ * @n_tokens:  tokens that sinks leave
  * @max_c:     most channels in a group
  * @layer:     [n_layers] what each comes to: see cqk_calib_part()
  * @jobs:      in the order of their layers
@@ -55,7 +58,6 @@ struct cqk_calib {
 	const struct cqk_calib_opts *opts;
 	struct cqk_dump dump;
 	bool gradients;
-	uint32_t every;
 	uint32_t n_tokens;
 	uint32_t max_c;
 	uint8_t **layer;

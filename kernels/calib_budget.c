@@ -10,47 +10,45 @@
 #include "cq/util.h"
 #include "kernels/calib.h"
 
-#define TRY_TOKENS 8192u
+#define TRY_TOKENS 40u		/* for each centroid; of these are held */
+#define TRY_HELD 5		/* one in so many, to measure on */
 #define TRY_ITERATIONS 6
 #define SLACK 1e-9		/* rounding of sums of bits */
 
-static const struct cq_code choices[] = {
-	{ CQ_CODE_CQ, 8, 8, 0 }, { CQ_CODE_CQ, 4, 8, 0 }, { CQ_CODE_CQ, 2, 8, 0 },
-};
-
-_Static_assert(ARRAY_SIZE(choices) == CQK_BUDGET_CHOICES, "as calibrate.h says");
-
-const struct cq_code *cqk_budget_choice(uint32_t i)
+/* Of one channel, over the tokens that are held. */
+static void add_losses(struct cqk_job *job, const struct cqk_kmeans *km, uint32_t j,
+		       const float *g, float limit)
 {
-	return i < ARRAY_SIZE(choices) ? &choices[i] : NULL;
-}
+	const float *x = km->x + j * km->stride;
+	double d;
+	uint32_t t;
 
-/* Sum over tokens and channels of g^2 (x - c)^2. */
-static double weighted_loss(const struct cqk_calib *c, const struct cqk_kmeans *km)
-{
-	double sum = 0, d;
-	const float *g;
-	uint32_t j, t;
-	float limit;
-
-	for (j = 0; j < km->c; j++) {
-		g = km->g + j * km->stride;
-		limit = cqk_kmeans_quantile(g, km->n, c->opts->clip);
-		for (t = 0; t < km->n; t++) {
-			d = (double)km->x[j * km->stride + t] -
-			    (double)km->cen[(size_t)km->idx[t] * km->c + j];
-			sum += (double)MIN(g[t], limit) * d * d;
-		}
+	for (t = km->n - job->held; t < km->n; t++) {
+		d = (double)x[t] - (double)km->cen[(size_t)km->idx[t] * km->c + j];
+		job->err += d * d;
+		job->norm += (double)x[t] * (double)x[t];
+		if (g)
+			job->loss += (double)MIN(g[t], limit) * d * d;
 	}
-	return sum;
 }
 
 static int try_job(struct cqk_calib *c, struct cqk_job *job, struct cqk_kmeans *km,
 		   struct cq_err *err)
 {
+	const float *g = NULL;
+	float limit = 0;
+	double norm;
+	uint32_t j;
+
 	cqk_learn(c, job, km, MIN(c->opts->iterations, TRY_ITERATIONS));
-	job->err = cqk_kmeans_error(km, &job->norm);
-	job->loss = c->gradients ? weighted_loss(c, km) : 0;
+	cqk_kmeans_error(km, &norm);	/* the nearest centroids of all tokens */
+	for (j = 0; j < km->c; j++) {
+		if (c->gradients) {
+			g = km->g + j * km->stride;
+			limit = cqk_kmeans_quantile(g, km->n, c->opts->clip);
+		}
+		add_losses(job, km, j, g, limit);
+	}
 	return 0;
 }
 
@@ -66,33 +64,55 @@ static bool is_fixed(const struct cqk_budget *b, uint32_t entry)
 	return b->fixed && b->fixed[entry];
 }
 
+/* Codebooks of all choices for K or V of a layer. */
+static uint32_t groups_of_all(const struct cqk_budget *b, const struct cqk_geom *g)
+{
+	uint32_t i, n = 0;
+
+	for (i = 0; i < b->n_choices; i++)
+		n += g->n_kv_heads * (g->head_dim / b->choices[i].channels);
+	return n;
+}
+
+/* What @job learns from, and what it is measured on: never the same, nor all of a large dump. */
+static void share_tokens(const struct cqk_calib *c, struct cqk_job *job)
+{
+	uint32_t most = TRY_TOKENS * cqk_code_centroids(job->code);
+
+	job->every = MAX(1u, c->n_tokens / most);
+	job->held = cqk_dump_kept(&c->dump.info, c->opts->sinks, job->every) / TRY_HELD;
+}
+
 /* Jobs of every choice for every entry that is not fixed. */
 static int try_all(struct cqk_calib *c, const struct cqk_budget *b, struct cq_err *err)
 {
 	const struct cqk_geom *g = &c->opts->geom;
 	uint32_t e, i, n = 2 * g->n_layers;
-	int ret = cqk_jobs_new(c, n * g->n_kv_heads * g->head_dim, err);
+	const struct cq_code *code;
+	int ret = cqk_jobs_new(c, n * groups_of_all(b, g), err);
 
 	if (ret)
 		return ret;
 	for (e = 0; e < n; e++)
-		for (i = 0; !is_fixed(b, e) && i < CQK_BUDGET_CHOICES; i++)
-			if (isfinite(b->loss[e][i]))
-				cqk_jobs_add(c, e, choices[i], g->head_dim / choices[i].channels);
-	c->max_c = choices[0].channels;
-	c->every = MAX(1u, c->n_tokens / TRY_TOKENS);
-	c->n_tokens = cqk_dump_kept(&c->dump.info, c->opts->sinks, c->every);
+		for (i = 0; !is_fixed(b, e) && i < b->n_choices; i++) {
+			code = &b->choices[i];
+			c->max_c = MAX(c->max_c, code->channels);
+			cqk_jobs_add(c, e, *code, g->head_dim / code->channels);
+		}
+	for (i = 0; i < c->n_jobs; i++)
+		share_tokens(c, &c->jobs[i]);
 	c->fn = try_job;
 	c->report = true;
 	c->finish = layer_tried;
 	return cqk_jobs_run(c, err);
 }
 
-static uint32_t choice_of(struct cq_code code)
+static uint32_t choice_of(const struct cqk_budget *b, struct cq_code code)
 {
 	uint32_t i;
 
-	for (i = 0; choices[i].channels != code.channels; i++)
+	for (i = 0; b->choices[i].channels != code.channels ||
+		    b->choices[i].bits != code.bits; i++)
 		;
 	return i;
 }
@@ -105,18 +125,18 @@ static bool sum_losses(const struct cqk_calib *c, struct cqk_budget *b)
 {
 	const struct cqk_job *job = c->jobs, *end = c->jobs + c->n_jobs;
 	bool lost = false;
-	double norm[CQK_BUDGET_CHOICES];
+	double norm[CQK_MAX_CHOICES];
 	uint32_t e, at;
 
 	for (e = 0; e < 2 * c->opts->geom.n_layers; e++) {
 		memset(norm, 0, sizeof(norm));
 		for (; job < end && job->entry == e; job++) {
-			at = choice_of(job->code);
+			at = choice_of(b, job->code);
 			b->loss[e][at] += b->relative ? job->err : job->loss;
 			norm[at] += job->norm;
 			lost |= b->loss[e][at] > 0;
 		}
-		for (at = 0; b->relative && at < CQK_BUDGET_CHOICES; at++)
+		for (at = 0; b->relative && at < b->n_choices; at++)
 			if (norm[at] > 0)
 				b->loss[e][at] /= norm[at];
 	}
@@ -151,9 +171,9 @@ static bool best_step(const struct cqk_budget *b, uint32_t n, double left, uint3
 	bool found = false;
 
 	for (e = 0; e < n; e++) {
-		now = is_fixed(b, e) ? CQK_BUDGET_CHOICES : choice_of(*code_at(b, e));
-		for (i = now + 1; i < CQK_BUDGET_CHOICES; i++) {
-			cost = cqk_code_bits(choices[i]) - cqk_code_bits(choices[now]);
+		now = is_fixed(b, e) ? b->n_choices : choice_of(b, *code_at(b, e));
+		for (i = now + 1; i < b->n_choices; i++) {
+			cost = cqk_code_bits(b->choices[i]) - cqk_code_bits(b->choices[now]);
 			gain = (b->loss[e][now] - b->loss[e][i]) / cost;
 			if (cost > left + SLACK || !(gain > most))
 				continue;
@@ -166,20 +186,35 @@ static bool best_step(const struct cqk_budget *b, uint32_t n, double left, uint3
 	return found;
 }
 
+static int check_choices(const struct cqk_budget *b, const struct cqk_geom *g,
+			 struct cq_err *err)
+{
+	const struct cq_code *code = b->choices;
+	uint32_t i;
+
+	if (!b->n_choices || b->n_choices > CQK_MAX_CHOICES)
+		return cq_err_set(err, -EINVAL, "a budget chooses from 1 to %d codings",
+				  CQK_MAX_CHOICES);
+	for (i = 0; i < b->n_choices; i++)
+		if (code[i].type != CQ_CODE_CQ || g->head_dim % code[i].channels ||
+		    (i && cqk_code_bits(code[i]) <= cqk_code_bits(code[i - 1])))
+			return cq_err_set(err, -EINVAL, "a budget chooses from coded codings of "
+					  "more and more bits that go with head_dim");
+	return 0;
+}
+
 /* The cheapest choice for each entry; *@left is what the budget then has. */
 static int start_low(struct cqk_budget *b, const struct cqk_geom *g, double *left,
 		     struct cq_err *err)
 {
-	uint32_t e, i, low, n = 2 * g->n_layers;
+	uint32_t e, i, n = 2 * g->n_layers;
 	double least = 0;
 
-	for (low = 0; g->head_dim % choices[low].channels; low++)
-		;	/* head_dim is even */
 	for (e = 0; e < n; e++) {
-		for (i = 0; i < CQK_BUDGET_CHOICES; i++)
-			b->loss[e][i] = g->head_dim % choices[i].channels ? INFINITY : 0;
+		for (i = 0; i < b->n_choices; i++)
+			b->loss[e][i] = 0;
 		if (!is_fixed(b, e))
-			*code_at(b, e) = choices[low];
+			*code_at(b, e) = b->choices[0];
 		least += cqk_code_bits(*code_at(b, e));
 	}
 	*left = b->bits * n - least;
@@ -194,8 +229,8 @@ static void spend(struct cqk_budget *b, uint32_t n, double left)
 	uint32_t e, i;
 
 	while (best_step(b, n, left, &e, &i)) {
-		left -= cqk_code_bits(choices[i]) - cqk_code_bits(*code_at(b, e));
-		*code_at(b, e) = choices[i];
+		left -= cqk_code_bits(b->choices[i]) - cqk_code_bits(*code_at(b, e));
+		*code_at(b, e) = b->choices[i];
 	}
 	b->spent = b->bits - left / n;
 }
@@ -212,7 +247,8 @@ int cqk_calib_budget(const void *dump, size_t size, const struct cqk_calib_opts 
 	o.v = NULL;
 	ret = cqk_calib_open(&c, dump, size, err);
 	c.gradients = c.dump.info.fisher;
-	if (ret || (ret = start_low(budget, &o.geom, &left, err)) ||
+	if (ret || (ret = check_choices(budget, &o.geom, err)) ||
+	    (ret = start_low(budget, &o.geom, &left, err)) ||
 	    (ret = cqk_calib_scan(&c, err)) || (ret = try_all(&c, budget, err)))
 		goto out;
 	compare(&c, budget);

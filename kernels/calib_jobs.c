@@ -33,7 +33,8 @@ void cqk_jobs_add(struct cqk_calib *c, uint32_t entry, struct cq_code code, uint
 	for (h = 0; h < n_heads; h++)
 		for (i = 0; i < groups; i++)
 			c->jobs[c->n_jobs++] = (struct cqk_job){
-				.entry = entry, .head = h, .group = i, .code = code };
+				.entry = entry, .head = h, .group = i, .code = code,
+				.every = 1 };
 	c->left[entry / 2] += n_heads * groups;
 }
 

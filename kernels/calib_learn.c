@@ -65,7 +65,7 @@ static void even_out(struct cqk_kmeans *km, double clip)
 		km->w[t] = sum > 0 ? (float)((double)km->w[t] / sum * km->n) : 1;
 }
 
-static void set_weights(const struct cqk_calib *c, struct cqk_kmeans *km)
+static void set_weights(const struct cqk_calib *c, struct cqk_kmeans *km, uint32_t held)
 {
 	uint32_t t, j;
 	double sum;
@@ -81,6 +81,7 @@ static void set_weights(const struct cqk_calib *c, struct cqk_kmeans *km)
 	}
 	if (c->opts->fisher & CQK_FISHER_TOKEN)
 		even_out(km, c->opts->clip);
+	memset(km->w + km->n - held, 0, held * sizeof(*km->w));
 }
 
 void cqk_learn(const struct cqk_calib *c, const struct cqk_job *job, struct cqk_kmeans *km,
@@ -89,19 +90,19 @@ void cqk_learn(const struct cqk_calib *c, const struct cqk_job *job, struct cqk_
 	struct cqk_dump_part part = {
 		.entry = job->entry, .head = job->head, .c = job->code.channels,
 		.first = job->group * job->code.channels, .sinks = c->opts->sinks,
-		.every = c->every,
+		.every = job->every,
 	};
 
 	km->c = job->code.channels;
 	km->k = 1u << job->code.bits;
-	km->n = c->n_tokens;
+	km->n = cqk_dump_kept(&c->dump.info, c->opts->sinks, job->every);
 	km->stride = ALIGN_UP((size_t)km->n, CQK_KMEANS_BLOCK);
 	cqk_dump_group(&c->dump, &part, km->x, km->stride);
 	part.fisher = 1;
 	if (c->gradients)
 		cqk_dump_group(&c->dump, &part, km->g, km->stride);
 	set_metric(c, km);
-	set_weights(c, km);
+	set_weights(c, km, job->held);
 	cqk_kmeans_best(km, iterations, c->opts->starts, job_seed(c, job));
 }
 

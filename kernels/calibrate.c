@@ -80,7 +80,6 @@ static int check_dump(struct cqk_calib *c, struct cq_err *err)
 	if (c->gradients && !c->dump.info.fisher)
 		return cq_err_set(err, -EINVAL, "the dump has no squared gradients "
 				  "(layers.0.k.fisher): write them or do without fisher");
-	c->every = 1;
 	c->n_tokens = cqk_dump_kept(&c->dump.info, o->sinks, 1);
 	if (!c->n_tokens)
 		return cq_err_set(err, -EINVAL, "no tokens are left: every sequence has "

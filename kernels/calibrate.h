@@ -104,15 +104,7 @@ int cqk_calibrate(const void *dump, size_t size, const struct cqk_calib_opts *op
 		  struct cqk_calib_error *errors, void **image,
 		  size_t *image_size, struct cq_err *err);
 
-#define CQK_BUDGET_CHOICES 3
-
-/**
- * cqk_budget_choice() - codings that a budget chooses from
- * @i: 0 has the fewest bits
- *
- * Return: the coding; NULL past the end. Thread-safe.
- */
-const struct cq_code *cqk_budget_choice(uint32_t i);
+#define CQK_MAX_CHOICES 8
 
 /**
  * struct cqk_budget - what a mean number of bits per channel buys
@@ -122,10 +114,13 @@ const struct cq_code *cqk_budget_choice(uint32_t i);
  *           @k and @v have; NULL: all are chosen
  * @k:       [n_layers], set
  * @v:       [n_layers], set
- * @loss:    [2 * n_layers][CQK_BUDGET_CHOICES], set: with gradients in the dump the
+ * @choices: [n_choices] what is chosen from, more and more bits; codings that go
+ *           with head_dim
+ * @n_choices: 1 to CQK_MAX_CHOICES
+ * @loss:    [2 * n_layers][CQK_MAX_CHOICES], set: with gradients in the dump the
  *           sum over tokens and channels of g^2 (x - x')^2, g^2 clipped as
  *           in the metric; if there are none, or this sum is 0 for all, the relative
- *           squared error. INFINITY for a coding that does not go with head_dim
+ *           squared error. Of tokens that codebooks were not learnt from
  * @relative: set: @loss is the relative squared error
  * @spent:   set: mean bits of what was chosen
  */
@@ -133,7 +128,9 @@ struct cqk_budget {
 	double bits;
 	const bool *fixed;
 	struct cq_code *k, *v;
-	double (*loss)[CQK_BUDGET_CHOICES];
+	const struct cq_code *choices;
+	uint32_t n_choices;
+	double (*loss)[CQK_MAX_CHOICES];
 	bool relative;
 	double spent;
 };
@@ -147,10 +144,12 @@ struct cqk_budget {
  * @budget: what is asked and the answer
  * @err:    text of the failure
  *
- * Each choice is learnt for each layer in a few iterations on up to 8192 tokens.
- * Then bits go where they save most per bit, until nothing more fits.
+ * Each choice is learnt for each layer in a few iterations on up to 32 tokens for
+ * each centroid, and measured on a quarter as many that follow in the dump. Then bits
+ * go where they save most per bit, until nothing more fits.
  *
- * Return: 0; -EINVAL also for a budget below the least possible; otherwise as
+ * Return: 0; -EINVAL also for a budget below the least possible and for choices as
+ * they should not be; otherwise as
  * cqk_calibrate().
  */
 int cqk_calib_budget(const void *dump, size_t size, const struct cqk_calib_opts *opts,

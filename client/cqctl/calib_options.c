@@ -102,6 +102,8 @@ static int check_together(struct calib *cal)
 	if (cal->text.budget && (cal->text.k || cal->text.v))
 		return ctl_usage(cal->c, "--budget chooses what --k and --v would say: give one "
 				 "or the other, and --layers for single layers");
+	if (cal->text.choices && !cal->text.budget)
+		return ctl_usage(cal->c, "--choices is for --budget");
 	if (!cal->text.budget && missing)
 		return ctl_usage(cal->c, "--%s is missing", missing);
 	if (!cal->output)
@@ -211,6 +213,51 @@ static int parse_layers(struct calib *cal)
 	return ret;
 }
 
+static void sort_choices(struct calib *cal)
+{
+	struct cq_code code;
+	uint32_t i, at;
+
+	for (i = 1; i < cal->n_choices; i++) {
+		code = cal->choices[i];
+		for (at = i; at && cqk_code_bits(cal->choices[at - 1]) > cqk_code_bits(code); at--)
+			cal->choices[at] = cal->choices[at - 1];
+		cal->choices[at] = code;
+	}
+}
+
+/* What a budget chooses from: of the usual codings those that go with the heads. */
+static int parse_choices(struct calib *cal)
+{
+	const char *s = cal->text.choices ? cal->text.choices : "8c8b,4c8b,2c8b";
+	struct cq_err err;
+	char name[16];
+	uint32_t i;
+	size_t n;
+
+	for (; s; s = s[n] ? s + n + 1 : NULL) {
+		struct cq_code code;
+
+		n = strcspn(s, ",");
+		snprintf(name, sizeof(name), "%.*s", (int)MIN(n, sizeof(name)), s);
+		if (!cqk_code_parse(name, cal->info.geom.head_dim, &code, &err)) {
+			if (code.type == CQ_CODE_F16)
+				return ctl_usage(cal->c, "--choices: fp16 is for --layers");
+			if (cal->n_choices == CQK_MAX_CHOICES)
+				return ctl_usage(cal->c, "--choices: more than %d",
+						 CQK_MAX_CHOICES);
+			cal->choices[cal->n_choices++] = code;
+		} else if (cal->text.choices) {
+			return ctl_usage(cal->c, "--choices: %s", err.text);
+		}
+	}
+	sort_choices(cal);
+	for (i = 1; i < cal->n_choices; i++)
+		if (cqk_code_bits(cal->choices[i]) <= cqk_code_bits(cal->choices[i - 1]))
+			return ctl_usage(cal->c, "--choices: two of the same bits per channel");
+	return CTL_GO_ON;
+}
+
 /* What the dump says of RoPE, and what was said on the command line instead. */
 static int fill_rope(struct calib *cal)
 {
@@ -233,7 +280,9 @@ static void fill_provenance(struct calib *cal)
 	char what[96];
 
 	if (cal->budget > 0)
-		snprintf(what, sizeof(what), "budget %g", cal->budget);
+		snprintf(what, sizeof(what), "budget %g%s%.48s", cal->budget,
+			 cal->text.choices ? " of " : "",
+			 cal->text.choices ? cal->text.choices : "");
 	else
 		snprintf(what, sizeof(what), "k %.32s, v %.32s", cal->text.k, cal->text.v);
 	snprintf(cal->provenance, sizeof(cal->provenance), "cqctl " CQ_VERSION
@@ -257,6 +306,8 @@ int ctl_calib_codings(struct calib *cal)
 		ret = parse_codes(cal, "v", cal->text.v, cal->code[1]);
 	if (ret == CTL_GO_ON)
 		ret = parse_layers(cal);
+	if (ret == CTL_GO_ON && cal->text.budget)
+		ret = parse_choices(cal);
 	if (ret == CTL_GO_ON)
 		ret = fill_rope(cal);
 	if (ret != CTL_GO_ON)

@@ -70,9 +70,8 @@ static json_t *losses(const struct calib *cal, uint32_t entry)
 	json_t *list = json_array();
 	uint32_t i;
 
-	for (i = 0; i < CQK_BUDGET_CHOICES; i++)
-		json_array_append_new(list, isfinite(cal->loss[entry][i]) ?
-				      json_real(cal->loss[entry][i]) : json_null());
+	for (i = 0; i < cal->n_choices; i++)
+		json_array_append_new(list, json_real(cal->loss[entry][i]));
 	return list;
 }
 
@@ -121,13 +120,13 @@ static void print_losses(const struct calib *cal)
 		       cal->info.fisher ? "has squared gradients of 0 alone" :
 		       "has no squared gradients");
 	fputs("layer    ", stdout);
-	for (i = 0; i < CQK_BUDGET_CHOICES; i++)
-		printf("   loss %-5s", cqk_code_name(*cqk_budget_choice(i), name));
+	for (i = 0; i < cal->n_choices; i++)
+		printf("   loss %-6s", cqk_code_name(cal->choices[i], name));
 	puts("  choice");
 	for (e = 0; e < 2 * cal->info.geom.n_layers; e++) {
 		printf("%5u %s", e / 2, e % 2 ? "v  " : "k  ");
-		for (i = 0; i < CQK_BUDGET_CHOICES; i++)
-			printf("  %11.4g", cal->loss[e][i]);
+		for (i = 0; i < cal->n_choices; i++)
+			printf("  %12.4g", cal->loss[e][i]);
 		printf("  %s%s\n", cqk_code_name(cal->code[e % 2][e / 2], name),
 		       cal->fixed[e] ? " (as told)" : "");
 	}

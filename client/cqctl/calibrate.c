@@ -16,7 +16,8 @@ static int choose_codings(struct calib *cal, struct cq_err *err)
 {
 	struct cqk_budget b = {
 		.bits = cal->budget, .fixed = cal->fixed, .k = cal->code[0],
-		.v = cal->code[1], .loss = cal->loss,
+		.v = cal->code[1], .loss = cal->loss, .choices = cal->choices,
+		.n_choices = cal->n_choices,
 	};
 	int ret;
 
@@ -28,20 +29,26 @@ static int choose_codings(struct calib *cal, struct cq_err *err)
 	return ret;
 }
 
+static uint32_t most_of(const struct cq_code *codes, uint32_t n)
+{
+	uint32_t i, most = 0;
+
+	for (i = 0; i < n; i++)
+		if (codes[i].type != CQ_CODE_F16)
+			most = MAX(most, cqk_code_centroids(codes[i]));
+	return most;
+}
+
 /* Most centroids of a group; 0: all keys and values are left as they are. */
 static uint32_t most_centroids(const struct calib *cal)
 {
+	bool any = cal->budget > 0;
 	uint32_t e, most = 0;
-	struct cq_code code;
 
-	for (e = 0; e < 2 * cal->info.geom.n_layers; e++) {
-		code = cal->code[e % 2][e / 2];
-		if (cal->budget > 0 && !cal->fixed[e])
-			code = *cqk_budget_choice(0);
-		if (code.type != CQ_CODE_F16)
-			most = MAX(most, cqk_code_centroids(code));
-	}
-	return most;
+	for (e = 0; e < 2 * cal->info.geom.n_layers; e++)
+		if (!any || cal->fixed[e])
+			most = MAX(most, most_of(&cal->code[e % 2][e / 2], 1));
+	return any ? MAX(most, most_of(cal->choices, cal->n_choices)) : most;
 }
 
 /*
@@ -135,6 +142,7 @@ static int parse(struct calib *cal, int argc, char **argv)
 		{ "v", 0, &cal->text.v, NULL },
 		{ "layers", 0, &cal->text.layers, NULL },
 		{ "budget", 0, &cal->text.budget, NULL },
+		{ "choices", 0, &cal->text.choices, NULL },
 		{ "fisher", 0, &cal->text.fisher, NULL },
 		{ "clip", 0, &cal->text.clip, NULL },
 		{ "centroids", 0, &cal->text.centroids, NULL },

@@ -24,6 +24,8 @@
  * @code:    [K, V][layer]
  * @fixed:   [2 * layer + V]: coded as --layers says, whatever the budget
  * @budget:  bits per channel, 0 if there is none
+ * @choices: codings the budget chooses from, more and more bits
+ * @n_choices: their number
  * @loss:    [2 * layer + V] of each choice of a budget
  * @relative: these are relative squared errors
  * @opts:    for the kernels
@@ -43,7 +45,7 @@ struct calib {
 	struct {
 		const char *k, *v, *layers, *budget, *centroids, *sinks, *window;
 		const char *fisher, *clip, *iterations, *starts, *threads, *seed;
-		const char *scaling, *pairs;
+		const char *scaling, *pairs, *choices;
 	} text;
 	bool resume;
 	void *dump;
@@ -55,7 +57,9 @@ struct calib {
 	struct cq_code code[2][CQ_MAX_LAYERS];
 	bool fixed[2 * CQ_MAX_LAYERS];
 	double budget;
-	double loss[2 * CQ_MAX_LAYERS][CQK_BUDGET_CHOICES];
+	struct cq_code choices[CQK_MAX_CHOICES];
+	uint32_t n_choices;
+	double loss[2 * CQ_MAX_LAYERS][CQK_MAX_CHOICES];
 	struct cqk_calib_opts opts;
 	struct cqk_calib_error error[CQ_MAX_LAYERS];
 	struct ctl_partial partial;

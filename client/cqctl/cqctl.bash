@@ -20,7 +20,7 @@ _cqctl() {
 		-*) continue ;;
 		esac
 		case $before in
-		--socket | --k | --v | --layers | --budget | --fisher | --clip | --starts | --centroids | --sinks | --window | --iterations | \
+		--socket | --k | --v | --layers | --budget | --choices | --fisher | --clip | --starts | --centroids | --sinks | --window | --iterations | \
 			--threads | --seed | --rope-scaling | --rope-pairs | --output | -o | --namespace | --model | --older | \
 			--bytes | --pages | --pins | --connections | --ttl | \
 			--timeout | --clients | --seconds | --interval | -i | --sort | -s | -n | --count | --gpu) continue ;;
@@ -58,7 +58,7 @@ _cqctl() {
 			evictions" -- "$cur")
 		return
 		;;
-	--layers | --budget | --clip | --starts | --sinks | --window | --iterations | --threads | --seed | --older | --bytes | --pages | \
+	--layers | --budget | --choices | --clip | --starts | --sinks | --window | --iterations | --threads | --seed | --older | --bytes | --pages | \
 		--pins | --connections | --ttl | --timeout | --interval | --count | \
 		--clients | --seconds | --gpu)
 		return
@@ -83,7 +83,7 @@ _cqctl() {
 		events) words+=" --namespace --snapshot --count" ;;
 		bench) words+=" --clients --seconds --namespace --model" ;;
 		drain) words+=" --timeout --undo" ;;
-		calibrate) words+=" --k --v --budget --layers --fisher --clip
+		calibrate) words+=" --k --v --budget --choices --layers --fisher --clip
 			--centroids --sinks --window --resume --iterations --starts --threads --seed --rope-scaling --rope-pairs --output" ;;
 		esac
 		mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")

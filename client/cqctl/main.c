@@ -90,6 +90,7 @@ static const struct ctl_command commands[] = {
 	  "  --k CODE, --v CODE    fp16, or channels and bits: 4c8b, 8c10b. One for all,\n"
 	  "                        or a comma-separated list with one per layer\n"
 	  "  --budget BITS         choose codings for a mean of so many bits per channel\n"
+	  "  --choices LIST        of these (8c8b,4c8b,2c8b)\n"
 	  "  --layers LIST         codings of keys and values of single layers:\n"
 	  "                        0=2c8b/4c8b,30-31=2c8b/2c8b\n"
 	  "  --fisher none|token|channel|both  what squared gradients in the dump weigh\n"

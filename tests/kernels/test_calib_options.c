@@ -326,7 +326,10 @@ TEST(what_cannot_be_kept)
 }
 
 static struct cq_code bought[2][2];
-static double loss[4][CQK_BUDGET_CHOICES];
+static double loss[4][CQK_MAX_CHOICES];
+static const struct cq_code usual[3] = {
+	{ CQ_CODE_CQ, 8, 8, 0 }, { CQ_CODE_CQ, 4, 8, 0 }, { CQ_CODE_CQ, 2, 8, 0 },
+};
 
 static int buy(const struct fake *f, double bits, const bool *fixed, struct cqk_budget *b,
 	       struct cq_err *err)
@@ -334,7 +337,7 @@ static int buy(const struct fake *f, double bits, const bool *fixed, struct cqk_
 	struct cqk_calib_opts o = options(f, "2c8b", "2c8b");
 
 	*b = (struct cqk_budget){ .bits = bits, .fixed = fixed, .k = bought[0], .v = bought[1],
-				  .loss = loss };
+				  .loss = loss, .choices = usual, .n_choices = 3 };
 	o.threads = bits > 2 ? 1 : 3;
 	return cqk_calib_budget(f->im.buf, f->im.size, &o, b, err);
 }
@@ -403,21 +406,60 @@ TEST(a_budget_without_gradients)
 	ASSERT_EQ(bought[0][0].channels, 8);
 	ASSERT(b.relative);
 	free(f.im.buf);
-	fake_new(&f, 82, 300, 300, false, false);
+}
+
+/* What is chosen from is the caller's: as many centroids as tokens look good to these alone. */
+TEST(a_budget_of_other_choices)
+{
+	static const struct cq_code wrong[][2] = {
+		{ { CQ_CODE_CQ, 4, 8, 0 }, { CQ_CODE_CQ, 8, 8, 0 } },	/* fewer bits */
+		{ { CQ_CODE_CQ, 4, 8, 0 }, { CQ_CODE_CQ, 4, 8, 0 } },
+		{ { CQ_CODE_CQ, 4, 8, 0 }, { CQ_CODE_F16, 0, 0, 0 } },
+		{ { CQ_CODE_CQ, 3, 8, 0 }, { CQ_CODE_CQ, 2, 8, 0 } },	/* not of 64 */
+	};
+	static const struct cq_code ten[3] = {
+		{ CQ_CODE_CQ, 8, 8, 0 }, { CQ_CODE_CQ, 8, 10, 0 }, { CQ_CODE_CQ, 4, 8, 0 },
+	};
+	struct cqk_calib_opts o;
+	struct cqk_budget b = { .bits = 4, .k = bought[0], .v = bought[1], .loss = loss };
+	struct cq_err err;
+	struct fake f;
+	uint32_t i, e;
+
+	fake_new(&f, 64, 1300, 1300, false, true);
 	fake_noise(&f, 9);
-	ASSERT_EQ(buy(&f, 3, NULL, &b, &err), -EINVAL);
-	ASSERT_STRHAS(err.text, "at least 4");
-	ASSERT_OK(buy(&f, 4, NULL, &b, &err));
-	ASSERT(isinf(loss[0][0]) && isinf(loss[0][1]) && loss[0][2] < 0.1);
-	ASSERT_EQ(bought[1][1].channels, 2);
+	for (e = 0; e < 4; e++)
+		for (i = 0; i < 2 * 1300 * 64; i++)
+			put(&f, f.fisher_at[e], i / 64 / 1300, i / 64 % 1300, i % 64, 1);
+	o = options(&f, "2c8b", "2c8b");
+	for (i = 0; i < ARRAY_SIZE(wrong); i++) {
+		b.choices = wrong[i];
+		b.n_choices = 2;
+		ASSERT_EQ(cqk_calib_budget(f.im.buf, f.im.size, &o, &b, &err), -EINVAL);
+		ASSERT_STRHAS(err.text, "more and more bits");
+	}
+	for (i = 0; i < 2; i++) {
+		b.n_choices = i ? CQK_MAX_CHOICES + 1 : 0;
+		ASSERT_EQ(cqk_calib_budget(f.im.buf, f.im.size, &o, &b, &err), -EINVAL);
+		ASSERT_STRHAS(err.text, "from 1 to 8");
+	}
+	b.choices = ten;
+	b.n_choices = 3;
+	b.bits = 1.5;
+	ASSERT_OK(cqk_calib_budget(f.im.buf, f.im.size, &o, &b, &err));
+	for (e = 0; e < 4; e++) {
+		/* noise: 1040 tokens and 1024 centroids, of others a third is left at best */
+		ASSERT(loss[e][1] > 0.3 * loss[e][0] && loss[e][2] < loss[e][0]);
+		ASSERT(loss[e][1] > loss[e][2]);
+	}
+	ASSERT(b.spent <= 1.5 && b.spent >= 1.25);
 	free(f.im.buf);
-	ASSERT(!cqk_budget_choice(CQK_BUDGET_CHOICES));
 }
 
 /* Gradients that are all 0 are none; those of one channel are enough to go by. */
 TEST(a_budget_with_gradients_of_0)
 {
-	double without[4][CQK_BUDGET_CHOICES];
+	double without[4][CQK_MAX_CHOICES];
 	struct cqk_budget b;
 	struct cq_err err;
 	struct fake f;

@@ -248,8 +248,12 @@ TEST(calibrating)
 static int choose(struct cq_err *err)
 {
 	struct cq_code k, v;
-	double loss[2][CQK_BUDGET_CHOICES];
-	struct cqk_budget b = { .bits = 2, .k = &k, .v = &v, .loss = loss };
+	static const struct cq_code choices[] = {
+		{ CQ_CODE_CQ, 8, 8, 0 }, { CQ_CODE_CQ, 4, 8, 0 },
+	};
+	double loss[2][CQK_MAX_CHOICES];
+	struct cqk_budget b = { .bits = 2, .k = &k, .v = &v, .loss = loss,
+				.choices = choices, .n_choices = 2 };
 	struct cqk_calib_opts o = { .clip = 0.99, .iterations = 2, .starts = 1, .threads = 2 };
 	int ret = cqk_dump_geom(im.buf, im.size, &o.geom, err);
 

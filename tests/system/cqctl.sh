@@ -68,7 +68,18 @@ budget() {
 			    assert y["k_losses"][0] > y["k_losses"][1] > y["k_losses"][2] > 0
 		EOF
 		gives 1 "at least 1" cal --budget 0.99 -o "$dir/no.st" &&
+		gives 1 "1016 tokens .* at least 1024" cal --budget 2 --choices 4c8b,8c10b \
+			-o "$dir/no.st" &&
 		nothing_left
+}
+
+choices() {	# of a budget, in any order
+	worker dump --lm "$lm" --ids "$lm/calibration.u16" --sequences 3 --length 512 \
+		--out "$dir/more.st" >/dev/null &&
+		gives 0 "loss 8c10b .*loss 4c8b  *choice" ctl calibrate "$dir/more.st" \
+			--budget 1.5 --iterations 1 --choices 4c8b,8c10b -o "$dir/ten.st" &&
+		grep ", 1.50 bits" "$dir/said" &&
+		grep -a "budget 1.5 of 4c8b,8c10b" "$dir/ten.st" >/dev/null
 }
 
 few_tokens() {	# a word, and a model all the same
@@ -380,6 +391,11 @@ wrong_use() {
 		gives 2 "above 0 and up to 1" cal --k 4c8b --v 4c8b --clip nan -o "$dir/no.st" &&
 		gives 2 "above 0 and up to 16" cal --budget 0 -o "$dir/no.st" &&
 		gives 2 "1 to 64" cal --k 4c8b --v 4c8b --starts 65 -o "$dir/no.st" &&
+		gives 2 "is for --budget" cal --k 4c8b --v 4c8b --choices 4c8b -o "$dir/no.st" &&
+		gives 2 "is for --layers" cal --budget 2 --choices 4c8b,fp16 -o "$dir/no.st" &&
+		gives 2 "same bits" cal --budget 2 --choices 4c8b,8c8b,4c8b -o "$dir/no.st" &&
+		gives 2 "5 channels" cal --budget 2 --choices 4c8b,5c8b -o "$dir/no.st" &&
+		gives 2 "choices: .*coding" cal --budget 2 --choices 4c8b, -o "$dir/no.st" &&
 		gives 2 "layers 0 to 5" cal --budget 2 --layers 6=4c8b/4c8b -o "$dir/no.st" &&
 		gives 2 "layers 0 to 5" cal --budget 2 --layers 3-2=4c8b/4c8b -o "$dir/no.st" &&
 		gives 2 "like 0=2c8b/4c8b" cal --budget 2 --layers 0=4c8b -o "$dir/no.st" &&
@@ -564,12 +580,13 @@ ctl_closed() {
 	"$O/cqctl" "$@" <&- >&-
 }
 
-plan 36
+plan 37
 ok "activations of two sequences" acts
 ok "calibration: an error for each layer" layers
 ok "the same file whatever the threads, another with another seed" same_file
 ok "codings per layer, halves, JSON" finer
 ok "a budget chooses codings" budget
+ok "of codings that are named" choices
 ok "few tokens: said" few_tokens
 ok "too few tokens: refused, with how many are needed" too_few_tokens
 ok "gradients of 0: said, and a budget is spent" zero_gradients
