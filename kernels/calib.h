@@ -18,7 +18,7 @@
  * @held:  so many of the last ones weigh nothing
  * @err:   set: sum of squared errors
  * @norm:  set: sum of squares
- * @loss:  set by a budget: sum of squared errors times squared gradients
+ * @loss:  set by a budget: squared errors times squared gradients, of a token
  */
 struct cqk_job {
 	uint32_t entry;

@@ -49,6 +49,7 @@ static int try_job(struct cqk_calib *c, struct cqk_job *job, struct cqk_kmeans *
 		}
 		add_losses(job, km, j, g, limit);
 	}
+	job->loss /= MAX(job->held, 1u);	/* codings are not measured on as many */
 	return 0;
 }
 

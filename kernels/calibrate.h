@@ -118,7 +118,7 @@ int cqk_calibrate(const void *dump, size_t size, const struct cqk_calib_opts *op
  *           with head_dim
  * @n_choices: 1 to CQK_MAX_CHOICES
  * @loss:    [2 * n_layers][CQK_MAX_CHOICES], set: with gradients in the dump the
- *           sum over tokens and channels of g^2 (x - x')^2, g^2 clipped as
+ *           mean over tokens of the sum over channels of g^2 (x - x')^2, g^2 clipped as
  *           in the metric; if there are none, or this sum is 0 for all, the relative
  *           squared error. Of tokens that codebooks were not learnt from
  * @relative: set: @loss is the relative squared error

@@ -456,6 +456,31 @@ TEST(a_budget_of_other_choices)
 	free(f.im.buf);
 }
 
+/* 8c8b is tried on half of these tokens, 8c10b on all: losses are those of one token. */
+TEST(choices_on_unlike_numbers_of_tokens)
+{
+	static const struct cq_code choices[2] = {
+		{ CQ_CODE_CQ, 8, 8, 0 }, { CQ_CODE_CQ, 8, 10, 0 },
+	};
+	struct cqk_calib_opts o;
+	struct cqk_budget b = { .bits = 1.1, .k = bought[0], .v = bought[1], .loss = loss,
+				.choices = choices, .n_choices = 2 };
+	struct cq_err err;
+	struct fake f;
+	uint32_t i, e;
+
+	fake_new(&f, 8, 21000, 1000, false, true);
+	fake_noise(&f, 9);
+	for (e = 0; e < 4; e++)
+		for (i = 0; i < 2 * 21000 * 8; i++)
+			put(&f, f.fisher_at[e], i / 8 / 21000, i / 8 % 21000, i % 8, 1);
+	o = options(&f, "8c8b", "8c8b");
+	ASSERT_OK(cqk_calib_budget(f.im.buf, f.im.size, &o, &b, &err));
+	for (e = 0; e < 4; e++)
+		ASSERT(loss[e][1] < loss[e][0] && loss[e][1] > 0.5 * loss[e][0]);
+	free(f.im.buf);
+}
+
 /* Gradients that are all 0 are none; those of one channel are enough to go by. */
 TEST(a_budget_with_gradients_of_0)
 {
