@@ -7,8 +7,9 @@
 # ended goes on where it was, from $O/eval/work.
 #
 # First in Python, through libcq's codec, with other codings beside it
-# (suite.py; needs torch): on the small model, and where make yardstick has trained it,
-# or YARDSTICK names its folder, on one that can recall. Then on a real cqd, with workers:
+# (suite.py; needs torch): on the small model, and on one that can recall, that of
+# client/worker/lm/recall or of the folder that YARDSTICK names; YARDSTICK= leaves it out. Then
+# on a real cqd, with workers:
 #
 # reader "attached": 1,728 tokens of held-out text are shared codes, the 256
 # behind them are the reader's own; 16 continuations.
@@ -24,8 +25,8 @@ work=$O/eval/work
 acts=$work/small/plain.st	# with gradients
 cqd=
 codings=${CODINGS:-fp16 4c8b}
-yardstick=${YARDSTICK-$O/yardstick}
-[ -e "$yardstick/model.safetensors" ] || yardstick=
+recall=$O/eval/recall
+yardstick=${YARDSTICK-$recall}
 export O OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 export CQ_LIBRARY=$O/libcq.so PYTHONPATH=$top/client/python PYTHONDONTWRITEBYTECODE=1
 
@@ -54,8 +55,8 @@ in_python() {
 		echo "eval: no torch (python3-torch): only the rows of a real cqd" >&2
 		return 0
 	fi
-	if [ -z "$yardstick" ]; then
-		echo "eval: no yardstick (make yardstick): nothing is asked what it recalls" >&2
+	if [ "$yardstick" = "$recall" ]; then
+		"$python" "$lm/training/pack.py" unpack "$lm/recall" "$recall"
 	fi
 	"$python" "$top/tests/eval/suite.py" "$lm" "$work" "$O/eval.json" "$O/eval" \
 		${yardstick:+"$yardstick"}

@@ -24,7 +24,7 @@ OUT = os.environ.get("O", os.path.join(TOP, "build"))
 JOBS = int(os.environ.get("JOBS", os.cpu_count() or 1))
 QUICK = os.environ.get("SIZE") == "quick"
 #        sequences of text, of retrieval, of calibration and their length
-TEXT, RECALL, CALIB, CALIB_LENGTH = (2, 8, 8, 1024) if QUICK else (4, 24, 12, 2048)
+TEXT, RECALL, CALIB, CALIB_LENGTH = (2, 8, 32, 1024) if QUICK else (4, 24, 48, 2048)
 LEAST_RECALL = 0.95         # of the exact cache; below it the figure says nothing
 SKIP = {"choose": 0, "report": 65536}[os.environ.get("SPLIT", "report")]
 
@@ -32,6 +32,9 @@ ONE_BIT = {"8c8b/8c8b": ["--k", "8c8b", "--v", "8c8b"]}
 CURVE = ONE_BIT | {"4c8b/4c8b": ["--k", "4c8b", "--v", "4c8b"],
                    "2c8b/2c8b": ["--k", "2c8b", "--v", "2c8b"]}
 CURVE |= {f"budget {b}": ["--budget", b] for b in ("1.25", "1.5", "1.75", "2.25", "2.5", "3")}
+TEN = {"8c10b/8c10b": ["--k", "8c10b", "--v", "8c10b"]}
+TEN |= {f"budget {b} with 8c10b": ["--budget", b, "--choices", "8c8b,8c10b,4c8b,2c8b"]
+        for b in ("1.5", "1.625", "1.75", "2")}
 FISHER = {f"fisher {how}": ["--k", "8c8b", "--v", "8c8b", "--fisher", how]
           for how in ("none", "token", "channel")}
 COUPLED = ["coupled1-1", "coupled2-2", "coupled4-4"]
@@ -149,7 +152,7 @@ class Suite:
                 ("plain", self.model, self.name, BOTH),
                 ("turned", turned, self.name, ["--family", "cq-turned", *BOTH]),
                 ("hard", hard, self.name + "-hard", ONE)):
-            for file in self.codings(acts, CURVE).values():
+            for file in self.codings(acts, CURVE | (TEN if acts == "plain" else {})).values():
                 yield folder, name, ["--codec", file, *more], True
 
     def others(self, hard, channels):

@@ -12,6 +12,7 @@ from small import LM
 sys.path.insert(0, os.path.join(LM, "training"))
 import measure          # noqa: E402
 import model            # noqa: E402
+import pack             # noqa: E402
 import tasks            # noqa: E402
 import widen            # noqa: E402
 
@@ -39,3 +40,20 @@ def test_text_is_as_before_while_the_new_heads_are_silent():
             o[:, old.heads * old.dim:] = 0
         a, b = (n(ids).log_softmax(-1) for n in (old, net))
     assert (a.exp() * (a - b)).sum(-1).mean() < 0.07
+
+
+def test_packed_weights_are_near_and_packed_again_the_same():
+    rng = np.random.default_rng(3)
+    a = rng.normal(size=(5, 150)).astype(np.float16)
+    a[1, 64:128] = 0                    # a block without a scale
+    a[2, :64] *= 10                     # large beside small ones
+    tensors = {"m": a, "n": np.arange(7, dtype=np.float16)}
+    packed = pack.pack(tensors)
+    back = pack.unpack(packed)
+    assert packed["m"].dtype == np.int8 and packed["m"].shape == a.shape
+    assert (back["n"] == tensors["n"]).all() and set(back) == set(tensors)
+    most = np.abs(pack.blocks(a.astype(np.float32))).max(-1, keepdims=True)
+    off = np.abs(pack.blocks((back["m"] - a).astype(np.float32)))
+    assert (off <= most / 127 * 0.51 + most * 2.0 ** -11).all()
+    again = pack.unpack(pack.pack(back))
+    assert all((again[k] == back[k]).all() for k in back)
