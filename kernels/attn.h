@@ -194,10 +194,16 @@ static inline bool cqk_byte_codes(const struct cqk_codebook *cb)
 	return cb->code.bits == CQ_LOW_BITS;
 }
 
+/* Its centroids are bytes with a scale per channel. NULL has none. */
+static inline bool cqk_has_i8(const struct cqk_codebook *cb)
+{
+	return cb && cb->code.type == CQ_CODE_CQ && cb->i8 && cb->scale;
+}
+
 /* Its centroids lie as tables of 256 bytes: what look-ups want. NULL has none. */
 static inline bool cqk_has_planes(const struct cqk_codebook *cb)
 {
-	return cb && cb->code.type == CQ_CODE_CQ && cqk_byte_codes(cb) && cb->i8 && cb->scale;
+	return cqk_has_i8(cb) && cqk_byte_codes(cb);
 }
 
 /* What an encoder leaves behind the upper bits: pages of equal codes are equal bytes. */

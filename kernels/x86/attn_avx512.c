@@ -5,7 +5,8 @@
  * With 8-bit centroids and up to eight query vectors a page is decoded
  * transposed: the 64 codes of a group are one register, a channel's 256
  * centroids are four, so two byte permutes and a blend decode 64 tokens of a
- * channel, whatever the group size; nothing is gathered. Keys are turned by
+ * channel, whatever the group size; nothing is gathered. Codes of 10 bits load
+ * centroids and transpose them (wide_avx512.h). Keys are turned by
  * their in-page offset in 16 bits with one table for all pages, and multiplied
  * with the query, turned back by the page's position, by vpdpwssd. Values meet
  * the probabilities of up to 16 pages in 16 bits, scaled to the largest of
@@ -61,10 +62,8 @@ static void pages_ahead(struct page_batch *b, uint32_t head, uint32_t i)
 /* Centroids of @head. */
 static void tables_ahead(struct page_batch *b, uint32_t head)
 {
-	size_t bytes = (size_t)b->d * CQK_CENTROIDS;
-
-	add_ahead(b, b->k->i8 + head * bytes, bytes);
-	add_ahead(b, b->v->i8 + head * bytes, bytes);
+	add_ahead(b, look_up_of(b->k, head), (size_t)b->d << b->k->code.bits);
+	add_ahead(b, look_up_of(b->v, head), (size_t)b->d << b->v->code.bits);
 }
 
 /* What comes after the pages waiting: pages of this head, then the next head. */
@@ -158,7 +157,7 @@ static bool worth_tables(const struct cqk_attn *a)
 
 	if (k->code.channels < 8)
 		least = least * 8 / 3;
-	return !cqk_turns_keys(a) && k->code.channels >= 4 &&
+	return !cqk_turns_keys(a) && cqk_byte_codes(k) && k->code.channels >= 4 &&
 	       k->n_groups <= LUT_GROUPS && a->n_blocks >= least;
 }
 
@@ -166,15 +165,14 @@ static struct page_batch *batch_begin(struct cqk_head *h)
 {
 	const struct cqk_layer *layer = &h->a->model->layers[h->a->layer];
 	uint32_t d = h->a->model->geom.head_dim, i;
-	size_t plane = (size_t)h->head * d * CQK_CENTROIDS;
 	struct page_batch *b = h->extra;
 
 	memset(b, 0, offsetof(struct page_batch, s));
 	b->h = h;
 	b->k = &layer->k;
 	b->v = &layer->v;
-	b->k_plane = layer->k.i8 + plane;
-	b->v_plane = layer->v.i8 + plane;
+	b->k_plane = look_up_of(b->k, h->head);
+	b->v_plane = look_up_of(b->v, h->head);
 	b->nq = h->nq;
 	b->lanes = lanes_for(h->nq);
 	b->d = d;
@@ -270,7 +268,7 @@ static bool transposed(const struct cqk_attn *a)
 	const struct cqk_layer *layer = &a->model->layers[a->layer];
 	const struct cqk_geom *g = &a->model->geom;
 
-	return cqk_has_planes(&layer->k) && cqk_has_planes(&layer->v) &&
+	return has_look_up(&layer->k) && has_look_up(&layer->v) &&
 	       g->head_dim % 2 == 0 && g->head_dim <= 2 * PAIRS &&
 	       a->n_rows && vectors_of(a) <= LANES;
 }

@@ -79,8 +79,8 @@ INLINE void exact_spill(const int nq, vf acc[][4], const bool add, float (*s)[CQ
 }
 
 /* Scores of one page for @nq lanes from @lane on from pairs @from .. @to. */
-INLINE void exact_scores(const int nq, const bool turned, struct page_batch *b,
-			 uint32_t page, uint32_t lane, uint32_t from, uint32_t to)
+INLINE void exact_scores(const int nq, const bool wide, const bool turned,
+			 struct page_batch *b, uint32_t page, uint32_t lane, uint32_t from, uint32_t to)
 {
 	const float (*q)[2][PAIRS] = &b->q[turned ? page : 0][lane];
 	const uint8_t *codes = b->k_codes[page];
@@ -93,18 +93,18 @@ INLINE void exact_scores(const int nq, const bool turned, struct page_batch *b,
 	for (r = 0; r < nq; r++)
 		acc[r][0] = acc[r][1] = acc[r][2] = acc[r][3] = (vf){ 0 };
 	if (i < turns) {
-		lo = walk_from(b, codes, i);
-		hi = walk_from(b, codes, b->half + i);
+		lo = walk_from(wide, b, codes, i, TILE_FIRST);
+		hi = walk_from(wide, b, codes, b->half + i, TILE_SECOND);
 	}
 	for (; i < turns; i++) {
-		first = walk_next(&lo);
-		exact_pair(nq, true, b, i, first, walk_next(&hi), q, acc);
+		first = walk_next(wide, &lo);
+		exact_pair(nq, true, b, i, first, walk_next(wide, &hi), q, acc);
 	}
 	if (i < to)
-		lo = walk_from(b, codes, 2 * i);
+		lo = walk_from(wide, b, codes, 2 * i, TILE_PLAIN);
 	for (; i < to; i++) {
-		first = walk_next(&lo);
-		exact_pair(nq, false, b, i, first, walk_next(&lo), q, acc);
+		first = walk_next(wide, &lo);
+		exact_pair(nq, false, b, i, first, walk_next(wide, &lo), q, acc);
 	}
 	if (from)
 		exact_spill(nq, acc, true, &b->s[page][lane]);
@@ -113,7 +113,8 @@ INLINE void exact_scores(const int nq, const bool turned, struct page_batch *b,
 }
 
 /* As batch_keys_as(): tables of some pairs stay in L1 for all pages waiting. */
-INLINE void exact_keys_as(const uint32_t lanes, const bool turned, struct page_batch *b)
+INLINE void exact_keys_as(const uint32_t lanes, const bool wide, const bool turned,
+			  struct page_batch *b)
 {
 	const uint32_t nq = MIN(lanes, EXACT_LANES);
 	uint32_t page, from, to, lane;
@@ -121,21 +122,25 @@ INLINE void exact_keys_as(const uint32_t lanes, const bool turned, struct page_b
 	for (from = 0; from < b->np; from += SUM_PAIRS)
 		for (page = 0; page < b->n; page++) {
 			to = MIN(from + SUM_PAIRS, b->np);
+			if (wide)
+				wide_keys(b, page, from, to);
 			for (lane = 0; lane < lanes; lane += nq)
-				exact_scores((int)nq, turned, b, page, lane, from, to);
+				exact_scores((int)nq, wide, turned, b, page,
+					     lane, from, to);
 			fetch_some(b);
 		}
 }
 
-#define EXACT_FNS(lanes)							\
-static void exact_turned_##lanes(struct page_batch *b)				\
+#define EXACT_FN(name, lanes, wide, turned)					\
+static void name##_##lanes(struct page_batch *b)				\
 {										\
-	exact_keys_as(lanes, true, b);						\
-}										\
-static void exact_plain_##lanes(struct page_batch *b)				\
-{										\
-	exact_keys_as(lanes, false, b);						\
+	exact_keys_as(lanes, wide, turned, b);					\
 }
+#define EXACT_FNS(lanes)							\
+	EXACT_FN(exact_turned, lanes, false, true)				\
+	EXACT_FN(exact_plain, lanes, false, false)				\
+	EXACT_FN(exact_wide_turned, lanes, true, true)				\
+	EXACT_FN(exact_wide_plain, lanes, true, false)
 EXACT_FNS(1)
 EXACT_FNS(2)
 EXACT_FNS(4)
@@ -144,14 +149,12 @@ EXACT_FNS(8)
 /* Scores of all pages waiting. */
 static void exact_keys(struct page_batch *b)
 {
-	if (b->lanes == 1)
-		(b->half ? exact_turned_1 : exact_plain_1)(b);
-	else if (b->lanes == 2)
-		(b->half ? exact_turned_2 : exact_plain_2)(b);
-	else if (b->lanes == 4)
-		(b->half ? exact_turned_4 : exact_plain_4)(b);
-	else
-		(b->half ? exact_turned_8 : exact_plain_8)(b);
+	static void (*const fns[2][2][4])(struct page_batch *) = {
+		{ BY_LANES(exact_plain), BY_LANES(exact_turned) },
+		{ BY_LANES(exact_wide_plain), BY_LANES(exact_wide_turned) },
+	};
+
+	by_lanes(fns, b);
 }
 
 #endif /* CQK_EXACT_AVX512_H */

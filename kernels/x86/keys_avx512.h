@@ -12,6 +12,7 @@
 #define CQK_KEYS_AVX512_H
 
 #include "kernels/x86/planes_avx512.h"
+#include "kernels/x86/wide_avx512.h"
 
 #define LANES CQK_LANES
 #define BATCH 16		/* pages that share tables in L1 and a scale of p */
@@ -20,6 +21,11 @@
 #define KEY_UNIT 128.0f		/* a turned key is its centroid times this, */
 #define PLAIN_UNIT 1.0f		/* where no key is turned */
 #define LUT_GROUPS 32		/* groups of keys that tables are made for */
+/* Groups of 8 channels that SUM_PAIRS may touch: first and second ones, plain ones. */
+#define TILE_FIRST 0
+#define TILE_SECOND 3
+#define TILE_PLAIN 6
+#define TILE_GROUPS 11
 
 /* Memory to be fetched. */
 struct page_ahead {
@@ -30,7 +36,7 @@ struct page_ahead {
  * struct page_batch - state of one kv head in the transposed path
  * @h:      the driver's state
  * @k, @v:  codebooks, 8-bit
- * @k_plane, @v_plane: [d][256] of this head
+ * @k_plane, @v_plane: centroids of this head as look_up_of() has them
  * @nq:     vectors; @lanes: the next of 1, 2, 4, 8
  * @np:     pairs; @half: of them turned ones, before the others
  * @by_lut: scores come from tables (lut_avx512.h)
@@ -47,6 +53,9 @@ struct page_ahead {
  * @qa, @qb: [lane][np] first and second channel of each pair, scaled to integers
  * @s:      [page][lane][64] scores, in the order of score_seen()
  * @p:      [page][lane][2][64] probabilities, lower and upper bytes
+ * @tile:   planes of codes of 10 bits: of a page's keys, from TILE_FIRST,
+ *          TILE_SECOND and TILE_PLAIN on; or [page] of a group of values
+ * @words:  what they are of (wide_join()): keys of this page and the next, or [page]
  * @exact:  scores come from floats (exact_avx512.h)
  * @by:     [2][np] then: what a centroid of either channel of a pair is times
  * @pair:   [page][lane][np] (qa, qb) turned back, as 16-bit halves of a word;
@@ -74,6 +83,8 @@ struct page_batch {
 	float qa[LANES][PAIRS], qb[LANES][PAIRS], by[2][PAIRS];
 	float s[BATCH][LANES][CQK_T];
 	uint8_t p[BATCH][LANES][2][CQK_T];
+	int8_t tile[BATCH][WIDE_CHANNELS][CQK_T];
+	uint64_t words[2 * TILE_GROUPS][WIDE_WORDS];
 	union {
 		struct {
 			int32_t pair[BATCH][LANES][PAIRS];
@@ -149,7 +160,7 @@ INLINE void put_bytes(uint8_t *p, zi x)
 	_mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8(x));
 }
 
-/* Channels in order; codes are loaded once per group. */
+/* Channels in order; codes are loaded once per group, or planes lie in a tile. */
 struct walk {
 	const uint8_t *codes;
 	const int8_t *plane;
@@ -165,11 +176,16 @@ INLINE void walk_load(struct walk *w)
 	w->codes += CQK_T;
 }
 
-INLINE struct walk walk_from(const struct page_batch *b, const uint8_t *codes,
-			     uint32_t ch)
+/* From channel @ch on; @wide: it is in the group of the tile from @tile on. */
+INLINE struct walk walk_from(const bool wide, const struct page_batch *b,
+			     const uint8_t *codes, uint32_t ch, uint32_t tile)
 {
 	struct walk w = { .c = b->k->code.channels };
 
+	if (wide) {
+		w.plane = b->tile[tile][ch % WIDE_CHANNELS];
+		return w;
+	}
 	w.codes = codes + ch / w.c * CQK_T;
 	w.plane = b->k_plane + (size_t)ch * CQK_CENTROIDS;
 	w.left = w.c - ch % w.c;
@@ -177,10 +193,15 @@ INLINE struct walk walk_from(const struct page_batch *b, const uint8_t *codes,
 	return w;
 }
 
-INLINE zi walk_next(struct walk *w)
+INLINE zi walk_next(const bool wide, struct walk *w)
 {
 	zi x;
 
+	if (wide) {
+		x = _mm512_loadu_si512(w->plane);
+		w->plane += CQK_T;
+		return x;
+	}
 	if (!w->left) {
 		walk_load(w);
 		w->left = w->c;
@@ -292,8 +313,8 @@ INLINE void keep_keys(struct page_batch *b, uint32_t i, const zi *w)
  * Integer scores of one page for the first @nq lanes from pairs @from .. @to: few
  * enough for 32 bits, and for tables that stay in L1 for all pages waiting.
  */
-INLINE void some_scores(const int nq, const bool turned, const bool keep,
-			struct page_batch *b, uint32_t page, uint32_t from,
+INLINE void some_scores(const int nq, const bool wide, const bool turned,
+			const bool keep, struct page_batch *b, uint32_t page, uint32_t from,
 			uint32_t to)
 {
 	const int32_t *pair = b->pair[turned ? page : 0][0];
@@ -305,24 +326,24 @@ INLINE void some_scores(const int nq, const bool turned, const bool keep,
 
 	clear(nq, acc);
 	if (i < turns) {
-		lo = walk_from(b, codes, i);
-		hi = walk_from(b, codes, b->half + i);
+		lo = walk_from(wide, b, codes, i, TILE_FIRST);
+		hi = walk_from(wide, b, codes, b->half + i, TILE_SECOND);
 	}
 	for (; i < turns; i++) {
-		zi first = walk_next(&lo);
+		zi first = walk_next(wide, &lo);
 
-		turn_pair(first, walk_next(&hi), b->cs[i], x, y);
+		turn_pair(first, walk_next(wide, &hi), b->cs[i], x, y);
 		side_by_side(x, y, w);
 		if (keep)
 			keep_keys(b, i, w);
 		dot_pair(nq, acc, w, pair + i);
 	}
 	if (i < to)
-		lo = walk_from(b, codes, 2 * i);
+		lo = walk_from(wide, b, codes, 2 * i, TILE_PLAIN);
 	for (; i < to; i++) {
-		zi first = walk_next(&lo);
+		zi first = walk_next(wide, &lo);
 
-		plain_pair(first, walk_next(&lo), !turned, x, y);
+		plain_pair(first, walk_next(wide, &lo), !turned, x, y);
 		side_by_side(x, y, w);
 		if (keep)
 			keep_keys(b, i, w);
@@ -356,45 +377,100 @@ INLINE void kept_scores(const bool turned, struct page_batch *b, uint32_t page,
 		spill(4, acc, false, &b->s[page][4]);
 }
 
-INLINE void batch_keys_as(const int lanes, const bool turned, struct page_batch *b)
+/* What a tile of keys has: @group in place @at of it. */
+struct wide_slot {
+	uint32_t group, at;
+};
+
+/* Channels @ch .. @end, from place @at on; returns the new number. */
+static uint32_t wide_run(struct wide_slot *slots, uint32_t n, uint32_t ch, uint32_t end,
+			 uint32_t at)
+{
+	uint32_t g;
+
+	for (g = ch / WIDE_CHANNELS; ch < end && g * WIDE_CHANNELS < end; g++)
+		slots[n++] = (struct wide_slot){ g, at++ };
+	return n;
+}
+
+static void wide_keys_join(struct page_batch *b, uint32_t page,
+			   const struct wide_slot *slots, uint32_t n)
+{
+	uint64_t (*words)[WIDE_WORDS] = b->words + page % 2 * TILE_GROUPS;
+	uint32_t i;
+
+	for (i = 0; page < b->n && i < n; i++)
+		wide_join(b->k, b->k_codes[page], slots[i].group, words[i]);
+}
+
+/* The tile that pairs @from .. @to of a page need; pages come in order from 0 on. */
+static void wide_keys(struct page_batch *b, uint32_t page, uint32_t from, uint32_t to)
+{
+	const uint64_t (*words)[WIDE_WORDS] = b->words + page % 2 * TILE_GROUPS;
+	uint32_t turns = MIN(to, b->half), n = 0, i;
+	struct wide_slot slots[TILE_GROUPS];
+
+	n = wide_run(slots, n, from, turns, TILE_FIRST);
+	n = wide_run(slots, n, b->half + from, b->half + turns, TILE_SECOND);
+	n = wide_run(slots, n, 2 * MAX(from, turns), 2 * to, TILE_PLAIN);
+	if (!page)
+		wide_keys_join(b, page, slots, n);
+	wide_keys_join(b, page + 1, slots, n);
+	for (i = 0; i < n; i++)
+		wide_planes(b->k_plane, slots[i].group, words[i], b->tile[slots[i].at]);
+}
+
+INLINE void batch_keys_as(const int lanes, const bool wide, const bool turned,
+			  struct page_batch *b)
 {
 	uint32_t page, from, to;
 
 	for (from = 0; from < b->np; from += SUM_PAIRS)
 		for (page = 0; page < b->n; page++) {
 			to = MIN(from + SUM_PAIRS, b->np);
-			some_scores(MIN(lanes, 4), turned, lanes > 4, b, page, from, to);
+			if (wide)
+				wide_keys(b, page, from, to);
+			some_scores(MIN(lanes, 4), wide, turned, lanes > 4, b, page,
+				    from, to);
 			if (lanes > 4)
 				kept_scores(turned, b, page, from, to);
 			fetch_some(b);
 		}
 }
 
-#define KEYS_FNS(lanes)								\
-static void keys_turned_##lanes(struct page_batch *b)				\
+#define KEYS_FN(name, lanes, wide, turned)					\
+static void name##_##lanes(struct page_batch *b)				\
 {										\
-	batch_keys_as(lanes, true, b);						\
-}										\
-static void keys_plain_##lanes(struct page_batch *b)				\
-{										\
-	batch_keys_as(lanes, false, b);						\
+	batch_keys_as(lanes, wide, turned, b);					\
 }
+#define KEYS_FNS(lanes)								\
+	KEYS_FN(keys_turned, lanes, false, true)				\
+	KEYS_FN(keys_plain, lanes, false, false)				\
+	KEYS_FN(keys_wide_turned, lanes, true, true)				\
+	KEYS_FN(keys_wide_plain, lanes, true, false)
 KEYS_FNS(1)
 KEYS_FNS(2)
 KEYS_FNS(4)
 KEYS_FNS(8)
 
+/* Functions for 1, 2, 4 and 8 lanes. */
+#define BY_LANES(name) { name##_1, name##_2, name##_4, name##_8 }
+
+/* Of such functions: by width of codes, by whether keys are turned. */
+static void by_lanes(void (*const (*fns)[2][4])(struct page_batch *), struct page_batch *b)
+{
+	fns[wide_codes(b->k)][b->half > 0][__builtin_ctz(b->lanes)](b);
+}
+
 /* Scores of all pages waiting. */
 static void batch_keys(struct page_batch *b)
 {
-	if (b->lanes == 1)
-		(b->half ? keys_turned_1 : keys_plain_1)(b);
-	else if (b->lanes == 2)
-		(b->half ? keys_turned_2 : keys_plain_2)(b);
-	else if (b->lanes == 4)
-		(b->half ? keys_turned_4 : keys_plain_4)(b);
-	else
-		(b->half ? keys_turned_8 : keys_plain_8)(b);
+	static void (*const fns[2][2][4])(struct page_batch *) = {
+		{ BY_LANES(keys_plain), BY_LANES(keys_turned) },
+		{ BY_LANES(keys_wide_plain), BY_LANES(keys_wide_turned) },
+	};
+
+	by_lanes(fns, b);
 }
 
 /* cos and sin of position @pos for all pairs: cqk_turn_init() with wider vectors. */

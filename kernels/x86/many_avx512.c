@@ -433,7 +433,7 @@ static void many_find(struct many *x, const struct cqk_block *b)
 		live |= a->spans[b->span_first + i].mask;
 	x->src_k = cqk_block_src(a, b, x->h->head, false, live);
 	x->src_v = cqk_block_src(a, b, x->h->head, true, live);
-	x->ints = cqk_has_planes(x->src_k.cb) && cqk_has_planes(x->src_v.cb) &&
+	x->ints = has_look_up(x->src_k.cb) && has_look_up(x->src_v.cb) &&
 		  x->d % 2 == 0 && !x->coarse;
 	x->tokens = b->tokens;
 	x->has_raw = x->has_k = x->has_v = false;

@@ -14,6 +14,7 @@
 #define CQK_MANY_TILE_AVX512_H
 
 #include "kernels/x86/planes_avx512.h"
+#include "kernels/x86/wide_avx512.h"
 
 #define MANY_PAIRS 128		/* pairs of channels, d <= 256 */
 #define MANY_CHUNK 64		/* vectors that meet a tile together */
@@ -55,6 +56,7 @@ struct many_chunk {
  * @turn:   [2][half] cos and sin of @k_pos
  * @v_scale: [d] scales of 8-bit values, zeros beyond
  * @raw:    [d][64] centroids of a page
+ * @words:  [group] codes of 10 bits at hand (wide_join())
  * @key:    [4][np][16] pairs of channels; token 16 l + 4 w + i is word 4 l + i of w
  * @value:  [d, a multiple of 16][32] pairs of tokens of a channel
  * @s:      [64][64] scores of a token's lanes
@@ -78,6 +80,7 @@ struct many {
 	float turn[2 * MANY_PAIRS], v_scale[2 * MANY_PAIRS + 16];
 	float top[MANY_CHUNK], grow[MANY_CHUNK], weight[MANY_CHUNK];
 	int8_t raw[2 * MANY_PAIRS][CQK_T] __attribute__((aligned(64)));
+	uint64_t words[2 * MANY_PAIRS / WIDE_CHANNELS][WIDE_WORDS];
 	int32_t key[4][MANY_PAIRS][16];
 	int32_t value[2 * MANY_PAIRS][CQK_T / 2];
 	float s[CQK_T][MANY_CHUNK];
@@ -89,13 +92,28 @@ INLINE void many_store(void *p, zi x)
 	*(vi *)p = (vi)x;
 }
 
+/* Codes of 10 bits of a block. */
+static void many_join(struct many *x, const struct cqk_codebook *cb, const uint8_t *codes)
+{
+	uint32_t g;
+
+	for (g = 0; g < cb->n_groups; g++)
+		wide_join(cb, codes, g, x->words[g]);
+}
+
 /* Centroids of all channels. */
 static void many_load_raw(struct many *x)
 {
-	const int8_t *plane = x->k->i8 + (size_t)x->h->head * x->d * CQK_CENTROIDS;
+	const int8_t *plane = look_up_of(x->k, x->h->head);
 	const uint8_t *codes = x->src_k.data;
 	uint32_t g, j, ch = 0;
 
+	if (wide_codes(x->k)) {
+		many_join(x, x->k, codes);
+		for (g = 0; g < x->k->n_groups; g++)
+			wide_planes(plane, g, x->words[g], x->raw + (size_t)g * WIDE_CHANNELS);
+		return;
+	}
 	for (g = 0; g < x->k->n_groups; g++, codes += CQK_T) {
 		zi now = _mm512_loadu_si512(codes);
 		__mmask64 upper = _mm512_movepi8_mask(now);
@@ -184,16 +202,23 @@ static void many_load_turn(struct many *x, uint32_t pos)
 /* The values' tile: 64 tokens in order are 32 pairs as they come. */
 static void many_load_values(struct many *x)
 {
-	const int8_t *plane = x->v->i8 + (size_t)x->h->head * x->d * CQK_CENTROIDS;
+	const int8_t *plane = look_up_of(x->v, x->h->head);
 	const uint8_t *codes = x->src_v.data;
+	const bool wide = wide_codes(x->v);
+	int8_t tile[WIDE_CHANNELS][CQK_T];
 	uint32_t g, j, ch = 0;
 
+	if (wide)
+		many_join(x, x->v, codes);
 	for (g = 0; g < x->v->n_groups; g++, codes += CQK_T) {
 		zi now = _mm512_loadu_si512(codes);
 		__mmask64 upper = _mm512_movepi8_mask(now);
 
-		for (j = 0; j < x->v->code.channels; j++, ch++, plane += CQK_CENTROIDS) {
-			zi v = decode64(plane, now, upper);
+		if (wide)
+			wide_planes(plane, g, x->words[g], tile);
+		for (j = 0; j < x->v->code.channels; j++, ch++) {
+			zi v = wide ? _mm512_loadu_si512(tile[j]) :
+				      decode64(plane + (size_t)ch * CQK_CENTROIDS, now, upper);
 
 			many_store(x->value[ch],
 				_mm512_cvtepi8_epi16(_mm512_castsi512_si256(v)));

@@ -126,12 +126,13 @@ static void lane_softmax(struct page_batch *b, uint32_t lane)
 
 /*
  * Values of @nch channels of a group over all pages waiting: p v in 16 partial
- * sums. @group is where the codes start.
+ * sums. @group is where the codes start; @wide: planes lie in the tile.
  */
-INLINE void channel_values(const int nq, const int nch, struct page_batch *b,
-			   uint32_t ch, size_t group)
+INLINE void channel_values(const int nq, const int nch, const bool wide,
+			   struct page_batch *b, uint32_t ch, size_t group)
 {
 	const int8_t *plane = b->v_plane + (size_t)ch * CQK_CENTROIDS;
+	const int8_t *tile = b->tile[0][ch % WIDE_CHANNELS];
 	float *o = b->o + (size_t)ch * nq * 16;
 	vi lo[2][LANES], hi[2][LANES];
 	zi v[2];
@@ -146,7 +147,9 @@ INLINE void channel_values(const int nq, const int nch, struct page_batch *b,
 		__mmask64 upper = _mm512_movepi8_mask(codes);
 
 		for (j = 0; j < nch; j++)
-			v[j] = decode64(plane + j * CQK_CENTROIDS, codes, upper);
+			v[j] = wide ? _mm512_loadu_si512(tile + j * CQK_T) :
+				      decode64(plane + j * CQK_CENTROIDS, codes, upper);
+		tile += sizeof(b->tile[0]);
 		for (r = 0; r < nq; r++) {
 			zi p_lo = _mm512_loadu_si512(b->p[page][r][0]);
 			zi p_hi = _mm512_loadu_si512(b->p[page][r][1]);
@@ -166,33 +169,60 @@ INLINE void channel_values(const int nq, const int nch, struct page_batch *b,
 		}
 }
 
+/* Planes of a group of all pages waiting. */
+static void wide_values(struct page_batch *b, uint32_t g)
+{
+	uint32_t page;
+
+	for (page = 0; page < b->n; page++)
+		wide_join(b->v, b->v_codes[page], g, b->words[page]);
+	for (page = 0; page < b->n; page++)
+		wide_planes(b->v_plane, g, b->words[page], b->tile[page]);
+}
+
 /* Two channels at a time where registers allow and the group has them. */
-INLINE void all_values(const int nq, struct page_batch *b)
+INLINE void all_values(const int nq, const bool wide, struct page_batch *b)
 {
 	uint32_t g, j, ch = 0, c = b->v->code.channels;
 
 	for (g = 0; g < b->v->n_groups; g++) {
+		if (wide)
+			wide_values(b, g);
 		for (j = 0; nq < 8 && j + 2 <= c; j += 2, ch += 2) {
-			channel_values(nq, 2, b, ch, (size_t)g * CQK_T);
+			channel_values(nq, 2, wide, b, ch, (size_t)g * CQK_T);
 			fetch_some(b);
 		}
 		for (; j < c; j++, ch++) {
-			channel_values(nq, 1, b, ch, (size_t)g * CQK_T);
+			channel_values(nq, 1, wide, b, ch, (size_t)g * CQK_T);
 			fetch_some(b);
 		}
 	}
 }
 
+#define WIDE_VALUES(lanes)							\
+static void values_wide_##lanes(struct page_batch *b)				\
+{										\
+	all_values(lanes, true, b);						\
+}
+WIDE_VALUES(1)
+WIDE_VALUES(2)
+WIDE_VALUES(4)
+WIDE_VALUES(8)
+
 static void batch_values(struct page_batch *b)
 {
-	if (b->lanes == 1)
-		all_values(1, b);
+	static void (*const wide[4])(struct page_batch *) = BY_LANES(values_wide);
+
+	if (wide_codes(b->v))
+		wide[__builtin_ctz(b->lanes)](b);
+	else if (b->lanes == 1)
+		all_values(1, false, b);
 	else if (b->lanes == 2)
-		all_values(2, b);
+		all_values(2, false, b);
 	else if (b->lanes == 4)
-		all_values(4, b);
+		all_values(4, false, b);
 	else
-		all_values(LANES, b);
+		all_values(LANES, false, b);
 }
 
 #endif /* CQK_VALUES_AVX512_H */

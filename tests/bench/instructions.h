@@ -34,7 +34,8 @@ struct count_case {
 };
 
 /**
- * struct count_loop - an innermost loop of AVX-512, the longest of its function
+ * struct count_loop - an innermost loop of AVX-512, the longest of its function, or
+ *                     a function without loops
  * @name:   function
  * @what:   what one turn of the loop is for
  * @turns:  of the loop per token and kv head with 4 query heads, 128 channels
@@ -63,6 +64,10 @@ static const struct count_case count_cases[] = {
 static const struct count_loop count_loops[] = {
 	{ "keys_turned_4", "a pair of channels of a page", 1, 74 },
 	{ "keys_plain_4", "a pair of channels of a page", 1, 63 },
+	{ "wide_planes", "a group of a page, codes of 10 bits", 0.5, 246 },
+	{ "keys_wide_turned_4", "a pair of channels of a page, the same", 1, 45 },
+	{ "keys_wide_plain_4", "a pair of channels of a page, the same", 1, 36 },
+	{ "values_wide_4", "two channels of a page, the same", 1, 34 },
 	{ "exact_turned_4", "a pair of channels of a page", 1, 132 },
 	{ "lut_keys", "a group of four pages for a vector, 8c8b", 0.25, 78 },
 	{ "batch_values", "two channels of a page", 1, 61 },
@@ -211,10 +216,10 @@ static inline void count_insn(struct count_fn *f, const char *line)
 			f->back[f->n_back++] = (struct count_back){ i, f->n - 1 };
 }
 
-/* The longest loop without one inside. */
+/* The longest loop without one inside; all of a function that has no loop. */
 static inline uint32_t count_longest(const struct count_fn *f)
 {
-	uint32_t i, k, most = 0;
+	uint32_t i, k, most = f->n_back ? 0 : f->n;
 
 	for (i = 0; i < f->n_back; i++) {
 		bool inner = true;

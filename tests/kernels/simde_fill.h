@@ -139,5 +139,21 @@ static inline float __attribute__((vector_size(64))) fill_cvtph_ps(__m256i x)
 #define _mm512_unpacklo_epi32 simde_mm512_unpacklo_epi32
 #undef _mm512_unpackhi_epi32
 #define _mm512_unpackhi_epi32 simde_mm512_unpackhi_epi32
+#undef _mm512_unpacklo_epi64
+#define _mm512_unpacklo_epi64 simde_mm512_unpacklo_epi64
+#undef _mm512_unpackhi_epi64
+#define _mm512_unpackhi_epi64 simde_mm512_unpackhi_epi64
+#undef _mm512_set_epi64
+#define _mm512_set_epi64 simde_mm512_set_epi64
+#undef _mm512_set1_epi8
+#define _mm512_set1_epi8 simde_mm512_set1_epi8
+#undef _mm512_srlv_epi16
+#define _mm512_srlv_epi16 simde_mm512_srlv_epi16
+#undef _mm512_broadcast_i32x4
+#define _mm512_broadcast_i32x4 simde_mm512_broadcast_i32x4
+#undef _mm512_castsi256_si512
+#define _mm512_castsi256_si512 simde_mm512_castsi256_si512
+#undef _mm512_inserti64x4
+#define _mm512_inserti64x4 simde_mm512_inserti64x4
 
 #endif /* SIMDE_FILL_H */

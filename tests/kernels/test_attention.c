@@ -495,20 +495,20 @@ TEST_LIMIT(tables_of_products, 120)
 }
 
 /*
- * One channel of the query is many times all others: few pages and many, keys
- * that are turned, in part and not at all, few vectors and more. Scores are large,
- * and what integers round of either side counts with their size.
+ * One channel of the query is many times all others: few pages and many, few vectors and more.
+ * Scores are large, and what integers round of either side counts with their size.
  */
 TEST_LIMIT(one_channel_above_the_others, 120)
 {
 	static const float size[] = { 20, 40, 150 };
-	static const uint32_t shared[] = { 3, 30 }, c[] = { 8, 4, 2 }, heads[] = { 8, 16, 24 };
+	static const uint32_t shared[] = { 3, 30 }, c[] = { 8, 4, 2, 8 }, heads[] = { 8, 16, 24 };
 	uint32_t i, h, ch;
 
-	for (i = 0; i < 54 * ARRAY_SIZE(size); i++) {
-		struct scene_opts o = plain(128, c[i / 18 % 3], true);
+	for (i = 0; i < 72 * ARRAY_SIZE(size); i++) {
+		struct scene_opts o = plain(128, c[i / 18 % 4], true);
 		struct scene *s;
 
+		o.toy.bk = o.toy.bv = i / 18 % 4 == 3 ? 10 : 8;
 		o.toy.keys = i % 3 ? CQK_KEYS_PRE_ROPE : CQK_KEYS_NONE;
 		o.toy.rope_dim = i % 3 == 1 ? 64 : 128;
 		o.toy.n_heads = heads[i / 3 % 3];
@@ -516,7 +516,7 @@ TEST_LIMIT(one_channel_above_the_others, 120)
 		s = scene_new(&o);
 		for (h = 0; h < o.toy.n_heads; h++) {
 			ch = h * (uint32_t)s->a.q.stride_head + (i % 2 ? 77 : h * 5);
-			((float *)s->a.q.data)[ch] = size[i / 54];
+			((float *)s->a.q.data)[ch] = size[i / 72];
 		}
 		check_scene(s);
 		scene_free(s);
@@ -555,8 +555,7 @@ TEST(different_codings_of_k_and_v)
 /* 8c10b with itself, with 8-bit codes and halves; few rows, many, long contexts. */
 TEST(codes_of_ten_bits)
 {
-	static const uint32_t other[] = { 8, 4, 2, 0 };
-	static const uint32_t dims[] = { 128, 64, 80, 256 };
+	static const uint32_t other[] = { 8, 4, 2, 0 }, dims[] = { 128, 64, 80, 256 };
 	uint32_t i, side, i8;
 
 	for (i = 0; i < ARRAY_SIZE(other); i++)
@@ -568,6 +567,7 @@ TEST(codes_of_ten_bits)
 				o.toy.bv = side ? 10 : 8;
 				o.toy.cv = side == 0 ? other[i] : 8;
 				o.toy.ck = side == 2 ? other[i] : 8;
+				o.toy.rope_dim -= side == 1 ? 28 : 0;	/* begin within groups */
 				check(&o);
 				o.rows = 5;
 				o.toy.n_heads = 4;

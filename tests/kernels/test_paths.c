@@ -30,15 +30,13 @@ static const struct rule rules[] = {
 		{ 128, 8, 8, 0, PRE, 128, 9, 1, "lanes" },
 		{ 128, 8, 8, 1, NONE, 128, 9, 200, "lanes" },
 		{ 128, 0, 0, 0, NONE, 128, 64, 3, "lanes" } } },
-	{ "avx512", AVX512 "K or V in halves, of 10 bits or with fp16 centroids; odd number of "
+	{ "avx512", AVX512 "K or V in halves or with fp16 centroids; odd number of "
 	  "channels | to 8 | any | tile |", {
 		{ 128, 0, 8, 0, PRE, 128, 8, 50, "tile" },
 		{ 128, 8, 0, 0, NONE, 128, 1, 50, "tile" },
 		{ 128, 8, 8, 1, PRE, 128, 4, 50, "tile" },
-		{ 128, 8, 8, K10, PRE, 128, 4, 50, "tile" },
-		{ 128, 8, 8, V10, NONE, 128, 1, 50, "tile" },
 		{ 63, 1, 1, 0, NONE, 0, 4, 50, "tile" } } },
-	{ "avx512", AVX512 "keys not turned, 8 channels and more per group, to 32 groups | "
+	{ "avx512", AVX512 "K of 8 bits, not turned, 8 channels and more per group, to 32 groups | "
 	  "1; 2; 3, 4; 5 to 8 | from 12; 16; 24; 40 | tables |", {
 		{ 128, 8, 2, 0, NONE, 128, 1, 12, "tables" },
 		{ 128, 8, 2, 0, NONE, 128, 1, 11, "transposed" },
@@ -48,8 +46,9 @@ static const struct rule rules[] = {
 		{ 128, 8, 8, 0, PRE, 0, 4, 24, "tables" },
 		{ 128, 8, 8, 0, NONE, 128, 4, 23, "transposed" },
 		{ 128, 8, 8, 0, NONE, 128, 5, 40, "tables" },
-		{ 128, 8, 8, 0, NONE, 128, 8, 39, "transposed" } } },
-	{ "avx512", AVX512 "keys not turned, 4 to 7 channels per group, to 32 groups | "
+		{ 128, 8, 8, 0, NONE, 128, 8, 39, "transposed" },
+		{ 128, 8, 8, V10, NONE, 128, 1, 12, "tables" } } },
+	{ "avx512", AVX512 "K of 8 bits, not turned, 4 to 7 channels per group, to 32 groups | "
 	  "1; 2; 3, 4; 5 to 8 | from 32; 42; 64; 106 | tables |", {
 		{ 128, 4, 4, 0, NONE, 128, 1, 32, "tables" },
 		{ 128, 4, 4, 0, NONE, 128, 1, 31, "transposed" },
@@ -63,7 +62,10 @@ static const struct rule rules[] = {
 	{ "avx512", AVX512 "all else | to 8 | any | transposed |", {
 		{ 128, 8, 8, 0, PRE, 128, 4, 200, "transposed" },
 		{ 128, 2, 2, 0, NONE, 128, 4, 200, "transposed" },
-		{ 128, 1, 8, 0, PRE, 32, 8, 1, "transposed" } } },
+		{ 128, 1, 8, 0, PRE, 32, 8, 1, "transposed" },
+		{ 128, 8, 8, K10, PRE, 128, 4, 50, "transposed" },
+		{ 128, 8, 8, K10, NONE, 128, 1, 200, "transposed" },
+		{ 128, 8, 8, V10, PRE, 128, 8, 50, "transposed" } } },
 	{ "avx2", AVX2 "8 bits, keys not turned, 4 channels and more per group, K and V | to 8 | "
 	  "from 16 coded | tables |", {
 		{ 128, 4, 16, 0, NONE, 128, 8, 16, "tables" },
