@@ -47,7 +47,7 @@ static inline void put_plan(struct gpu *g, struct scene *s, struct run *r)
 		.blocks = r->blocks, .n_blocks = s->a.n_blocks, .spans = s->spans,
 		.n_spans = s->n_spans, .row_pos = s->row_pos, .n_rows = s->a.n_rows,
 		.gqa = s->o.toy.n_heads / s->o.toy.n_kv_heads, .head_dim = s->o.toy.d,
-		.want = WANT,
+		.want = s->o.want ? s->o.want : WANT,
 	};
 	void *plan = toy_alloc(PLAN_BYTES);
 	size_t used;

@@ -30,6 +30,7 @@
  * @hnd:    views are [head][row] rather than [row][head]
  * @layer:  attended
  * @holes:  knock random tokens out of the masks
+ * @want:   items that a plan of a GPU aims at (0: WANT)
  */
 struct scene_opts {
 	struct toy_opts toy;
@@ -37,7 +38,7 @@ struct scene_opts {
 	float q_size;
 	float soft_cap;
 	float scale;
-	uint32_t window, flags, dtype, layer;
+	uint32_t window, flags, dtype, layer, want;
 	bool holes, hnd;
 };
 
