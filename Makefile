@@ -7,6 +7,7 @@
 #	cqk-$(CONFIG_X86_64)	+= x86/foo.o	only on x86-64
 #	CFLAGS_foo_avx512.o	:= -mavx512f	extra flags for one object
 #	cuda-y			+= foo.cu	kernels for GPUs
+#	cubase-y		+= foo.cu	kernels that gpu-bench compares with
 #	emu-y			+= cuemu.o	part of their emulation (C++)
 #	fake-y			+= fake.o	part of the fake CUDA driver (C++)
 #	tests-y			+= test_foo	test program from test_foo.c

@@ -33,6 +33,7 @@
  *	cq_mma_16816_f32(d, a, b)	d += a * b, f16, m16n8k16, row by column
  *	cq_mma_16816_bf16(d, a, b)	the same, bf16
  *	cq_mma_1688_f32(d, a, b)	f16, m16n8k8
+ *	cq_e4m3_halves(x)		the low two bytes of x, of e4m3, as halves; sm_89 and later
  *	cq_keep(x)			x; what is computed from it is not moved before it, such
  *					as out of a loop, where it would take registers
  */

@@ -368,13 +368,15 @@ struct cqkd_attn {
 	 CQKD_FEW_WARPS * CQKD_FEW_VECS * 8 +			/* maxima and sums of warps */ \
 	 CQKD_FEW_STAGES(d, groups))
 
-/* attn_f16.cu: warps of a block, 16 tokens each, and how many of these are on their way. */
+/* attn_ring.cuh: warps of a block, 16 tokens each, and how many of these are on their way. */
 #define CQKD_F16_WARPS		4
 #define CQKD_F16_STAGES		3
-#define CQKD_F16_SHARED(d) \
-	(CQKD_F16_WARPS * CQKD_F16_STAGES * 2 * 16 * CQKD_PITCH(d) * 2 + \
+#define CQKD_RING_PITCH(d, bytes)	((d) * (bytes) + 16)	/* between rows in shared memory */
+#define CQKD_RING_SHARED(d, bytes, stages) \
+	(CQKD_F16_WARPS * (stages) * 2 * 16 * CQKD_RING_PITCH(d, bytes) + \
 	 CQKD_FEW_VECS * (CQKD_PITCH(d) * 2 + CQKD_Q_PITCH(d) * 4 + 16) + \
-	 CQKD_F16_WARPS * CQKD_FEW_VECS * 8 * (1 + CQKD_F16_STAGES))
+	 CQKD_F16_WARPS * CQKD_FEW_VECS * 8 * (1 + (stages)))
+#define CQKD_F16_SHARED(d)	CQKD_RING_SHARED(d, 2, CQKD_F16_STAGES)
 
 /**
  * struct cqkd_check - one payload to be hashed

@@ -119,6 +119,17 @@ CQ_DEVICE float cq_exp2(float x)
 	return r;
 }
 
+#if __CUDA_ARCH__ >= 890
+/* Two numbers of e4m3, the low bytes of @x, as halves. */
+CQ_DEVICE uint32_t cq_e4m3_halves(uint32_t x)
+{
+	uint32_t r;
+
+	asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(r) : "h"((uint16_t)x));
+	return r;
+}
+#endif
+
 /* The same number, of which the compiler knows nothing. */
 CQ_DEVICE uint32_t cq_keep(uint32_t x)
 {

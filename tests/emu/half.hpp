@@ -213,4 +213,19 @@ CUEMU_FN float2 __bfloat1622float2(__nv_bfloat162 v) { return { (float)v.x, (flo
 CUEMU_FN __nv_bfloat16 __low2bfloat16(__nv_bfloat162 v) { return v.x; }
 CUEMU_FN __nv_bfloat16 __high2bfloat16(__nv_bfloat162 v) { return v.y; }
 
+/* Sign, four bits of exponent, three of fraction; of all ones, which is NaN, no infinity. */
+CUEMU_FN unsigned short cuemu_e4m3_half(unsigned int byte)
+{
+	int exponent = (int)(byte >> 3 & 15), fraction = (int)(byte & 7);
+	double x = exponent ? ldexp(8 + fraction, exponent - 10) : ldexp(fraction, -9);
+
+	if ((byte & 0x7f) == 0x7f)
+		return 0x7fff;
+	return __half_as_ushort(__half((float)(byte & 0x80 ? -x : x)));
+}
+CUEMU_FN uint32_t cq_e4m3_halves(uint32_t x)
+{
+	return cuemu_e4m3_half(x & 0xff) | (uint32_t)cuemu_e4m3_half(x >> 8 & 0xff) << 16;
+}
+
 #endif /* CUEMU_HALF_HPP */

@@ -1,0 +1,345 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Attention of many query vectors, for attn_wide.cu and what gpu-bench compares with: tiles of
+ * 16 vectors, of which a warp has scores, probabilities and results in registers from one
+ * block of tokens to the next. Keys and values are in shared memory, as numbers of a type E
+ * (attn_halves.cuh).
+ */
+#ifndef CQK_CUDA_ATTN_WIDE_CUH
+#define CQK_CUDA_ATTN_WIDE_CUH
+
+#include "kernels/cuda/attn.cuh"
+#include "kernels/cuda/attn_halves.cuh"
+
+/**
+ * struct query - one query vector: a head of a row
+ * @size: factor that makes scores of products
+ * @row:  query row
+ * @span: its span of each block
+ * @spoiled: the query is not finite or too large
+ */
+struct query {
+	float size;
+	uint32_t row, span;
+	uint32_t spoiled;
+};
+
+/* Up to @n vectors, in shared memory, and what is known of @stages blocks. */
+template <int d, int n, int warps, int stages>
+struct crowd {
+	__half q[n][CQKD_PITCH(d)];
+	struct query query[n];
+	uint64_t vis[stages][n];		/* tokens that a vector sees */
+	uint32_t live[stages][warps][2];	/* that some vector sees, low and high */
+};
+
+/* A tile of 16 vectors: what a lane has of two of them, 8 rows apart. */
+template <int d>
+struct tile {
+	float o[d / 8][4];	/* results */
+	float m[2], l[2];	/* maximum of the scores, this lane's sum */
+	uint32_t p[4][4];	/* probabilities of the block at hand, by 16 tokens */
+};
+
+/* Channels of a query in @x to halves, turned to @pos if it comes unturned. */
+template <typename E>
+CQ_DEVICE void query_halves(const struct cqkd_attn &p, const float *x, float unit, uint32_t d,
+			    uint32_t pos, __half *out)
+{
+	uint32_t pairs = p.turn_q ? p.rope.half : 0, j;
+
+	for (j = threadIdx.x % 32; j < pairs; j += 32) {
+		struct cqkd_turn t = cqkd_turn_at(p.rope, pos, j);
+		float lo = x[j] * unit, hi = x[j + pairs] * unit;
+
+		out[E::place(j)] = __float2half_rn(lo * t.c - hi * t.s);
+		out[E::place(j + pairs)] = __float2half_rn(lo * t.s + hi * t.c);
+	}
+	for (j = 2 * pairs + threadIdx.x % 32; j < d; j += 32)
+		out[E::place(j)] = __float2half_rn(x[j] * unit);
+}
+
+/*
+ * A warp loads one query: halves, and a power of two that goes into the scores.
+ * @x: room for it in shared memory.
+ */
+template <typename E, int d, int n, int warps, int stages>
+CQ_DEVICE void query_load(const struct cqkd_attn &p, const struct work &w,
+			  struct crowd<d, n, warps, stages> &all, uint32_t i, float *x)
+{
+	uint32_t lane = threadIdx.x % 32, ch;
+	struct cqkd_entry e;
+	float unit = query_read<d>(p, w, i, &e, x);
+	bool bad = unit == 0;
+
+	for (ch = lane; bad && ch < d; ch += 32)
+		x[ch] = 0;
+	__syncwarp();
+	query_halves<E>(p, x, unit, d, part_of<uint32_t>(p, &cqkd_plan::row_pos)[e.row], all.q[i]);
+	if (lane == 0) {
+		float size = bad ? 0.0f : p.scale / unit;
+
+		all.query[i] = { p.turn_k ? size / TURNED_SIZE : size, e.row, e.span, bad };
+	}
+	__syncwarp();	/* the next one takes the room of this one */
+}
+
+/*
+ * All queries of the item; the vectors that fill the last tile see nothing. @room: for one
+ * query of each warp, in shared memory.
+ */
+template <typename E, int d, int n, int warps, int stages>
+CQ_DEVICE void queries_load(const struct cqkd_attn &p, const struct work &w,
+			    struct crowd<d, n, warps, stages> &all, float *room)
+{
+	float *x = room + threadIdx.x / 32 * d;
+	uint32_t i, ch;
+
+	for (i = threadIdx.x / 32; i < w.n_tiles * 16; i += warps) {
+		if (i < w.item.n_vecs) {
+			query_load<E>(p, w, all, i, x);
+			continue;
+		}
+		for (ch = threadIdx.x % 32; ch < d; ch += 32)
+			all.q[i][ch] = __float2half_rn(0.0f);
+		if (threadIdx.x % 32 == 0)
+			all.query[i] = {};
+	}
+}
+
+/* Who sees what of the block at hand, which is of stage @at; its live tokens, 0 for none. */
+template <int d, int n, int warps, int stages>
+CQ_DEVICE uint64_t look(const struct cqkd_attn &p, const struct work &w,
+			struct crowd<d, n, warps, stages> &all, uint32_t at)
+{
+	const struct cqkd_span *spans = part_of<struct cqkd_span>(p, &cqkd_plan::spans) +
+					w.block.span_first;
+	uint32_t i = threadIdx.x, lo, hi, from;
+	uint64_t vis = 0;
+
+	if (i < w.item.n_vecs) {
+		const struct query *v = &all.query[i];
+
+		vis = visible(p, w.block, spans[v->span],
+			      part_of<uint32_t>(p, &cqkd_plan::row_pos)[v->row]);
+	}
+	if (i < n)
+		all.vis[at][i] = vis;
+	lo = __reduce_or_sync(0xffffffffu, (uint32_t)vis);
+	hi = __reduce_or_sync(0xffffffffu, (uint32_t)(vis >> 32));
+	if (i % 32 == 0) {
+		all.live[at][i / 32][0] = lo;
+		all.live[at][i / 32][1] = hi;
+	}
+	__syncthreads();
+	for (lo = hi = from = 0; from < warps; from++) {
+		lo |= all.live[at][from][0];
+		hi |= all.live[at][from][1];
+	}
+	return (uint64_t)hi << 32 | lo;
+}
+
+/* Products of 16 vectors, from @first on, with all keys of a tile of E. */
+template <typename E, int d, int n, int warps, int stages>
+CQ_DEVICE void products(const struct crowd<d, n, warps, stages> &all, uint32_t first,
+			const uint8_t *keys, float s[8][4])
+{
+	uint32_t lane = threadIdx.x % 32, a[2][4], b[2][4];
+	constexpr uint32_t pitch = CQKD_RING_PITCH(d, E::bytes);
+	const __half *q = &all.q[first + lane % 16][lane / 16 * 8];
+	int k, t, i;
+
+#pragma unroll 1
+	for (k = 0; k < d / 16; k += 2) {
+		cq_ldmatrix_x4(a[0], q + k * 16);
+		cq_ldmatrix_x4(a[1], q + k * 16 + 16);
+#pragma unroll
+		for (t = 0; t < 4; t++) {
+			E::template keys<true>(b, keys + t * 16 * pitch, pitch, k);
+#pragma unroll
+			for (i = 0; i < 2; i++) {
+				cq_mma_16816_f32(s[2 * t], a[i], b[i]);
+				cq_mma_16816_f32(s[2 * t + 1], a[i], b[i] + 2);
+			}
+		}
+	}
+}
+
+/* Two probabilities as halves; adds to @sum what V will be multiplied with. */
+CQ_DEVICE uint32_t prob2(float x, float y, float m, float *sum)
+{
+	__half px = __float2half_rn(prob(x, m)), py = __float2half_rn(prob(y, m));
+
+	*sum += __half2float(px) + __half2float(py);
+	return (uint32_t)__half_as_ushort(py) << 16 | __half_as_ushort(px);
+}
+
+/*
+ * Products become probabilities of one of a lane's two vectors, @h, which sees the tokens
+ * @see: the lane and its three neighbours have all 64. Results so far fade.
+ */
+template <int d>
+CQ_DEVICE void softmax(const struct cqkd_attn &p, float size, uint64_t see, float s[8][4], int h,
+		       struct tile<d> &r)
+{
+	uint32_t at = threadIdx.x % 4 * 2;
+	float old = r.m[h], m = old, sum = 0, fade;
+	int n;
+
+#pragma unroll
+	for (n = 0; n < 8; n++) {
+		uint64_t vis = see >> (n * 8 + at);
+
+		s[n][2 * h] = score(p, s[n][2 * h], size, vis & 1);
+		s[n][2 * h + 1] = score(p, s[n][2 * h + 1], size, vis & 2);
+		m = fmaxf(m, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
+	}
+	m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
+	m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
+	fade = m > -CQKD_INF ? exp2f((old - m) * LOG2E) : 1.0f;
+#pragma unroll
+	for (n = 0; n < 8; n++)
+		r.p[n / 2][n % 2 * 2 + h] = prob2(s[n][2 * h], s[n][2 * h + 1], m, &sum);
+	r.m[h] = m;
+	r.l[h] = r.l[h] * fade + sum;
+#pragma unroll
+	for (n = 0; n < d / 8; n++) {
+		r.o[n][2 * h] *= fade;
+		r.o[n][2 * h + 1] *= fade;
+	}
+}
+
+/* Probabilities of the 16 vectors from @first on, with the keys of a tile of E. */
+template <typename E, int d, int n, int warps, int stages>
+CQ_DEVICE void scores(const struct cqkd_attn &p, const struct crowd<d, n, warps, stages> &all,
+		      uint32_t at, uint32_t first, const uint8_t *keys, struct tile<d> &r)
+{
+	uint32_t v = first + threadIdx.x % 32 / 4;
+	float s[8][4] = {};
+
+	products<E>(all, first, keys, s);
+	softmax(p, all.query[v].size, all.vis[at][v], s, 0, r);
+	softmax(p, all.query[v + 8].size, all.vis[at][v + 8], s, 1, r);
+}
+
+/* Probabilities times values of a tile of E, for the first @count tiles of a warp. */
+template <typename E, int count, int d>
+CQ_DEVICE void values(const uint8_t *rows, struct tile<d> *r)
+{
+	constexpr uint32_t pitch = CQKD_RING_PITCH(d, E::bytes);
+	uint32_t b[2][4];
+	int k, n, i, x;
+
+#pragma unroll
+	for (k = 0; k < 4; k++)
+#pragma unroll
+		for (n = 0; n < d / 8; n += 4) {
+			E::template values<true>(b, rows + k * 16 * pitch, pitch, n / 2);
+#pragma unroll
+			for (i = 0; i < count; i++)
+#pragma unroll
+				for (x = 0; x < 2; x++) {
+					float (*o)[4] = &r[i].o[n + 2 * x];
+
+					cq_mma_16816_f32(o[0], r[i].p[k], b[x]);
+					cq_mma_16816_f32(o[1], r[i].p[k], b[x] + 2);
+				}
+		}
+}
+
+/* The sum of a quad's four lanes. */
+CQ_DEVICE float quad_sum(float x)
+{
+	x += __shfl_xor_sync(0xffffffffu, x, 1);
+	return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+/* One of a lane's two vectors of a tile to the workspace, results times @by. */
+template <typename E, int d>
+CQ_DEVICE void vec_store(const struct cqkd_attn &p, const struct work &w,
+			 const struct query *query, uint32_t i, int h, float by,
+			 const struct tile<d> &r)
+{
+	size_t slot = (size_t)(w.head - p.head_begin) * p.max_slots + w.item.slot + i;
+	float *ml = cqkd_ptr<float>(p.part_ml) + slot * 2;
+	float *o = cqkd_ptr<float>(p.part_o) + slot * d;
+	float l = quad_sum(r.l[h]);
+	int n;
+
+	if (i >= w.item.n_vecs)
+		return;
+	if (threadIdx.x % 4 == 0) {
+		ml[0] = r.m[h];
+		ml[1] = query[i].spoiled ? __int_as_float(0x7fc00000) : l * P_UNIT;
+	}
+#pragma unroll
+	for (n = 0; n < d / 8; n += 2)
+		E::put(o + n * 8, &r.o[n][2 * h], &r.o[n + 1][2 * h], by * P_UNIT);
+}
+
+/* Tiles of a warp: of @n vectors every @warps-th. */
+template <int d, int n, int warps>
+struct tiles {
+	static const int count = (n / 16 + warps - 1) / warps;
+	struct tile<d> at[count];
+};
+
+template <int d, int n, int warps>
+CQ_DEVICE void tiles_init(struct tiles<d, n, warps> &r)
+{
+	int i;
+
+	r = {};
+#pragma unroll
+	for (i = 0; i < r.count; i++)
+		r.at[i].m[0] = r.at[i].m[1] = -CQKD_INF;
+}
+
+/* Probabilities of a warp's tiles. */
+template <typename E, int d, int n, int warps, int stages>
+CQ_DEVICE void tiles_scores(const struct cqkd_attn &p, const struct work &w,
+			    const struct crowd<d, n, warps, stages> &all, uint32_t at,
+			    const uint8_t *keys, struct tiles<d, n, warps> &r)
+{
+	int i;
+
+#pragma unroll
+	for (i = 0; i < r.count; i++) {
+		uint32_t t = threadIdx.x / 32 + i * warps;
+
+		if (t < w.n_tiles)
+			scores<E>(p, all, at, t * 16, keys, r.at[i]);
+	}
+}
+
+template <typename E, int d, int n, int warps>
+CQ_DEVICE void tiles_values(const struct work &w, const uint8_t *rows,
+			    struct tiles<d, n, warps> &r)
+{
+	if (r.count > 1 && threadIdx.x / 32 + warps < w.n_tiles)
+		values<E, r.count>(rows, r.at);
+	else if (threadIdx.x / 32 < w.n_tiles)
+		values<E, 1>(rows, r.at);
+}
+
+/* Results of all vectors, times @by. */
+template <typename E, int d, int n, int warps, int stages>
+CQ_DEVICE void result_store(const struct cqkd_attn &p, const struct work &w,
+			    const struct crowd<d, n, warps, stages> &all, float by,
+			    const struct tiles<d, n, warps> &r)
+{
+	uint32_t row = threadIdx.x % 32 / 4;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < r.count; i++) {
+		uint32_t v = (threadIdx.x / 32 + i * warps) * 16 + row;
+
+		if (v - row < w.n_tiles * 16) {
+			vec_store<E>(p, w, all.query, v, 0, by, r.at[i]);
+			vec_store<E>(p, w, all.query, v + 8, 1, by, r.at[i]);
+		}
+	}
+}
+
+#endif /* CQK_CUDA_ATTN_WIDE_CUH */
