@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: MIT
 """Count the machine instructions of kernels: what Documentation/gpu.md computes with.
 
-    cuda-sass.py [--arch sm_90] [--kernel PATTERN] [--blocks | --path AT,AT...] FATBIN...
+    cuda-sass.py [--arch sm_90] [--kernel PATTERN] [--blocks | --round WORD=N,...] FATBIN...
 
 Reads what cuobjdump says of each kernel, by classes of instructions: of the whole
 kernel, or with --blocks of each stretch without a branch that has at least 16. With
---path, of one round of the loop that begins at the first address (hexadecimal): at the
-other addresses are the conditional branches that are taken, all others are not.
+--round, of the shortest way once around a loop on which each WORD, a class or the first
+parts of an instruction's name, is met N times or more: what a round does is known from the
+source, and where the compiler puts it does not matter. The loop is the smallest that has such
+a way; loops inside of it are gone through once at most. --list prints the instructions, too.
 """
 import argparse
 import collections
@@ -84,20 +86,63 @@ def stretches(lines):
         yield part
 
 
-def walk(lines, path):
-    """Instructions of one round through a loop; path[0] is where it begins."""
+def matches(op, word):
+    """Is an instruction of a class, or of that name or one that begins with it?"""
+    return class_of(op) == word or (op + ".").startswith(word + ".")
+
+
+def successors(lines, index, i):
+    """Where control goes on from an instruction, but for calls and what ends."""
+    _, op, target, always = lines[i]
+    word = op.split(".")[0]
+    if word in ("EXIT", "RET") and always:
+        return []
+    if word != "BRA" or target not in index:
+        return [i + 1]
+    return [index[target]] if always else [index[target], i + 1]
+
+
+def shortest(lines, index, first, last, want):
+    """The shortest way from the head of a loop to its end that has enough of all, or None."""
+    # states are counts that are still to be met; each has the shortest way to it
+    ways = {first: {tuple(want.values()): (0, None)}}
+    for i in range(first, last + 1):
+        here = ways.get(i, {})
+        done, met = {}, [matches(lines[i][1], w) for w in want]
+        for state, (size, _) in here.items():
+            left = tuple(max(n - x, 0) for n, x in zip(state, met))
+            if left not in done or done[left][0] > size + 1:
+                done[left] = (size + 1, state)
+        ways[i] = {"in": here, "out": done}
+        for k in successors(lines, index, i) if i < last else []:
+            if i < k <= last:       # no way back: an inner loop is gone through once
+                to = ways.setdefault(k, {})
+                for left, (size, _) in done.items():
+                    if left not in to or to[left][0] > size:
+                        to[left] = (size, (i, left))
+    state = tuple(0 for _ in want)
+    if state not in ways[last]["out"]:
+        return None
+    part, i = [], last
+    while True:
+        part.append(lines[i][:2])
+        state = ways[i]["out"][state][1]
+        if i == first:
+            return part[::-1]
+        i, state = ways[i]["in"][state][1]
+
+
+def round_of(lines, want):
+    """The shortest way around the smallest loop that has one with enough of all."""
     index = {at: i for i, (at, _, _, _) in enumerate(lines)}
-    part, i = [], index[path[0]]
-    while len(part) < len(lines):
-        at, op, target, always = lines[i]
-        part.append((at, op))
-        jump = op.split(".")[0] == "BRA" and (always or at in path[1:])
-        i = index[target] if jump else i + 1
-        if lines[i][0] == path[0]:
+    loops = sorted((i - index[target], index[target], i) for i, (at, op, target, _)
+                   in enumerate(lines) if op.startswith("BRA") and target in index
+                   and target < at)
+    for _, first, last in loops:
+        part = shortest(lines, index, first, last, want)
+        if part:
             return part
-        if op.startswith("BRA") and not always and not jump and target == path[0]:
-            return part
-    raise SystemExit("cuda-sass: the path does not lead back to where it began")
+    return None
 
 
 def show(label, part):
@@ -113,7 +158,9 @@ def main():
     parser.add_argument("--arch", default="sm_90")
     parser.add_argument("--kernel", default="*")
     parser.add_argument("--blocks", action="store_true")
-    parser.add_argument("--path", type=lambda x: [int(at, 16) for at in x.split(",")])
+    parser.add_argument("--round", type=lambda x: {w: int(n) for w, n in
+                                                   (one.split("=") for one in x.split(","))})
+    parser.add_argument("--list", action="store_true")
     parser.add_argument("files", nargs="+")
     args = parser.parse_args()
     print(f"{args.arch:30}", f"{'all':>6}", *(f"{n:>7}" for n in NAMES), f"{'alu':>7}")
@@ -121,8 +168,13 @@ def main():
         for name, lines in kernels_of(path, args.arch):
             if not fnmatch.fnmatch(name, args.kernel):
                 continue
-            if args.path:
-                show(name, walk(lines, args.path))
+            if args.round:
+                part = round_of(lines, args.round)
+                if not part:
+                    raise SystemExit(f"cuda-sass: {name} has no loop with such a round")
+                show(name, part)
+                for at, op in part if args.list else ():
+                    print(f"  {at:05x} {op}")
                 continue
             show(name, [(at, op) for at, op, _, _ in lines])
             for part in stretches(lines) if args.blocks else ():

@@ -2,7 +2,8 @@
 #
 #	awk [-v plot=1] -f gpu-bench.awk gpu-bench.json
 #
-# A table of the lines, or an SVG of how much faster than fp16 each decode case is.
+# A table of the lines, or an SVG of how much faster than fp16 each decode case is. Of rows
+# that were not measured the table has the number, and the lines the names.
 
 function text(key,	at) {
 	at = index($0, "\"" key "\":")
@@ -30,19 +31,27 @@ function num(key, format,	x) {
 	if (plot)
 		next
 	if (n == 1)
-		printf "%-17s %-4s %-8s %-7s %-5s %5s %6s %4s %9s %7s %6s %-12s %6s %6s %7s\n",
+		printf "%-17s %-4s %-8s %-7s %-5s %5s %6s %4s %9s %7s %6s %-18s %6s %6s  " \
+		       "%-18s %6s %6s  %7s\n",
 		       "shape", "code", "keys", "sharing", "kind", "batch", "tokens", "ring", "us",
-		       "ps/t/h", "hbm", "baseline", "hbm", "x fp16", "error"
-	printf "%-17s %-4s %-8s %-7s %-5s %5s %6s %4s %9s %7s %6s %-12s %6s %6s%s %7s\n",
+		       "ps/t/h", "hbm", "baseline", "hbm", "x fp16", "fp8", "hbm", "x fp8", "error"
+	printf "%-17s %-4s %-8s %-7s %-5s %5s %6s %4s %9s %7s %6s %-18s %6s %6s%s %-18s %6s " \
+	       "%6s%s %7s\n",
 	       text("shape"), text("config"), text("keys"), text("sharing"), text("variant"),
 	       text("batch"), text("context"), text("ring_layers"), num("us", "%.1f"),
 	       num("ps_token_head", "%.1f"), num("hbm_share", "%.2f"), text("baseline"),
 	       num("baseline_hbm_share", "%.2f"), num("vs_fp16", "%.2f"),
-	       text("versus") == "baseline" ? " " : "*", num("rel_err", "%.1e")
-	bounds += text("versus") != "baseline"
+	       text("versus") == "baseline" ? " " : "*", text("fp8"),
+	       num("fp8_hbm_share", "%.2f"), num("vs_fp8", "%.2f"),
+	       text("fp8_versus") == "baseline" ? " " : "*", num("rel_err", "%.1e")
+	bounds += text("versus") != "baseline" || text("fp8_versus") != "baseline"
 	next
 }
 plot { next }
+/"bench":"skipped"/ {
+	skipped[text("shape") ", " text("why")]++
+	next
+}
 /"bench":"step"/ {
 	printf "step     %-17s %-4s in %2s GiB: %6s sequences of %s; batch %s: %s us, " \
 	       "%s tokens/s\n",
@@ -59,7 +68,9 @@ plot { next }
 END {
 	if (!plot) {
 		if (bounds)
-			print "* over fp16 bytes at the measured bandwidth: no baseline is near"
+			print "* over the bytes at the measured bandwidth: no baseline is near"
+		for (i in skipped)
+			printf "skipped  %s: %d rows, which the lines name\n", i, skipped[i]
 		exit
 	}
 	for (i = 1; i <= n; i++)

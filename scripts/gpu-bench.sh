@@ -20,7 +20,7 @@ out=$O/gpu-bench.json
 if [ -n "$emulated" ]; then
 	out=$O/gpu-bench-emulated.json
 else
-	# What others' fp16 kernels take here, where they are installed.
+	# What others' kernels take here, where they are installed.
 	python=${GPU_PYTHON:-$(command -v python3)}
 	others=$O/gpu-bench.others
 	: >"$others"
@@ -31,7 +31,7 @@ else
 	if [ -s "$others" ]; then
 		args+=(--baselines "$others")
 	else
-		echo "gpu-bench: no other program's fp16 kernel: ours alone is compared with"
+		echo "gpu-bench: no other program's kernel: ours alone are compared with"
 	fi
 fi
 

@@ -14,7 +14,8 @@
  *	CQ_EMU_ORDER=forward|reverse|random	of the threads of a warp or block
  *	CQ_EMU_DELAY_US=n	at most so long a stream hesitates before each step
  *	CQ_EMU_SEED=n		of delays, orders, and of the order of graph nodes
- *	CQ_EMU_FAIL=call:n[+][:result],...	the nth call (and later ones) fails
+ *	CQ_EMU_FAIL=call:n[+][:result],...	the nth call (and later ones) fails, or with a
+ *					result of -1 does not return
  *	CQ_EMU_VERSION=n	what cuDriverGetVersion() says (13000)
  *	CQ_EMU_HOSTGUARD=pkey|mprotect|off	host code may not touch device
  *				addresses (pkey where the CPU has it, else mprotect)

@@ -96,6 +96,8 @@ int inject(size_t, const char *name)
 		if (n == f.nth || (f.later && n > f.nth))
 			result = f.result;
 	}
+	while (result < 0)
+		pause();
 	return result;
 }
 

@@ -39,14 +39,17 @@ of() {
 	done
 }
 
-# Three codings, two kinds of keys, two of sharing, two variants; step: fp16, too.
+# Three codings, two kinds of keys, two of sharing, two variants; step: fp16, too. Of the toy
+# there is time and room for all.
 kinds() {
-	of append 3 config rows ring_layers us ns_token &&
+	! grep '"bench":"skipped"' "$json" &&
+		of append 3 config rows ring_layers us ns_token &&
 		of prefill 3 config rows ring_layers us ns_token &&
 		of step 12 config gib context batch sequences_held us tokens_s &&
 		of decode 24 config keys sharing variant batch rows context ring_layers us p10_us \
-			p90_us baseline baseline_us baseline_hbm_share versus vs_fp16 hbm_share \
-			rel_err
+			p90_us baseline baseline_us baseline_hbm_share baseline_ring_layers \
+			baseline_rel_err versus vs_fp16 fp8 fp8_us fp8_hbm_share fp8_ring_layers \
+			fp8_rel_err fp8_versus vs_fp8 hbm_share rel_err
 }
 
 # What the kernels computed was right, and both sides of each ratio were measured.
@@ -54,9 +57,11 @@ results_are_right() {
 	awk -F'[:,]' '/"bench":"decode"/ {
 		n++
 		for (i = 1; i < NF; i++)
-			if ($i == "\"rel_err\"" && !($(i + 1) + 0 > 0 && $(i + 1) + 0 < 2e-3))
+			if ($i ~ /^"(baseline_|fp8_)?rel_err"$/ &&
+			    !($(i + 1) + 0 > 0 && $(i + 1) + 0 < 2e-3))
 				bad = 1
-			else if ($i ~ /^"(us|baseline_us|vs_fp16)"$/ && !($(i + 1) + 0 > 0))
+			else if ($i ~ /^"((baseline_|fp8_)?us|vs_fp(16|8))"$/ &&
+				 !($(i + 1) + 0 > 0))
 				bad = 1
 	}
 	END { exit bad || !n }' "$json"
@@ -72,23 +77,30 @@ sums_are_right() {
 	}
 	/"bench":"decode"/ {
 		n++
-		ratio = num("baseline_us") / num("us")
 		if (num("p10_us") > num("us") || num("us") > num("p90_us"))
 			exit bad = 1
-		if (ratio / num("vs_fp16") < 0.999 || ratio / num("vs_fp16") > 1.001)
+		ratio = num("baseline_us") / num("us") / num("vs_fp16")
+		if (ratio < 0.999 || ratio > 1.001)
+			exit bad = 1
+		ratio = num("fp8_us") / num("us") / num("vs_fp8")
+		if (ratio < 0.999 || ratio > 1.001)
 			exit bad = 1
 	}
 	END { exit bad || !n }' "$json"
 }
 
-# An fp16 kernel of others counts if it is faster than ours.
+# A kernel of others counts if it is faster than ours, where it computes the same.
 others_count() {
-	echo "magic toy 2 256 0.5" >"$dir/others"
+	printf '%s\n' "magic fp16 private toy 4 256 0.5" "slow fp16 prefix toy 4 256 1e9" \
+		"trick fp8 prefix toy 4 256 0.25" >"$dir/others"
 	LD_LIBRARY_PATH=$O/tests/emu "$O/tests/gpu/gpu_bench" --emulated --size 24 \
 		--baselines "$dir/others" >"$dir/json" || return 1
 	grep '"sharing":"private"' "$dir/json" | grep -c '"baseline":"magic","baseline_us":0.5,' |
 		grep -x 12 &&
-		! grep '"sharing":"prefix"' "$dir/json" | grep magic
+		grep '"sharing":"prefix"' "$dir/json" | grep -c '"fp8":"trick","fp8_us":0.25,' |
+		grep -x 12 &&
+		! grep '"sharing":"prefix"' "$dir/json" | grep -E 'magic|slow' &&
+		! grep '"sharing":"private"' "$dir/json" | grep trick
 }
 
 table_and_plot() {
@@ -97,9 +109,24 @@ table_and_plot() {
 		tail -n 1 "${json%.json}.svg" | grep -x '</svg>'
 }
 
+# What there is no time for is named: 6 appends, 12 steps, 12 cases of decode.
 in_time() {
 	LD_LIBRARY_PATH=$O/tests/emu timeout 20 "$O/tests/gpu/gpu_bench" --emulated --size 24 \
-		--seconds 1 >"$dir/json"
+		--seconds 1 >"$dir/json" || return 1
+	grep -c '"bench":"skipped"' "$dir/json" | grep -x 30 &&
+		! grep -v '"why":"time"}$' "$dir/json" &&
+		[ "$(grep -c '"what":"decode","config":"[248]c8b","keys":"[a-z-]*","sharing"' \
+			"$dir/json")" = 12 ] &&
+		awk -f "$top/scripts/gpu-bench.awk" "$dir/json" >"$dir/table" &&
+		grep '^skipped  toy, time: 30 rows' "$dir/table"
+}
+
+# A call that does not return ends its process, and what was measured before it stays.
+ended() {
+	CQ_EMU_FAIL=cuGraphLaunch:4:-1 LD_LIBRARY_PATH=$O/tests/emu timeout 40 \
+		"$O/tests/gpu/gpu_bench" --emulated --size 24 --seconds 8 >"$dir/json" || return 1
+	grep '"bench":"append"' "$dir/json" && grep '"why":"ended"}$' "$dir/json" &&
+		grep '"why":"not reached"}$' "$dir/json"
 }
 
 no_gpu() {
@@ -132,7 +159,7 @@ case ${SANITIZE:-} in
 	exit
 	;;
 esac
-echo "1..11"
+echo "1..12"
 ok "a call that fails is told" fails
 ok "all of it, emulated" bench --emulated
 ok "each line is whole" lines_are_whole
@@ -141,6 +168,7 @@ ok "results are right" results_are_right
 ok "so are quantiles and ratios" sums_are_right
 ok "a table and a plot" table_and_plot
 ok "others' kernels count" others_count
-ok "it ends in time" in_time
+ok "it ends in time, and names what is missing" in_time
+ok "what hangs is ended" ended
 ok "the emulation is no GPU" no_gpu
 ok "unknown words are refused" refused

@@ -54,6 +54,28 @@ struct base_call {
 	struct cqbd_attn p;
 };
 
+/* What a byte of e4m3 is, unless it is NaN. */
+static inline double base_e4m3(uint8_t byte)
+{
+	int exponent = byte >> 3 & 15;
+	double x = exponent ? ldexp(8 + (byte & 7), exponent - 10) : ldexp(byte & 7, -9);
+
+	return byte & 0x80 ? -x : x;
+}
+
+/* @n of them as halves, which have each. */
+static inline void base_e4m3_halves(const uint8_t *from, size_t n, void *to)
+{
+	uint8_t *out = to;
+	size_t i;
+
+	for (i = 0; i < n; i++) {
+		uint16_t h = cqk_f32_to_f16((float)base_e4m3(from[i]));
+
+		memcpy(out + 2 * i, &h, sizeof(h));
+	}
+}
+
 static inline uint32_t base_bytes(enum base_type type)
 {
 	return type == BASE_F16 ? 2 : 1;

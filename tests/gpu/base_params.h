@@ -28,7 +28,7 @@ struct cqbd_attn {
 	 CQBD_STAGES(bytes) * ((vecs) * 8 + CQBD_WARPS(vecs) * 8 + /* what they see */ \
 	 2 * CQKD_TOKENS * CQKD_RING_PITCH(d, bytes)))		/* keys and values */
 #define CQBD_STAGES(bytes)	((bytes) > 1 ? 2 : 3)		/* blocks of tokens */
-#define CQBD_FP8_STAGES		4	/* of base_fp8.cu, as CQKD_F16_STAGES */
+#define CQBD_FP8_STAGES		3	/* of base_fp8.cu, as CQKD_F16_STAGES */
 
 CQKD_FROZEN(sizeof(struct cqbd_attn) == 352);
 

@@ -19,20 +19,39 @@
 } while (0)
 #include "tests/kernels/gpu.h"
 #include "tests/kernels/toy.h"
+#include "tests/gpu/base.h"
 
 #define MAX_RING	128	/* layers */
 #define MAX_SAMPLES	25
 #define SEED_BYTES	((size_t)16 << 20)
 
+/* How a step is attended. A cascade attends to what sequences share once for all of them. */
+enum way { WAY_CODES, WAY_F16, WAY_F16_CASCADE, WAY_FP8, WAY_FP8_CASCADE, N_WAYS };
+
+static inline bool way_cascade(enum way w)
+{
+	return w == WAY_F16_CASCADE || w == WAY_FP8_CASCADE;
+}
+
+static inline bool way_fp8(enum way w)
+{
+	return w == WAY_FP8 || w == WAY_FP8_CASCADE;
+}
+
 /* Memory, and what is known of the device. */
 struct rig {
 	struct gpu g;
+	struct base base;
 	char name[128];
 	bool emulated;
 	uint32_t sms, l2;
 	double copy_bytes_s;		/* read and written, measured */
-	cqcu_ptr codes, halves;		/* random */
+	cqcu_ptr codes, halves;		/* random; each code is a number of e4m3, too */
+	cqcu_ptr scales;		/* of these */
+	double scale;
 	size_t codes_bytes, halves_bytes;
+	uint8_t *seed;			/* what codes repeat */
+	size_t seed_bytes;
 	struct cqcu_event *from, *to;
 };
 
@@ -61,6 +80,8 @@ struct call {
 	struct cqk_cuda_limits limits;
 	struct cqk_cuda_attn a;
 	enum cqk_cuda_variant variant;
+	enum way way;
+	struct base_call base;
 	struct cqcu_exec *exec;
 	cqcu_ptr mem;			/* plan, workspace, queries, results */
 	double bytes;			/* read by one call at least */
@@ -102,22 +123,49 @@ static inline void copy_in(struct rig *r, cqcu_ptr to, const void *from, size_t 
 	CU(r->g.cu->cuCtxSynchronize());
 }
 
+/* Factors that make keys and values of variance 1 of random codes. */
+static inline void fill_scales(struct rig *r, const uint8_t *codes, size_t n)
+{
+	float all[2 * CQ_MAX_HEADS];
+	double sum = 0;
+	size_t i;
+
+	for (i = 0; i < n; i++)
+		sum += base_e4m3(codes[i]) * base_e4m3(codes[i]);
+	for (i = 0; i < ARRAY_SIZE(all); i++)
+		all[i] = (float)sqrt((double)n / sum);
+	r->scale = (double)all[0];
+	CU(r->g.cu->cuMemAlloc(&r->scales, sizeof(all)));
+	copy_in(r, r->scales, all, sizeof(all));
+}
+
+/* At first, and after codes were appended, of which some are NaN as numbers. */
+static inline void fill_codes(struct rig *r)
+{
+	copy_in(r, r->codes, r->seed, r->seed_bytes);
+	repeat(r, r->codes, r->seed_bytes, r->codes_bytes);
+}
+
 static inline void fill_memory(struct rig *r, size_t codes, size_t halves)
 {
 	size_t seed = MIN(SEED_BYTES, MIN(codes, halves)), i;
 	uint8_t *x = toy_alloc(seed);
 
+	r->seed = toy_alloc(seed);
+	r->seed_bytes = seed;
 	r->codes_bytes = codes;
 	r->halves_bytes = halves;
 	CU(r->g.cu->cuMemAlloc(&r->codes, codes));
 	CU(r->g.cu->cuMemAlloc(&r->halves, halves));
-	for (i = 0; i < seed; i++)
-		x[i] = (uint8_t)(toy_u32() >> 9);
-	copy_in(r, r->codes, x, seed);
+	for (i = 0; i < seed; i++) {
+		r->seed[i] = (uint8_t)(toy_u32() >> 9);
+		r->seed[i] ^= (r->seed[i] & 0x7f) == 0x7f;	/* NaN */
+	}
+	fill_codes(r);
+	fill_scales(r, r->seed, seed);
 	toy_halves(x, seed / 2, 1.0f);
 	copy_in(r, r->halves, x, seed);
 	free(x);
-	repeat(r, r->codes, seed, codes);
 	repeat(r, r->halves, seed, halves);
 }
 
@@ -159,6 +207,7 @@ static inline void rig_open(struct rig *r, int device, size_t mib)
 	have = mib ? MIN(mib << 20, have) : have;
 	/* a tenth for plans, tables and workspaces */
 	fill_memory(r, have / 10 * 3 & ~(size_t)4095, have / 10 * 6 & ~(size_t)4095);
+	base_open(&r->base, &r->g);
 	CU(r->g.cu->cuEventCreate(&r->from, 0));
 	CU(r->g.cu->cuEventCreate(&r->to, 0));
 	measure_copy(r);
@@ -168,6 +217,9 @@ static inline void rig_close(struct rig *r)
 {
 	CU(r->g.cu->cuEventDestroy(r->from));
 	CU(r->g.cu->cuEventDestroy(r->to));
+	base_close(&r->base);
+	free(r->seed);
+	CU(r->g.cu->cuMemFree(r->scales));
 	CU(r->g.cu->cuMemFree(r->codes));
 	CU(r->g.cu->cuMemFree(r->halves));
 	gpu_close(&r->g);
@@ -199,8 +251,9 @@ static inline void tables_copy(struct rig *r, struct model *m, const struct cqk_
 	free(image);
 }
 
+/* Halves, if nothing is coded, or with @fp8 as many bytes. */
 static inline void model_new(struct rig *r, struct model *m, const struct toy_opts *o,
-			     uint32_t layers, uint32_t positions)
+			     uint32_t layers, uint32_t positions, bool fp8)
 {
 	static const struct cqk_rope none;
 	struct toy_opts one = *o;
@@ -218,6 +271,10 @@ static inline void model_new(struct rig *r, struct model *m, const struct toy_op
 		m->m.layers[l].offset = l * m->layer_bytes;
 	}
 	tables_copy(r, m, o->keys == CQK_KEYS_PRE_ROPE ? &m->one.rope : &none);
+	if (fp8) {	/* where layers are is halved by base_params() */
+		m->layer_bytes /= 2;
+		m->m.payload /= 2;
+	}
 }
 
 static inline void model_free(struct rig *r, struct model *m)
@@ -236,47 +293,107 @@ static inline uint32_t pages_of(const struct step *s)
 	return s->prefix ? each - 2 + 2 * s->batch : each * s->batch;
 }
 
-static inline void put_block(struct call *c, cqcu_ptr base, uint32_t row, uint32_t rows,
-			     uint32_t page)
+/* Page @index of the memory at @base, which is page @page of @rows sequences. */
+static inline void put_block(struct call *c, cqcu_ptr base, uint32_t index, uint32_t row,
+			     uint32_t rows, uint32_t page)
 {
-	struct cqk_block *b = &c->blocks[c->n_blocks];
+	struct cqk_block *b = &c->blocks[c->n_blocks++];
 	uint32_t i;
 
 	*b = (struct cqk_block){
-		.base = (const uint8_t *)(uintptr_t)(base + c->n_blocks * c->m->m.payload),
+		.base = (const uint8_t *)(uintptr_t)(base + index * c->m->m.payload),
 		.kind = CQK_BLOCK_CODES, .tokens = 64, .span_first = c->n_spans, .n_spans = rows,
 	};
-	c->n_blocks++;
 	for (i = 0; i < rows; i++)
 		c->spans[c->n_spans++] = (struct cqk_span){ .mask = ~0ull, .row_first = row + i,
 							    .n_rows = 1, .pos = page * 64 };
 }
 
+/* Of pages that are shared there is one, but who is no cascade names it for each sequence. */
 static inline void put_blocks(struct call *c, const struct step *s, cqcu_ptr base)
 {
 	uint32_t each = s->context / 64, shared = s->prefix ? each - 2 : 0, i, p;
+	bool alone = c->way == WAY_F16 || c->way == WAY_FP8;
 
-	c->blocks = toy_alloc(pages_of(s) * sizeof(*c->blocks));
+	c->blocks = toy_alloc((size_t)each * s->batch * sizeof(*c->blocks));
 	c->spans = toy_alloc((size_t)each * s->batch * sizeof(*c->spans));
 	c->row_pos = toy_alloc(s->batch * sizeof(*c->row_pos));
-	for (p = 0; p < shared; p++)
-		put_block(c, base, 0, s->batch, p);
+	for (p = 0; p < shared && !alone; p++)
+		put_block(c, base, p, 0, s->batch, p);
 	for (i = 0; i < s->batch; i++) {
-		for (p = shared; p < each; p++)
-			put_block(c, base, i, 1, p);
+		for (p = alone ? 0 : shared; p < each; p++)
+			put_block(c, base, p < shared ? p : p + i * (each - shared), i, 1, p);
 		c->row_pos[i] = s->context - 1;
 	}
 }
 
+/* What a baseline's blocks of threads have in common. */
+struct crew {
+	uint32_t slots;		/* that the device has at once, for a kv head */
+	uint32_t vecs;		/* of a cascade's items; 0: no kernel of many is needed */
+};
+
+static inline struct crew crew_of(const struct rig *r, const struct call *c, const struct step *s)
+{
+	const struct cqk_geom *g = &c->m->m.geom;
+	uint32_t n = s->batch * (g->n_heads / g->n_kv_heads), at, shared;
+	uint32_t times = c->way == WAY_FP8 ? 3 : 2;
+	struct crew crew = { 0, 0 };
+
+	if (way_cascade(c->way) && n > CQKD_FEW_VECS) {
+		/* as cqk_cuda_plan() shares them out */
+		crew.vecs = n > CQKD_VECS(g->head_dim) ?
+			    MIN(n, (uint32_t)CQKD_WIDE_VECS(g->head_dim)) : n;
+		at = base_wide_of(&r->base, c->base.type, g->head_dim, crew.vecs);
+		shared = at < BASE_WIDES ?
+			 CQBD_WIDE_SHARED(g->head_dim, base_bytes(c->base.type),
+					  base_wides[at].vecs) : 1;
+		times = MAX(MIN(r->base.shared / shared, 3u), 1u);
+	}
+	crew.slots = MAX(times * r->sms / g->n_kv_heads, 1u);
+	return crew;
+}
+
+/*
+ * Items that a plan shall aim at. Codes have what cq aims at; a baseline the cut of its pages
+ * by which the slowest of the blocks of threads has the least to do, and two pages' time for
+ * each item.
+ */
+static inline uint32_t want_of(const struct call *c, const struct step *s, struct crew crew)
+{
+	uint32_t each = s->context / 64, groups = s->batch, pages = each, k, best = 1;
+	uint64_t least = UINT64_MAX, work = c->n_blocks;
+	const struct cqk_geom *g = &c->m->m.geom;
+
+	if (way_cascade(c->way)) {
+		uint32_t n = s->batch * (g->n_heads / g->n_kv_heads);
+
+		pages = each - 2;
+		groups = (n + CQKD_WIDE_VECS(g->head_dim) - 1) / CQKD_WIDE_VECS(g->head_dim);
+		work += (uint64_t)pages * (groups - 1);
+	}
+	for (k = 1; k <= pages && k <= 2 * crew.slots; k++) {
+		uint64_t rounds = ((uint64_t)groups * k + crew.slots - 1) / crew.slots;
+		uint64_t cost = rounds * ((pages + k - 1) / k + 2);
+
+		if (cost < least) {
+			least = cost;
+			best = (pages + k - 1) / k;
+		}
+	}
+	return (uint32_t)((work + best - 1) / best);
+}
+
 /* Limits for the blocks of threads that a variant wants. */
-static inline void call_limits(struct rig *r, struct call *c, const struct step *s)
+static inline void call_limits(struct rig *r, struct call *c, const struct step *s,
+			       uint32_t want)
 {
 	const struct cqk_geom *g = &c->m->m.geom;
 	uint32_t gqa = g->n_heads / g->n_kv_heads;
-	uint32_t want = MAX(2 * r->sms / g->n_kv_heads, 1u);
 
-	cqk_cuda_limits_init(&c->limits, c->m->t, s->batch, s->batch + 1, 2 * s->batch, want);
-	c->limits.few_only = gqa <= CQKD_FEW_VECS && !s->prefix;
+	cqk_cuda_limits_init(&c->limits, c->m->t, s->batch, s->batch + 1, 2 * s->batch,
+			     MAX(want, MAX(2 * r->sms / g->n_kv_heads, 1u)));
+	c->limits.few_only = gqa <= CQKD_FEW_VECS && (!s->prefix || c->way == WAY_F16);
 }
 
 static inline cqcu_ptr carve(cqcu_ptr *at, size_t n)
@@ -287,14 +404,15 @@ static inline cqcu_ptr carve(cqcu_ptr *at, size_t n)
 	return p;
 }
 
-static inline void call_plan(struct rig *r, struct call *c, const struct step *s, size_t queries)
+static inline void call_plan(struct rig *r, struct call *c, const struct step *s, size_t queries,
+			     uint32_t want)
 {
 	const struct cqk_geom *g = &c->m->m.geom;
 	uint32_t gqa = g->n_heads / g->n_kv_heads;
 	struct cqk_cuda_step step = {
 		.blocks = c->blocks, .n_blocks = c->n_blocks, .spans = c->spans,
 		.n_spans = c->n_spans, .row_pos = c->row_pos, .n_rows = s->batch, .gqa = gqa,
-		.head_dim = g->head_dim, .want = MAX(r->sms / g->n_kv_heads, 1u),
+		.head_dim = g->head_dim, .want = want,
 	};
 	size_t size = sizeof(struct cqkd_plan) + c->n_blocks * sizeof(struct cqkd_block) +
 		      c->n_spans * sizeof(struct cqkd_span) +
@@ -304,10 +422,11 @@ static inline void call_plan(struct rig *r, struct call *c, const struct step *s
 	void *plan = toy_alloc(size);
 	cqcu_ptr at;
 
-	/* the variants that share centroids want whole multiprocessors, the others halves */
+	/* the variant that shares centroids wants whole multiprocessors, the other one halves */
 	c->variant = cqk_cuda_variant(r->g.k, c->m->t, &c->a);
-	if (c->variant == CQK_CUDA_BLOCK)
-		step.want = MAX(2 * r->sms / g->n_kv_heads, 1u);
+	if (c->way == WAY_CODES)
+		step.want = MAX((c->variant == CQK_CUDA_BLOCK ? 2 : 1) * r->sms / g->n_kv_heads,
+				1u);
 	if (cqk_cuda_plan(&step, &c->limits, plan, size, &used, &r->g.err))
 		FAIL("%s", r->g.err.text);
 	CU(r->g.cu->cuMemAlloc(&c->mem, used + work + 2 * queries + 4096));
@@ -324,31 +443,63 @@ static inline void call_plan(struct rig *r, struct call *c, const struct step *s
 	free(plan);
 }
 
-/* A step over pages that begin at @base, ready for call_layer(). */
-static inline void call_new(struct rig *r, struct call *c, const struct model *m,
-			    const struct step *s, cqcu_ptr base)
+/*
+ * A step over pages that begin at @base, ready for call_layer(). False: no kernel of that way
+ * computes it here.
+ */
+static inline bool call_new(struct rig *r, struct call *c, const struct model *m,
+			    const struct step *s, cqcu_ptr base, enum way way)
 {
 	const struct cqk_geom *g = &m->m.geom;
 	struct cq_view view = { .dtype = CQ_F16, .stride_head = g->head_dim,
 				.stride_token = (int64_t)g->n_heads * g->head_dim };
+	struct crew crew;
+	uint32_t want;
 
-	*c = (struct call){ .m = m };
+	*c = (struct call){ .m = m, .way = way,
+			    .base.type = way_fp8(way) ? BASE_FP8 : BASE_F16 };
+	crew = crew_of(r, c, s);
+	if (way != WAY_CODES && way != WAY_F16 &&
+	    (!r->base.few[c->base.type][g->head_dim > 64] ||
+	     g->n_heads / g->n_kv_heads > CQKD_FEW_VECS ||
+	     (crew.vecs && base_wide_of(&r->base, c->base.type, g->head_dim, crew.vecs) ==
+			   BASE_WIDES)))
+		return false;
 	put_blocks(c, s, base);
-	call_limits(r, c, s);
+	want = want_of(c, s, crew);
+	call_limits(r, c, s, way == WAY_CODES ? 0 : want);
+	c->base.vecs = crew.vecs;
+	c->base.blocks[0] = c->base.blocks[1] = c->limits.items + c->limits.wide;
 	c->a = (struct cqk_cuda_attn){
 		.head_end = g->n_kv_heads, .limits = &c->limits, .q = view, .o = view,
 		.scale = 1.0f / sqrtf((float)g->head_dim),
 		.flags = g->keys == CQK_KEYS_PRE_ROPE ? 0 : CQ_ATTN_Q_ROTATED,
 	};
-	c->bytes = (double)c->n_blocks * (double)m->layer_bytes;
-	call_plan(r, c, s, (size_t)s->batch * g->n_heads * g->head_dim * 2);
+	c->bytes = (double)pages_of(s) * (double)m->layer_bytes;
+	call_plan(r, c, s, (size_t)s->batch * g->n_heads * g->head_dim * 2, want);
+	return true;
 }
 
 static inline void call_layer(struct rig *r, struct call *c, uint32_t layer)
 {
 	c->a.layer = layer;
-	if (cqk_cuda_attention(r->g.k, c->m->t, &c->a, r->g.stream, &r->g.err))
+	if (c->way != WAY_CODES && c->way != WAY_F16) {
+		base_params(&c->base, c->m->t, &c->a, r->scales);
+		base_launch(&r->base, &c->base, r->g.stream);
+	} else if (cqk_cuda_attention(r->g.k, c->m->t, &c->a, r->g.stream, &r->g.err)) {
 		FAIL("%s", r->g.err.text);
+	}
+}
+
+/* What a call is by name: codes by their variant, fp16 of ours likewise. */
+static inline const char *call_name(const struct call *c)
+{
+	static const char *const names[N_WAYS] = {
+		[WAY_F16_CASCADE] = "f16-cascade", [WAY_FP8] = "fp8",
+		[WAY_FP8_CASCADE] = "fp8-cascade",
+	};
+
+	return names[c->way] ? names[c->way] : cqk_cuda_variant_name(c->variant);
 }
 
 static inline void graph_begin(struct rig *r)
@@ -409,38 +560,51 @@ static inline double call_error(struct rig *r, struct call *c, uint32_t layer)
 	const struct model *m = c->m;
 	uint32_t d = m->m.geom.head_dim, i;
 	struct cqk_attn a = {
-		.model = &m->one.m, .rope = &m->one.rope, .blocks = c->blocks,
-		.n_blocks = c->n_blocks, .spans = c->spans, .row_pos = c->row_pos, .n_rows = 1,
+		.model = &m->one.m, .rope = &m->one.rope, .spans = c->spans,
+		.row_pos = c->row_pos, .n_rows = 1,
 		.scale = c->a.scale, .flags = c->a.flags, .q = c->a.q,
 		.head_end = m->m.geom.n_kv_heads,
 	};
 	struct cqk_block *blocks = toy_alloc(c->n_blocks * sizeof(*blocks));
-	uint8_t *pages = toy_alloc(c->n_blocks * m->layer_bytes);
+	uint8_t *pages, *page = toy_alloc(m->layer_bytes);
+	size_t bytes = m->one.m.payload;	/* twice what fp8 has */
 	uint16_t q[256], o[256];
 	double ref[256], err = 0, norm = 0;
 
 	CU(r->g.cu->cuMemsetD8Async((uintptr_t)c->a.o.data, 0xff, d * 2, r->g.stream));
 	call_layer(r, c, layer);
-	for (i = 0; i < c->n_blocks && c->spans[c->blocks[i].span_first].row_first == 0; i++) {
+	while (a.n_blocks < c->n_blocks &&
+	       c->spans[c->blocks[a.n_blocks].span_first].row_first == 0)
+		a.n_blocks++;
+	pages = toy_alloc(a.n_blocks * bytes);
+	for (i = 0; i < a.n_blocks; i++) {
 		blocks[i] = c->blocks[i];
-		blocks[i].base = pages + i * m->layer_bytes;
-		gpu_get(&r->g, pages + i * m->layer_bytes,
+		blocks[i].base = pages + i * bytes;
+		gpu_get(&r->g, page,
 			(uintptr_t)c->blocks[i].base + layer * m->layer_bytes, m->layer_bytes);
+		if (way_fp8(c->way))
+			base_e4m3_halves(page, m->layer_bytes, pages + i * bytes);
+		else
+			memcpy(pages + i * bytes, page, bytes);
 	}
 	a.blocks = blocks;
-	a.n_blocks = i;
+	if (way_fp8(c->way))
+		a.scale *= (float)r->scale;
 	gpu_get(&r->g, q, (uintptr_t)c->a.q.data, d * 2);
 	gpu_get(&r->g, o, (uintptr_t)c->a.o.data, d * 2);
 	a.q.data = q;
 	toy_reference(&a, 0, 0, ref);
 	for (i = 0; i < d; i++) {
-		double e = (double)cqk_f16_to_f32(o[i]) - ref[i];
+		double e;
 
+		ref[i] *= way_fp8(c->way) ? r->scale : 1;
+		e = (double)cqk_f16_to_f32(o[i]) - ref[i];
 		err += e * e;
 		norm += ref[i] * ref[i];
 	}
 	free(blocks);
 	free(pages);
+	free(page);
 	return sqrt(err / norm);
 }
 

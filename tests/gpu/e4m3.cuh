@@ -9,7 +9,7 @@
 #define GPU_E4M3_CUH
 
 #include "kernels/cuda/dev.h"
-#include "kernels/cuda/params.h"
+#include "tests/gpu/base_params.h"
 
 /*
  * The same as cq_e4m3_halves(), for GPUs without it. Fields of a half are where those of
@@ -30,7 +30,7 @@ CQ_DEVICE uint32_t e4m3_by_bits(uint32_t x)
 /* @bits: without the instruction, also where there is one. */
 template <bool bits>
 struct e4m3 {
-	static const int bytes = 1, stages = 4;
+	static const int bytes = 1, stages = CQBD_FP8_STAGES;
 	static const bool scaled = true;
 
 	CQ_DEVICE uint32_t place(uint32_t ch)

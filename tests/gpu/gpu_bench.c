@@ -1,44 +1,37 @@
 // SPDX-License-Identifier: MIT
 /*
- * make gpu-bench: attention over codes on a GPU against the same over fp16, one line of
- * JSON each; Documentation/gpu.md says what is in them. Each shape of a model is measured
- * in a process of its own, and a case that would not be done in time is left out.
+ * make gpu-bench: attention over codes on a GPU against the same over fp16 and fp8, one line
+ * of JSON each; Documentation/gpu.md says what is in them. Each shape of a model is measured
+ * in a process of its own, in rows by how telling they are (bench_rows.h). A row that would
+ * not be done in time is left out, a process that is not done in time is ended, and the rows
+ * that are missing are named.
  *
  * Of a call that is timed, the next one reads the next layer of a ring, whose bytes are
- * four times the L2. Calls run from a CUDA graph; coded and fp16 ones take turns.
+ * four times the L2. Calls run from a CUDA graph; codes and what they are compared with take
+ * turns.
  */
 #include <errno.h>
 #include <getopt.h>
+#include <signal.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <time.h>
 #include "tests/gpu/bench_rig.h"
+#include "tests/gpu/bench_rows.h"
 
 #define GIB ((double)(1ull << 30))
 #define MODEL_LAYERS 32
 #define PREFILL 4096
-#define GOOD_SHARE 0.8		/* of the bandwidth, from which an fp16 baseline counts */
-#define MAX_EXTERN 256
-
-static const struct shape {
-	const char *name;
-	uint32_t heads, kv, d;
-} shapes[] = {
-	{ "llama-3.1-8b", 32, 8, 128 },
-	{ "llama-2-7b", 32, 32, 128 },
-	{ "llama-3.1-70b-tp8", 8, 1, 128 },
-	{ "toy", 4, 1, 64 },		/* for the emulation, and nothing else */
-};
-
-static const struct coding {
-	const char *config;
-	uint32_t channels;
-} codings[] = { { "4c8b", 4 }, { "8c8b", 8 }, { "2c8b", 2 } };
+#define GOOD_SHARE 0.8		/* of the bandwidth, from which a baseline counts */
+#define MAX_ERROR 5e-3		/* a baseline that is wrong is none */
+#define MAX_EXTERN 512
+#define GRACE 10		/* seconds until a process that is not done in time is ended */
 
 static const enum cqk_cuda_variant variants[] = { CQK_CUDA_FEW, CQK_CUDA_BLOCK };
 
-/* Another program's fp16 attention, measured on this GPU in this run. */
+/* Another program's attention, measured on this GPU in this run: of "fp16" or "fp8". */
 static struct outside {
-	char name[32], shape[32];
+	char name[32], type[8], sharing[16], shape[32];
 	uint32_t batch, context;
 	double us;
 } outside[MAX_EXTERN];
@@ -55,7 +48,7 @@ static struct options {
 } opt = { .seconds = 480, .case_seconds = 2.5, .commit = "" };
 
 static double began;
-static char driver[32];
+static struct progress *told;	/* to who waits for a shape's process */
 
 static double now(void)
 {
@@ -71,7 +64,7 @@ static bool time_left(double for_s)
 }
 
 /* What all lines begin with. */
-static void line_begin(const struct rig *r, const char *bench, const struct shape *s)
+static void line_begin(const char *bench, const struct shape *s)
 {
 	time_t t = time(NULL);
 	char date[32];
@@ -79,8 +72,8 @@ static void line_begin(const struct rig *r, const char *bench, const struct shap
 
 	strftime(date, sizeof(date), "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&t, &tm));
 	printf("{\"bench\":\"%s\",\"device\":\"%s\",\"driver\":\"%s\",\"emulated\":%s,"
-	       "\"date\":\"%s\",\"commit\":\"%s\",\"shape\":\"%s\"", bench, r->name, driver,
-	       r->emulated ? "true" : "false", date, opt.commit, s->name);
+	       "\"date\":\"%s\",\"commit\":\"%s\",\"shape\":\"%s\"", bench, told->device,
+	       told->driver, told->emulated ? "true" : "false", date, opt.commit, s->name);
 }
 
 static void put(const char *key, double x)
@@ -122,160 +115,201 @@ static uint32_t ring_of(const struct rig *r, double bytes, size_t memory)
 	return (uint32_t)fmin(fmin(want, most), MAX_RING);
 }
 
-/* A side of a comparison. */
+/* A side of a comparison; not there: not on this device, or in its memory. */
 struct side {
 	struct model m;
 	struct call c;
 	struct times t;
+	double err;
+	bool there;
 };
 
 static bool side_new(struct rig *r, struct side *x, const struct shape *s,
-		     const struct toy_opts *o, const struct step *step, uint32_t layers)
+		     const struct toy_opts *o, const struct step *step, uint32_t layers,
+		     enum way way)
 {
-	size_t halves = o->ck ? 0 : 1;
-	double page = 64.0 * s->kv * s->d * (o->ck ? 2.0 / o->ck : 4.0);
+	double each = o->ck ? 2.0 / o->ck : way_fp8(way) ? 2 : 4;
+	double bytes = 64.0 * s->kv * s->d * each * pages_of(step);
+	bool halves = !o->ck && !way_fp8(way);
 	size_t memory = halves ? r->halves_bytes : r->codes_bytes;
-	uint32_t ring = ring_of(r, page * pages_of(step), memory);
+	uint32_t ring = ring_of(r, bytes, memory);
 
 	memset(x, 0, sizeof(*x));
-	if (layers && ring && page * pages_of(step) * layers <= (double)memory)
+	x->err = NAN;
+	if (layers && ring && bytes * layers <= (double)memory)
 		ring = layers;
 	else if (layers)
 		ring = 0;
 	if (!ring)
 		return false;
-	model_new(r, &x->m, o, ring, step->context + 64);
-	call_new(r, &x->c, &x->m, step, halves ? r->halves : r->codes);
-	return true;
+	model_new(r, &x->m, o, ring, step->context + 64, way_fp8(way));
+	x->there = call_new(r, &x->c, &x->m, step, halves ? r->halves : r->codes, way);
+	if (!x->there)
+		model_free(r, &x->m);
+	return x->there;
 }
 
 static void side_free(struct rig *r, struct side *x)
 {
-	if (!x->c.mem)
+	if (!x->there)
 		return;
 	call_free(r, &x->c);
 	model_free(r, &x->m);
+	x->there = false;
 }
 
-/* Samples of both in turn, as many as there is time for. */
-static void sample(struct rig *r, struct side *x, struct side *base)
+/* Samples of all sides in turn, as many as there is time for. */
+static void sample(struct rig *r, struct side *sides)
 {
 	double end = now() + opt.case_seconds / 2;
-	uint32_t least = opt.toy ? 2 : 5, i;
+	uint32_t least = opt.toy ? 2 : 5, i, w;
 
-	graph_us(r, x->c.exec, x->c.calls);	/* warm */
-	if (base)
-		graph_us(r, base->c.exec, base->c.calls);
-	for (i = 0; i < MAX_SAMPLES && (i < least || (now() < end && !opt.toy)); i++) {
-		x->t.us[x->t.n++] = graph_us(r, x->c.exec, x->c.calls);
-		if (base)
-			base->t.us[base->t.n++] = graph_us(r, base->c.exec, base->c.calls);
+	for (w = 0; w < N_WAYS; w++) {
+		sides[w].t.n = 0;
+		if (sides[w].there)
+			graph_us(r, sides[w].c.exec, sides[w].c.calls);	/* warm */
 	}
+	for (i = 0; i < MAX_SAMPLES && (i < least || (now() < end && !opt.toy)); i++)
+		for (w = 0; w < N_WAYS; w++)
+			if (sides[w].there)
+				sides[w].t.us[sides[w].t.n++] =
+					graph_us(r, sides[w].c.exec, sides[w].c.calls);
 }
 
-/* The fastest of other programs for that step, or NULL. */
-static const struct outside *outside_of(const struct shape *s, const struct step *step)
+/* The fastest of other programs for that step and type, or NULL. */
+static const struct outside *outside_of(const struct shape *s, const struct step *step, bool fp8)
 {
-	const struct outside *best = NULL;
-	uint32_t i;
+	const char *sharing = step->prefix ? "prefix" : "private";
+	const struct outside *best = NULL, *o;
 
-	for (i = 0; i < n_outside; i++)
-		if (!strcmp(outside[i].shape, s->name) && outside[i].batch == step->batch &&
-		    outside[i].context == step->context && !step->prefix &&
-		    (!best || outside[i].us < best->us))
-			best = &outside[i];
+	for (o = outside; o < outside + n_outside; o++)
+		if (!strcmp(o->shape, s->name) && o->batch == step->batch &&
+		    o->context == step->context && !strcmp(o->sharing, sharing) &&
+		    !strcmp(o->type, fp8 ? "fp8" : "fp16") && (!best || o->us < best->us))
+			best = o;
 	return best;
 }
 
+/* The names of what is said of a baseline. */
+struct keys {
+	const char *name, *us, *share, *ring, *err, *versus, *bound, *ratio;
+};
+
+static const struct keys of_fp16 = {
+	"baseline", "baseline_us", "baseline_hbm_share", "baseline_ring_layers",
+	"baseline_rel_err", "versus", "fp16 bytes at the measured bandwidth", "vs_fp16",
+}, of_fp8 = {
+	"fp8", "fp8_us", "fp8_hbm_share", "fp8_ring_layers", "fp8_rel_err", "fp8_versus",
+	"fp8 bytes at the measured bandwidth", "vs_fp8",
+};
+
 /*
- * What a time is compared with: the fastest fp16 there is, if it reads fast enough to
+ * What a time is compared with: the fastest there is of a type, if it reads fast enough to
  * count, else what its bytes take at the bandwidth of this device.
  */
 static void put_baseline(struct rig *r, const struct shape *s, const struct step *step,
-			 struct side *base, double us)
+			 struct side *sides, bool fp8, double us)
 {
-	const struct outside *other = outside_of(s, step);
-	double bytes = (double)pages_of(step) * 64 * s->kv * s->d * 4;
+	const struct keys *key = fp8 ? &of_fp8 : &of_fp16;
+	const struct outside *other = outside_of(s, step, fp8);
+	double bytes = (double)pages_of(step) * 64 * s->kv * s->d * (fp8 ? 2 : 4);
 	double bound = bytes / r->copy_bytes_s * 1e6, took = INFINITY, share;
+	const struct side *base = NULL;
 	const char *name = "none";
+	uint32_t w;
 
-	if (base && base->t.n) {
-		name = cqk_cuda_variant_name(base->c.variant);
-		took = times_at(&base->t, 0.5);
-	}
+	for (w = WAY_F16; w < N_WAYS; w++)
+		if (sides[w].there && way_fp8(w) == fp8 && times_at(&sides[w].t, 0.5) < took) {
+			base = &sides[w];
+			took = times_at(&sides[w].t, 0.5);
+			name = call_name(&base->c);
+		}
 	if (other && other->us < took) {
-		name = other->name;
+		base = NULL;
 		took = other->us;
+		name = other->name;
 	}
 	share = bound / took;
-	printf(",\"baseline\":\"%s\"", name);
-	put("baseline_us", took);
-	put("baseline_hbm_share", share);
+	printf(",\"%s\":\"%s\"", key->name, name);
+	put(key->us, took);
+	put(key->share, share);
+	put(key->ring, base ? base->m.m.geom.n_layers : NAN);
+	put(key->err, base ? base->err : NAN);
 	/* short calls cannot fill the device, and have nothing to be excused for */
 	if (isfinite(took) && (share >= GOOD_SHARE || bytes < GIB)) {
-		printf(",\"versus\":\"baseline\"");
-		put("vs_fp16", took / us);
+		printf(",\"%s\":\"baseline\"", key->versus);
+		put(key->ratio, took / us);
 	} else {
-		printf(",\"versus\":\"fp16 bytes at the measured bandwidth\"");
-		put("vs_fp16", bound / us);
+		printf(",\"%s\":\"%s\"", key->versus, key->bound);
+		put(key->ratio, bound / us);
 	}
 }
 
-static void decode_line(struct rig *r, const struct shape *s, const struct coding *c,
-			const struct step *step, struct side *x, struct side *base, double err)
+static void decode_line(struct rig *r, const struct shape *s, const struct row *row,
+			struct side *sides)
 {
+	struct side *x = &sides[WAY_CODES];
 	double us = times_at(&x->t, 0.5);
 
-	line_begin(r, "decode", s);
-	printf(",\"config\":\"%s\",\"keys\":\"%s\",\"sharing\":\"%s\",\"variant\":\"%s\"",
-	       c->config, x->m.m.geom.keys == CQK_KEYS_PRE_ROPE ? "pre-rope" : "rotated",
-	       step->prefix ? "prefix" : "private",
-	       cqk_cuda_variant_name(x->c.variant));
-	printf(",\"batch\":%u,\"rows\":%u,\"context\":%u,\"ring_layers\":%u", step->batch,
-	       step->batch, step->context, x->m.m.geom.n_layers);
+	line_begin("decode", s);
+	row_put(row);
+	printf(",\"variant\":\"%s\",\"rows\":%u,\"ring_layers\":%u", call_name(&x->c),
+	       row->step.batch, x->m.m.geom.n_layers);
 	put_times(&x->t);
-	put("ps_token_head", us * 1e6 / ((double)pages_of(step) * 64 * s->kv));
-	put_baseline(r, s, step, base, us);
+	put("ps_token_head", us * 1e6 / ((double)pages_of(&row->step) * 64 * s->kv));
+	put_baseline(r, s, &row->step, sides, false, us);
+	put_baseline(r, s, &row->step, sides, true, us);
 	put("hbm_share", x->c.bytes / r->copy_bytes_s * 1e6 / us);
 	put("copy_gb_s", r->copy_bytes_s / 1e9);
-	put("rel_err", err);
+	put("rel_err", x->err);
 	line_end();
 }
 
-/* Codes against fp16 in one step, by each variant that can. */
-static void decode(struct rig *r, const struct shape *s, const struct coding *c, uint32_t keys,
-		   const struct step *step)
+/* A side's graph; before that its error, if somebody can wait for the reference. */
+static void side_ready(struct rig *r, struct side *x, const struct step *step)
 {
-	struct toy_opts coded = toy_of(s, c->channels, keys), f16 = toy_of(s, 0, CQK_KEYS_ROTATED);
 	bool checked = step->context <= 8192 || (step->batch == 1 && step->context <= 32768);
-	struct side x, base;
-	bool have;
-	uint32_t i;
 
-	if (!side_new(r, &x, s, &coded, step, 0))
-		return;
-	have = side_new(r, &base, s, &f16, step, 0);
-	if (have)
-		call_graph(r, &base.c);
-	for (i = 0; i < ARRAY_SIZE(variants) && time_left(opt.case_seconds); i++) {
-		double err = NAN;
+	if (checked)
+		x->err = call_error(r, &x->c, x->m.m.geom.n_layers - 1);
+	if (x->c.way != WAY_CODES && isfinite(x->err) != checked)
+		FAIL("%s has no results", call_name(&x->c));
+	if (x->c.way != WAY_CODES && x->err > MAX_ERROR)
+		FAIL("%s has an error of %.1e", call_name(&x->c), x->err);
+	call_graph(r, &x->c);
+}
 
+/* Codes against fp16 and fp8 in one step, by each variant that can. False: no room. */
+static bool decode(struct rig *r, const struct shape *s, const struct row *row)
+{
+	struct toy_opts coded = toy_of(s, row->c->channels, row->keys);
+	struct toy_opts plain = toy_of(s, 0, CQK_KEYS_ROTATED);
+	const struct step *step = &row->step;
+	struct side sides[N_WAYS], *x = &sides[WAY_CODES];
+	uint32_t i, w;
+
+	memset(sides, 0, sizeof(sides));
+	if (!side_new(r, x, s, &coded, step, 0, WAY_CODES))
+		return false;
+	for (w = WAY_F16; w < N_WAYS; w++)
+		if ((step->prefix || !way_cascade(w)) &&
+		    side_new(r, &sides[w], s, &plain, step, 0, w))
+			side_ready(r, &sides[w], step);
+	for (i = 0; i < ARRAY_SIZE(variants) && (!i || time_left(opt.case_seconds / 2)); i++) {
 		/* a plan fits its variant */
 		cqk_cuda_force(r->g.k, variants[i]);
-		call_free(r, &x.c);
-		call_new(r, &x.c, &x.m, step, r->codes);
-		if (x.c.variant != variants[i])
+		call_free(r, &x->c);
+		call_new(r, &x->c, &x->m, step, r->codes, WAY_CODES);
+		if (x->c.variant != variants[i])
 			continue;
-		if (checked)
-			err = call_error(r, &x.c, x.m.m.geom.n_layers - 1);
-		call_graph(r, &x.c);
-		x.t.n = base.t.n = 0;
-		sample(r, &x, have ? &base : NULL);
-		decode_line(r, s, c, step, &x, have ? &base : NULL, err);
+		side_ready(r, x, step);
+		sample(r, sides);
+		decode_line(r, s, row, sides);
 	}
 	cqk_cuda_force(r->g.k, CQK_CUDA_AUTO);
-	side_free(r, &base);
-	side_free(r, &x);
+	for (w = 0; w < N_WAYS; w++)
+		side_free(r, &sides[w]);
+	return true;
 }
 
 /* Appends of @rows tokens: one to each of so many sequences, or all to one. */
@@ -323,17 +357,17 @@ static void append_layer(struct rig *r, struct appends *x, const struct model *m
 		FAIL("%s", r->g.err.text);
 }
 
-static void append(struct rig *r, const struct shape *s, const struct coding *c, uint32_t rows,
-		   bool one)
+static void append(struct rig *r, const struct shape *s, const struct row *row)
 {
-	struct toy_opts o = toy_of(s, c->channels, CQK_KEYS_PRE_ROPE);
-	uint32_t layers = opt.toy ? 2 : MODEL_LAYERS, i;
+	struct toy_opts o = toy_of(s, row->c->channels, CQK_KEYS_PRE_ROPE);
+	uint32_t layers = opt.toy ? 2 : MODEL_LAYERS, rows = row->step.batch, i;
 	struct times t = { .n = opt.toy ? 2 : MAX_SAMPLES };
+	bool one = row->what == ROW_PREFILL;
 	struct cqcu_exec *exec;
 	struct appends x;
 	struct model m;
 
-	model_new(r, &m, &o, layers, 128);
+	model_new(r, &m, &o, layers, 128, false);
 	appends_new(r, &x, &m, rows, one);
 	graph_begin(r);
 	for (i = 0; i < layers; i++)
@@ -342,14 +376,16 @@ static void append(struct rig *r, const struct shape *s, const struct coding *c,
 	graph_us(r, exec, layers);
 	for (i = 0; i < t.n; i++)
 		t.us[i] = graph_us(r, exec, layers);
-	line_begin(r, one ? "prefill" : "append", s);
-	printf(",\"config\":\"%s\",\"rows\":%u,\"ring_layers\":%u", c->config, rows, layers);
+	line_begin(row_names[row->what], s);
+	row_put(row);
+	printf(",\"ring_layers\":%u", layers);
 	put_times(&t);
 	put("ns_token", times_at(&t, 0.5) * 1e3 / rows);
 	line_end();
 	CU(r->g.cu->cuGraphExecDestroy(exec));
 	CU(r->g.cu->cuMemFree(x.mem));
 	model_free(r, &m);
+	fill_codes(r);
 }
 
 /* Appends and attention of all layers of a model, in one graph; 0: does not fit. */
@@ -363,7 +399,7 @@ static double whole_step(struct rig *r, const struct shape *s, uint32_t channels
 	struct appends a;
 	struct side x;
 
-	if (!side_new(r, &x, s, &o, step, layers))
+	if (!side_new(r, &x, s, &o, step, layers, channels ? WAY_CODES : WAY_F16))
 		return 0;
 	appends_new(r, &a, &x.m, step->batch, false);
 	graph_begin(r);
@@ -378,65 +414,63 @@ static double whole_step(struct rig *r, const struct shape *s, uint32_t channels
 	CU(r->g.cu->cuGraphExecDestroy(exec));
 	CU(r->g.cu->cuMemFree(a.mem));
 	side_free(r, &x);
+	fill_codes(r);
 	return times_at(&t, 0.5);
 }
 
-/* Sequences that @gib GiB hold, and their tokens per second: attention and appends only. */
-static void steps(struct rig *r, const struct shape *s, const char *config, uint32_t channels)
+/* Sequences that some GiB hold, and their tokens per second: attention and appends only. */
+static void step(struct rig *r, const struct shape *s, const struct row *row)
 {
-	static const uint32_t gib[] = { 8, 16, 40 };
-	uint32_t context = opt.toy ? 256 : 8192, layers = opt.toy ? 2 : MODEL_LAYERS, i;
+	uint32_t layers = opt.toy ? 2 : MODEL_LAYERS, channels = row->c->channels;
 	double token = (double)layers * s->kv * s->d * (channels ? 2.0 / channels : 4.0);
+	double held = floor(row->gib * GIB / (token * row->step.context)), us;
+	struct step at = row->step;
 
-	for (i = 0; i < ARRAY_SIZE(gib) && time_left(opt.case_seconds); i++) {
-		double held = floor(gib[i] * GIB / (token * context)), us;
-		struct step step = { .batch = (uint32_t)fmin(held, opt.toy ? 2 : 256),
-				     .context = context };
-
-		us = whole_step(r, s, channels, &step);
-		line_begin(r, "step", s);
-		printf(",\"config\":\"%s\",\"gib\":%u,\"context\":%u,\"batch\":%u", config, gib[i],
-		       context, step.batch);
-		put("sequences_held", held);
-		put("us", us > 0 ? us : NAN);
-		put("tokens_s", us > 0 ? step.batch * 1e6 / us : NAN);
-		line_end();
-	}
+	at.batch = (uint32_t)fmin(held, at.batch);
+	us = whole_step(r, s, channels, &at);
+	line_begin("step", s);
+	row_put(row);
+	printf(",\"batch\":%u", at.batch);
+	put("sequences_held", held);
+	put("us", us > 0 ? us : NAN);
+	put("tokens_s", us > 0 ? at.batch * 1e6 / us : NAN);
+	line_end();
 }
 
-/* All that is measured of one shape, the most telling first. */
-static void measure(struct rig *r, const struct shape *s)
+static bool measure_row(struct rig *r, const struct shape *s, const struct row *row)
 {
-	static const uint32_t batches[] = { 8, 64, 1, 256 }, contexts[] = { 32768, 8192, 131072 };
-	static const uint32_t toy_batches[] = { 2 }, toy_contexts[] = { 256 };
-	const uint32_t *batch = opt.toy ? toy_batches : batches;
-	const uint32_t *context = opt.toy ? toy_contexts : contexts;
-	uint32_t n_batch = opt.toy ? 1 : 4, n_context = opt.toy ? 1 : 3, b, n, c, k;
-
-	for (c = 0; c < ARRAY_SIZE(codings) && time_left(opt.case_seconds); c++) {
-		append(r, s, &codings[c], opt.toy ? 2 : 64, false);
-		append(r, s, &codings[c], opt.toy ? 128 : PREFILL, true);
-	}
-	for (b = 0; b < n_batch; b++)
-		for (n = 0; n < n_context; n++)
-			for (c = 0; c < ARRAY_SIZE(codings); c++)
-				for (k = 0; k < 4; k++) {
-					struct step step = { batch[b], context[n], k / 2 };
-
-					if (step.prefix && step.batch < 2)
-						continue;
-					if (time_left(opt.case_seconds))
-						decode(r, s, &codings[c], k % 2 ? CQK_KEYS_ROTATED :
-						       CQK_KEYS_PRE_ROPE, &step);
-				}
-	if (s != shapes && !opt.toy)
-		return;
-	steps(r, s, "fp16", 0);
-	for (c = 0; c < ARRAY_SIZE(codings); c++)
-		steps(r, s, codings[c].config, codings[c].channels);
+	if (row->what == ROW_DECODE)
+		return decode(r, s, row);
+	if (row->what == ROW_STEP)
+		step(r, s, row);
+	else
+		append(r, s, row);
+	return true;
 }
 
-/* Lines "NAME SHAPE BATCH CONTEXT US" of other programs. */
+/* All that is measured of one shape, while there is time for what it took so far at most. */
+static void measure(struct rig *r, const struct shape *s, const struct rows *rows)
+{
+	double most[ROW_KINDS];
+	uint32_t i;
+
+	for (i = 0; i < ROW_KINDS; i++)
+		most[i] = opt.case_seconds;
+	for (i = 0; i < rows->n; i++) {
+		const struct row *row = &rows->at[i];
+		double start = now();
+
+		if (!time_left(most[row->what])) {
+			told->state[i] = ROW_NO_TIME;
+			continue;
+		}
+		told->state[i] = ROW_BEGUN;
+		told->state[i] = measure_row(r, s, row) ? ROW_DONE : ROW_NO_ROOM;
+		most[row->what] = fmax(most[row->what], now() - start);
+	}
+}
+
+/* Lines "NAME TYPE SHARING SHAPE BATCH CONTEXT US" of other programs. */
 static void outside_read(const char *path)
 {
 	FILE *f = fopen(path, "re");
@@ -445,8 +479,8 @@ static void outside_read(const char *path)
 	if (!f)
 		FAIL("%s: %s", path, strerror(errno));
 	while (n_outside < MAX_EXTERN &&
-	       fscanf(f, "%31s %31s %u %u %lf", o->name, o->shape, &o->batch, &o->context,
-		      &o->us) == 5) {
+	       fscanf(f, "%31s %7s %15s %31s %u %u %lf", o->name, o->type, o->sharing, o->shape,
+		      &o->batch, &o->context, &o->us) == 7) {
 		n_outside++;
 		o++;
 	}
@@ -454,7 +488,7 @@ static void outside_read(const char *path)
 }
 
 /* 0, or the exit status of make gpu-check: 3 is no GPU. */
-static int shape_run(const struct shape *s)
+static int shape_run(const struct shape *s, const struct rows *rows)
 {
 	const struct cqk_cuda *cu;
 	static struct rig r;
@@ -465,13 +499,18 @@ static int shape_run(const struct shape *s)
 		fprintf(stderr, "gpu_bench: %s\n", err.text);
 		return 3;
 	}
-	snprintf(driver, sizeof(driver), "CUDA %d.%d", version / 1000, version % 1000 / 10);
+	/* what cannot be asked whether there is time is ended */
+	alarm((unsigned int)(began + opt.seconds - now()) + GRACE);
 	rig_open(&r, opt.device, opt.mib);
+	snprintf(told->driver, sizeof(told->driver), "CUDA %d.%d", version / 1000,
+		 version % 1000 / 10);
+	memcpy(told->device, r.name, sizeof(told->device));
+	told->emulated = r.emulated;
 	if (r.emulated != opt.emulated) {
 		fprintf(stderr, "gpu_bench: only the emulation is here\n");
 		return 3;
 	}
-	measure(&r, s);
+	measure(&r, s, rows);
 	rig_close(&r);
 	return 0;
 }
@@ -509,22 +548,50 @@ static bool options_read(int argc, char **argv)
 	       opt.seconds > 0;
 }
 
+/* Name the rows of a shape that were not measured. */
+static void put_missing(const struct shape *s, const struct rows *rows)
+{
+	static const char *const why[] = {
+		[ROW_WAITING] = "not reached", [ROW_BEGUN] = "ended", [ROW_NO_TIME] = "time",
+		[ROW_NO_ROOM] = "memory",
+	};
+	uint32_t i;
+
+	for (i = 0; i < rows->n; i++) {
+		if (told->state[i] == ROW_DONE)
+			continue;
+		line_begin("skipped", s);
+		printf(",\"what\":\"%s\"", row_names[rows->at[i].what]);
+		row_put(&rows->at[i]);
+		printf(",\"why\":\"%s\"", why[told->state[i]]);
+		line_end();
+	}
+}
+
 /* One shape in a process of its own: what it breaks there is broken for it alone. */
 static int shape_fork(const struct shape *s)
 {
+	static struct rows rows;
 	int status;
 	pid_t pid;
 
+	rows_of(&rows, s, s == shapes, opt.toy);
+	memset(told->state, 0, sizeof(told->state));
 	fflush(NULL);
 	pid = fork();
 	if (!pid)
-		exit(shape_run(s));
+		exit(shape_run(s, &rows));
 	if (pid < 0 || waitpid(pid, &status, 0) < 0)
 		return 1;
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 3)
+		return 3;
+	put_missing(s, &rows);
 	if (WIFEXITED(status))
 		return WEXITSTATUS(status);
-	fprintf(stderr, "gpu_bench: %s: killed by signal %d\n", s->name, WTERMSIG(status));
-	return 1;
+	fprintf(stderr, "gpu_bench: %s: %s\n", s->name, WTERMSIG(status) == SIGALRM ?
+		"was not done in time, and was ended" : strsignal(WTERMSIG(status)));
+	/* what was measured until then is as good as any */
+	return WTERMSIG(status) == SIGALRM ? 0 : 1;
 }
 
 static bool wanted(const struct shape *s)
@@ -546,6 +613,9 @@ int main(int argc, char **argv)
 			program_invocation_short_name);
 		return 2;
 	}
+	told = mmap(NULL, sizeof(*told), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (told == MAP_FAILED)
+		FAIL("mmap: %s", strerror(errno));
 	began = now();
 	all = opt.seconds;
 	for (i = 0; i < ARRAY_SIZE(shapes); i++)

@@ -11,16 +11,6 @@
 
 static const float k_scales[HEADS] = { 0.25f, 0.37f }, v_scales[HEADS] = { 0.5f, 1.7f };
 
-/* What a byte of e4m3 is. */
-static double e4m3_value(uint32_t byte)
-{
-	int exponent = (int)(byte >> 3 & 15);
-	double x = exponent ? ldexp(1 + (byte & 7) / 8.0, exponent - 7) :
-			      ldexp(byte & 7, -9);
-
-	return byte & 0x80 ? -x : x;
-}
-
 /* Any number but NaN; of keys none above 7.5, as scores would be of one token. */
 static uint8_t e4m3_random(bool key)
 {
@@ -37,13 +27,9 @@ static void page_make(const struct scene *s, uint8_t *payload, uint8_t *out)
 	uint32_t block = 64 * s->o.toy.d;	/* K or V of a head */
 	size_t i;
 
-	for (i = 0; i < s->toy.m.payload / 2; i++) {
-		uint16_t h;
-
+	for (i = 0; i < s->toy.m.payload / 2; i++)
 		out[i] = e4m3_random(i / block % 2 == 0);
-		h = cqk_f32_to_f16((float)e4m3_value(out[i]));
-		memcpy(payload + 2 * i, &h, 2);
-	}
+	base_e4m3_halves(out, s->toy.m.payload / 2, payload);
 }
 
 static void pages_make(struct gpu *g, struct scene *s, struct run *r, enum base_type type)
