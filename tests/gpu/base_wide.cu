@@ -38,11 +38,13 @@ CQ_DEVICE void fetch(const struct cqkd_attn &p, struct work &w, struct base<d, v
 	}
 	from = cqkd_ptr<const uint8_t>(w.block.base) + p.at.offset +
 	       w.head * (p.at.k_bytes + p.at.v_bytes);
+	/* not unrolled further: registers are few */
+#pragma unroll 1
 	for (v = 0; v < 2; v++) {
 		uint8_t *to = sh->rows[i % B::stages][v];
 
-#pragma unroll 4
-		for (j = threadIdx.x; j < tokens * parts; j += B::warps * 32) {
+#pragma unroll 2
+		for (j = cq_keep(threadIdx.x); j < tokens * parts; j += B::warps * 32) {
 			uint32_t t = j / parts, part = j % parts * 16;
 			uint32_t bytes = live >> t & 1 ? 16 : 0;
 
