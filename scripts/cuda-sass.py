@@ -61,7 +61,8 @@ def kernels_of(path, arch):
             name, lines = found[1], []
         elif found := re.match(r"\s+/\*([0-9a-f]{4,5})\*/\s+(@!?U?P\w+ )?([A-Z0-9.]+)(.*);",
                                line):
-            jump = found[3].split(".")[0] in ("BRA", "BSSY")
+            # BRA.DIV is for lanes that have parted, which these have not
+            jump = found[3].split(".")[0] in ("BRA", "BSSY") and found[3] != "BRA.DIV"
             target = re.search(r"0x([0-9a-f]+)", found[4]) if jump else None
             always = not found[2] and "P" not in found[4]
             lines.append((int(found[1], 16), found[3], int(target[1], 16) if target else None,

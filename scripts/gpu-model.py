@@ -2,13 +2,16 @@
 # SPDX-License-Identifier: MIT
 """Expected times of the attention kernels, from what they do for a token and kv head.
 
-    gpu-model.py [--check]
+    gpu-model.py [--check | --count O]
 
 Shared memory is simulated: the addresses of attn_few.cu with random codes, by banks.
-Instructions are those of the path through one tile, as cuda-sass.py counts them.
-Nothing here was measured. --check fails unless gathers are free of conflicts where
-Documentation/gpu.md says so.
+Instructions are those of rounds of loops, as cuda-sass.py counts them. Nothing here was
+measured. --check fails unless gathers are free of conflicts where Documentation/gpu.md says
+so. --count counts the rounds again in what nvcc made below the folder O, and fails where
+there are other numbers here.
 """
+import importlib.util
+import pathlib
 import random
 import sys
 
@@ -18,14 +21,55 @@ MMA_CLOCKS = 2.0        # of a multiprocessor, for mma.sync m16n8k16: 1024 FMA p
 STRIDE = 80             # CQKD_FEW_STRIDE
 GQA = 4                 # query heads of a kv head
 
-# Instructions of a warp for 16 tokens of a page that four vectors see whole, keys turned,
-# and those of them that the unit of half the width (selects, permutes, logic, comparisons)
-# computes; then mma. By channels of a group; head_dim 128, sm_90: cuda-sass.py --path. Two
-# of twelve warps look at what is to come every second round.
-FEW_TILE = {8: (387, 115, 40), 4: (436, 135, 48), 2: (605, 191, 64)}
-FEW_LOOK = (102 / 12, 38 / 12)
-SOFTMAX = (41 + 40 + 25 + 8, 12 + 14 + 14)
-F16_TILE = (2 * 51 + 2 * 74 + 52 + 31, 130)
+# Rounds of loops: fatbin, kernel, what cuda-sass.py --round is told; then instructions of a
+# warp, and those of them that the unit of half the width (selects, permutes, logic,
+# comparisons) computes. head_dim 128, sm_90.
+FEW = "HMMA={},half2=80,LDGSTS=1,STS={}"
+HALVES, FEWS = "kernels/cuda/attn_f16", "kernels/cuda/attn_few"
+BLOCK, WIDE, BASE = "kernels/cuda/attn", "kernels/cuda/attn_wide", "tests/gpu/base_wide"
+COUNTED = {
+    # 16 tokens of a page that four vectors see whole, or eight; keys turned
+    ("few", 8, 4): (FEWS, "cqk_attn_few_d128_k8v8", FEW.format(40, 2), 437, 133),
+    ("few", 4, 4): (FEWS, "cqk_attn_few_d128_k4v4", FEW.format(48, 2), 499, 154),
+    ("few", 2, 4): (FEWS, "cqk_attn_few_d128_k2v2", FEW.format(64, 2), 669, 201),
+    ("few", 8, 8): (FEWS, "cqk_attn_few_d128_k8v8", FEW.format(80, 4), 521, 139),
+    ("few", 4, 8): (FEWS, "cqk_attn_few_d128_k4v4", FEW.format(96, 4), 588, 162),
+    ("few", 2, 8): (FEWS, "cqk_attn_few_d128_k2v2", FEW.format(128, 4), 817, 216),
+    # the same, if the warp also looks at what is to come
+    "look": (FEWS, "cqk_attn_few_d128_k8v8",
+             FEW.format(40, 6) + ",SHFL=6", 520, 173),
+    # 16 tokens with half of the copies, and the other half
+    "f16": (HALVES, "cqk_attn_f16_d128", "HMMA=16,LDGSTS=8,MUFU=4", 315, 117),
+    "f16 copies": (HALVES, "cqk_attn_f16_d128", "LDGSTS=8", 74, 47),
+    # attn.cu: 128 lookups; 64 pairs of keys turned, 128 of queries; 16 vectors' scores of 16
+    # tokens; a vector's softmax; 16 vectors' results of 16 tokens, and of 64 vectors
+    "block codes": (BLOCK, "cqk_attn_d128", "LDG.E.U8=4,LDG.E.128=4", 86, 49),
+    "block keys": (BLOCK, "cqk_attn_d128", "LDG=4,F2FP=4", 82, 23),
+    "block queries": (BLOCK, "cqk_attn_d128", "LDG=8,F2FP=4", 143, 42),
+    "block scores": (BLOCK, "cqk_attn_d128", "HMMA=16,STS=4", 48, 4),
+    "block softmax": (BLOCK, "cqk_attn_d128", "SHFL=10", 110, 38),
+    "block values": (BLOCK, "cqk_attn_d128", "HMMA=4,LDSM.16.MT88=2", 23, 7),
+    "block more": (BLOCK, "cqk_attn_d128", "HMMA=16,LDSM.16.MT88=8", 49, 7),
+    # attn_wide.cu: 128 lookups; 64 pairs of keys turned; a quarter of 16 vectors' products
+    "wide codes": (WIDE, "cqk_attn_wide_d128", "LDG.E.U8=4,LDG.E.128=4", 86, 53),
+    "wide keys": (WIDE, "cqk_attn_wide_d128", "LDG=8,F2FP=4", 125, 45),
+    # base_wide.cu, whose products and softmax are attn_wide.cu's: 64 tokens with a quarter of
+    # the products, of 16 vectors and of 32, and with one round of the loop of copies, of two
+    "products": (BASE, "cqb_wide_f16_d128_v128", "HMMA=16", 35, 4),
+    "tile": (BASE, "cqb_wide_f16_d128_v128", "HMMA=80,LDGSTS=2,MUFU=34", 1159, 492),
+    "tiles": (BASE, "cqb_wide_f16_d128_v256", "HMMA=160,LDGSTS=2,MUFU=68", 2181, 952),
+    "copies": (BASE, "cqb_wide_f16_d128_v128", "LDGSTS=2", 34, 21),
+}
+
+
+def counted(key):
+    """(instructions, of the ALU) of a round."""
+    return COUNTED[key][3:]
+
+
+def total(*terms):
+    """The sum of rounds, each (how many, key)."""
+    return tuple(sum(n * counted(key)[i] for n, key in terms) for i in range(2))
 
 
 def wavefronts(addresses, size):
@@ -88,7 +132,7 @@ def gathers(d, c):
             mean(lambda s: gather(value_unit, d, v, s), d // 8 // v) / (v * 2 * 32 / 128))
 
 
-def few(c, d=128):
+def few(c, d=128, vectors=GQA):
     """(bytes, wavefronts, instructions, of the ALU, mma) of a token and kv head in attn_few.cu."""
     k, v = units(d, c)
     of_k, of_v = gathers(d, c)
@@ -96,17 +140,19 @@ def few(c, d=128):
     waves += 2 * (d // 8 // k) * mean(lambda s: key_codes(d, k, c, s), d // 8 // k)
     # two units of a group have one load of codes
     waves += d // 8 // c * mean(lambda s: value_codes(d, v, c, s), d // 8 // v)
-    waves += d / 32 * 4 + 8 + 4                             # queries; what is looked up; turns
+    waves += d / 32 * vectors + 8 + 4                       # queries; what is looked up; turns
     waves /= 16
-    waves += 2 * d / c / 128 + GQA * d / 32 * 2 / 64        # codes come; queries turn
-    count, alu = ((FEW_TILE[c][i] + FEW_LOOK[i]) / 16 for i in range(2))
-    return 2 * d / c, waves, count, alu, FEW_TILE[c][2] / 16
+    waves += 2 * d / c / 128 + vectors * d / 32 * 2 / 64    # codes come; queries turn
+    # two of twelve warps look at what is to come every second round
+    count, alu = (x / 16 for x in total((1, ("few", c, vectors)), (1 / 12, "look"),
+                                        (-1 / 12, ("few", 8, 4))))
+    return 2 * d / c, waves, count, alu, {8: 40, 4: 48, 2: 64}[c] * vectors / GQA / 16
 
 
 def f16(d=128):
     """The same of attn_f16.cu."""
     waves = (2 * 16 * d * 2 / 128 * 2 + 6 + 8) / 16         # written once, read once
-    count, alu = ((F16_TILE[i] + SOFTMAX[i]) / 16 for i in range(2))
+    count, alu = (x / 16 for x in total((1, "f16"), (1, "f16 copies")))
     return 4 * d, waves, count, alu, 2 * d / 16 / 16
 
 
@@ -128,6 +174,90 @@ def block(c, d=128):
     return 2 * d / c / SMS / CLOCK * 1e12
 
 
+def crowd(c, vectors):
+    """Name, and picoseconds by wall, of attention over codes of so many vectors at once."""
+    tiles = -(-vectors // 16)
+    codes = 128 / c         # rounds of 128 lookups for 64 tokens
+    if vectors <= 64:
+        name = "block"
+        work = total((codes, "block codes"), (64, "block keys"), (vectors / 2, "block queries"),
+                     (4 * tiles, "block scores"), (vectors, "block softmax"),
+                     (16 * (1 - (tiles - 1) / 3), "block values"),
+                     (16 * (tiles - 1) / 3, "block more"))
+    else:
+        name = "wide"
+        work = total((codes, "wide codes"), (64, "wide keys"), *tiles_work(tiles))
+    return name, walls_of(2 * 128 / c, work, tiles, block(c))
+
+
+def tiles_work(tiles):
+    """Rounds for products, softmax and results of 64 tokens, without copies."""
+    if tiles <= 8:
+        return (tiles, "tile"), (3 * tiles, "products"), (-tiles, "copies")
+    return (tiles / 2, "tiles"), (3 * tiles, "products"), (-tiles / 2, "copies")
+
+
+def walls_of(size, work, tiles, lookups):
+    """Picoseconds of a token on an H100 and an H200; @work: of 64 tokens."""
+    walls = {"L1": lookups, "issue": work[0] / 64 / 4 / SMS / CLOCK * 1e12,
+             "alu": work[1] / 64 / 2 / SMS / CLOCK * 1e12,
+             "tensor": 128 * tiles / 64 * MMA_CLOCKS / SMS / CLOCK * 1e12}
+    return {device: dict(walls, memory=size / HBM[device] * 1e12) for device in HBM}
+
+
+def cascade(vectors):
+    """The same of base_wide.cu over fp16, and of any fp16 kernel by its bytes and products."""
+    tiles = -(-vectors // 16)
+    work = total(*tiles_work(tiles), (32, "copies"))
+    return walls_of(512, work, tiles, 0)
+
+
+def share_table(device):
+    """Print the model of shared prefixes."""
+    print(f"| sequences ({device}) | chosen | ps at 4, 2, 1 bit | fp16: ours, mma.sync, wgmma |"
+          " over mma.sync | over wgmma | few by eights, ps | over mma.sync |")
+    print("|---|---|---|---|---|---|---|---|")
+    for seqs in (4, 8, 16, 32, 64):
+        vectors = seqs * GQA
+        ours = [crowd(c, vectors) for c in (2, 4, 8)]
+        times_of = [max(walls[device].values()) for _, walls in ours]
+        fp16 = cascade(vectors)[device]
+        bound = [max(fp16["memory"], fp16["tensor"] / by) for by in (1, 2)]
+        eights = []
+        for c in (2, 4, 8):
+            walls, wall = times(few(c, vectors=8), device)
+            eights.append(vectors / 8 * walls[wall])
+        print("|", " | ".join([
+            str(seqs), ours[0][0],
+            ", ".join(f"{x:.0f} ({max(w[device], key=w[device].get)})"
+                      for x, (_, w) in zip(times_of, ours)),
+            ", ".join(f"{x:.0f}" for x in [max(fp16.values())] + bound),
+            ", ".join(f"{bound[0] / x:.1f}" for x in times_of),
+            ", ".join(f"{bound[1] / x:.1f}" for x in times_of),
+            ", ".join(f"{x:.0f}" for x in eights),
+            ", ".join(f"{bound[0] / x:.1f}" for x in eights)]), "|")
+
+
+def count(folder):
+    """Count all rounds again."""
+    spec = importlib.util.spec_from_file_location(
+        "cuda_sass", pathlib.Path(__file__).with_name("cuda-sass.py"))
+    sass = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sass)
+    kernels, bad = {}, 0
+    for key, (image, name, words, instructions, alu) in COUNTED.items():
+        if image not in kernels:
+            kernels[image] = dict(sass.kernels_of(f"{folder}/{image}.fatbin", "sm_90"))
+        want = {w: int(n) for w, n in (x.split("=") for x in words.split(","))}
+        part = sass.round_of(kernels[image][name], want) or []
+        got = len(part), sum(op.split(".")[0] in sass.ALU for _, op in part)
+        same = got == (instructions, alu)
+        bad += not same
+        print(f"{key!s:20} {name} {words}: {got[0]}, {got[1]}" +
+              ("" if same else f", here {instructions}, {alu}"))
+    return 1 if bad else 0
+
+
 def table():
     """Print the model."""
     print("| variant | code | bytes | wavefronts | instructions | of the ALU | mma | memory |"
@@ -145,6 +275,8 @@ def table():
         print("|", " | ".join(row), "|")
     for c in (2, 4, 8):
         print(f"block {c}c8b: {block(c):.0f} ps of lookups in the L1, if one is a clock")
+    for device in HBM:
+        share_table(device)
     for d in (64, 128):
         for c in (2, 4, 8):
             print("gather, head_dim {} {}c8b: K {:.2f}, V {:.2f} of the least there can be"
@@ -163,4 +295,6 @@ if __name__ == "__main__":
     random.seed(1)
     if sys.argv[1:] == ["--check"]:
         sys.exit(check())
+    if sys.argv[1:2] == ["--count"] and len(sys.argv) == 3:
+        sys.exit(count(sys.argv[2]))
     table()
