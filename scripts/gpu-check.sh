@@ -98,7 +98,7 @@ tap() {
 	}'
 }
 
-for kind in append attn check; do
+for kind in append attn base check; do
 	part kernels || break
 	while IFS=$'\t' read -r test result value; do
 		put "$test" "$result" "$value"

@@ -524,7 +524,7 @@ static inline void call_graph(struct rig *r, struct call *c)
 {
 	uint32_t layers = c->m->m.geom.n_layers, i;
 
-	c->calls = c->bytes < 1e9 ? layers * MAX(8 / layers, 1u) : layers;
+	c->calls = c->bytes < 1e9 && !r->emulated ? layers * MAX(8 / layers, 1u) : layers;
 	graph_begin(r);
 	for (i = 0; i < c->calls; i++)
 		call_layer(r, c, i % layers);
