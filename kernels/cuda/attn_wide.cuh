@@ -316,8 +316,10 @@ template <typename E, int d, int n, int warps>
 CQ_DEVICE void tiles_values(const struct work &w, const uint8_t *rows,
 			    struct tiles<d, n, warps> &r)
 {
-	if (r.count > 1 && threadIdx.x / 32 + warps < w.n_tiles)
-		values<E, r.count>(rows, r.at);
+	constexpr int count = tiles<d, n, warps>::count;
+
+	if (count > 1 && threadIdx.x / 32 + warps < w.n_tiles)
+		values<E, count>(rows, r.at);
 	else if (threadIdx.x / 32 < w.n_tiles)
 		values<E, 1>(rows, r.at);
 }
