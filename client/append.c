@@ -47,7 +47,7 @@ static int put_turned(const struct cqc_append *p, size_t row, uint32_t head, uin
 	uint32_t d = g->head_dim, ch;
 	int bad;
 
-	cqc_row_to_f32(p->k, row, head, d, x);
+	cqk_row_to_f32(p->k, row, head, d, x);
 	/* A NaN would spread over its pair: name the channel that came. */
 	bad = cqc_f32_to_f16(x, d, out);
 	if (bad >= 0)

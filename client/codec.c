@@ -269,7 +269,7 @@ static void decode_block(const struct cq_codec *codec, const struct part *p,
 			 const uint8_t *codes, uint32_t n, float *rows)
 {
 	if (p->cb->code.type == CQ_CODE_F16)
-		cqc_halves_to_f32(codes, (size_t)n * p->g->head_dim, rows);
+		cqk_halves_to_f32(codes, (size_t)n * p->g->head_dim, rows);
 	else
 		codec->ops->decode(p->cb, p->head, codes, 0, n, rows);
 }
@@ -280,7 +280,7 @@ static void store_row(const struct part *p, const float *stored, size_t row,
 	if (p->key)
 		cqc_key_from_f32(p->g, out, row, 0, stored);
 	else
-		cqc_row_from_f32(out, row, 0, p->g->head_dim, stored);
+		cqk_row_from_f32(out, row, 0, p->g->head_dim, stored);
 }
 
 CQ_API int cq_codec_decode(const struct cq_codec *codec, uint32_t layer, uint32_t kv,

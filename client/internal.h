@@ -25,6 +25,7 @@
 #include "cq/err.h"
 #include "cq/list.h"
 #include "kernels/kernels.h"
+#include "kernels/view.h"
 #include "proto/frame.h"
 #include "proto/index.h"
 #include "proto/key.h"
@@ -606,13 +607,7 @@ int cqc_view_check(const struct cq_view *v, size_t n, uint32_t heads, uint32_t d
 /* One row of @d channels to halves. Index of the first bad one, or -1. */
 int cqc_row_to_f16(const struct cq_view *v, size_t row, uint32_t head,
 		   uint32_t d, uint16_t *out);
-/* @n halves, at any address. */
-void cqc_halves_to_f32(const void *halves, size_t n, float *out);
-void cqc_row_to_f32(const struct cq_view *v, size_t row, uint32_t head,
-		    uint32_t d, float *out);
 int cqc_f32_to_f16(const float *in, uint32_t d, uint16_t *out);
-void cqc_row_from_f32(const struct cq_view *v, size_t row, uint32_t head,
-		      uint32_t d, const float *in);
 
 /* K (@kv 0) or V (@kv 1) rows of @head in an fp16 block of @tokens tokens. */
 static inline size_t cqc_f16_at(const struct cqk_model *m, uint32_t tokens,

@@ -87,7 +87,7 @@ void cqc_key_from_f32(const struct cqk_geom *g, const struct cq_view *v, size_t 
 			x[cqk_given_channel(g, ch)] = in[ch];
 		in = x;
 	}
-	cqc_row_from_f32(v, row, head, g->head_dim, in);
+	cqk_row_from_f32(v, row, head, g->head_dim, in);
 }
 
 static void row_out(const struct reader *r, size_t token, uint32_t head, uint32_t kv, float *x)
@@ -100,7 +100,7 @@ static void row_out(const struct reader *r, size_t token, uint32_t head, uint32_
 		cqk_rope_rotate(&model->rope, x, 1, g->head_dim,
 				r->seq->position + (uint32_t)token, true);
 	if (kv)
-		cqc_row_from_f32(v, token - r->from, head, g->head_dim, x);
+		cqk_row_from_f32(v, token - r->from, head, g->head_dim, x);
 	else
 		cqc_key_from_f32(g, v, token - r->from, head, x);
 }
@@ -116,7 +116,7 @@ static void decode_token(const struct reader *r, uint32_t head, uint32_t kv, uin
 	if (cb->code.type == CQ_CODE_CQ)
 		model->ops->decode(cb, head, codes, t, 1, x);
 	else
-		cqc_halves_to_f32(codes + (size_t)t * cb->head_dim * 2, cb->head_dim, x);
+		cqk_halves_to_f32(codes + (size_t)t * cb->head_dim * 2, cb->head_dim, x);
 }
 
 static void read_token(const struct reader *r, const struct cqc_parts *p, size_t token,
@@ -128,10 +128,10 @@ static void read_token(const struct reader *r, const struct cqc_parts *p, size_t
 
 	for (h = 0; h < m->geom.n_kv_heads; h++) {
 		if (p->sink >> t & 1)
-			cqc_halves_to_f32(r->at.sink + cqc_f16_at(m, m->sinks, 0, h, kv) + t * d,
+			cqk_halves_to_f32(r->at.sink + cqc_f16_at(m, m->sinks, 0, h, kv) + t * d,
 					  d, x);
 		else if (p->f16 >> t & 1)
-			cqc_halves_to_f32(r->at.f16 + cqc_f16_at(m, CQ_PAGE_TOKENS, 0, h, kv) +
+			cqk_halves_to_f32(r->at.f16 + cqc_f16_at(m, CQ_PAGE_TOKENS, 0, h, kv) +
 					  t * d, d, x);
 		else
 			decode_token(r, h, kv, t, x);

@@ -6,9 +6,8 @@
 static struct cq_view rows_from(const struct cq_view *v, uint32_t row)
 {
 	struct cq_view out = *v;
-	int64_t bytes = v->dtype == CQ_F32 ? 4 : 2;
 
-	out.data = (char *)v->data + (int64_t)row * v->stride_token * bytes;
+	out.data = cqk_row_at(v, row, 0);
 	return out;
 }
 

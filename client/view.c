@@ -1,16 +1,11 @@
 // SPDX-License-Identifier: MIT
-/* Rows of the caller's strided views, to and from what is stored. */
+/* The caller's strided views: are they fit for use, and their rows as halves. */
 #include <errno.h>
 #include <string.h>
 #include "client/internal.h"
 #include "kernels/f16.h"
 
 #define STRIDE_MAX ((int64_t)1 << 40)
-
-static size_t dtype_bytes(uint32_t dtype)
-{
-	return dtype == CQ_F32 ? 4 : 2;
-}
 
 /**
  * cqc_view_check() - can a view be used
@@ -31,19 +26,12 @@ int cqc_view_check(const struct cq_view *v, size_t n, uint32_t heads, uint32_t d
 		return cqc_fail(-EINVAL, "%s: dtype %u, pad %u; want CQ_F32, CQ_F16 or CQ_BF16 "
 					 "and 0",
 				what, v->dtype, v->pad);
-	if ((uintptr_t)v->data % dtype_bytes(v->dtype))
+	if ((uintptr_t)v->data % cqk_dtype_bytes(v->dtype))
 		return cqc_fail(-EINVAL, "%s: data is not aligned to its type", what);
 	if (v->stride_token > STRIDE_MAX || v->stride_token < -STRIDE_MAX ||
 	    v->stride_head > STRIDE_MAX || v->stride_head < -STRIDE_MAX)
 		return cqc_fail(-EINVAL, "%s: stride out of range", what);
 	return 0;
-}
-
-static void *row_at(const struct cq_view *v, size_t row, uint32_t head)
-{
-	int64_t at = (int64_t)row * v->stride_token + (int64_t)head * v->stride_head;
-
-	return (char *)v->data + at * (int64_t)dtype_bytes(v->dtype);
 }
 
 /**
@@ -70,49 +58,6 @@ int cqc_f32_to_f16(const float *in, uint32_t d, uint16_t *out)
 }
 
 /**
- * cqc_halves_to_f32() - widen halves
- * @halves: [@n] IEEE halves, at any address
- * @n:      their number
- * @out:    [@n]
- */
-void cqc_halves_to_f32(const void *halves, size_t n, float *out)
-{
-	const uint8_t *from = halves;
-	uint16_t h;
-	size_t i;
-
-	for (i = 0; i < n; i++) {
-		memcpy(&h, from + 2 * i, sizeof(h));
-		out[i] = cqk_f16_to_f32(h);
-	}
-}
-
-/**
- * cqc_row_to_f32() - load a row
- * @v:    view
- * @row:  token or row
- * @head: head
- * @d:    channels
- * @out:  [@d]
- */
-void cqc_row_to_f32(const struct cq_view *v, size_t row, uint32_t head,
-		    uint32_t d, float *out)
-{
-	const void *p = row_at(v, row, head);
-	const uint16_t *h = p;
-	uint32_t i;
-
-	if (v->dtype == CQ_F32) {
-		memcpy(out, p, d * sizeof(float));
-	} else if (v->dtype == CQ_F16) {
-		cqc_halves_to_f32(p, d, out);
-	} else {
-		for (i = 0; i < d; i++)
-			out[i] = cqk_bf16_to_f32(h[i]);
-	}
-}
-
-/**
  * cqc_row_to_f16() - load a row as halves
  * @v:    view
  * @row:  token
@@ -129,40 +74,14 @@ int cqc_row_to_f16(const struct cq_view *v, size_t row, uint32_t head,
 	uint32_t i;
 
 	if (v->dtype == CQ_F32)
-		return cqc_f32_to_f16(row_at(v, row, head), d, out);
+		return cqc_f32_to_f16(cqk_row_at(v, row, head), d, out);
 	if (v->dtype == CQ_F16) {
-		memcpy(out, row_at(v, row, head), d * sizeof(*out));
+		memcpy(out, cqk_row_at(v, row, head), d * sizeof(*out));
 		for (i = 0; i < d; i++)
 			if (!cqk_f16_finite(out[i]))
 				return (int)i;
 		return -1;
 	}
-	cqc_row_to_f32(v, row, head, d, tmp);
+	cqk_row_to_f32(v, row, head, d, tmp);
 	return cqc_f32_to_f16(tmp, d, out);
-}
-
-/**
- * cqc_row_from_f32() - store a row
- * @v:    view
- * @row:  token
- * @head: head
- * @d:    channels
- * @in:   [@d]
- */
-void cqc_row_from_f32(const struct cq_view *v, size_t row, uint32_t head,
-		      uint32_t d, const float *in)
-{
-	void *p = row_at(v, row, head);
-	uint16_t *h = p;
-	uint32_t i;
-
-	if (v->dtype == CQ_F32) {
-		memcpy(p, in, d * sizeof(float));
-	} else if (v->dtype == CQ_F16) {
-		for (i = 0; i < d; i++)
-			h[i] = cqk_f32_to_f16(in[i]);
-	} else {
-		for (i = 0; i < d; i++)
-			h[i] = cqk_f32_to_bf16(in[i]);
-	}
 }

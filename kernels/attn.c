@@ -6,7 +6,7 @@
 #include <math.h>
 #include <string.h>
 #include "kernels/attn.h"
-#include "kernels/f16.h"
+#include "kernels/view.h"
 
 static uint32_t pad_dim(const struct cqk_model *model)
 {
@@ -55,32 +55,10 @@ static void lay_out(struct cqk_head *h)
 	h->extra = at;
 }
 
-static float load_scalar(const struct cq_view *view, int64_t at)
+/* Query head of vector @i. */
+static uint32_t query_head(const struct cqk_head *h, uint32_t i)
 {
-	if (view->dtype == CQ_F32)
-		return ((const float *)view->data)[at];
-	if (view->dtype == CQ_F16)
-		return cqk_f16_to_f32(((const uint16_t *)view->data)[at]);
-	return cqk_bf16_to_f32(((const uint16_t *)view->data)[at]);
-}
-
-static void store_scalar(const struct cq_view *view, int64_t at, float x)
-{
-	if (view->dtype == CQ_F32)
-		((float *)view->data)[at] = x;
-	else if (view->dtype == CQ_F16)
-		((uint16_t *)view->data)[at] = cqk_f32_to_f16(x);
-	else
-		((uint16_t *)view->data)[at] = cqk_f32_to_bf16(x);
-}
-
-/* Element of channel 0 of vector @i in the caller's view. */
-static int64_t vector_at(const struct cqk_head *h, const struct cq_view *view,
-			 uint32_t i)
-{
-	int64_t row = i / h->gqa, head = h->head * h->gqa + i % h->gqa;
-
-	return row * view->stride_token + head * view->stride_head;
+	return h->head * h->gqa + i % h->gqa;
 }
 
 /*
@@ -114,12 +92,12 @@ static bool load_query(const struct cqk_head *h, uint32_t i, float *q)
 	const struct cqk_attn *a = h->a;
 	const struct cqk_geom *g = &a->model->geom;
 	float factor = cqk_turns_keys(a) ? a->rope->factor : 1.0f;
-	int64_t at = vector_at(h, &a->q, i);
 	bool fit = true;
 	uint32_t ch;
 
+	cqk_row_to_f32(&a->q, i / h->gqa, query_head(h, i), g->head_dim, q);
 	for (ch = 0; ch < g->head_dim; ch++)
-		q[ch] = load_scalar(&a->q, at + ch) * a->scale;
+		q[ch] *= a->scale;
 	if (g->rope_pairs != CQK_PAIRS_HALF)
 		order_query(g, q);
 	for (ch = 0; factor != 1.0f && ch < g->rope_dim; ch++)
@@ -421,22 +399,22 @@ void cqk_head_page(struct cqk_head *h, const struct cqk_block *b,
 void cqk_head_end(struct cqk_head *h)
 {
 	const struct cqk_attn *a = h->a;
-	uint32_t i, ch;
+	uint32_t d = a->model->geom.head_dim, i, ch;
 
 	for (i = 0; i < h->nq; i++) {
-		const float *o = h->o + (size_t)i * h->dpad;
-		int64_t at = vector_at(h, &a->o, i);
+		float *o = h->o + (size_t)i * h->dpad;
 		bool sees = h->m[i] > -INFINITY;
 		float lse = h->m[i] + logf(h->l[i]);
 		float inv = sees ? 1.0f / h->l[i] : 0.0f;
 
-		for (ch = 0; ch < a->model->geom.head_dim; ch++)
-			store_scalar(&a->o, at + ch, o[ch] * inv);
+		for (ch = 0; ch < d; ch++)
+			o[ch] *= inv;
+		cqk_row_from_f32(&a->o, i / h->gqa, query_head(h, i), d, o);
 		if (!a->lse)
 			continue;
 		if (a->flags & CQ_ATTN_LSE_BASE2)
 			lse *= (float)M_LOG2E;
-		a->lse[i / h->gqa * a->lse_stride + h->head * h->gqa + i % h->gqa] =
+		a->lse[i / h->gqa * a->lse_stride + query_head(h, i)] =
 			sees ? lse : -INFINITY;
 	}
 }

@@ -230,13 +230,13 @@ TEST(views_of_every_type)
 		v.dtype = (uint32_t)i;
 		v.data = i == CQ_F32 ? (void *)f : i == CQ_F16 ? (void *)h : (void *)b;
 		ASSERT_EQ(cqc_view_check(&v, 2, 3, 4, "k"), 0);
-		cqc_row_to_f32(&v, 1, 2, 4, out);
+		cqk_row_to_f32(&v, 1, 2, 4, out);
 		ASSERT_EQ(out[3] * 4, 23);
 		ASSERT_EQ(cqc_row_to_f16(&v, 1, 1, 4, half), -1);
 		ASSERT_EQ(half[0], h[12]);
 		out[0] = 100;
-		cqc_row_from_f32(&v, 0, 1, 4, out);
-		cqc_row_to_f32(&v, 0, 1, 4, out);
+		cqk_row_from_f32(&v, 0, 1, 4, out);
+		cqk_row_to_f32(&v, 0, 1, 4, out);
 		ASSERT_EQ(out[0], 100);
 	}
 	v.dtype = 3;
