@@ -244,6 +244,19 @@ struct cq_attn_opts {
 };
 
 /**
+ * struct cq_part - a result of attention over part of the tokens
+ * @o:          [rows][n_heads][head_dim], as it was given; f32, lest it is rounded
+ *              twice
+ * @lse:        [rows][n_heads]
+ * @lse_stride: floats between rows; 0: n_heads
+ */
+struct cq_part {
+	struct cq_view o;
+	const float *lse;
+	size_t lse_stride;
+};
+
+/**
  * struct cq_seq_info - what a sequence holds
  * @sz:        set by the caller
  * @tokens:    committed tokens

@@ -136,6 +136,58 @@ struct cqk_attn {
 };
 
 /**
+ * cqk_attn_part() - leave a call the blocks of one part
+ * @a:       the whole call; @blocks and @n_blocks are set, the rest is looked at
+ *           as @attention does, without q, o, lse and scratch
+ * @part:    0 to @n_parts - 1
+ * @n_parts: parts of the call, at least 1
+ *
+ * The parts of a call have all its blocks between them, each a run of whole ones:
+ * a page that several rows read is decoded once. They take about the same time,
+ * as far as blocks and what rows see of them tell; some have no blocks at all if
+ * there are few. Each part needs o, lse and scratch of its own and may run beside
+ * the others; cqk_merge() makes one result of theirs. Thread-safe.
+ */
+void cqk_attn_part(struct cqk_attn *a, uint32_t part, uint32_t n_parts);
+
+/**
+ * struct cqk_merge - results of attention over parts of the tokens, to be made one
+ * @geom:       shape of the model
+ * @parts:      [@n_parts] of the same rows and heads; a stride of 0 is n_heads
+ * @n_parts:    their number; of none the result is that of a row that sees nothing
+ * @n_rows:     query rows
+ * @head_begin: first kv head, @head_end one past the last
+ * @o:          [n_rows][n_heads][d], f32/f16/bf16; may be the view of a part
+ * @lse:        [n_rows][n_heads] f32, or NULL; may be that of the same part
+ * @lse_stride: floats between rows of @lse; 0: n_heads
+ * @flags:      CQ_ATTN_LSE_BASE2: of all lse, those of parts too
+ */
+struct cqk_merge {
+	const struct cqk_geom *geom;
+	const struct cq_part *parts;
+	uint32_t n_parts;
+	uint32_t n_rows;
+	uint32_t head_begin, head_end;
+	struct cq_view o;
+	float *lse;
+	size_t lse_stride;
+	uint32_t flags;
+};
+
+/**
+ * cqk_merge() - one result of attention over parts of the tokens
+ * @m: see struct cqk_merge
+ *
+ * With l_i the log-sum-exp of part i, o = sum_i exp(l_i - l) o_i where
+ * l = log(sum_i exp(l_i)): the split over keys of Flash-Decoding (Dao, Haziza,
+ * Massa, Sizov, 2023), by the sums of the online softmax (Milakov and Gimelshein,
+ * arXiv 1805.02867, section 3.1). In f32, relative to the largest l_i. Scores that
+ * were capped need nothing else. A part with l_i = -inf does not count, one with
+ * NaN makes the row NaN. Thread-safe.
+ */
+void cqk_merge(const struct cqk_merge *m);
+
+/**
  * struct cqk_ops - one implementation of the kernel set
  * @name:      unique: "portable", "avx2", "avx512", "neon"; also what CQ_KERNELS= takes
  * @priority:  higher is preferred

@@ -224,7 +224,6 @@ static inline void scene_run(struct scene *s, const struct cqk_ops *ops)
 			FAIL("%s wrote beyond its scratch", ops->name);
 }
 
-/* Largest relative error over all rows and heads, o and lse. */
 /* Half the distance of numbers of a type beside @x: what storing a result there may err. */
 static inline double half_step(double x, uint32_t dtype)
 {
@@ -236,43 +235,107 @@ static inline double half_step(double x, uint32_t dtype)
 	return dtype == CQ_BF16 ? ldexp(1, e - 9) : ldexp(1, MAX(e - 12, -25));
 }
 
+/* What double precision has, [row][head]: o, and the natural lse behind it; to be freed. */
+static inline double *scene_reference(const struct scene *s)
+{
+	uint32_t heads = s->o.toy.n_heads, d = s->o.toy.d, row, h;
+	double *ref = toy_alloc(((size_t)s->a.n_rows * heads * (d + 1) + 1) * sizeof(*ref));
+	double *at = ref;
+
+	for (row = 0; row < s->a.n_rows; row++)
+		for (h = 0; h < heads; h++, at += d + 1)
+			at[d] = toy_reference(&s->a, row, h, at);
+	return ref;
+}
+
+/* Relative error of one vector and its lse. */
+static inline double scene_vector_error(const struct scene *s, uint32_t row, uint32_t h,
+					const double *ref)
+{
+	double got = (double)s->a.lse[row * s->a.lse_stride + h], err = 0, norm = 0, e;
+	uint32_t d = s->o.toy.d, ch;
+
+	if (s->a.flags & CQ_ATTN_LSE_BASE2)
+		got /= M_LOG2E;
+	for (ch = 0; ch < d; ch++) {
+		double x = toy_load(&s->a.o, row, h, ch);
+
+		e = fmax(fabs(x - ref[ch]) -
+			 half_step(fmax(fabs(x), fabs(ref[ch])), s->o.dtype), 0);
+		ASSERT(!isnan(x));
+		err += e * e;
+		norm += ref[ch] * ref[ch];
+	}
+	e = norm > 0 ? sqrt(err / norm) : (err == 0 ? 0 : INFINITY);
+	if (isinf(ref[d]))
+		ASSERT(isinf(got) && got < 0);
+	else
+		e = fmax(e, fabs(got - ref[d]) / fmax(1, fabs(ref[d])));
+	ASSERT(!isnan(e));
+	return e;
+}
+
 /*
  * The worst error of a result, by the length of the vector, and of the lse. What storing in
  * 16 bits costs is left out: bf16 alone errs 2^-8 of a number, which is 1.6e-3 of a vector.
  */
-static inline double scene_error(struct scene *s)
+static inline double scene_error_from(const struct scene *s, const double *ref)
+{
+	uint32_t heads = s->o.toy.n_heads, row, h;
+	double worst = 0;
+
+	for (row = 0; row < s->a.n_rows; row++)
+		for (h = 0; h < heads; h++, ref += s->o.toy.d + 1)
+			worst = fmax(worst, scene_vector_error(s, row, h, ref));
+	return worst;
+}
+
+static inline double scene_error(const struct scene *s)
+{
+	double *ref = scene_reference(s), e = scene_error_from(s, ref);
+
+	free(ref);
+	return e;
+}
+
+/* Portable computes in float throughout; others may quantise p and q. */
+static inline double scene_bound(const struct cqk_ops *ops, const struct scene *s)
+{
+	double eps = s->o.dtype == CQ_F32 ? 0 : s->o.dtype == CQ_F16 ? 4e-4 : 3e-3;
+
+	return eps + (strcmp(ops->name, "portable") ? 1e-3 : 3e-5);
+}
+
+/* The implementations to test: all compiled in, or one given at build time. */
+static inline const struct cqk_ops *scene_ops(unsigned int i)
+{
+#ifdef ONLY_OPS
+	return i ? NULL : ONLY_OPS;
+#else
+	return cqk_nth(i);
+#endif
+}
+
+/* A query along one token's key: its score is @above the rest. */
+static inline void scene_aim(struct scene *s, uint32_t block, uint32_t t,
+			     double above)
 {
 	const struct cqk_geom *g = &s->toy.m.geom;
-	double ref[256], worst = 0;
-	uint32_t row, h, ch;
+	uint32_t h, ch;
 
-	for (row = 0; row < s->a.n_rows; row++) {
-		for (h = 0; h < g->n_heads; h++) {
-			double lse = toy_reference(&s->a, row, h, ref);
-			double got = (double)s->lse[row * s->a.lse_stride + h];
-			double err = 0, norm = 0, e;
+	for (h = 0; h < g->n_heads; h++) {
+		float *q = (float *)s->a.q.data + h * s->a.q.stride_head;
+		struct cqk_src src = cqk_block_src(&s->a, &s->blocks[block],
+				h / (g->n_heads / g->n_kv_heads), false, ~0ull);
+		double norm = 0, k[256];
 
-			if (s->a.flags & CQ_ATTN_LSE_BASE2)
-				got /= M_LOG2E;
-			for (ch = 0; ch < g->head_dim; ch++) {
-				double x = toy_load(&s->a.o, row, h, ch);
-
-				e = fmax(fabs(x - ref[ch]) -
-					 half_step(fmax(fabs(x), fabs(ref[ch])), s->o.dtype), 0);
-				ASSERT(!isnan(x));
-				err += e * e;
-				norm += ref[ch] * ref[ch];
-			}
-			e = norm > 0 ? sqrt(err / norm) : (err == 0 ? 0 : INFINITY);
-			if (isinf(lse))
-				ASSERT(isinf(got) && got < 0);
-			else
-				e = fmax(e, fabs(got - lse) / fmax(1, fabs(lse)));
-			ASSERT(!isnan(e));
-			worst = fmax(worst, e);
+		for (ch = 0; ch < g->head_dim; ch++) {
+			k[ch] = toy_value(&src, t, ch);
+			norm += k[ch] * k[ch];
 		}
+		for (ch = 0; ch < g->head_dim; ch++)
+			q[ch] = (float)(k[ch] / norm * above / (double)s->a.scale);
 	}
-	return worst;
 }
 
 #endif /* SCENE_H */

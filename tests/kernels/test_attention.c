@@ -5,14 +5,6 @@
  */
 #include "tests/kernels/scene.h"
 
-/* Portable computes in float throughout; others may quantise p and q. */
-static double bound(const struct cqk_ops *ops, const struct scene *s)
-{
-	double eps = s->o.dtype == CQ_F32 ? 0 : s->o.dtype == CQ_F16 ? 4e-4 : 3e-3;
-
-	return eps + (strcmp(ops->name, "portable") ? 1e-3 : 3e-5);
-}
-
 static void check_ops(struct scene *s, const struct cqk_ops *ops)
 {
 	double e;
@@ -23,28 +15,18 @@ static void check_ops(struct scene *s, const struct cqk_ops *ops)
 	e = scene_error(s);
 	if (getenv("SHOW"))
 		printf("# %-12s %.2e\n", ops->name, e);
-	if (!(e <= bound(ops, s)))
+	if (!(e <= scene_bound(ops, s)))
 		FAIL("%s: d %u c %u/%u i8 %d rows %u: error %.3e", ops->name,
 		     s->o.toy.d, s->o.toy.ck, s->o.toy.cv, s->o.toy.i8,
 		     s->o.rows, e);
-}
-
-/* The implementations to test: all compiled in, or one given at build time. */
-static const struct cqk_ops *candidate(unsigned int i)
-{
-#ifdef ONLY_OPS
-	return i ? NULL : ONLY_OPS;
-#else
-	return cqk_nth(i);
-#endif
 }
 
 static void check_scene(struct scene *s)
 {
 	unsigned int i;
 
-	for (i = 0; candidate(i); i++)
-		check_ops(s, candidate(i));
+	for (i = 0; scene_ops(i); i++)
+		check_ops(s, scene_ops(i));
 }
 
 static void check(const struct scene_opts *o)
@@ -342,12 +324,12 @@ TEST(queries_that_are_no_numbers_give_none)
 				s = scene_new(&o);
 				n = s->a.n_blocks;
 				((float *)s->a.q.data)[5 * s->a.q.stride_head + 9] = bad[v];
-				for (i = 0; candidate(i); i++) {
-					if (!candidate(i)->usable())
+				for (i = 0; scene_ops(i); i++) {
+					if (!scene_ops(i)->usable())
 						continue;
-					check_spoiled(s, candidate(i));
+					check_spoiled(s, scene_ops(i));
 					s->a.n_blocks = 0;
-					check_spoiled(s, candidate(i));
+					check_spoiled(s, scene_ops(i));
 					s->a.n_blocks = n;
 				}
 				scene_free(s);
@@ -417,18 +399,18 @@ TEST(head_ranges_touch_only_their_heads)
 	unsigned int i;
 	uint32_t ch;
 
-	for (i = 0; candidate(i); i++) {
-		if (!candidate(i)->usable())
+	for (i = 0; scene_ops(i); i++) {
+		if (!scene_ops(i)->usable())
 			continue;
 		s->a.head_begin = 1;
-		scene_run(s, candidate(i));
+		scene_run(s, scene_ops(i));
 		out = s->a.o.data;
 		for (ch = 0; ch < 4 * 67 * 4; ch++)
 			ASSERT(out[ch] == 0xff);
 		ASSERT(out[4 * 67 * 4] != 0xff || out[4 * 67 * 4 + 1] != 0xff);
 		s->a.head_begin = 0;
 		s->a.head_end = 1;
-		scene_run(s, candidate(i));
+		scene_run(s, scene_ops(i));
 		for (ch = 4 * 67 * 4; ch < 8 * 67 * 4; ch++)
 			ASSERT(out[ch] == 0xff);
 		s->a.head_end = 2;
@@ -610,27 +592,6 @@ TEST(positions_far_out)
 	check(&o);
 }
 
-/* A query along one token's key: its score is @above the rest. */
-static void aim(struct scene *s, uint32_t block, uint32_t t, double above)
-{
-	const struct cqk_geom *g = &s->toy.m.geom;
-	uint32_t h, ch;
-
-	for (h = 0; h < g->n_heads; h++) {
-		float *q = (float *)s->a.q.data + h * s->a.q.stride_head;
-		struct cqk_src src = cqk_block_src(&s->a, &s->blocks[block],
-				h / (g->n_heads / g->n_kv_heads), false, ~0ull);
-		double norm = 0, k[256];
-
-		for (ch = 0; ch < g->head_dim; ch++) {
-			k[ch] = toy_value(&src, t, ch);
-			norm += k[ch] * k[ch];
-		}
-		for (ch = 0; ch < g->head_dim; ch++)
-			q[ch] = (float)(k[ch] / norm * above / (double)s->a.scale);
-	}
-}
-
 TEST(one_score_above_16384_others)
 {
 	uint32_t above, i8, keys;
@@ -647,7 +608,7 @@ TEST(one_score_above_16384_others)
 			o.tail = 0;
 			s = scene_new(&o);
 			for (above = 6; above <= 12; above += 2) {
-				aim(s, above * 20, above * 5, above);
+				scene_aim(s, above * 20, above * 5, above);
 				check_scene(s);
 			}
 			scene_free(s);
@@ -676,7 +637,7 @@ TEST(one_score_above_equal_ones)
 		for (ch = 0; ch < 8; ch++)
 			((uint8_t *)s->mem[100])[s->toy.m.layers[1].offset +
 						 ch * 64 + 33] = 200;
-		aim(s, 100, 33, above);
+		scene_aim(s, 100, 33, above);
 		check_scene(s);
 		scene_free(s);
 	}
@@ -854,7 +815,7 @@ TEST(scratch_for_many_rows_does_for_few)
 	size_t last;
 
 	s = scene_new(&o);
-	for (i = 0; (ops = candidate(i)); i++) {
+	for (i = 0; (ops = scene_ops(i)); i++) {
 		last = 0;
 		for (rows = 1; rows <= 512; rows++) {
 			ASSERT_GE(ops->scratch_bytes(&s->toy.m, rows), last);

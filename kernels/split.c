@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: MIT
+/*
+ * A call of attention split by pages: which blocks a part takes, and one result
+ * of the results of all parts.
+ */
+#include <math.h>
+#include <string.h>
+#include "kernels/kernels.h"
+#include "kernels/view.h"
+
+/* Row @row_pos sees some token of @b through @s, its mask apart. */
+static bool row_sees(const struct cqk_attn *a, const struct cqk_block *b,
+		     const struct cqk_span *s, uint32_t row_pos)
+{
+	return s->pos <= row_pos && (!a->sliding_window ||
+				     (int64_t)s->pos + b->tokens >
+					     (int64_t)row_pos - a->sliding_window + 1);
+}
+
+/* Decoding takes as long as some four query vectors do, halves twice what codes take. */
+#define DECODE 4
+
+/*
+ * What a block takes, in units of a token and vector, about as measured
+ * (Documentation/performance.md). A block that no row sees takes nothing.
+ */
+static double block_cost(const struct cqk_attn *a, const struct cqk_block *b)
+{
+	uint32_t gqa = a->model->geom.n_heads / a->model->geom.n_kv_heads;
+	bool halves = b->kind == CQK_BLOCK_F16 &&
+		      a->model->layers[a->layer].k.code.type == CQ_CODE_CQ;
+	uint64_t rows = 0;
+	uint32_t i, r;
+
+	for (i = 0; i < b->n_spans; i++) {
+		const struct cqk_span *s = &a->spans[b->span_first + i];
+
+		for (r = 0; r < s->n_rows; r++)
+			rows += row_sees(a, b, s, a->row_pos[s->row_first + r]);
+	}
+	if (!rows)
+		return 0;
+	return (double)(((uint64_t)b->tokens << halves) * (DECODE + rows * gqa));
+}
+
+void cqk_attn_part(struct cqk_attn *a, uint32_t part, uint32_t n_parts)
+{
+	double all = 0, before = 0;
+	uint32_t i, first = 0, end = 0;
+
+	for (i = 0; i < a->n_blocks; i++)
+		all += block_cost(a, &a->blocks[i]);
+	/* A block goes where its middle lies: no part is off by more than a block. */
+	for (i = 0; i < a->n_blocks; i++) {
+		double cost = block_cost(a, &a->blocks[i]);
+		double middle = (before + cost / 2) * n_parts;
+
+		if (part && middle < all * part)
+			first = i + 1;
+		if (part + 1 == n_parts || middle < all * (part + 1))
+			end = i + 1;
+		else
+			break;
+		before += cost;
+	}
+	a->blocks += first;
+	a->n_blocks = end - first;
+}
+
+static size_t lse_at(const struct cqk_merge *m, size_t stride, uint32_t row, uint32_t head)
+{
+	return row * (stride ? stride : m->geom->n_heads) + head;
+}
+
+static float part_lse(const struct cqk_merge *m, uint32_t i, uint32_t row, uint32_t head)
+{
+	const struct cq_part *p = &m->parts[i];
+
+	return p->lse[lse_at(m, p->lse_stride, row, head)];
+}
+
+/* A part that saw nothing has no say, whatever its @o holds; NaN goes through. */
+static void merge_vector(const struct cqk_merge *m, uint32_t row, uint32_t head)
+{
+	bool base2 = m->flags & CQ_ATTN_LSE_BASE2;
+	float o[CQ_MAX_HEAD_DIM], x[CQ_MAX_HEAD_DIM];
+	float top = -INFINITY, sum = 0, inv;
+	uint32_t d = m->geom->head_dim, i, ch;
+
+	for (i = 0; i < m->n_parts; i++) {
+		float lse = part_lse(m, i, row, head);
+
+		top = lse > top ? lse : top;
+	}
+	memset(o, 0, d * sizeof(*o));
+	for (i = 0; i < m->n_parts; i++) {
+		float lse = part_lse(m, i, row, head), w;
+
+		if (lse == -INFINITY)
+			continue;
+		w = base2 ? exp2f(lse - top) : expf(lse - top);
+		sum += w;
+		cqk_row_to_f32(&m->parts[i].o, row, head, d, x);
+		for (ch = 0; ch < d; ch++)
+			o[ch] += w * x[ch];
+	}
+	inv = sum == 0 ? 0 : 1 / sum;
+	for (ch = 0; ch < d; ch++)
+		o[ch] *= inv;
+	cqk_row_from_f32(&m->o, row, head, d, o);
+	if (m->lse)
+		m->lse[lse_at(m, m->lse_stride, row, head)] =
+			top + (base2 ? log2f(sum) : logf(sum));
+}
+
+void cqk_merge(const struct cqk_merge *m)
+{
+	uint32_t gqa = m->geom->n_heads / m->geom->n_kv_heads, row, head;
+
+	for (row = 0; row < m->n_rows; row++)
+		for (head = m->head_begin * gqa; head < m->head_end * gqa; head++)
+			merge_vector(m, row, head);
+}
