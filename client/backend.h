@@ -94,11 +94,14 @@ struct cqc_fetch_at {
  * @fence:    number to be waited for until work given so far is done; 0: none
  * @batch_new: memory of a batch; 0 or -errno with text
  * @batch_free: undo that, also half of it
+ * @batch_split: memory for @n_parts calls on the same kv heads at once; 0, or -errno
+ *            with text and nothing changed
  * @step_begin: the step before is over; @wait for all of them. 0; -ESTALE of an
  *            earlier one; -errno with text
  * @step:     tables of the step are made. 0 or -errno with text
  * @append_rows: of a whole step, one layer; @a has no sequence. 0 or -errno
- * @attention: one layer. 0 or -errno with text
+ * @attention: one layer, or a part of it. 0 or -errno with text
+ * @merge:    one result of parts. 0 or -errno with text
  * @hold:     of the engine: keep an order back for its fence? true: kept
  * @ready:    of the engine: may a page be sealed? 1; 0 not yet; -errno never
  * @seal:     of the engine: fill in where the page is; @buf lives as long as @seal
@@ -141,11 +144,13 @@ struct cqc_backend {
 	uint64_t (*fence)(struct cq_model *model);
 	int (*batch_new)(struct cq_batch *b);
 	void (*batch_free)(struct cq_batch *b);
+	int (*batch_split)(struct cq_batch *b, uint32_t n_parts);
 	int (*step_begin)(struct cq_batch *b, bool wait);
 	int (*step)(struct cq_batch *b);
 	int (*append_rows)(struct cq_batch *b, const struct cqc_append *a,
 			   const struct cq_append_opts *opts);
 	int (*attention)(const struct cq_batch *b, const struct cqc_attend *at);
+	int (*merge)(const struct cqk_merge *m);
 	bool (*hold)(struct cq_model *model, const struct cqc_order *o);
 	int (*ready)(struct cq_pg *pg);
 	void (*seal)(struct cq_pg *pg, Cqp__Seal *seal, struct cqc_seal_buf *buf);
@@ -194,7 +199,9 @@ void cqc_rows_uncount(struct cq_batch *b, uint32_t layer);
 int cqc_host_part(struct cq_model *model, const struct cqc_ent *from, uint32_t r, bool first,
 		  struct cqc_ent *e);
 int cqc_host_batch_new(struct cq_batch *b);
+int cqc_host_batch_split(struct cq_batch *b, uint32_t n_parts);
 int cqc_host_attention(const struct cq_batch *b, const struct cqc_attend *at);
+int cqc_host_merge(const struct cqk_merge *m);
 
 /* The rings between the threads, for @pages pages on their way at once. */
 int cqc_rings_init(struct cq_model *model, uint32_t pages);

@@ -286,11 +286,13 @@ int cqc_gpu_part(struct cq_model *model, const struct cqc_ent *from, uint32_t r,
 
 int cqc_gpu_batch_new(struct cq_batch *b);
 void cqc_gpu_batch_free(struct cq_batch *b);
+int cqc_gpu_batch_split(struct cq_batch *b, uint32_t n_parts);
 int cqc_gpu_step_begin(struct cq_batch *b, bool wait);
 int cqc_gpu_step(struct cq_batch *b);
 int cqc_gpu_append_rows(struct cq_batch *b, const struct cqc_append *a,
 			const struct cq_append_opts *opts);
 int cqc_gpu_attention(const struct cq_batch *b, const struct cqc_attend *at);
+int cqc_gpu_merge(const struct cqk_merge *m);
 
 /* Sums of 64 bits that the kernel makes of a payload. */
 static inline uint64_t cqc_gpu_sums(uint64_t payload)

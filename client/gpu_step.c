@@ -105,6 +105,18 @@ void cqc_gpu_batch_free(struct cq_batch *b)
 	free(gb);
 }
 
+/**
+ * cqc_gpu_batch_split() - not here: the kernels split every call as the device wants
+ * @b:       batch
+ * @n_parts: parts
+ *
+ * Return: -EOPNOTSUPP with text.
+ */
+int cqc_gpu_batch_split(struct cq_batch *b, uint32_t n_parts)
+{
+	return cqc_fail(-EOPNOTSUPP, "cq_batch_split: a GPU splits calls by itself");
+}
+
 /* One earlier step: 1 over, 0 not yet, -errno. */
 static int past_check(struct cq_batch *b, uint32_t i, bool wait)
 {
@@ -311,4 +323,15 @@ int cqc_gpu_attention(const struct cq_batch *b, const struct cqc_attend *at)
 	ret = cqk_cuda_attention(g->kernels, g->tabs, &a, stream, cqc_err());
 	cqc_gpu_out(g);
 	return ret;
+}
+
+/**
+ * cqc_gpu_merge() - nothing to merge where nothing is split by the caller
+ * @m: call
+ *
+ * Return: -EOPNOTSUPP with text.
+ */
+int cqc_gpu_merge(const struct cqk_merge *m)
+{
+	return cqc_fail(-EOPNOTSUPP, "cq_merge: not on a GPU, which splits calls by itself");
 }

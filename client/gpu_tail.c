@@ -111,7 +111,7 @@ static int entries_fetch(const struct cqc_draft *d, uint8_t *at)
 /* A slot that cqd has forgotten may be another's by now. */
 static int own_still(const struct cq_pg *pg)
 {
-	struct cqc_check c = { pg->own.word, pg->own.expect, pg->own.mask };
+	struct cqc_check c = cqc_slot_word(&pg->own);
 
 	return cqc_words_check(&c, 1);
 }

@@ -367,11 +367,18 @@ struct cq_seq {
 	uint32_t *appended;
 };
 
-/* A word to be read again after attention. */
+/* A word to be read again after attention; @block: of the step, which it is about. */
 struct cqc_check {
 	const uint64_t *word;
 	uint64_t expect, mask;
+	uint32_t block;
 };
+
+static inline struct cqc_check cqc_slot_word(const struct cqc_slot *slot)
+{
+	return (struct cqc_check){ .word = slot->word, .expect = slot->expect,
+				   .mask = slot->mask };
+}
 
 /*
  * struct cq_batch - memory of steps
@@ -383,6 +390,7 @@ struct cqc_check {
  * @held:   private pages whose chunks the step points to
  * @table:  hash of blocks by base, [@table_mask + 1], values block + 1; empty
  *          between steps; @place: where each block stands in it
+ * @scratch: [@n_parts][kv head], @scratch_head bytes each: calls may run at once
  * @gpu:    what it has on a device
  */
 struct cq_batch {
@@ -403,6 +411,7 @@ struct cq_batch {
 	uint32_t *check_of, *place;
 	uint32_t *table;
 	uint32_t table_mask;
+	uint32_t n_parts;
 	size_t scratch_head;
 	uint8_t *scratch;
 	struct cqc_gpu_batch *gpu;
@@ -586,6 +595,8 @@ void cqc_pages_order(struct cq_seq *seq, uint32_t full);
 
 /* --- step.c --- */
 
+int cqc_batch_check(const struct cq_batch *batch);
+int cqc_batch_stepped(const struct cq_batch *batch, const char *what);
 void cqc_batch_end_step(struct cq_batch *batch);
 
 /* --- attn.c --- */

@@ -170,8 +170,8 @@ static int pages_check(const struct cq_seq *seq, size_t from, size_t n)
 
 		if (!codes->word || (!pg->slot.word && !p.codes && !p.sink))
 			continue;
-		c[0] = (struct cqc_check){ codes->word, codes->expect, codes->mask };
-		c[1] = (struct cqc_check){ sink->word, sink->expect, sink->mask };
+		c[0] = cqc_slot_word(codes);
+		c[1] = cqc_slot_word(sink);
 		ret = cqc_words_check(c, 2);
 		if (ret)
 			return ret;

@@ -68,24 +68,12 @@ void cqc_rows_uncount(struct cq_batch *b, uint32_t layer)
 		b->seqs[i]->appended[layer] -= b->rows[i];
 }
 
-static int batch_check(const struct cq_batch *b, const char *what)
-{
-	int ret;
-
-	if (!b || b->magic != CQC_BATCH_MAGIC)
-		return cqc_fail(-EINVAL, "not a batch");
-	ret = cqc_alive(b->model->ctx);
-	if (!ret && !b->valid)
-		ret = cqc_fail(-EINVAL, "%s: no step, or it is over; call cq_step()", what);
-	return ret;
-}
-
 CQ_API int cq_append_rows(struct cq_batch *batch, uint32_t layer, const struct cq_view *k,
 			  const struct cq_view *v, const struct cq_append_opts *opts)
 {
 	struct cqc_append a = { .k = k, .v = v, .layer = layer };
 	struct cq_append_opts o;
-	int ret = batch_check(batch, "cq_append_rows");
+	int ret = cqc_batch_stepped(batch, "cq_append_rows");
 
 	if (!ret)
 		ret = cqc_opts_in(&o, sizeof(o), opts, "cq_append_opts");
@@ -104,7 +92,7 @@ CQ_API int cq_append_rows(struct cq_batch *batch, uint32_t layer, const struct c
 CQ_API int cq_replayed(struct cq_batch *batch)
 {
 	uint32_t l = 0;
-	int ret = batch_check(batch, "cq_replayed");
+	int ret = cqc_batch_stepped(batch, "cq_replayed");
 
 	while (!ret && l < batch->model->m.geom.n_layers)
 		ret = cqc_rows_count(batch, l++);

@@ -14,6 +14,35 @@
 #define MAX_USES (1u << 28)
 
 /**
+ * cqc_batch_check() - is it a batch of this process?
+ * @b: the caller's
+ *
+ * Return: 0, -EINVAL or -EOWNERDEAD with text.
+ */
+int cqc_batch_check(const struct cq_batch *b)
+{
+	if (!b || b->magic != CQC_BATCH_MAGIC)
+		return cqc_fail(-EINVAL, "not a batch");
+	return cqc_alive(b->model->ctx);
+}
+
+/**
+ * cqc_batch_stepped() - is it, and has it a step?
+ * @b:    the caller's
+ * @what: name of the call, for the text
+ *
+ * Return: 0, -EINVAL or -EOWNERDEAD with text.
+ */
+int cqc_batch_stepped(const struct cq_batch *b, const char *what)
+{
+	int ret = cqc_batch_check(b);
+
+	if (!ret && !b->valid)
+		ret = cqc_fail(-EINVAL, "%s: no step, or it is over; call cq_step()", what);
+	return ret;
+}
+
+/**
  * cqc_batch_end_step() - a step is over
  * @b: its tables must not be read any more
  */
@@ -85,19 +114,36 @@ static uint32_t batch_uses(struct cq_batch *b, uint64_t max_tokens)
 }
 
 /**
- * cqc_host_batch_new() - scratch for every kv head: calls on head ranges may run at once
+ * cqc_host_batch_split() - scratch for every kv head and part: such calls may run at once
+ * @b:       batch
+ * @n_parts: parts
+ *
+ * Return: 0 or -ENOMEM with text.
+ */
+int cqc_host_batch_split(struct cq_batch *b, uint32_t n_parts)
+{
+	size_t head = ALIGN_UP(b->model->ops->scratch_bytes(&b->model->m, b->max_rows), 64);
+	uint8_t *p = aligned_alloc(64, head * b->model->m.geom.n_kv_heads * n_parts);
+
+	if (!p)
+		return cqc_fail(-ENOMEM, "out of memory for a batch of %u rows in %u parts",
+				b->max_rows, n_parts);
+	free(b->scratch);
+	b->scratch = p;
+	b->scratch_head = head;
+	b->n_parts = n_parts;
+	return 0;
+}
+
+/**
+ * cqc_host_batch_new() - memory of a batch
  * @b: batch
  *
  * Return: 0 or -ENOMEM with text.
  */
 int cqc_host_batch_new(struct cq_batch *b)
 {
-	const struct cq_model *model = b->model;
-
-	b->scratch_head = ALIGN_UP(model->ops->scratch_bytes(&model->m, b->max_rows), 64);
-	b->scratch = aligned_alloc(64, ALIGN_UP(b->scratch_head * model->m.geom.n_kv_heads, 64));
-	return b->scratch ? 0 : cqc_fail(-ENOMEM, "out of memory for a batch of %u rows",
-					 b->max_rows);
+	return cqc_host_batch_split(b, 1);
 }
 
 CQ_API int cq_batch_new(struct cq_model *model, uint32_t max_seqs, uint32_t max_rows,
@@ -116,6 +162,7 @@ CQ_API int cq_batch_new(struct cq_model *model, uint32_t max_seqs, uint32_t max_
 		return cqc_fail(-ENOMEM, "out of memory");
 	b->magic = CQC_BATCH_MAGIC;
 	b->model = model;
+	b->n_parts = 1;
 	b->max_seqs = max_seqs;
 	b->max_rows = max_rows;
 	b->max_uses = batch_uses(b, max_tokens);
@@ -143,9 +190,21 @@ err_free:
 	return ret;
 }
 
+CQ_API int cq_batch_split(struct cq_batch *batch, uint32_t n_parts)
+{
+	int ret = cqc_batch_check(batch);
+
+	if (ret)
+		return ret;
+	if (!n_parts || n_parts > CQ_MAX_PARTS)
+		return cqc_fail(-EINVAL, "cq_batch_split: %u parts; 1 to %d", n_parts,
+				CQ_MAX_PARTS);
+	return batch->model->be->batch_split(batch, n_parts);
+}
+
 CQ_API void cq_batch_free(struct cq_batch *batch)
 {
-	if (!batch || batch->magic != CQC_BATCH_MAGIC || cqc_alive(batch->model->ctx))
+	if (!batch || cqc_batch_check(batch))
 		return;
 	cqc_batch_end_step(batch);
 	list_del(&batch->link);
@@ -192,9 +251,8 @@ static void check_add(struct cq_batch *b, uint32_t block, const struct cqc_slot 
 		return;
 	if (c && b->checks[c - 1].expect == slot->expect)
 		return;
-	b->checks[b->n_checks].word = slot->word;
-	b->checks[b->n_checks].expect = slot->expect;
-	b->checks[b->n_checks].mask = slot->mask;
+	b->checks[b->n_checks] = cqc_slot_word(slot);
+	b->checks[b->n_checks].block = block;
 	b->check_of[block] = ++b->n_checks;
 }
 
@@ -364,9 +422,7 @@ CQ_API int cq_step(struct cq_batch *batch, struct cq_seq *const *seqs,
 	struct cq_batch *b = batch;
 	int ret;
 
-	if (!b || b->magic != CQC_BATCH_MAGIC)
-		return cqc_fail(-EINVAL, "not a batch");
-	ret = cqc_alive(b->model->ctx);
+	ret = cqc_batch_check(b);
 	if (!ret)
 		ret = step_check(b, seqs, rows, n);
 	if (!ret)

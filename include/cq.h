@@ -23,7 +23,9 @@
  *
  * Threads: all calls on a context and on what was opened from it are made by
  * one thread at a time, except that cq_attention() calls on kv-head ranges
- * that do not overlap may run concurrently.
+ * that do not overlap, or on different parts of a step's pages, may run
+ * concurrently, and so may cq_merge() calls on such kv-head ranges. The library
+ * makes no thread for them.
  *
  * Errors: functions return 0 or a negative errno and leave outputs untouched
  * on failure; cq_last_error() has the sentence. After fork() every call in the
@@ -228,6 +230,9 @@ struct cq_append_opts {
  * @pad:        0
  * @lse:        [rows][n_heads] f32, NULL: not wanted
  * @lse_stride: floats between rows; 0: n_heads
+ * @part:       part of the pages that this call reads, 0 to @n_parts - 1
+ * @n_parts:    parts that the pages are split into, each a call, at most as many
+ *              as cq_batch_split() made room for; 0 or 1: one call reads all
  */
 struct cq_attn_opts {
 	size_t sz;
@@ -241,10 +246,11 @@ struct cq_attn_opts {
 	uint32_t pad;
 	float *lse;
 	size_t lse_stride;
+	uint32_t part, n_parts;
 };
 
 /**
- * struct cq_part - a result of attention over part of the tokens
+ * struct cq_part - what cq_attention() gave for a part of the pages
  * @o:          [rows][n_heads][head_dim], as it was given; f32, lest it is rounded
  *              twice
  * @lse:        [rows][n_heads]
@@ -591,6 +597,21 @@ int cq_batch_new(struct cq_model *model, uint32_t max_seqs, uint32_t max_rows,
  */
 void cq_batch_free(struct cq_batch *batch);
 
+#define CQ_MAX_PARTS 1024
+
+/**
+ * cq_batch_split() - room for calls on parts of the pages
+ * @batch:   batch; no call on it is running
+ * @n_parts: parts that run at once on the same kv heads, 1 to CQ_MAX_PARTS; a
+ *           batch begins with 1
+ *
+ * Each part takes as much memory as the batch took for attention. Steps go on.
+ *
+ * Return: 0; -EINVAL; -ENOMEM, nothing changed; -EOPNOTSUPP on a GPU, which splits
+ * every call by itself; -EOWNERDEAD.
+ */
+int cq_batch_split(struct cq_batch *batch, uint32_t n_parts);
+
 /**
  * cq_step() - what the next attention calls are about
  * @batch: batch
@@ -632,12 +653,40 @@ int cq_step(struct cq_batch *batch, struct cq_seq *const *seqs,
  * FlashAttention, arXiv 2205.14135, algorithm 1 (online softmax), over decoded
  * centroids.
  *
+ * With opts->n_parts calls for every opts->part, equal but for @o and lse, read
+ * all pages between them, each about the same share of the work: threads of the
+ * caller's that have no kv heads of their own. @o and lse are those of the part
+ * alone, 0 and -inf where it has nothing that a row sees; cq_merge() makes them
+ * one. -ESTALE is about the pages of the part: the merged result stands if no part
+ * has met it.
+ *
  * Return: 0; -ESTALE a shared page was taken back meanwhile, o and lse are
  * void (close the sequence and open it anew; on a GPU it is the next cq_step()
  * that tells); -EINVAL; -EOWNERDEAD; -errno of the driver's failures.
  */
 int cq_attention(struct cq_batch *batch, uint32_t layer, const struct cq_view *q,
 		 const struct cq_view *o, const struct cq_attn_opts *opts);
+
+/**
+ * cq_merge() - one result of attention over parts
+ * @batch: batch, its step not over
+ * @parts: [n] results of the same rows, all there: the caller has waited for the
+ *         threads that made them
+ * @n:     parts
+ * @o:     [rows][n_heads][head_dim], f32, f16 or bf16; may be the view of one of
+ *         @parts
+ * @opts:  head_begin and head_end, lse and lse_stride of the result, and whether
+ *         every lse is in log2 units count; NULL for all defaults
+ *
+ * No system call, no lock, no allocation; in f32. What else has a log-sum-exp over
+ * other tokens can be merged as well. NaN goes through. Source: Dao et al.,
+ * Flash-Decoding, 2023, the reduction over splits of the keys; Milakov and
+ * Gimelshein, arXiv 1805.02867, section 3.1.
+ *
+ * Return: 0; -EINVAL; -EOPNOTSUPP on a GPU; -EOWNERDEAD.
+ */
+int cq_merge(struct cq_batch *batch, const struct cq_part *parts, uint32_t n,
+	     const struct cq_view *o, const struct cq_attn_opts *opts);
 
 /**
  * cq_read() - keys and values as attention sees them

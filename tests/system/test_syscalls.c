@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The token loop makes no system call: the calling thread is traced over
- * 10,000 tokens, with one attention call each. A futex or an eventfd write per
+ * 10,000 tokens, with one attention call each, or two of half the pages that are
+ * merged. A futex or an eventfd write per
  * sealed page is all it may do.
  */
 #include <sys/ptrace.h>
@@ -37,6 +38,22 @@ static void make_rows(void)
 	synth_ids(ids, TOKENS, TEXT);
 }
 
+/* Half the pages at a time. */
+static void attend_parts(struct work *w, struct cq_attn_opts *to, const struct cq_view *q,
+			 const struct cq_view *o)
+{
+	static float mem[2][64], lse[2];
+	struct cq_part p[2] = { { .o = *o, .lse = &lse[0] }, { .o = *o, .lse = &lse[1] } };
+
+	to->n_parts = 2;
+	for (; to->part < 2; to->part++) {
+		p[to->part].o.data = mem[to->part];
+		to->lse = &lse[to->part];
+		WORK_OK(cq_attention(w->batch, 0, q, &p[to->part].o, to));
+	}
+	WORK_OK(cq_merge(w->batch, p, 2, o, NULL));
+}
+
 static void token(struct work *w, struct cq_seq *seq, size_t t)
 {
 	struct cq_append_opts ao = { .sz = sizeof(ao), .device = CQ_DEVICE_HOST };
@@ -50,7 +67,10 @@ static void token(struct work *w, struct cq_seq *seq, size_t t)
 
 	WORK_OK(cq_step(w->batch, &seq, &rows, 1));
 	WORK_OK(cq_append(seq, 0, &k, &v, 1, &ao));
-	WORK_OK(cq_attention(w->batch, 0, &q, &o, &to));
+	if (t % 2)
+		attend_parts(w, &to, &q, &o);
+	else
+		WORK_OK(cq_attention(w->batch, 0, &q, &o, &to));
 	WORK_OK(cq_commit(seq, ids + t, 1));
 }
 
@@ -63,6 +83,7 @@ static void worker(int fd, void *arg)
 	make_rows();
 	/* room for every page, so that nothing is waited for */
 	work_open(&w, &s, &lean, 0, 512);
+	WORK_OK(cq_batch_split(w.batch, 2));
 	seq = work_seq(&w, TEXT, 0);
 	prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY);
 	sys_say(fd, 'w');

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /* Attention through libcq against double precision; steps and their tables. */
+#include <pthread.h>
 #include "tests/unit/test_libcq.h"
 #include "client/internal.h"
 
@@ -9,8 +10,10 @@ static uint32_t ids[8000];
 
 /* --- attention --- */
 
+/* @n_parts: attention is shared by threads, one for each part and kv head; 0: it is not */
 struct attn {
 	struct cq_attn_opts o;
+	uint32_t n_parts;
 	float *q, *out, *lse;
 	uint32_t rows, n;
 	uint32_t lens[8], each[8];
@@ -59,6 +62,84 @@ static void attn_compare(const struct worker *w, struct attn *t, uint32_t l)
 	}
 }
 
+#define MAX_PARTS 5
+
+/* One thread's part of a layer, and its kv head when parts are merged. */
+struct share {
+	struct cq_batch *batch;
+	uint32_t layer;
+	const struct cq_view *q, *o;
+	struct cq_attn_opts opt;
+	const struct cq_part *parts;
+	int ret;
+	pthread_t thread;
+};
+
+static void *share_attend(void *arg)
+{
+	struct share *s = arg;
+
+	s->ret = cq_attention(s->batch, s->layer, s->q, s->o, &s->opt);
+	return NULL;
+}
+
+static void *share_merge(void *arg)
+{
+	struct share *s = arg;
+
+	s->ret = cq_merge(s->batch, s->parts, s->opt.n_parts, s->o, &s->opt);
+	return NULL;
+}
+
+static void shares_run(struct share *s, uint32_t n, void *(*fn)(void *))
+{
+	uint32_t i;
+
+	for (i = 0; i < n; i++)
+		ASSERT_EQ(pthread_create(&s[i].thread, NULL, fn, &s[i]), 0);
+	for (i = 0; i < n; i++) {
+		ASSERT_EQ(pthread_join(s[i].thread, NULL), 0);
+		CQ_OK(s[i].ret);
+	}
+}
+
+/* A layer by threads: kv heads times parts of the pages, then the kv heads merge. */
+static void attend_shared(const struct worker *w, struct cq_batch *b, struct attn *t, uint32_t l,
+			  const struct cq_view *q, const struct cq_view *o)
+{
+	size_t n = (size_t)t->rows * w->m.heads;
+	uint32_t i, h, heads = w->m.kv_heads;
+	struct share s[MAX_PARTS * 4];
+	struct cq_part parts[MAX_PARTS];
+	float *mem = malloc(t->n_parts * n * (w->m.dim + 1) * sizeof(*mem));
+
+	ASSERT(mem && t->n_parts <= MAX_PARTS && heads <= 4);
+	for (i = 0; i < t->n_parts; i++) {
+		float *lse = mem + (t->n_parts * w->m.dim + i) * n;
+
+		parts[i] = (struct cq_part){ .o = *o, .lse = lse };
+		parts[i].o.data = mem + i * n * w->m.dim;
+		for (h = 0; h < heads; h++) {
+			struct share *at = &s[i * heads + h];
+
+			*at = (struct share){ .batch = b, .layer = l, .q = q, .opt = t->o,
+					      .o = &parts[i].o, .parts = parts };
+			at->opt.part = i;
+			at->opt.n_parts = t->n_parts;
+			at->opt.head_begin = h;
+			at->opt.head_end = h + 1;
+			at->opt.lse = lse;
+		}
+	}
+	shares_run(s, t->n_parts * heads, share_attend);
+	for (h = 0; h < heads; h++) {
+		s[h].o = o;
+		s[h].opt.lse = t->lse;
+	}
+	shares_run(s, heads, share_merge);
+	free(mem);
+}
+
 /* One step over @t->seqs with @t->each rows, every layer against the reference. */
 static void attn_step(const struct worker *w, struct cq_batch *b, struct attn *t)
 {
@@ -83,7 +164,10 @@ static void attn_step(const struct worker *w, struct cq_batch *b, struct attn *t
 			CQ_OK(worker_append_layer(w, t->seqs[i], t->ids[i], t->each[i], l));
 		for (x = 0; x < n; x++)
 			t->q[x] = rig_value(x ^ (uint64_t)l << 50);
-		CQ_OK(cq_attention(b, l, &q, &o, &t->o));
+		if (t->n_parts)
+			attend_shared(w, b, t, l, &q, &o);
+		else
+			CQ_OK(cq_attention(b, l, &q, &o, &t->o));
 		attn_compare(w, t, l);
 	}
 	for (i = 0; i < t->n; i++)
@@ -96,10 +180,10 @@ static void attn_step(const struct worker *w, struct cq_batch *b, struct attn *t
 }
 
 /* Three sequences: an owner with a window, an attached one, a short one. */
-static void attention_of(const struct shape *shape, struct cq_attn_opts o)
+static void attention_in(const struct shape *shape, struct cq_attn_opts o, uint32_t n_parts)
 {
 	static uint32_t other[300];
-	struct attn t = { .o = o, .n = 3 };
+	struct attn t = { .o = o, .n = 3, .n_parts = n_parts };
 	struct cq_batch *batch;
 	struct worker w;
 
@@ -109,6 +193,7 @@ static void attention_of(const struct shape *shape, struct cq_attn_opts o)
 	rig_publish(&r, ids, 400);
 	worker_open(&w, shape, r.sock, 0, 0);
 	CQ_OK(cq_batch_new(w.model, 4, 64, 1024, &batch));
+	CQ_OK(cq_batch_split(batch, MAX(n_parts, 1u)));
 	t.ids[0] = ids;
 	t.ids[1] = ids;
 	t.ids[2] = other;
@@ -128,6 +213,11 @@ static void attention_of(const struct shape *shape, struct cq_attn_opts o)
 	attn_step(&w, batch, &t);
 	cq_close(w.ctx);
 	rig_stop(&r);
+}
+
+static void attention_of(const struct shape *shape, struct cq_attn_opts o)
+{
+	attention_in(shape, o, 0);
 }
 
 TEST(attention)
@@ -194,6 +284,70 @@ TEST(attention_with_scaling_and_interleaved_pairs)
 	s.keys = CQK_KEYS_ROTATED;
 	s.rope_dim = 24;
 	attention_of(&s, (struct cq_attn_opts){ 0 });
+}
+
+TEST(attention_by_threads)
+{
+	struct shape s = small;
+	uint32_t n;
+
+	for (n = 1; n <= MAX_PARTS; n++) {
+		attention_in(&s, (struct cq_attn_opts){ .soft_cap = n % 2 ? 5 : 0,
+							.sliding_window = n / 2 * 50 }, n);
+		s.heads = n % 2 ? 4 : 6;
+		s.kv_heads = n % 2 ? 1 : 2;
+		s.keys = n % 3;
+	}
+}
+
+/* Parts that there are not, and parts that have no result. */
+TEST(parts_that_cannot_be)
+{
+	float buf[4][4 * 32] = { { 0 } };
+	struct cq_part p[2] = { { .lse = buf[3] }, { .lse = buf[3] } };
+	struct cq_attn_opts o = { .sz = sizeof(o), .device = CQ_DEVICE_HOST, .n_parts = 3 };
+	struct cq_view q, out;
+	struct cq_batch *b;
+	struct cq_seq *x;
+	struct worker w;
+	uint32_t one = 1;
+
+	rig_ids(ids, 100, 1);
+	rig_start(&r, &small, NULL);
+	worker_open(&w, &small, r.sock, 0, 0);
+	CQ_OK(cq_batch_new(w.model, 1, 1, 0, &b));
+	x = worker_seq(&w, NULL, 0);
+	worker_grow(&w, x, ids, 70);
+	q = rig_view(&w, buf[0], 4);
+	out = rig_view(&w, buf[1], 4);
+	p[0].o = p[1].o = rig_view(&w, buf[2], 4);
+	CQ_FAILS(cq_merge(b, p, 2, &out, NULL), -EINVAL);
+	ASSERT_STRHAS(cq_last_error(), "step");
+	CQ_OK(cq_step(b, &x, &one, 1));
+	CQ_OK(worker_append_layer(&w, x, ids, 1, 0));
+	CQ_FAILS(cq_attention(b, 0, &q, &out, &o), -EINVAL);
+	ASSERT_STRHAS(cq_last_error(), "cq_batch_split");
+	CQ_FAILS(cq_batch_split(b, 0), -EINVAL);
+	CQ_FAILS(cq_batch_split(b, CQ_MAX_PARTS + 1), -EINVAL);
+	CQ_FAILS(cq_batch_split(NULL, 2), -EINVAL);
+	CQ_OK(cq_batch_split(b, 3));	/* the step goes on */
+	for (; o.part < 3; o.part++)	/* more than there are blocks */
+		CQ_OK(cq_attention(b, 0, &q, &out, &o));
+	CQ_FAILS(cq_attention(b, 0, &q, &out, &o), -EINVAL);
+	CQ_OK(cq_merge(b, p, 2, &out, NULL));
+	CQ_FAILS(cq_merge(b, p, 0, &out, NULL), -EINVAL);
+	CQ_FAILS(cq_merge(b, NULL, 2, &out, NULL), -EINVAL);
+	CQ_FAILS(cq_merge(b, p, 2, NULL, NULL), -EINVAL);
+	p[1].lse_stride = 3;
+	CQ_FAILS(cq_merge(b, p, 2, &out, NULL), -EINVAL);
+	p[1].lse_stride = 0;
+	p[1].lse = NULL;
+	CQ_FAILS(cq_merge(b, p, 2, &out, NULL), -EINVAL);
+	p[1].lse = buf[3];
+	p[1].o.data = NULL;
+	CQ_FAILS(cq_merge(b, p, 2, &out, NULL), -EINVAL);
+	cq_close(w.ctx);
+	rig_stop(&r);
 }
 
 /* Pages that two sequences read are one block with two spans. */

@@ -96,6 +96,18 @@ static void device_layers(struct both *t, struct cqcu_stream *stream)
 	}
 }
 
+/* The device splits calls as it likes. */
+static void check_no_parts(struct both *t)
+{
+	struct cq_view o = gpu_view(&t->w, gpu.o, small.heads);
+	struct cq_attn_opts to = { .sz = sizeof(to), .n_parts = 2 };
+	struct cq_part part = { .o = o, .lse = o.data };
+
+	CQ_FAILS(cq_batch_split(t->bw, 2), -EOPNOTSUPP);
+	CQ_FAILS(cq_attention(t->bw, 0, &o, &o, &to), -EINVAL);
+	CQ_FAILS(cq_merge(t->bw, &part, 1, &o, NULL), -EOPNOTSUPP);
+}
+
 /* The host's turn, and both committed. */
 static void both_compare(struct both *t, uint32_t round)
 {
@@ -147,6 +159,7 @@ TEST(batch_of_sequences)
 	for (round = 0; round < 4; round++) {
 		both_rows(&t, round);
 		CQ_OK(cq_step(t.bw, t.a, t.rows, SEQS));
+		check_no_parts(&t);
 		device_layers(&t, NULL);
 		both_compare(&t, round);
 	}

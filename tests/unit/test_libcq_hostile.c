@@ -458,6 +458,27 @@ static int attend(const struct worker *w, struct cq_batch *b, struct cq_seq *x)
 	return cq_attention(b, 0, &q, &o, NULL);
 }
 
+/* The same in parts: how many of them read a page that was taken back? */
+static uint32_t stale_parts(const struct worker *w, struct cq_batch *b, struct cq_seq *x,
+			    uint32_t n)
+{
+	struct cq_attn_opts o = { .sz = sizeof(o), .device = CQ_DEVICE_HOST, .n_parts = n };
+	float buf[2][4 * 32] = { { 0 } };
+	struct cq_view q = rig_view(w, buf[0], 4), out = rig_view(w, buf[1], 4);
+	uint32_t one = 1, stale = 0;
+	int ret;
+
+	CQ_OK(cq_batch_split(b, n));
+	CQ_OK(cq_step(b, &x, &one, 1));
+	for (; o.part < n; o.part++) {
+		ret = cq_attention(b, 0, &q, &out, &o);
+		if (ret && ret != -ESTALE)
+			FAIL("%d: %s", ret, cq_last_error());
+		stale += ret != 0;
+	}
+	return stale;
+}
+
 TEST(stale_pages_are_noticed)
 {
 	float *buf = malloc(400 * 2 * 32 * 4);
@@ -466,6 +487,7 @@ TEST(stale_pages_are_noticed)
 	struct cq_seq *x;
 	struct worker w;
 	uint64_t was;
+	uint32_t n;
 	int i;
 
 	ASSERT(buf);
@@ -485,9 +507,12 @@ TEST(stale_pages_are_noticed)
 		CQ_FAILS(attend(&w, b, x), -ESTALE);
 		ASSERT_STRHAS(cq_last_error(), "open it anew");
 		CQ_FAILS(cq_read(x, 0, 0, 320, &v, NULL), -ESTALE);
+		for (n = 1; n < 9; n++)	/* there are 7 blocks */
+			ASSERT_EQ(stale_parts(&w, b, x, n), 1);
 		*word = CQP_WORD(2, CQP_SEALED);
 		CQ_FAILS(attend(&w, b, x), -ESTALE);
 		*word = was;
+		ASSERT_EQ(stale_parts(&w, b, x, 3), 0);
 		CQ_OK(attend(&w, b, x));
 		CQ_OK(cq_read(x, 0, 0, 320, &v, NULL));
 		*word = CQP_WORD(2, CQP_SEALED);
