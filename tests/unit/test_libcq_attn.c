@@ -350,6 +350,44 @@ TEST(parts_that_cannot_be)
 	rig_stop(&r);
 }
 
+/* Each kv head of each part: threads may run them at once. */
+TEST(parts_have_scratch_of_their_own)
+{
+	struct cq_attn_opts o = { .sz = sizeof(o), .device = CQ_DEVICE_HOST, .n_parts = 3 };
+	float buf[2][4 * 32] = { { 0 } };
+	struct cq_view q, out;
+	struct cq_batch *b;
+	struct cq_seq *x;
+	struct worker w;
+	uint32_t one = 1, i;
+	size_t at;
+
+	rig_ids(ids, 300, 1);
+	rig_start(&r, &small, NULL);
+	worker_open(&w, &small, r.sock, 0, 0);
+	CQ_OK(cq_batch_new(w.model, 1, 1, 0, &b));
+	CQ_OK(cq_batch_split(b, 3));
+	x = worker_seq(&w, NULL, 0);
+	worker_grow(&w, x, ids, 300);
+	q = rig_view(&w, buf[0], 4);
+	out = rig_view(&w, buf[1], 4);
+	CQ_OK(cq_step(b, &x, &one, 1));
+	CQ_OK(worker_append_layer(&w, x, ids, 1, 0));
+	for (i = 0; i < 6; i++) {
+		o.part = i / 2;
+		o.head_begin = i % 2;
+		o.head_end = o.head_begin + 1;
+		memset(b->scratch, 0xee, 6 * b->scratch_head);
+		CQ_OK(cq_attention(b, 0, &q, &out, &o));
+		ASSERT(b->scratch[i * b->scratch_head] != 0xee);
+		for (at = 0; at < 6 * b->scratch_head; at++)
+			if (b->scratch[at] != 0xee)
+				ASSERT_EQ(at / b->scratch_head, i);
+	}
+	cq_close(w.ctx);
+	rig_stop(&r);
+}
+
 /* Pages that two sequences read are one block with two spans. */
 TEST(steps_share_pages)
 {
