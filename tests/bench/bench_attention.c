@@ -3,15 +3,18 @@
  * Attention over codes against the same over fp16, and against the memory's
  * read bandwidth; one JSON object per line.
  *
- * 8 kv heads; 4 query heads each and 128 channels, unless CQ_BENCH_GQA= and
- * CQ_BENCH_DIM= say otherwise. A sample is one call (several for short contexts)
- * over data not touched for at least 4 times the last-level cache; samples of
- * the coded kernel, of the fp16 kernel and of a plain read are taken in turn, so
- * that only times of one run are divided by each other.
+ * 8 kv heads; 4 query heads each and 128 channels, unless CQ_BENCH_KV=,
+ * CQ_BENCH_GQA= and CQ_BENCH_DIM= say otherwise. A sample is one call (several for
+ * short contexts) over data not touched for at least 4 times the last-level cache,
+ * or, with CQ_BENCH_CACHED=, over the same data as before; samples of the coded
+ * kernel, of the fp16 kernel and of a plain read are taken in turn, so that only
+ * times of one run are divided by each other; so are those of one thread where
+ * there are two.
  * The fp16 baseline has keys that need no turning, whatever the coded ones need.
  *
  * CQ_BENCH_ONLY= is a shell pattern for the cases to run, whose names are like
- * "k8c8b-v8c8b none avx512 1x2 16384" (rows x threads, context).
+ * "k8c8b-v8c8b none avx512 1x2 16384" (rows x threads, context). Two threads have
+ * half the kv heads each, or, "1x2p", half the pages, and merge.
  */
 #include <fnmatch.h>
 #include <math.h>
@@ -24,7 +27,7 @@
 #include <unistd.h>
 #include "tests/kernels/toy.h"
 
-#define N_KV 8
+#define MAX_KV 8
 #define N_LAYERS 32
 #define MAX_GQA 16
 #define MAX_D 256
@@ -43,7 +46,12 @@ struct data {
 
 struct job {
 	const struct cqk_ops *ops;
+	uint32_t threads;
+	bool pages;		/* threads share pages rather than kv heads */
 	struct cqk_attn a[MAX_THREADS];
+	struct cq_part parts[MAX_THREADS];
+	float lse[MAX_THREADS][MAX_ROWS * MAX_GQA * MAX_KV];
+	float part_o[MAX_THREADS][MAX_ROWS * MAX_GQA * MAX_KV * MAX_D];
 	struct cqk_block blocks[MAX_CONTEXT / 64];
 	struct cqk_span span[MAX_CONTEXT / 64];
 	uint32_t row_pos[MAX_ROWS];
@@ -52,24 +60,26 @@ struct job {
 	struct data *data;
 	uint32_t context;
 	const char *config;
-	float q[MAX_ROWS * MAX_GQA * N_KV * MAX_D];
-	float o[MAX_ROWS * MAX_GQA * N_KV * MAX_D];
+	float q[MAX_ROWS * MAX_GQA * MAX_KV * MAX_D];
+	float o[MAX_ROWS * MAX_GQA * MAX_KV * MAX_D];
 };
 
 struct times {
 	double ns[SAMPLES];
 };
 
-static uint32_t dim, n_heads, max_context = MAX_CONTEXT;
+static uint32_t dim, n_kv, n_heads, max_context = MAX_CONTEXT;
+static bool cached;
 static struct data coded, halves;
 static uint64_t *read_mem;
 static volatile uint64_t read_sink[MAX_THREADS];
 
 /*
- * One helper thread, spinning between the calls of a case: a wake-up costs
- * more than a short call. Cases of one thread run without it.
+ * One helper thread, spinning between the calls of a sample: a wake-up costs
+ * more than a short call. Samples of one thread run without it.
  */
 static atomic_uint turn_no, turn_done;
+static atomic_bool helper_spins;
 static pthread_t helper_thread;
 static double turn_ns[MAX_THREADS];
 static void (*turn_fn)(void *arg, uint32_t thread);
@@ -99,6 +109,7 @@ static void *helper(void *arg)
 {
 	unsigned int seen = *(unsigned int *)arg;
 
+	atomic_store(&helper_spins, true);
 	for (;;) {
 		while (atomic_load_explicit(&turn_no, memory_order_acquire) == seen)
 			__builtin_ia32_pause();
@@ -116,8 +127,11 @@ static void helper_start(void)
 
 	seen = atomic_load(&turn_no);
 	atomic_store(&turn_done, seen);
+	atomic_store(&helper_spins, false);
 	if (pthread_create(&helper_thread, NULL, helper, &seen))
 		abort();
+	while (!atomic_load(&helper_spins))
+		__builtin_ia32_pause();
 }
 
 static void helper_stop(void)
@@ -170,8 +184,42 @@ static void read_part(void *arg, uint32_t thread)
 static void attend(void *arg, uint32_t thread)
 {
 	struct job *j = arg;
+	struct cqk_attn a = j->a[thread];
 
-	j->ops->attention(&j->a[thread]);
+	if (j->pages)
+		cqk_attn_part(&a, thread, j->threads);
+	j->ops->attention(&a);
+}
+
+/* One result of what the threads have; CPU time of this one. */
+static double merge(struct job *j)
+{
+	struct cqk_merge m = {
+		.geom = &j->toy->m.geom, .parts = j->parts, .n_parts = j->threads,
+		.n_rows = j->a[0].n_rows, .head_end = n_kv,
+		.o = { j->o, CQ_F32, 0, n_heads * dim, dim },
+	};
+	double start = now_ns();
+
+	cqk_merge(&m);
+	return now_ns() - start;
+}
+
+/* Which share of the work a thread has. */
+static void job_share(struct job *j, uint32_t t)
+{
+	struct cqk_attn *a = &j->a[t];
+
+	if (!j->pages) {
+		a->head_begin = n_kv * t / j->threads;
+		a->head_end = n_kv * (t + 1) / j->threads;
+		return;
+	}
+	a->head_end = n_kv;
+	a->o.data = j->part_o[t];
+	a->lse = j->lse[t];
+	a->lse_stride = n_heads;
+	j->parts[t] = (struct cq_part){ .o = a->o, .lse = a->lse };
 }
 
 /* Sets are interleaved page by page, as the layers of real pages are. */
@@ -180,7 +228,7 @@ static void next_set(struct job *j)
 	size_t payload = j->toy->m.payload / N_LAYERS;
 	uint32_t pages = j->context / 64, p, t;
 	uint32_t sets = (uint32_t)(j->data->bytes / (pages * payload));
-	uint32_t set = j->data->set++ % sets;
+	uint32_t set = cached ? 0 : j->data->set++ % sets;
 
 	for (p = 0; p < pages; p++)
 		j->blocks[p].base = j->data->mem + ((size_t)p * sets + set) * payload;
@@ -188,25 +236,29 @@ static void next_set(struct job *j)
 		j->a[t].layer = set % N_LAYERS;
 }
 
-static double sample(struct job *j, uint32_t threads)
+static double sample(struct job *j)
 {
 	double ns = 0;
 	uint32_t i;
 
 	for (i = 0; i < j->calls; i++) {
 		next_set(j);
-		ns += timed(attend, j, threads);
+		ns += timed(attend, j, j->threads);
+		if (j->pages)
+			ns += merge(j);
 	}
-	return ns / j->calls / j->context / N_KV;
+	return ns / j->calls / j->context / n_kv;
 }
 
 static void job_init(struct job *j, const struct cqk_ops *ops, struct toy *toy,
 		     struct data *data, uint32_t context, uint32_t rows,
-		     uint32_t threads)
+		     uint32_t threads, bool pages)
 {
 	uint32_t p, t, i;
 
 	j->ops = ops;
+	j->threads = threads;
+	j->pages = pages;
 	j->toy = toy;
 	j->data = data;
 	j->context = context;
@@ -224,8 +276,6 @@ static void job_init(struct job *j, const struct cqk_ops *ops, struct toy *toy,
 	for (t = 0; t < threads; t++) {
 		j->a[t] = (struct cqk_attn){
 			.model = &toy->m, .rope = &toy->rope,
-			.head_begin = N_KV / threads * t,
-			.head_end = N_KV / threads * (t + 1),
 			.blocks = j->blocks, .n_blocks = context / 64,
 			.spans = j->span, .row_pos = j->row_pos, .n_rows = rows,
 			.q = { j->q, CQ_F32, 0, n_heads * dim, dim },
@@ -236,19 +286,20 @@ static void job_init(struct job *j, const struct cqk_ops *ops, struct toy *toy,
 		};
 		if (!j->a[t].scratch)
 			abort();
+		job_share(j, t);
 	}
 }
 
-static void job_exit(struct job *j, uint32_t threads)
+static void job_exit(struct job *j)
 {
-	while (threads--)
-		free(j->a[threads].scratch);
+	while (j->threads)
+		free(j->a[--j->threads].scratch);
 }
 
 /* Relative error of one row and head, in double over the same codes. */
 static double error_of(struct job *j)
 {
-	uint32_t row = j->a[0].n_rows - 1, head = 5, ch;
+	uint32_t row = j->a[0].n_rows - 1, head = MIN(5u, n_heads - 1), ch;
 	double ref[MAX_D], err = 0, norm = 0;
 
 	toy_reference(&j->a[0], row, head, ref);
@@ -281,64 +332,71 @@ static const char *keys_name(const struct toy *t)
 	return names[t->m.geom.keys];
 }
 
-static void print(struct job *j, uint32_t threads, struct times *own,
-		  struct times *fp16, struct times *read)
+static void print(struct job *j, struct times *own, struct times *one, struct times *fp16,
+		  struct times *read)
 {
 	double median = quantile(own, 0.5);
 
 	printf("{\"bench\": \"attention\", \"config\": \"%s\", \"keys\": \"%s\", "
-	       "\"impl\": \"%s\", \"rows\": %u, \"threads\": %u, "
-	       "\"context\": %u, \"head_dim\": %u, \"gqa\": %u, "
+	       "\"impl\": \"%s\", \"rows\": %u, \"threads\": %u, \"split\": \"%s\", "
+	       "\"context\": %u, \"head_dim\": %u, \"gqa\": %u, \"kv_heads\": %u, "
 	       "\"ns_per_token_head\": %.2f, \"vs_fp16\": %.2f, "
 	       "\"vs_bandwidth\": %.2f, \"rel_err\": %.2e, "
-	       "\"p10\": %.2f, \"p90\": %.2f}\n",
+	       "\"p10\": %.2f, \"p90\": %.2f",
 	       j->config, keys_name(j->toy), j->ops->name, j->a[0].n_rows,
-	       threads, j->context, dim, n_heads / N_KV, median,
-	       quantile(fp16, 0.5) / median,
+	       j->threads, j->pages ? "pages" : "heads", j->context, dim, n_heads / n_kv, n_kv,
+	       median, quantile(fp16, 0.5) / median,
 	       quantile(read, 0.5) * 4 * dim / median, error_of(j),
 	       quantile(own, 0.1), quantile(own, 0.9));
+	if (j->threads > 1)
+		printf(", \"vs_one_thread\": %.3f", quantile(one, 0.5) / median);
+	printf("}\n");
 	fflush(stdout);
 }
 
 static bool wanted(const struct cqk_ops *ops, const struct toy *toy,
 		   const char *config, uint32_t context, uint32_t rows,
-		   uint32_t threads)
+		   uint32_t threads, bool pages)
 {
 	const char *only = getenv("CQ_BENCH_ONLY");
 	char name[128];
 
-	snprintf(name, sizeof(name), "%s %s %s %ux%u %u", config, keys_name(toy),
-		 ops->name, rows, threads, context);
+	snprintf(name, sizeof(name), "%s %s %s %ux%u%s %u", config, keys_name(toy),
+		 ops->name, rows, threads, pages ? "p" : "", context);
 	return !only || !fnmatch(only, name, 0);
 }
 
 static void run_case(const struct cqk_ops *ops, struct toy *toy, struct data *data,
 		     struct toy *base, const char *config, uint32_t context,
-		     uint32_t rows, uint32_t threads)
+		     uint32_t rows, uint32_t threads, bool pages)
 {
-	static struct job own, fp16;
+	static struct job own, one, fp16;
 	struct read_job read = { .threads = threads };
-	struct times t_own, t_fp16, t_read;
+	struct times t_own, t_one, t_fp16, t_read;
 	uint32_t i;
 
-	if (!wanted(ops, toy, config, context, rows, threads))
+	if (!wanted(ops, toy, config, context, rows, threads, pages))
 		return;
-	job_init(&own, ops, toy, data, context, rows, threads);
-	job_init(&fp16, ops, base, &halves, context, rows, threads);
+	job_init(&own, ops, toy, data, context, rows, threads, pages);
+	job_init(&one, ops, toy, data, context, rows, 1, false);
+	job_init(&fp16, ops, base, &halves, context, rows, threads, pages);
 	own.config = config;
-	if (threads > 1)
-		helper_start();
 	for (i = 0; i < SAMPLES; i++) {
-		t_fp16.ns[i] = sample(&fp16, threads);
-		t_own.ns[i] = sample(&own, threads);
+		if (threads > 1) {
+			t_one.ns[i] = sample(&one);
+			helper_start();
+		}
+		t_fp16.ns[i] = sample(&fp16);
+		t_own.ns[i] = sample(&own);
 		read.at = i % 4 * READ_BYTES / 8;
 		t_read.ns[i] = timed(read_part, &read, threads) / READ_BYTES;
+		if (threads > 1)
+			helper_stop();
 	}
-	if (threads > 1)
-		helper_stop();
-	print(&own, threads, &t_own, &t_fp16, &t_read);
-	job_exit(&own, threads);
-	job_exit(&fp16, threads);
+	print(&own, &t_own, &t_one, &t_fp16, &t_read);
+	job_exit(&own);
+	job_exit(&one);
+	job_exit(&fp16);
 }
 
 /* In huge pages with CQ_BENCH_PAGES=huge, as cqd's segments may be. */
@@ -375,7 +433,7 @@ static void toy_of(struct toy *t, uint32_t c, uint32_t keys)
 {
 	const char *type = getenv("CQ_BENCH_CENTROIDS");
 	struct toy_opts o = {
-		.n_layers = N_LAYERS, .n_heads = n_heads, .n_kv_heads = N_KV,
+		.n_layers = N_LAYERS, .n_heads = n_heads, .n_kv_heads = n_kv,
 		.d = dim, .keys = keys, .rope_dim = dim, .ck = c, .cv = c,
 		.i8 = !type || strcmp(type, "f16"), .theta = 5e5,
 	};
@@ -397,16 +455,30 @@ static void run_others(const struct cqk_ops *ops, struct toy *toy, struct data *
 	for (i = 0; (other = cqk_nth(i)); i++)
 		if (other->priority < ops->priority && other != &cqk_portable &&
 		    other->usable())
-			run_case(other, toy, data, base, name, 16384, 1, 1);
+			run_case(other, toy, data, base, name, 16384, 1, 1, false);
 	for (rows = 1; ops != &cqk_portable && rows <= MAX_ROWS; rows += MAX_ROWS - 1)
-		run_case(&cqk_portable, toy, data, base, name, 1024, rows, 1);
+		run_case(&cqk_portable, toy, data, base, name, 1024, rows, 1, false);
+}
+
+/* One number of threads, which share kv heads or pages: every context, many rows in one. */
+static void run_threads(const struct cqk_ops *ops, struct toy *toy, struct toy *base,
+			struct data *data, const char *name, uint32_t threads, bool pages)
+{
+	static const uint32_t contexts[] = { 1024, 4096, 16384, 65536, MAX_CONTEXT };
+	uint32_t rows, i;
+
+	for (rows = 1; rows <= MAX_ROWS; rows += MAX_ROWS - 1)
+		for (i = 0; i < ARRAY_SIZE(contexts) && contexts[i] <= max_context; i++)
+			if (rows == 1 || contexts[i] == 4096)
+				run_case(ops, toy, data, base, name, contexts[i], rows, threads,
+					 pages);
 }
 
 static void run_coding(const struct cqk_ops *ops, struct toy *base, uint32_t c,
 		       uint32_t keys)
 {
-	static const uint32_t contexts[] = { 1024, 4096, 16384, 65536, MAX_CONTEXT };
-	uint32_t i, rows, threads;
+	struct data *data = c ? &coded : &halves;
+	uint32_t threads;
 	char name[32];
 	struct toy t;
 
@@ -415,15 +487,10 @@ static void run_coding(const struct cqk_ops *ops, struct toy *base, uint32_t c,
 	else
 		snprintf(name, sizeof(name), "kfp16-vfp16");
 	toy_of(&t, c, keys);
-	for (threads = 1; threads <= MAX_THREADS; threads++)
-		for (rows = 1; rows <= MAX_ROWS; rows += MAX_ROWS - 1)
-			for (i = 0; i < ARRAY_SIZE(contexts); i++)
-				if (contexts[i] <= max_context &&
-				    (rows == 1 || contexts[i] == 4096))
-					run_case(ops, &t, c ? &coded : &halves,
-						 base, name, contexts[i], rows,
-						 threads);
-	run_others(ops, &t, c ? &coded : &halves, base, name);
+	for (threads = 1; threads <= MIN(n_kv, (uint32_t)MAX_THREADS); threads++)
+		run_threads(ops, &t, base, data, name, threads, false);
+	run_threads(ops, &t, base, data, name, MAX_THREADS, true);
+	run_others(ops, &t, data, base, name);
 	toy_free(&t);
 }
 
@@ -453,7 +520,9 @@ int main(void)
 		return 1;
 	}
 	dim = env_number("CQ_BENCH_DIM", 128, MAX_D);
-	n_heads = N_KV * env_number("CQ_BENCH_GQA", 4, MAX_GQA);
+	n_kv = env_number("CQ_BENCH_KV", MAX_KV, MAX_KV);
+	cached = getenv("CQ_BENCH_CACHED");
+	n_heads = n_kv * env_number("CQ_BENCH_GQA", 4, MAX_GQA);
 	if (dim % 8) {
 		fprintf(stderr, "CQ_BENCH_DIM=%u: not a multiple of 8\n", dim);
 		return 1;
@@ -461,9 +530,9 @@ int main(void)
 	if ((size_t)sysconf(_SC_AVPHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) < AMPLE)
 		max_context /= 4;
 	/* one set at least of the longest context; 2c8b takes a byte per token and channel */
-	data_init(&coded, MAX((size_t)160 << 20, (size_t)max_context * N_KV * dim), false);
+	data_init(&coded, MAX((size_t)160 << 20, (size_t)max_context * MAX_KV * dim), false);
 	data_init(&halves, MAX((size_t)256 << 20,
-			       (size_t)max_context * N_KV * dim * 4), true);
+			       (size_t)max_context * MAX_KV * dim * 4), true);
 	read_mem = (uint64_t *)(void *)data_alloc(4 * READ_BYTES);
 	memset(read_mem, 1, 4 * READ_BYTES);
 	toy_of(&base, 0, CQK_KEYS_NONE);
