@@ -206,7 +206,10 @@ void cqk_merge(const struct cqk_merge *m);
  * @attention: see struct cqk_attn. Cannot fail: the caller has validated.
  * @path:    how @attention goes about the coded pages of such a call: a static
  *           name out of the table "Which way a call takes" in
- *           Documentation/performance.md. Scratch and views are not looked at
+ *           Documentation/performance.md. Scratch and views are not looked at, so
+ *           it is the way of queries whose scores integers can hold: of others
+ *           "tables" become "transposed", "transposed" and "lanes" compute in
+ *           floats, and "integers" become "tile"
  *
  * All callbacks are mandatory, thread-safe, and neither allocate nor make
  * system calls.

@@ -306,6 +306,7 @@ static void avx512_attention(const struct cqk_attn *a)
 		avx512_head(a, head);
 }
 
+/* Tables and integers that a query makes too coarse (lut_coarse(), lane_scale()) apart. */
 static const char *avx512_path(const struct cqk_attn *a)
 {
 	if (cqk_many_fit(a))
