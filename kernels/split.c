@@ -20,15 +20,33 @@ static bool row_sees(const struct cqk_attn *a, const struct cqk_block *b,
 /* Decoding takes as long as some four query vectors do, halves twice what codes take. */
 #define DECODE 4
 
+/* Sums of costs on the way, so that few blocks are looked at twice. */
+#define MARKS 64
+
+/*
+ * struct costs - of the blocks of a call
+ * @gqa:  query heads per kv head
+ * @coded: pages are codes: halves take longer
+ * @all:  of all blocks
+ * @step: blocks between marks
+ * @mark: [@n_marks] of the blocks before i * @step
+ */
+struct costs {
+	uint32_t gqa;
+	bool coded;
+	uint64_t all;
+	uint32_t step, n_marks;
+	uint64_t mark[MARKS];
+};
+
 /*
  * What a block takes, in units of a token and vector, about as measured
  * (Documentation/performance.md). A block that no row sees takes nothing.
  */
-static double block_cost(const struct cqk_attn *a, const struct cqk_block *b)
+static uint64_t block_cost(const struct cqk_attn *a, const struct costs *c,
+			   const struct cqk_block *b)
 {
-	uint32_t gqa = a->model->geom.n_heads / a->model->geom.n_kv_heads;
-	bool halves = b->kind == CQK_BLOCK_F16 &&
-		      a->model->layers[a->layer].k.code.type == CQ_CODE_CQ;
+	bool halves = b->kind == CQK_BLOCK_F16 && c->coded;
 	uint64_t rows = 0;
 	uint32_t i, r;
 
@@ -38,31 +56,59 @@ static double block_cost(const struct cqk_attn *a, const struct cqk_block *b)
 		for (r = 0; r < s->n_rows; r++)
 			rows += row_sees(a, b, s, a->row_pos[s->row_first + r]);
 	}
-	if (!rows)
-		return 0;
-	return (double)(((uint64_t)b->tokens << halves) * (DECODE + rows * gqa));
+	return rows ? ((uint64_t)b->tokens << halves) * (DECODE + rows * c->gqa) : 0;
+}
+
+static void costs_init(const struct cqk_attn *a, struct costs *c)
+{
+	uint32_t i, end;
+
+	c->gqa = a->model->geom.n_heads / a->model->geom.n_kv_heads;
+	c->coded = a->model->layers[a->layer].k.code.type == CQ_CODE_CQ;
+	c->all = 0;
+	c->step = a->n_blocks / MARKS + 1;
+	c->n_marks = 0;
+	for (i = 0; i < a->n_blocks; i = end) {
+		c->mark[c->n_marks++] = c->all;
+		for (end = i; end < a->n_blocks && end < i + c->step; end++)
+			c->all += block_cost(a, c, &a->blocks[end]);
+	}
+}
+
+/*
+ * The first block of a part. A block goes where the middle of its cost lies: a part
+ * has at most one block's more than its share, or less.
+ */
+static uint32_t part_first(const struct cqk_attn *a, const struct costs *c, uint32_t part,
+			   uint32_t n_parts)
+{
+	double share = (double)c->all * part;
+	uint32_t m = 0, i;
+	uint64_t before;
+
+	if (part == n_parts || !c->n_marks)
+		return a->n_blocks;
+	while (m + 1 < c->n_marks && (double)c->mark[m + 1] * n_parts < share)
+		m++;
+	before = c->mark[m];
+	for (i = m * c->step; part && i < a->n_blocks; i++) {
+		uint64_t cost = block_cost(a, c, &a->blocks[i]);
+
+		if (((double)before + (double)cost / 2) * n_parts >= share)
+			break;
+		before += cost;
+	}
+	return i;
 }
 
 void cqk_attn_part(struct cqk_attn *a, uint32_t part, uint32_t n_parts)
 {
-	double all = 0, before = 0;
-	uint32_t i, first = 0, end = 0;
+	uint32_t first, end;
+	struct costs c;
 
-	for (i = 0; i < a->n_blocks; i++)
-		all += block_cost(a, &a->blocks[i]);
-	/* A block goes where its middle lies: no part is off by more than a block. */
-	for (i = 0; i < a->n_blocks; i++) {
-		double cost = block_cost(a, &a->blocks[i]);
-		double middle = (before + cost / 2) * n_parts;
-
-		if (part && middle < all * part)
-			first = i + 1;
-		if (part + 1 == n_parts || middle < all * (part + 1))
-			end = i + 1;
-		else
-			break;
-		before += cost;
-	}
+	costs_init(a, &c);
+	first = part_first(a, &c, part, n_parts);
+	end = part_first(a, &c, part + 1, n_parts);
 	a->blocks += first;
 	a->n_blocks = end - first;
 }
