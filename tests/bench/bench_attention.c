@@ -14,7 +14,8 @@
  *
  * CQ_BENCH_ONLY= is a shell pattern for the cases to run, whose names are like
  * "k8c8b-v8c8b none avx512 1x2 16384" (rows x threads, context). Two threads have
- * half the kv heads each, or, "1x2p", half the pages, and merge.
+ * half the kv heads each, or, "1x2p", half the pages, and merge; or, "1x2c", a call
+ * each, which have nothing to do with each other: what the machine has for two.
  */
 #include <fnmatch.h>
 #include <math.h>
@@ -39,6 +40,16 @@
 #define READ_BYTES ((size_t)48 << 20)
 #define AMPLE ((size_t)4 << 30)	/* free memory from which the longest context is run */
 
+/* What two threads share. */
+enum split {
+	SPLIT_HEADS = 0,
+	SPLIT_PAGES = 1,
+	SPLIT_CALLS = 2,	/* nothing */
+	N_SPLITS = 3,
+};
+
+static const char *const split_names[] = { "heads", "pages", "calls" };
+
 struct data {
 	uint8_t *mem;
 	size_t bytes;
@@ -48,12 +59,12 @@ struct data {
 struct job {
 	const struct cqk_ops *ops;
 	uint32_t threads;
-	bool pages;		/* threads share pages rather than kv heads */
+	enum split split;
 	struct cqk_attn a[MAX_THREADS];
 	struct cq_part parts[MAX_THREADS];
 	float lse[MAX_THREADS][MAX_ROWS * MAX_GQA * MAX_KV];
 	float part_o[MAX_THREADS][MAX_ROWS * MAX_GQA * MAX_KV * MAX_D];
-	struct cqk_block blocks[MAX_CONTEXT / 64];
+	struct cqk_block blocks[MAX_THREADS][MAX_CONTEXT / 64];
 	struct cqk_span span[MAX_CONTEXT / 64];
 	uint32_t row_pos[MAX_ROWS];
 	uint32_t calls;		/* of one sample */
@@ -187,7 +198,7 @@ static void attend(void *arg, uint32_t thread)
 	struct job *j = arg;
 	struct cqk_attn a = j->a[thread];
 
-	if (j->pages)
+	if (j->split == SPLIT_PAGES)
 		cqk_attn_part(&a, thread, j->threads);
 	j->ops->attention(&a);
 }
@@ -211,12 +222,15 @@ static void job_share(struct job *j, uint32_t t)
 {
 	struct cqk_attn *a = &j->a[t];
 
-	if (!j->pages) {
+	a->blocks = j->blocks[j->split == SPLIT_CALLS ? t : 0];
+	if (j->split == SPLIT_HEADS) {
 		a->head_begin = n_kv * t / j->threads;
 		a->head_end = n_kv * (t + 1) / j->threads;
 		return;
 	}
 	a->head_end = n_kv;
+	if (j->split == SPLIT_CALLS && !t)
+		return;
 	a->o.data = j->part_o[t];
 	a->lse = j->lse[t];
 	a->lse_stride = n_heads;
@@ -224,17 +238,28 @@ static void job_share(struct job *j, uint32_t t)
 }
 
 /* Sets are interleaved page by page, as the layers of real pages are. */
-static void next_set(struct job *j)
+static void next_blocks(struct job *j, uint32_t t)
 {
 	size_t payload = j->toy->m.payload / N_LAYERS;
-	uint32_t pages = j->context / 64, p, t;
+	uint32_t pages = j->context / 64, p;
 	uint32_t sets = (uint32_t)(j->data->bytes / (pages * payload));
-	uint32_t set = cached ? 0 : j->data->set++ % sets;
+	uint32_t set = (cached ? t : j->data->set++) % sets;
 
 	for (p = 0; p < pages; p++)
-		j->blocks[p].base = j->data->mem + ((size_t)p * sets + set) * payload;
-	for (t = 0; t < MAX_THREADS; t++)
-		j->a[t].layer = set % N_LAYERS;
+		j->blocks[t][p].base = j->data->mem + ((size_t)p * sets + set) * payload;
+	j->a[t].layer = set % N_LAYERS;
+}
+
+static void next_set(struct job *j)
+{
+	uint32_t t;
+
+	next_blocks(j, 0);
+	for (t = 1; t < j->threads; t++)
+		if (j->split == SPLIT_CALLS)
+			next_blocks(j, t);
+		else
+			j->a[t].layer = j->a[0].layer;
 }
 
 /* A call before it is timed: a thread that has just begun knows neither code nor scratch. */
@@ -248,7 +273,7 @@ static double sample(struct job *j)
 	for (i = 0; i < j->calls; i++) {
 		next_set(j);
 		ns += timed(attend, j, j->threads);
-		if (j->pages)
+		if (j->split == SPLIT_PAGES)
 			ns += merge(j);
 	}
 	return ns / j->calls / j->context / n_kv;
@@ -256,20 +281,21 @@ static double sample(struct job *j)
 
 static void job_init(struct job *j, const struct cqk_ops *ops, struct toy *toy,
 		     struct data *data, uint32_t context, uint32_t rows,
-		     uint32_t threads, bool pages)
+		     uint32_t threads, enum split split)
 {
 	uint32_t p, t, i;
 
 	j->ops = ops;
 	j->threads = threads;
-	j->pages = pages;
+	j->split = split;
 	j->toy = toy;
 	j->data = data;
 	j->context = context;
 	j->calls = MAX(1u, SAMPLE_TOKENS / context / n_kv);
 	for (p = 0; p < context / 64; p++) {
-		j->blocks[p] = (struct cqk_block){ .kind = CQK_BLOCK_CODES,
-			.tokens = 64, .span_first = p, .n_spans = 1 };
+		for (t = 0; t < MAX_THREADS; t++)
+			j->blocks[t][p] = (struct cqk_block){ .kind = CQK_BLOCK_CODES,
+				.tokens = 64, .span_first = p, .n_spans = 1 };
 		j->span[p] = (struct cqk_span){ .mask = ~0ull, .n_rows = rows,
 						.pos = p * 64 };
 	}
@@ -280,7 +306,7 @@ static void job_init(struct job *j, const struct cqk_ops *ops, struct toy *toy,
 	for (t = 0; t < threads; t++) {
 		j->a[t] = (struct cqk_attn){
 			.model = &toy->m, .rope = &toy->rope,
-			.blocks = j->blocks, .n_blocks = context / 64,
+			.n_blocks = context / 64,
 			.spans = j->span, .row_pos = j->row_pos, .n_rows = rows,
 			.q = { j->q, CQ_F32, 0, n_heads * dim, dim },
 			.o = { j->o, CQ_F32, 0, n_heads * dim, dim },
@@ -340,6 +366,7 @@ static void print(struct job *j, struct times *own, struct times *one, struct ti
 		  struct times *read)
 {
 	double median = quantile(own, 0.5);
+	uint32_t calls = j->split == SPLIT_CALLS ? j->threads : 1;
 
 	printf("{\"bench\": \"attention\", \"config\": \"%s\", \"keys\": \"%s\", "
 	       "\"impl\": \"%s\", \"rows\": %u, \"threads\": %u, \"split\": \"%s\", "
@@ -348,42 +375,43 @@ static void print(struct job *j, struct times *own, struct times *one, struct ti
 	       "\"vs_bandwidth\": %.2f, \"rel_err\": %.2e, "
 	       "\"p10\": %.2f, \"p90\": %.2f",
 	       j->config, keys_name(j->toy), j->ops->name, j->a[0].n_rows,
-	       j->threads, j->pages ? "pages" : "heads", j->context, dim, n_heads / n_kv, n_kv,
+	       j->threads, split_names[j->split], j->context, dim, n_heads / n_kv, n_kv,
 	       median, quantile(fp16, 0.5) / median,
-	       quantile(read, 0.5) * 4 * dim / median, error_of(j),
+	       quantile(read, 0.5) * 4 * dim * calls / median, error_of(j),
 	       quantile(own, 0.1), quantile(own, 0.9));
 	if (j->threads > 1)
-		printf(", \"vs_one_thread\": %.3f", quantile(one, 0.5) / median);
+		printf(", \"vs_one_thread\": %.3f", quantile(one, 0.5) * calls / median);
 	printf("}\n");
 	fflush(stdout);
 }
 
 static bool wanted(const struct cqk_ops *ops, const struct toy *toy,
 		   const char *config, uint32_t context, uint32_t rows,
-		   uint32_t threads, bool pages)
+		   uint32_t threads, enum split split)
 {
+	static const char *const suffix[] = { "", "p", "c" };
 	const char *only = getenv("CQ_BENCH_ONLY");
 	char name[128];
 
 	snprintf(name, sizeof(name), "%s %s %s %ux%u%s %u", config, keys_name(toy),
-		 ops->name, rows, threads, pages ? "p" : "", context);
+		 ops->name, rows, threads, suffix[split], context);
 	return !only || !fnmatch(only, name, 0);
 }
 
 static void run_case(const struct cqk_ops *ops, struct toy *toy, struct data *data,
 		     struct toy *base, const char *config, uint32_t context,
-		     uint32_t rows, uint32_t threads, bool pages)
+		     uint32_t rows, uint32_t threads, enum split split)
 {
 	static struct job own, one, fp16;
 	struct read_job read = { .threads = threads };
 	struct times t_own, t_one, t_fp16, t_read;
 	uint32_t i;
 
-	if (!wanted(ops, toy, config, context, rows, threads, pages))
+	if (!wanted(ops, toy, config, context, rows, threads, split))
 		return;
-	job_init(&own, ops, toy, data, context, rows, threads, pages);
-	job_init(&one, ops, toy, data, context, rows, 1, false);
-	job_init(&fp16, ops, base, &halves, context, rows, threads, pages);
+	job_init(&own, ops, toy, data, context, rows, threads, split);
+	job_init(&one, ops, toy, data, context, rows, 1, SPLIT_HEADS);
+	job_init(&fp16, ops, base, &halves, context, rows, threads, split);
 	own.config = config;
 	for (i = 0; i < SAMPLES; i++) {
 		if (threads > 1) {
@@ -459,14 +487,15 @@ static void run_others(const struct cqk_ops *ops, struct toy *toy, struct data *
 	for (i = 0; (other = cqk_nth(i)); i++)
 		if (other->priority < ops->priority && other != &cqk_portable &&
 		    other->usable())
-			run_case(other, toy, data, base, name, 16384, 1, 1, false);
+			run_case(other, toy, data, base, name, 16384, 1, 1, SPLIT_HEADS);
 	for (rows = 1; ops != &cqk_portable && rows <= MAX_ROWS; rows += MAX_ROWS - 1)
-		run_case(&cqk_portable, toy, data, base, name, 1024, rows, 1, false);
+		run_case(&cqk_portable, toy, data, base, name, 1024, rows, 1, SPLIT_HEADS);
 }
 
 /* One number of threads, which share kv heads or pages: every context, many rows in one. */
 static void run_threads(const struct cqk_ops *ops, struct toy *toy, struct toy *base,
-			struct data *data, const char *name, uint32_t threads, bool pages)
+			struct data *data, const char *name, uint32_t threads,
+			enum split split)
 {
 	static const uint32_t contexts[] = { 1024, 4096, 16384, 65536, MAX_CONTEXT };
 	uint32_t rows, i;
@@ -475,14 +504,14 @@ static void run_threads(const struct cqk_ops *ops, struct toy *toy, struct toy *
 		for (i = 0; i < ARRAY_SIZE(contexts) && contexts[i] <= max_context; i++)
 			if (rows == 1 || contexts[i] == 4096)
 				run_case(ops, toy, data, base, name, contexts[i], rows, threads,
-					 pages);
+					 split);
 }
 
 static void run_coding(const struct cqk_ops *ops, struct toy *base, uint32_t c,
 		       uint32_t keys)
 {
 	struct data *data = c ? &coded : &halves;
-	uint32_t threads;
+	enum split split;
 	char name[32];
 	struct toy t;
 
@@ -491,9 +520,9 @@ static void run_coding(const struct cqk_ops *ops, struct toy *base, uint32_t c,
 	else
 		snprintf(name, sizeof(name), "kfp16-vfp16");
 	toy_of(&t, c, keys);
-	for (threads = 1; threads <= MIN(n_kv, (uint32_t)MAX_THREADS); threads++)
-		run_threads(ops, &t, base, data, name, threads, false);
-	run_threads(ops, &t, base, data, name, MAX_THREADS, true);
+	run_threads(ops, &t, base, data, name, 1, SPLIT_HEADS);
+	for (split = n_kv < MAX_THREADS; split < N_SPLITS; split++)
+		run_threads(ops, &t, base, data, name, MAX_THREADS, split);
 	run_others(ops, &t, data, base, name);
 	toy_free(&t);
 }
