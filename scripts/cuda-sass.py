@@ -30,12 +30,12 @@ CLASSES = (
     ("half2", ("HFMA2", "HADD2", "HMUL2")),
     ("float", ("FFMA", "FADD", "FMUL", "FMNMX", "FSETP", "MUFU", "F2FP", "F2F")),
     ("integer", ("IADD3", "IMAD", "LOP3", "LEA", "SHF", "ISETP", "MOV", "IADD", "SGXT",
-                 "VIADD", "BFE", "PLOP3", "CS2R", "R2P", "UMOV")),
+                 "VIADD", "BFE", "PLOP3", "CS2R", "R2P", "UMOV", "IMNMX", "VIMNMX", "VIMNMX3")),
 )
 NAMES = [name for name, _ in CLASSES] + ["other", "spill"]
 # What the unit of half the width computes; counted once more.
 ALU = ("SEL", "FSEL", "PRMT", "FMNMX", "FSETP", "IADD3", "LOP3", "LEA", "SHF", "ISETP", "MOV",
-       "SGXT", "VIADD", "PLOP3", "IMNMX", "VIMNMX", "P2R", "R2P")
+       "SGXT", "VIADD", "PLOP3", "IMNMX", "VIMNMX", "VIMNMX3", "P2R", "R2P", "HSET2")
 
 
 def class_of(op):

@@ -34,6 +34,9 @@
  *	cq_mma_16816_bf16(d, a, b)	the same, bf16
  *	cq_mma_1688_f32(d, a, b)	f16, m16n8k8
  *	cq_e4m3_halves(x)		the low two bytes of x, of e4m3, as halves; sm_89 and later
+ *	cq_mma_16816_sum(d, a, b, c), cq_mma_1688_sum(d, a, b, c)
+ *					d = a * b + c, f16
+ *	cq_least(a, b, c)		the least of three int
  *	cq_keep(x)			x; what is computed from it is not moved before it, such
  *					as out of a loop, where it would take registers
  */

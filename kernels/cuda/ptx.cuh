@@ -100,6 +100,31 @@ CQ_DEVICE void cq_mma_1688_f32(float d[4], const uint32_t a[2], const uint32_t b
 		     : "r"(a[0]), "r"(a[1]), "r"(b[0]));
 }
 
+CQ_DEVICE void cq_mma_16816_sum(float d[4], const uint32_t a[4], const uint32_t b[2],
+				const float c[4])
+{
+	asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+	    "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+	    : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+	    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]),
+	      "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+
+CQ_DEVICE void cq_mma_1688_sum(float d[4], const uint32_t a[2], const uint32_t b[1],
+			       const float c[4])
+{
+	asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+	    "{%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"
+	    : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+	    : "r"(a[0]), "r"(a[1]), "r"(b[0]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+
+/* The least of three: one instruction on sm_90 and sm_100. */
+CQ_DEVICE int cq_least(int a, int b, int c)
+{
+	return __vimin3_s32(a, b, c);
+}
+
 /* One result bit per row of the table @lut, looked up by the bits of a, b, c. */
 template <int lut>
 CQ_DEVICE uint32_t cq_lop3(uint32_t a, uint32_t b, uint32_t c)

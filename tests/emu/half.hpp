@@ -148,6 +148,10 @@ CUEMU_FN type##2 __hneg2(type##2 a) { return { -a.x, -a.y }; } \
 CUEMU_FN type##2 __habs2(type##2 a) { return { __habs(a.x), __habs(a.y) }; } \
 CUEMU_FN type##2 __hmax2(type##2 a, type##2 b) { return { __hmax(a.x, b.x), __hmax(a.y, b.y) }; } \
 CUEMU_FN type##2 __hmin2(type##2 a, type##2 b) { return { __hmin(a.x, b.x), __hmin(a.y, b.y) }; } \
+CUEMU_FN type##2 __hlt2(type##2 a, type##2 b) \
+{ \
+	return { type(a.x < b.x ? 1.0f : 0), type(a.y < b.y ? 1.0f : 0) }; \
+} \
 CUEMU_FN type##2 __hfma2(type##2 a, type##2 b, type##2 c) \
 { \
 	return { __hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y) }; \

@@ -44,6 +44,7 @@ CUEMU_FN void sincospif(float x, float *s, float *c)
 }
 CUEMU_FN float rsqrtf(float x) { return (float)(1.0 / sqrt((double)x)); }
 CUEMU_FN float cq_exp2(float x) { return exp2f(x); }
+CUEMU_FN int cq_least(int a, int b, int c) { return std::min(std::min(a, b), c); }
 CUEMU_FN uint32_t cq_keep(uint32_t x) { return x; }
 
 /* Conversions saturate, and NaN becomes zero. */

@@ -98,14 +98,14 @@ CQ_KERNEL(32, right_mma, (float *d, const uint16_t *a, const uint16_t *b, int k,
 	__shared__ __align__(16) uint16_t sa[16][24], sb[16][8];
 	int lane = (int)threadIdx.x;
 	uint32_t fa[4], fb[2];
-	float acc[4];
+	float acc[4], from[4], sum[4];
 
 	for (int i = lane; i < 16 * k; i += 32)
 		sa[i / k][i % k] = a[i];
 	for (int i = lane; i < k * 8; i += 32)
 		sb[i / 8][i % 8] = b[i];
 	for (int i = 0; i < 4; i++)
-		acc[i] = d[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2];
+		acc[i] = from[i] = d[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2];
 	__syncwarp();
 	if (k == 16) {
 		cq_ldmatrix_x4(fa, &sa[lane % 16][lane / 16 * 8]);
@@ -114,11 +114,15 @@ CQ_KERNEL(32, right_mma, (float *d, const uint16_t *a, const uint16_t *b, int k,
 			cq_mma_16816_bf16(acc, fa, fb);
 		else
 			cq_mma_16816_f32(acc, fa, fb);
+		cq_mma_16816_sum(sum, fa, fb, from);
 	} else {
 		cq_ldmatrix_x2(fa, &sa[lane % 16][0]);
 		cq_ldmatrix_x1_trans(fb, &sb[lane % 8][0]);
 		cq_mma_1688_f32(acc, fa, fb);
+		cq_mma_1688_sum(sum, fa, fb, from);
 	}
+	for (int i = 0; i < 4 && !bf16; i++)	/* the same, to another place */
+		acc[i] = sum[i] == acc[i] ? acc[i] : -1;
 	for (int i = 0; i < 4; i++)
 		d[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = acc[i];
 }

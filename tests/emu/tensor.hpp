@@ -66,5 +66,15 @@ CUEMU_FN void cq_mma_1688_f32(float d[4], const uint32_t a[2], const uint32_t b[
 {
 	cuemu::mma("cq_mma_1688_f32", d, a, b, 8, cuemu::MMA_F16, CUEMU_HERE);
 }
+#define CUEMU_MMA_SUM(name, k) \
+CUEMU_FN void name(float d[4], const uint32_t a[k / 4], const uint32_t b[k / 8], \
+		   const float c[4], CUEMU_AT) \
+{ \
+	memcpy(d, c, 4 * sizeof(*d)); \
+	cuemu::mma(#name, d, a, b, k, cuemu::MMA_F16, CUEMU_HERE); \
+}
+CUEMU_MMA_SUM(cq_mma_16816_sum, 16)
+CUEMU_MMA_SUM(cq_mma_1688_sum, 8)
+#undef CUEMU_MMA_SUM
 
 #endif /* CUEMU_TENSOR_HPP */
