@@ -248,6 +248,7 @@ static int piece(const struct cqc_append *a, size_t at, size_t row, size_t n)
 	k.n_dests = g->last.table;
 	k.dests = g->last.table + offsetof(struct cqc_dests, dest);
 	k.max_dests = g->last.n_dests;
+	k.tokens = (uint32_t)n;
 	WRITE_ONCE(g->dirty, true);
 	return cqk_cuda_append(g->kernels, g->tabs, &k, a->stream ? a->stream : g->stream,
 			       cqc_err());

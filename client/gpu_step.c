@@ -258,7 +258,7 @@ int cqc_gpu_append_rows(struct cq_batch *b, const struct cqc_append *a,
 	struct cqk_cuda_append k = {
 		.layer = a->layer, .k = *a->k, .v = *a->v, .turn = a->turn, .status = g->status,
 		.n_dests = gb->mem, .dests = gb->mem + offsetof(struct cqc_dests, dest),
-		.max_dests = gb->n_dests,
+		.max_dests = gb->n_dests, .tokens = b->n_rows,
 	};
 	bool counted = false, later;
 	int ret;
@@ -270,10 +270,12 @@ int cqc_gpu_append_rows(struct cq_batch *b, const struct cqc_append *a,
 	if (ret)
 		return ret;
 	later = captured(g, stream);
-	if (later)
+	if (later) {
 		k.max_dests = gb->dests_max;
-	else
+		k.tokens = b->max_rows;
+	} else {
 		ret = cqc_rows_count(b, a->layer);
+	}
 	counted = !later && !ret;
 	WRITE_ONCE(g->dirty, true);
 	if (!ret)

@@ -14,13 +14,19 @@
 
 enum kernel {
 	K_APPEND, K_ATTN_64, K_ATTN_128, K_ATTN_256, K_WIDE_64, K_WIDE_128, K_WIDE_256, K_MERGE,
-	K_CHECK, K_GATHER, K_F16_64, K_F16_128, K_FEW, N_KERNELS = K_FEW + 13
+	K_CHECK, K_GATHER, K_MANY, K_F16_64 = K_MANY + 9, K_F16_128, K_FEW, N_KERNELS = K_FEW + 13
 };
 
 /* Of the kernels of attn_few.cu: head_dim, channels of a group; with 64 up to 4 of them. */
 #define FEW_C(c) (((c) > 2) + ((c) > 4))
 #define FEW_AT(d, kc, vc)							\
 	(K_FEW + ((d) > 64 ? 4 + FEW_C(kc) * 3 + FEW_C(vc) : ((kc) > 2) * 2 + ((vc) > 2)))
+/* Of those of append_many.cu. */
+#define MANY_AT(kc, vc) (K_MANY + 3 * FEW_C(kc) + FEW_C(vc))
+#define MANY(kc, vc)								\
+	[MANY_AT(kc, vc)] = {							\
+		"cqk_append_k" #kc "v" #vc, CQKD_APPEND_SHARED(CQ_MAX_HEAD_DIM), CQKD_THREADS, \
+	}
 #define FEW(d, kc, vc)								\
 	[FEW_AT(d, kc, vc)] = {							\
 		"cqk_attn_few_d" #d "_k" #kc "v" #vc,				\
@@ -32,7 +38,7 @@ static const struct {
 	unsigned int shared;	/* most dynamic shared memory */
 	unsigned int threads;	/* of a block */
 } kernels[N_KERNELS] = {
-	[K_APPEND] = { "cqk_append", CQKD_TOKENS * CQ_MAX_HEAD_DIM * 2, CQKD_THREADS },
+	[K_APPEND] = { "cqk_append", CQKD_APPEND_SHARED(CQ_MAX_HEAD_DIM), CQKD_THREADS },
 	[K_ATTN_64] = { "cqk_attn_d64", CQKD_ATTN_SHARED(64, CQKD_VECS(64)), CQKD_THREADS },
 	[K_ATTN_128] = { "cqk_attn_d128", CQKD_ATTN_SHARED(128, CQKD_VECS(128)), CQKD_THREADS },
 	[K_ATTN_256] = { "cqk_attn_d256", CQKD_ATTN_SHARED(256, CQKD_VECS(256)), CQKD_THREADS },
@@ -42,6 +48,9 @@ static const struct {
 	[K_MERGE] = { "cqk_merge", 0, CQKD_THREADS },
 	[K_CHECK] = { "cqk_check", 0, CQKD_THREADS },
 	[K_GATHER] = { "cqk_gather", 0, CQKD_THREADS },
+	MANY(2, 2), MANY(2, 4), MANY(2, 8),
+	MANY(4, 2), MANY(4, 4), MANY(4, 8),
+	MANY(8, 2), MANY(8, 4), MANY(8, 8),
 	[K_F16_64] = { "cqk_attn_f16_d64", CQKD_F16_SHARED(64), CQKD_F16_WARPS * 32 },
 	[K_F16_128] = { "cqk_attn_f16_d128", CQKD_F16_SHARED(128), CQKD_F16_WARPS * 32 },
 	FEW(64, 2, 2), FEW(64, 2, 4), FEW(64, 4, 2), FEW(64, 4, 4),
@@ -55,6 +64,7 @@ struct cqk_cuda_kernels {
 	struct cqcu_module *modules[MAX_IMAGES];
 	struct cqcu_func *fn[N_KERNELS];
 	enum cqk_cuda_variant forced;
+	enum cqk_cuda_encode encode;
 	uint32_t arch, shared;	/* of the device */
 	cqcu_device dev;
 };
@@ -134,6 +144,8 @@ int cqk_cuda_kernels_load(const struct cqk_cuda *cu, struct cqk_cuda_kernels **o
 	k->cu = cu;
 	ret = cqk_cuda_variant_of(getenv(CQK_CUDA_VARIANT_ENV), &k->forced, err);
 	if (!ret)
+		ret = cqk_cuda_encode_of(getenv(CQK_CUDA_ENCODE_ENV), &k->encode, err);
+	if (!ret)
 		ret = ask_device(k, err);
 	if (!ret)
 		ret = load_images(k, err);
@@ -162,6 +174,11 @@ void cqk_cuda_kernels_free(struct cqk_cuda_kernels *k)
 void cqk_cuda_force(struct cqk_cuda_kernels *k, enum cqk_cuda_variant v)
 {
 	k->forced = v;
+}
+
+void cqk_cuda_force_encode(struct cqk_cuda_kernels *k, enum cqk_cuda_encode e)
+{
+	k->encode = e;
 }
 
 static int launch(const struct cqk_cuda_kernels *k, enum kernel i, struct grid size,
@@ -252,6 +269,7 @@ static int append_in(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tab
 		return cq_err_set(err, -EINVAL, "cqk_cuda_append: turn %d", a->turn);
 	*p = (struct cqkd_append){
 		.at = t->layers[a->layer], .rope = t->turn,
+		.near_k = t->near[2 * a->layer], .near_v = t->near[2 * a->layer + 1],
 		.dests = a->dests, .n_dests = a->n_dests, .status = a->status,
 		.layer = a->layer, .n_kv_heads = g->n_kv_heads, .d = g->head_dim,
 		.turn = t->turn.half ? a->turn : 0,
@@ -274,13 +292,20 @@ int cqk_cuda_append(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tabl
 		    const struct cqk_cuda_append *a, struct cqcu_stream *stream,
 		    struct cq_err *err)
 {
+	enum kernel which = K_APPEND;
 	struct cqkd_append p;
 	int ret = append_in(k, t, a, &p, err);
+	uint32_t kc, vc;
 
 	if (ret || !a->max_dests)
 		return ret;
-	return launch(k, K_APPEND, (struct grid){ a->max_dests, 2 * p.n_kv_heads },
-		      CQKD_TOKENS * p.d * 2, &p, stream, err);
+	/* a side that is not coded is in any kernel */
+	kc = p.at.k.channels ? p.at.k.channels : p.at.v.channels;
+	vc = p.at.v.channels ? p.at.v.channels : kc;
+	if (kc && cqk_cuda_encode_near(k->encode, MAX(kc, vc), a->tokens / a->max_dests))
+		which = MANY_AT(kc, vc);
+	return launch(k, which, (struct grid){ a->max_dests, 2 * p.n_kv_heads },
+		      CQKD_APPEND_SHARED(p.d), &p, stream, err);
 }
 
 bool cqk_cuda_bad(uint64_t status, struct cqk_cuda_bad *bad)

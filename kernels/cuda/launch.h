@@ -23,10 +23,11 @@ struct cqk_cuda_kernels;
  * @out: ended with cqk_cuda_kernels_free() in the same context
  * @err: text of the failure, may be NULL
  *
- * CQ_CUDA_VARIANT in the environment says which variant of kernels is to be taken.
+ * CQ_CUDA_VARIANT in the environment says which variant of kernels is to be taken,
+ * CQ_CUDA_ENCODE how codes are found.
  *
  * Return: 0; -EOPNOTSUPP built without nvcc, or no code for this device;
- * -EINVAL no such variant; -ENOMEM; -errno of the driver's failure.
+ * -EINVAL no such variant or way; -ENOMEM; -errno of the driver's failure.
  */
 int cqk_cuda_kernels_load(const struct cqk_cuda *cu, struct cqk_cuda_kernels **out,
 			  struct cq_err *err);
@@ -45,6 +46,13 @@ void cqk_cuda_kernels_free(struct cqk_cuda_kernels *k);
 void cqk_cuda_force(struct cqk_cuda_kernels *k, enum cqk_cuda_variant v);
 
 /**
+ * cqk_cuda_force_encode() - the same of how codes are found
+ * @k: kernels
+ * @e: CQK_ENCODE_AUTO: the rule again
+ */
+void cqk_cuda_force_encode(struct cqk_cuda_kernels *k, enum cqk_cuda_encode e);
+
+/**
  * struct cqk_cuda_append - keys and values of new tokens of one layer
  * @layer:     layer of the model
  * @k:         [rows][n_kv_heads][d] on the device, channels contiguous
@@ -52,6 +60,8 @@ void cqk_cuda_force(struct cqk_cuda_kernels *k, enum cqk_cuda_variant v);
  * @dests:     [*@n_dests] struct cqkd_dest
  * @n_dests:   address of a u32, at most @max_dests
  * @max_dests: destinations that the launch is made for
+ * @tokens:    about how many tokens they have together, by which a kernel is chosen; any
+ *             computes any number
  * @turn:      keys: 1 rotate to their position, -1 undo the rotation, 0 neither
  * @status:    address of a u64, 0 before the first launch; see cqk_cuda_bad()
  */
@@ -61,6 +71,7 @@ struct cqk_cuda_append {
 	uint64_t dests;
 	uint64_t n_dests;
 	uint32_t max_dests;
+	uint32_t tokens;
 	int turn;
 	uint64_t status;
 };

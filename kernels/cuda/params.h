@@ -80,6 +80,46 @@ struct cqkd_layer {
 	uint64_t k_bytes, v_bytes;
 };
 
+/*
+ * near.cuh: columns of the products that find candidates, and pairs of channels of which
+ * these have the rest of a centroid, too.
+ */
+#define CQKD_NEAR_COLUMNS(channels)	((channels) > 4 ? 16 : 8)
+#define CQKD_NEAR_REST(channels)	((channels) > 4 ? 3 : 1)
+
+/**
+ * struct cqkd_bound - of a group: how far its products can be from distances
+ * @shift: halves by channel, whose product with |x| exceeds each |x.e|
+ * @slack: the same; that product times @unit is twice the largest difference, but for
+ * @fixed: what of it does not depend on x
+ * @unit:  a power of two
+ * @one:   two halves, the power of two by which @tail of struct cqkd_near is multiplied
+ * @pad:   0
+ */
+struct cqkd_bound {
+	uint16_t shift[8];
+	uint16_t slack[8];
+	float fixed;
+	float unit;
+	uint32_t one;
+	uint32_t pad;
+};
+
+/**
+ * struct cqkd_near - a codebook for tensor cores, which find candidates: see near.h
+ * @top:   [kv_head][group][256][channels] halves: what x is multiplied with, times a power
+ *         of two of the group, rounded. Of fp16 centroids without a metric their own
+ * @rest:  [kv_head][group][256][CQKD_NEAR_REST()][2] halves: what @top lacks; 0: nothing
+ * @tail:  [kv_head][group][256][2] halves: half the squared length, and what that lacks
+ * @bound: [kv_head][group] struct cqkd_bound
+ */
+struct cqkd_near {
+	uint64_t top;
+	uint64_t rest;
+	uint64_t tail;
+	uint64_t bound;
+};
+
 /**
  * struct cqkd_rope - cos and sin, as struct cqk_rope
  * @base:    [n_base][2][half] f32
@@ -101,8 +141,8 @@ struct cqkd_rope {
 
 /**
  * struct cqkd_dest - where up to 64 appended tokens go
- * @f16:    fp16 block, [layer][kv_head][K|V][tokens][d]; 0: none
- * @codes:  payload of a page; 0: none
+ * @f16:    fp16 block, [layer][kv_head][K|V][tokens][d], a multiple of 16; 0: none
+ * @codes:  payload of a page, a multiple of 16; 0: none
  * @tokens: rows of the fp16 block: 64, or the number of sinks
  * @first:  index of the first token in the block and in the page
  * @count:  tokens
@@ -128,6 +168,8 @@ struct cqkd_dest {
  * @k:       keys of the new tokens
  * @v:       values
  * @at:      the layer
+ * @near_k:  codebook of keys for tensor cores
+ * @near_v:  of values
  * @rope:    tables, if @turn; @mixed counts without them
  * @dests:   [*n_dests] struct cqkd_dest
  * @n_dests: address of their number, u32
@@ -140,6 +182,7 @@ struct cqkd_dest {
 struct cqkd_append {
 	struct cqkd_view k, v;
 	struct cqkd_layer at;
+	struct cqkd_near near_k, near_v;
 	struct cqkd_rope rope;
 	uint64_t dests;
 	uint64_t n_dests;
@@ -320,6 +363,9 @@ struct cqkd_attn {
 #define CQKD_S_PITCH		(CQKD_TOKENS + 4)
 #define CQKD_P_PITCH		(CQKD_TOKENS + 8)
 
+/* Shared memory of cqk_append: rows of a destination. */
+#define CQKD_APPEND_SHARED(d)	(CQKD_TOKENS * CQKD_PITCH(d) * 2)
+
 /* Shared memory of cqk_attn_d*, in the order in which attn.cu lays it out. */
 #define CQKD_ATTN_SHARED(d, vecs) \
 	((vecs) * CQKD_Q_PITCH(d) * 4 +		/* q, f32 */ \
@@ -424,9 +470,11 @@ CQKD_FROZEN(sizeof(struct cqkd_rope) == 32);
 CQKD_FROZEN(sizeof(struct cqkd_dest) == 48);
 CQKD_FROZEN(offsetof(struct cqkd_dest, tokens) == 16);
 CQKD_FROZEN(offsetof(struct cqkd_dest, bad) == 40);
-CQKD_FROZEN(sizeof(struct cqkd_append) == 272);
-CQKD_FROZEN(offsetof(struct cqkd_append, dests) == 232);
-CQKD_FROZEN(offsetof(struct cqkd_append, turn) == 268);
+CQKD_FROZEN(sizeof(struct cqkd_bound) == 48);
+CQKD_FROZEN(sizeof(struct cqkd_near) == 32);
+CQKD_FROZEN(sizeof(struct cqkd_append) == 336);
+CQKD_FROZEN(offsetof(struct cqkd_append, dests) == 296);
+CQKD_FROZEN(offsetof(struct cqkd_append, turn) == 332);
 CQKD_FROZEN(sizeof(struct cqkd_block) == 24);
 CQKD_FROZEN(offsetof(struct cqkd_block, n_spans) == 20);
 CQKD_FROZEN(sizeof(struct cqkd_span) == 24);

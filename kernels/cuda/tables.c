@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "cq/util.h"
+#include "kernels/cuda/near.h"
 #include "kernels/cuda/tables.h"
 #include "kernels/f16.h"
 
@@ -102,6 +103,24 @@ static void lay_out_book(struct cqk_cuda_tables *t, const struct cqk_codebook *c
 	b->scale = take(t, numbers);
 }
 
+static void lay_out_near(struct cqk_cuda_tables *t, const struct cqk_codebook *cb,
+			 const struct cqkd_book *b, struct cqkd_near *near)
+{
+	uint64_t groups = (uint64_t)cb->n_kv_heads * cb->n_groups;
+	uint64_t n = groups * CQKD_CENTROIDS;
+
+	memset(near, 0, sizeof(*near));
+	if (!b->channels)
+		return;
+	near->top = b->f16;
+	if (!cqk_near_plain(cb)) {
+		near->top = take(t, n * b->channels * 2);
+		near->rest = take(t, n * CQKD_NEAR_REST(b->channels) * 4);
+	}
+	near->tail = take(t, n * 4);
+	near->bound = take(t, groups * sizeof(struct cqkd_bound));
+}
+
 static void lay_out(struct cqk_cuda_tables *t)
 {
 	uint64_t row = (uint64_t)2 * t->rope->half * sizeof(float);
@@ -113,6 +132,8 @@ static void lay_out(struct cqk_cuda_tables *t)
 
 		lay_out_book(t, &y->k, &to->k);
 		lay_out_book(t, &y->v, &to->v);
+		lay_out_near(t, &y->k, &to->k, &t->near[2 * l]);
+		lay_out_near(t, &y->v, &to->v, &t->near[2 * l + 1]);
 		to->offset = y->offset;
 		to->k_bytes = y->k_bytes;
 		to->v_bytes = y->v_bytes;
@@ -140,7 +161,8 @@ int cqk_cuda_tables_new(const struct cqk_model *model, const struct cqk_rope *ro
 	if (!t)
 		goto err_memory;
 	t->layers = calloc(model->geom.n_layers, sizeof(*t->layers));
-	if (!t->layers)
+	t->near = calloc(model->geom.n_layers, 2 * sizeof(*t->near));
+	if (!t->layers || !t->near)
 		goto err_free;
 	t->model = model;
 	t->rope = rope;
@@ -150,7 +172,7 @@ int cqk_cuda_tables_new(const struct cqk_model *model, const struct cqk_rope *ro
 	return 0;
 
 err_free:
-	free(t);
+	cqk_cuda_tables_free(t);
 err_memory:
 	return cq_err_set(err, -ENOMEM, "out of memory for the GPU tables of a model");
 }
@@ -160,6 +182,7 @@ void cqk_cuda_tables_free(struct cqk_cuda_tables *t)
 	if (!t)
 		return;
 	free(t->layers);
+	free(t->near);
 	free(t);
 }
 
@@ -211,6 +234,25 @@ static void fill_book(const struct cqk_codebook *cb, const struct cqkd_book *b,
 	memcpy(image + (b->scale - base), cb->scale, numbers);
 }
 
+static void *in_image(uint8_t *image, uint64_t base, uint64_t address)
+{
+	return address ? image + (address - base) : NULL;
+}
+
+static void fill_near(const struct cqk_codebook *cb, const struct cqkd_near *near,
+		      uint64_t base, uint8_t *image)
+{
+	const struct cqk_near_tables out = {
+		.top = in_image(image, base, near->top),
+		.rest = in_image(image, base, near->rest),
+		.tail = in_image(image, base, near->tail),
+		.bound = in_image(image, base, near->bound),
+	};
+
+	if (near->tail)
+		cqk_near_fill(cb, &out);
+}
+
 void cqk_cuda_tables_fill(const struct cqk_cuda_tables *t, void *image)
 {
 	size_t row = (size_t)2 * t->rope->half * sizeof(float);
@@ -221,6 +263,8 @@ void cqk_cuda_tables_fill(const struct cqk_cuda_tables *t, void *image)
 	for (l = 0; l < t->model->geom.n_layers; l++) {
 		fill_book(&t->model->layers[l].k, &t->layers[l].k, t->base, out);
 		fill_book(&t->model->layers[l].v, &t->layers[l].v, t->base, out);
+		fill_near(&t->model->layers[l].k, &t->near[2 * l], t->base, out);
+		fill_near(&t->model->layers[l].v, &t->near[2 * l + 1], t->base, out);
 	}
 	if (!row)
 		return;
@@ -244,6 +288,14 @@ static void move_book(struct cqkd_book *b, uint64_t by)
 	move(&b->metric, by);
 }
 
+static void move_near(struct cqkd_near *near, uint64_t by)
+{
+	move(&near->top, by);
+	move(&near->rest, by);
+	move(&near->tail, by);
+	move(&near->bound, by);
+}
+
 void cqk_cuda_tables_place(struct cqk_cuda_tables *t, uint64_t base)
 {
 	uint64_t by = base - t->base;
@@ -252,6 +304,8 @@ void cqk_cuda_tables_place(struct cqk_cuda_tables *t, uint64_t base)
 	for (l = 0; l < t->model->geom.n_layers; l++) {
 		move_book(&t->layers[l].k, by);
 		move_book(&t->layers[l].v, by);
+		move_near(&t->near[2 * l], by);
+		move_near(&t->near[2 * l + 1], by);
 	}
 	move(&t->turn.base, by);
 	move(&t->turn.in_page, by);

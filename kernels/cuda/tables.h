@@ -14,6 +14,7 @@
  * @model:  the model (or shard), which must outlive this
  * @rope:   tables of the host, likewise
  * @layers: [n_layers]; addresses are set by cqk_cuda_tables_place()
+ * @near:   [n_layers][2] of keys and values, likewise
  * @turn:   the RoPE tables there
  * @base:   their first byte on the device; 1 before they were placed
  * @bytes:  of device memory they need
@@ -22,6 +23,7 @@ struct cqk_cuda_tables {
 	const struct cqk_model *model;
 	const struct cqk_rope *rope;
 	struct cqkd_layer *layers;
+	struct cqkd_near *near;
 	struct cqkd_rope turn;
 	uint64_t base;
 	uint64_t bytes;

@@ -28,25 +28,74 @@ static const struct {
 	{ 80, 0, 0, CQK_CUDA_F16 },
 };
 
+static const char *const encode_names[CQK_ENCODE_WAYS] = {
+	[CQK_ENCODE_AUTO] = "auto",
+	[CQK_ENCODE_ALL] = "all",
+	[CQK_ENCODE_NEAR] = "near",
+};
+
+/* Computed likewise, by instructions of both ways: see Documentation/gpu.md. */
+static const struct {
+	uint32_t channels, from;
+} encode_table[] = {
+	{ 8, 4 }, { 4, 6 }, { 2, 8 },
+};
+
 const char *cqk_cuda_variant_name(enum cqk_cuda_variant v)
 {
 	return v < CQK_CUDA_VARIANTS ? names[v] : "?";
 }
 
+const char *cqk_cuda_encode_name(enum cqk_cuda_encode e)
+{
+	return e < CQK_ENCODE_WAYS ? encode_names[e] : "?";
+}
+
+/* Which of @n names; the first for none, -1 if there is no such. */
+static int index_of(const char *name, const char *const *list, int n)
+{
+	int i;
+
+	if (!name || !*name)
+		return 0;
+	for (i = 0; i < n; i++)
+		if (!strcmp(name, list[i]))
+			return i;
+	return -1;
+}
+
 int cqk_cuda_variant_of(const char *name, enum cqk_cuda_variant *v, struct cq_err *err)
+{
+	int i = index_of(name, names, CQK_CUDA_VARIANTS);
+
+	if (i < 0)
+		return cq_err_set(err, -EINVAL, "%s=%s is no variant of kernels; there are auto, "
+						"block, few and f16", CQK_CUDA_VARIANT_ENV, name);
+	*v = (enum cqk_cuda_variant)i;
+	return 0;
+}
+
+int cqk_cuda_encode_of(const char *name, enum cqk_cuda_encode *e, struct cq_err *err)
+{
+	int i = index_of(name, encode_names, CQK_ENCODE_WAYS);
+
+	if (i < 0)
+		return cq_err_set(err, -EINVAL, "%s=%s is no way to codes; there are auto, all and "
+						"near", CQK_CUDA_ENCODE_ENV, name);
+	*e = (enum cqk_cuda_encode)i;
+	return 0;
+}
+
+bool cqk_cuda_encode_near(enum cqk_cuda_encode forced, uint32_t channels, uint32_t tokens)
 {
 	uint32_t i;
 
-	*v = CQK_CUDA_AUTO;
-	if (!name || !*name)
-		return 0;
-	for (i = 0; i < CQK_CUDA_VARIANTS; i++)
-		if (!strcmp(name, names[i])) {
-			*v = i;
-			return 0;
-		}
-	return cq_err_set(err, -EINVAL, "%s=%s is no variant of kernels; there are auto, block, "
-					"few and f16", CQK_CUDA_VARIANT_ENV, name);
+	if (forced != CQK_ENCODE_AUTO)
+		return forced == CQK_ENCODE_NEAR;
+	for (i = 0; i < ARRAY_SIZE(encode_table); i++)
+		if (encode_table[i].channels == channels)
+			return tokens >= encode_table[i].from;
+	return false;
 }
 
 uint32_t cqk_cuda_variant_shared(enum cqk_cuda_variant v, const struct cqk_cuda_shape *s)

@@ -25,6 +25,20 @@ enum cqk_cuda_variant {
 	CQK_CUDA_AUTO, CQK_CUDA_BLOCK, CQK_CUDA_FEW, CQK_CUDA_F16, CQK_CUDA_VARIANTS
 };
 
+/* In the environment, too: how codes are found. */
+#define CQK_CUDA_ENCODE_ENV "CQ_CUDA_ENCODE"
+
+/**
+ * enum cqk_cuda_encode - ways to the same codes
+ * @CQK_ENCODE_AUTO:  by the tokens of a destination
+ * @CQK_ENCODE_ALL:   encode.cuh: the distance from all centroids
+ * @CQK_ENCODE_NEAR:  near.cuh: from those that tensor cores found to be near
+ * @CQK_ENCODE_WAYS:  number of them
+ */
+enum cqk_cuda_encode {
+	CQK_ENCODE_AUTO, CQK_ENCODE_ALL, CQK_ENCODE_NEAR, CQK_ENCODE_WAYS
+};
+
 /**
  * struct cqk_cuda_shape - what a choice depends on
  * @head_dim:   channels of a head
@@ -87,5 +101,33 @@ bool cqk_cuda_variant_can(enum cqk_cuda_variant v, const struct cqk_cuda_shape *
  */
 enum cqk_cuda_variant cqk_cuda_variant_choose(enum cqk_cuda_variant forced,
 					      const struct cqk_cuda_shape *s);
+
+/**
+ * cqk_cuda_encode_name() - a way to codes in words
+ * @e: way
+ *
+ * Return: its name, a constant.
+ */
+const char *cqk_cuda_encode_name(enum cqk_cuda_encode e);
+
+/**
+ * cqk_cuda_encode_of() - a way to codes by name
+ * @name: text; NULL or empty: CQK_ENCODE_AUTO
+ * @e:    set on success
+ * @err:  text of the failure, may be NULL
+ *
+ * Return: 0; -EINVAL unknown, the text lists those there are.
+ */
+int cqk_cuda_encode_of(const char *name, enum cqk_cuda_encode *e, struct cq_err *err);
+
+/**
+ * cqk_cuda_encode_near() - the rule for codes
+ * @forced:   CQK_ENCODE_AUTO, or a way to take
+ * @channels: of a group
+ * @tokens:   of a destination, about
+ *
+ * Return: true: near.cuh is to find them.
+ */
+bool cqk_cuda_encode_near(enum cqk_cuda_encode forced, uint32_t channels, uint32_t tokens);
 
 #endif /* CQK_CUDA_VARIANT_H */

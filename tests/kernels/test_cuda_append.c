@@ -169,7 +169,7 @@ static void same(struct gpu *g, struct sides *s, cqcu_ptr at, const uint8_t *wan
 }
 
 /* Runs the append on the device and compares every byte; returns the status. */
-static uint64_t append(struct gpu *g, const struct batch *b, struct sides *s, bool compare)
+static uint64_t append_by(struct gpu *g, const struct batch *b, struct sides *s, bool compare)
 {
 	struct cqk_cuda_tables *t = gpu_tables(g, &s->toy.m, &s->toy.rope);
 	cqcu_ptr f16 = gpu_alloc(g, 4 * s->f16_bytes, 0xa5);
@@ -177,23 +177,26 @@ static uint64_t append(struct gpu *g, const struct batch *b, struct sides *s, bo
 	cqcu_ptr sink = gpu_alloc(g, s->sink_bytes, 0xa5);
 	struct cqk_cuda_append a = {
 		.layer = b->layer, .turn = b->turn, .max_dests = s->n_dests + 2,
+		.tokens = b->rows,
 		.k = gpu_view(&s->k, s->kv[0], gpu_put(g, s->kv[0], s->kv_bytes)),
 		.v = gpu_view(&s->v, s->kv[1], gpu_put(g, s->kv[1], s->kv_bytes)),
 		.n_dests = gpu_put(g, &s->n_dests, 4), .status = gpu_alloc(g, 8, 0),
 	};
 	cqcu_ptr words = gpu_put(g, s->words, sizeof(s->words));
+	struct cqkd_dest dests[ARRAY_SIZE(s->dests)];
 	uint64_t status;
 	uint32_t i;
 
+	memcpy(dests, s->dests, sizeof(dests));
 	for (i = 0; i < s->n_dests; i++) {
-		struct cqkd_dest *to = &s->dests[i];
+		struct cqkd_dest *to = &dests[i];
 
 		to->bad = words + 4 * i;
 		to->tag = 7 + i;
 		to->f16 = to->f16 == 2 ? sink : f16 + (to->codes - 1) * s->f16_bytes;
 		to->codes = to->codes ? page + (to->codes - 1) * s->page_bytes : 0;
 	}
-	a.dests = gpu_put(g, s->dests, s->n_dests * sizeof(s->dests[0]));
+	a.dests = gpu_put(g, dests, s->n_dests * sizeof(dests[0]));
 	if (cqk_cuda_append(g->k, t, &a, g->stream, &g->err))
 		FAIL("%s", g->err.text);
 	if (compare) {
@@ -205,6 +208,22 @@ static uint64_t append(struct gpu *g, const struct batch *b, struct sides *s, bo
 	gpu_get(g, s->words, words, sizeof(s->words));
 	cqk_cuda_tables_free(t);
 	gpu_reset(g);
+	return status;
+}
+
+/* By every way there is to codes, which tell the same of values. */
+static uint64_t append(struct gpu *g, const struct batch *b, struct sides *s, bool compare)
+{
+	uint32_t words[ARRAY_SIZE(s->words)];
+	uint64_t status;
+
+	memcpy(words, s->words, sizeof(words));
+	cqk_cuda_force_encode(g->k, CQK_ENCODE_ALL);
+	status = append_by(g, b, s, compare);
+	memcpy(s->words, words, sizeof(words));
+	cqk_cuda_force_encode(g->k, CQK_ENCODE_NEAR);
+	ASSERT_EQ(append_by(g, b, s, compare), status);
+	cqk_cuda_force_encode(g->k, CQK_ENCODE_AUTO);
 	return status;
 }
 
@@ -281,6 +300,91 @@ TEST(ties_take_the_lowest_code)
 			host_dest(&b, &s, &s.dests[i], j / 2, j % 2);
 	ASSERT_EQ(append(&g, &b, &s, true), 0);
 	sides_free(&s);
+	gpu_close(&g);
+}
+
+/* Every second centroid is the one before it, but for the last bit of one channel. */
+static void nearly_alike(struct cqk_codebook *cb)
+{
+	uint32_t c = cb->code.channels, groups = cb->n_kv_heads * cb->n_groups, g, k, j;
+	uint16_t *f16 = (uint16_t *)(uintptr_t)cb->stored;
+	int8_t *i8 = (int8_t *)(uintptr_t)cb->stored;
+
+	for (g = 0; g < groups; g++)
+		for (k = 1; k < 256; k += 2)
+			for (j = 0; j < c; j++) {
+				size_t at = ((size_t)g * 256 + k) * c + j, ch = (size_t)g * c + j;
+				bool other = k / 2 % c == j;
+
+				if (cb->centroids == CQK_CENTROIDS_F16) {
+					f16[at] = f16[at - c] ^ other;
+					cb->f32[ch * 256 + k] = cqk_f16_to_f32(f16[at]);
+				} else {
+					i8[at] = i8[at - c] ^ other;
+					cb->f32[ch * 256 + k] = (float)i8[at] * cb->scale[ch];
+				}
+			}
+	toy_half_norm(cb);
+}
+
+/* Tokens at centroids, or not far from them. */
+static void rows_at_centroids(const struct batch *b, struct cq_view *view,
+			      const struct cqk_codebook *cb, float size)
+{
+	uint32_t d = b->toy.d, c = cb->code.channels, row, head, ch;
+
+	for (row = 0; row < b->rows; row++)
+		for (head = 0; head < b->toy.n_kv_heads; head++)
+			for (ch = 0; ch < d; ch++) {
+				uint32_t k = (row * 37 + ch / c * 11 + head) % 256;
+				float x = cb->f32[((size_t)head * d + ch) * 256 + k];
+
+				if (row % 3 == 1)
+					x += 0.1f * size * toy_normal();
+				if (row % 3 == 2)
+					x = cqk_f16_to_f32(cqk_f32_to_f16(x) ^ (ch & 1));
+				((uint16_t *)view->data)[row * view->stride_token +
+							 head * view->stride_head + ch] =
+					cqk_f32_to_f16(fmaxf(-65504, fminf(x, 65504)));
+			}
+}
+
+/* Whatever the sizes are: of centroids, and of what the metric makes of them. */
+TEST_LIMIT(what_is_nearly_as_near_is_told_apart, 60)
+{
+	static const float sizes[] = { 1, 1e-7f, 3e-5f, 0.01f, 300, 1e4f };
+	static const float weights[] = { 0, 1, 0x1p-110f, 0x1p60f };
+	static const uint32_t codes[] = { 8, 4, 2 };
+	struct gpu g;
+	uint32_t i, j;
+
+	gpu_open(&g);
+	for (i = 0; i < 24; i++) {
+		struct batch b = plain(64, codes[i % 3], codes[(i + i / 3) % 3]);
+		float size = sizes[i % 6], weight = weights[(i + i / 4) % 4];
+		struct cqk_layer *y;
+		struct sides s;
+
+		b.dtype = CQ_F16;
+		b.rows = 37;
+		b.toy.i8 = i / 3 % 2;
+		b.toy.metric = weight > 0;
+		b.toy.k_size = b.toy.v_size = size;
+		sides_make(&b, &s);
+		y = &s.toy.m.layers[1];
+		for (j = 0; j < 2 * 64 && weight > 0; j++) {
+			((float *)(uintptr_t)y->k.metric)[j] *= weight;
+			((float *)(uintptr_t)y->v.metric)[j] *= weight;
+		}
+		nearly_alike(&y->k);
+		nearly_alike(&y->v);
+		rows_at_centroids(&b, &s.k, &y->k, size);
+		rows_at_centroids(&b, &s.v, &y->v, size);
+		for (j = 0; j < s.n_dests * 4; j++)
+			host_dest(&b, &s, &s.dests[j / 4], j / 2 % 2, j % 2);
+		ASSERT_EQ(append(&g, &b, &s, true), 0);
+		sides_free(&s);
+	}
 	gpu_close(&g);
 }
 
@@ -412,6 +516,27 @@ TEST(values_are_told_where_they_went)
 	ASSERT_EQ(s.words[1], 8);
 	sides_free(&s);
 	gpu_close(&g);
+}
+
+TEST(ways_have_names_and_a_rule)
+{
+	enum cqk_cuda_encode e = CQK_ENCODE_ALL;
+	struct cq_err err;
+	uint32_t c;
+
+	ASSERT_EQ(cqk_cuda_encode_of(NULL, &e, &err), 0);
+	ASSERT_EQ(e, CQK_ENCODE_AUTO);
+	ASSERT_EQ(cqk_cuda_encode_of("near", &e, &err), 0);
+	ASSERT_EQ(e, CQK_ENCODE_NEAR);
+	ASSERT_EQ(cqk_cuda_encode_of("far", &e, &err), -EINVAL);
+	ASSERT(strstr(err.text, "all and near"));
+	ASSERT(!strcmp(cqk_cuda_encode_name(CQK_ENCODE_NEAR), "near"));
+	for (c = 2; c <= 8; c *= 2) {
+		ASSERT(!cqk_cuda_encode_near(CQK_ENCODE_AUTO, c, 1));
+		ASSERT(cqk_cuda_encode_near(CQK_ENCODE_AUTO, c, 64));
+		ASSERT(cqk_cuda_encode_near(CQK_ENCODE_NEAR, c, 1));
+		ASSERT(!cqk_cuda_encode_near(CQK_ENCODE_ALL, c, 64));
+	}
 }
 
 TEST(bad_arguments)
