@@ -39,12 +39,12 @@ of() {
 	done
 }
 
-# Three codings, two kinds of keys, two of sharing, two variants; step: fp16, too. Of the toy
-# there is time and room for all.
+# Three codings, two ways to codes, two kinds of keys, two of sharing, two variants; step:
+# fp16, too. Of the toy there is time and room for all.
 kinds() {
 	! grep '"bench":"skipped"' "$json" &&
-		of append 3 config rows ring_layers us ns_token &&
-		of prefill 3 config rows ring_layers us ns_token &&
+		of append 3 config encode rows ring_layers us ns_token &&
+		of prefill 6 config encode rows ring_layers us ns_token &&
 		of step 12 config gib context batch sequences_held us tokens_s &&
 		of decode 24 config keys sharing variant batch rows context ring_layers us p10_us \
 			p90_us baseline baseline_us baseline_hbm_share baseline_ring_layers \

@@ -39,6 +39,7 @@ static const char *const row_names[ROW_KINDS] = { "append", "prefill", "decode",
  * @step:  of decode; of a step the most sequences and their length; of others @step.batch
  *         tokens are appended
  * @gib:   of a step: memory for the sequences
+ * @encode: of what is appended: the way to codes
  */
 struct row {
 	enum row_kind what;
@@ -46,6 +47,7 @@ struct row {
 	uint32_t keys;
 	struct step step;
 	uint32_t gib;
+	enum cqk_cuda_encode encode;
 };
 
 struct rows {
@@ -73,7 +75,8 @@ static inline void row_put(const struct row *r)
 	else if (r->what == ROW_STEP)
 		printf(",\"gib\":%u,\"context\":%u", r->gib, r->step.context);
 	else
-		printf(",\"rows\":%u", r->step.batch);
+		printf(",\"encode\":\"%s\",\"rows\":%u", cqk_cuda_encode_name(r->encode),
+		       r->step.batch);
 }
 
 static inline void row_add(struct rows *rows, struct row row)
@@ -87,7 +90,7 @@ static inline void rows_add_decode(struct rows *rows, struct step step, uint32_t
 	uint32_t c;
 
 	for (c = 0; c < CODINGS; c++)
-		row_add(rows, (struct row){ ROW_DECODE, &codings[c], keys, step, 0 });
+		row_add(rows, (struct row){ ROW_DECODE, &codings[c], keys, step, 0, 0 });
 }
 
 /* Steps whose sequences are all that so much memory holds, and of fp16 the same. */
@@ -101,7 +104,7 @@ static inline void rows_add_steps(struct rows *rows, bool toy)
 		for (c = 0; c < ARRAY_SIZE(codings); c++)
 			row_add(rows, (struct row){ ROW_STEP, &codings[(c + CODINGS) %
 						    ARRAY_SIZE(codings)],
-						    CQK_KEYS_PRE_ROPE, most, gib[i] });
+						    CQK_KEYS_PRE_ROPE, most, gib[i], 0 });
 }
 
 /* The same step, but for what rows_of() has first. */
@@ -137,12 +140,15 @@ static inline void rows_of(struct rows *rows, const struct shape *s, bool first,
 	rows->n = 0;
 	for (k = 0; k < CODINGS; k++) {
 		struct row one = { ROW_APPEND, &codings[k], CQK_KEYS_PRE_ROPE,
-				   { toy ? 2 : 64, 0, false }, 0 };
+				   { toy ? 2 : 64, 0, false }, 0, CQK_ENCODE_AUTO };
 		struct row many = one;
 
+		row_add(rows, one);
 		many.what = ROW_PREFILL;
 		many.step.batch = toy ? 128 : PREFILL;
-		row_add(rows, one);
+		many.encode = CQK_ENCODE_ALL;
+		row_add(rows, many);
+		many.encode = CQK_ENCODE_NEAR;
 		row_add(rows, many);
 	}
 	for (k = 0; k < ARRAY_SIZE(telling) && !toy; k++)

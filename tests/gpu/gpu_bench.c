@@ -346,7 +346,7 @@ static void appends_new(struct rig *r, struct appends *x, const struct model *m,
 	copy_in(r, x->mem + 256, &n, sizeof(n));
 	x->a = (struct cqk_cuda_append){ .k = view, .v = view, .dests = at,
 					 .n_dests = x->mem + 256, .max_dests = n,
-					 .status = x->mem };
+					 .tokens = rows, .status = x->mem };
 	free(dests);
 }
 
@@ -369,10 +369,12 @@ static void append(struct rig *r, const struct shape *s, const struct row *row)
 
 	model_new(r, &m, &o, layers, 128, false);
 	appends_new(r, &x, &m, rows, one);
+	cqk_cuda_force_encode(r->g.k, row->encode);
 	graph_begin(r);
 	for (i = 0; i < layers; i++)
 		append_layer(r, &x, &m, i);
 	exec = graph_end(r);
+	cqk_cuda_force_encode(r->g.k, CQK_ENCODE_AUTO);
 	graph_us(r, exec, layers);
 	for (i = 0; i < t.n; i++)
 		t.us[i] = graph_us(r, exec, layers);
