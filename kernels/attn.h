@@ -254,8 +254,12 @@ void cqk_avx512_encode(const struct cqk_codebook *cb, uint32_t kv_head,
 extern const struct cqk_tile_ops cqk_tile_avx2;
 extern const struct cqk_ops cqk_avx2;
 extern const struct cqk_ops cqk_avx512;
+extern const struct cqk_ops cqk_avx512vnni;
+extern const struct cqk_ops cqk_avx512bw;
 
 bool cqk_cpu_has_avx2(void);
+bool cqk_cpu_has_avx512bw(void);
+bool cqk_cpu_has_avx512vnni(void);
 bool cqk_cpu_has_avx512(void);
 #endif
 #ifdef __aarch64__

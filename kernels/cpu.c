@@ -65,12 +65,8 @@ bool cqk_cpu_has_avx2(void)
 	       has(w.xcr0, XCR0_AVX);
 }
 
-/**
- * cqk_cpu_has_avx512() - AVX-512 F, BW, VL, DQ, VBMI and VNNI
- *
- * Return: true if CPU and OS have all of them (and what AVX2 needs).
- */
-bool cqk_cpu_has_avx512(void)
+/* AVX-512 F, BW, VL, DQ and what of @ecx7. */
+static bool has_avx512(uint32_t ecx7)
 {
 	struct cpu_words w;
 
@@ -78,6 +74,36 @@ bool cqk_cpu_has_avx512(void)
 	return cqk_cpu_has_avx2() && has(w.xcr0, XCR0_AVX512) &&
 	       has(w.ebx7, EBX7_AVX512F | EBX7_AVX512DQ | EBX7_AVX512BW |
 		   EBX7_AVX512VL) &&
-	       has(w.ecx7, ECX7_VBMI | ECX7_VNNI);
+	       has(w.ecx7, ecx7);
+}
+
+/**
+ * cqk_cpu_has_avx512bw() - AVX-512 F, BW, VL and DQ
+ *
+ * Return: true if CPU and OS have all of them (and what AVX2 needs).
+ */
+bool cqk_cpu_has_avx512bw(void)
+{
+	return has_avx512(0);
+}
+
+/**
+ * cqk_cpu_has_avx512vnni() - VNNI beside them
+ *
+ * Return: true if CPU and OS have all of them.
+ */
+bool cqk_cpu_has_avx512vnni(void)
+{
+	return has_avx512(ECX7_VNNI);
+}
+
+/**
+ * cqk_cpu_has_avx512() - VBMI and VNNI beside them
+ *
+ * Return: true if CPU and OS have all of them.
+ */
+bool cqk_cpu_has_avx512(void)
+{
+	return has_avx512(ECX7_VBMI | ECX7_VNNI);
 }
 #endif /* __x86_64__ */

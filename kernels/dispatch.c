@@ -9,6 +9,8 @@
 static const struct cqk_ops *const table[] = {
 #ifdef __x86_64__
 	&cqk_avx512,
+	&cqk_avx512vnni,
+	&cqk_avx512bw,
 	&cqk_avx2,
 #endif
 #ifdef __aarch64__

@@ -189,7 +189,8 @@ void cqk_merge(const struct cqk_merge *m);
 
 /**
  * struct cqk_ops - one implementation of the kernel set
- * @name:      unique: "portable", "avx2", "avx512", "neon"; also what CQ_KERNELS= takes
+ * @name:      unique: "portable", "avx2", "avx512bw", "avx512vnni", "avx512", "neon"; also
+ *             what CQ_KERNELS= takes
  * @priority:  higher is preferred
  * @usable:    true if this CPU and OS can run it; called once
  * @encode:    codes of @n tokens of one kv head. @x: [n][d] IEEE half, row

@@ -47,7 +47,7 @@ def attention(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Cases of one row and thread by the best implementation of the run."""
     found = [r for r in rows if r["bench"] == "attention" and r["rows"] == 1 and
              r["threads"] == 1]
-    rank = ("avx512", "avx2", "portable")
+    rank = ("avx512", "avx512vnni", "avx512bw", "avx2", "portable")
     impls = [i for i in rank if any(r["impl"] == i for r in found)]
     cases: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for r in found:

@@ -13,7 +13,7 @@ mkdir -p "$O"
 kbuild=${KBUILD:-$(printf '%s\n' /usr/lib/linux-kbuild-*/scripts | tail -n 1)}
 jobs=$(nproc)
 
-checks='werror-gcc werror-clang headers abi arrows size banned spdx
+checks='werror-gcc werror-clang headers abi isa arrows size banned spdx
 	kernel-doc checkpatch cppcheck clang-tidy sparse codespell shellcheck
 	man docs alone cuda-abi'
 
@@ -48,6 +48,8 @@ check_werror_clang() { werror clang "$O/werror-clang" CONFIG_CUDA=; }
 check_headers() { make -s O="$O" check-headers; }
 
 check_abi() { make -s -j "$jobs" O="$O" check-abi; }
+
+check_isa() { make -s -j "$jobs" O="$O" check-isa; }
 
 check_arrows() { scripts/check-arrows.sh; }
 

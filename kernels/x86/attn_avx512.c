@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * Attention with AVX-512 (F, BW, VL, DQ, VBMI, VNNI).
+ * Attention with AVX-512. isa_avx512.h and planes_avx512.h have what the rows of
+ * the kernel table differ in; instructions named here are those of the last of them.
  *
  * With 8-bit centroids and up to eight query vectors a page is decoded
  * transposed: the 64 codes of a group are one register, a channel's 256
@@ -20,18 +21,6 @@
  * Tests compile this file a second time on SIMDe (CQK_SIMDE), which is how it
  * is checked on machines without AVX-512.
  */
-#ifdef CQK_SIMDE	/* the test has included SIMDe */
-typedef simde__m512i zi;
-#define OPS_NAME "avx512-simde"
-#define OPS cqk_avx512_simde
-#define OPS_LINKAGE static
-#else
-#include <immintrin.h>
-typedef __m512i zi;
-#define OPS_NAME "avx512"
-#define OPS cqk_avx512
-#define OPS_LINKAGE
-#endif
 #define CQK_VB 64
 #define CQK_MR 8
 #include "kernels/tile.h"
@@ -153,10 +142,14 @@ static uint32_t lanes_for(uint32_t nq)
 static bool worth_tables(const struct cqk_attn *a)
 {
 	const struct cqk_codebook *k = &a->model->layers[a->layer].k;
-	uint32_t least = 8 + 4 * lanes_for(vectors_of(a));
+	uint32_t lanes = lanes_for(vectors_of(a)), least = 8 + 4 * lanes;
 
-	if (k->code.channels < 8)
+	if (k->code.channels < 8) {
+		/* look-ups in words: two for each vector are more than one for all */
+		if (!ISA_VBMI && lanes > 2)
+			return false;
 		least = least * 8 / 3;
+	}
 	return !cqk_turns_keys(a) && cqk_byte_codes(k) && k->code.channels >= 4 &&
 	       k->n_groups <= LUT_GROUPS && a->n_blocks >= least;
 }
@@ -325,21 +318,15 @@ static size_t avx512_scratch_bytes(const struct cqk_model *model, uint32_t n_row
 }
 
 #ifdef CQK_SIMDE
-static bool avx512_usable(void)
-{
-	return cqk_cpu_has_avx2();
-}
+static const struct cqk_ops cqk_avx512_simde = {
+	.name = ISA_TEXT "-simde",
+	.usable = cqk_cpu_has_avx2,
 #else
-static bool avx512_usable(void)
-{
-	return cqk_cpu_has_avx512();
-}
+const struct cqk_ops ISA(cqk_avx512) = {
+	.name = ISA_TEXT,
+	.usable = ISA(cqk_cpu_has_avx512),
 #endif
-
-OPS_LINKAGE const struct cqk_ops OPS = {
-	.name = OPS_NAME,
-	.priority = 20,
-	.usable = avx512_usable,
+	.priority = ISA_PRIORITY,
 	.encode = cqk_avx512_encode,
 	.decode = cqk_avx2_decode,
 	.scratch_bytes = avx512_scratch_bytes,

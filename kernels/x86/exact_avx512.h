@@ -80,7 +80,8 @@ INLINE void exact_spill(const int nq, vf acc[][4], const bool add, float (*s)[CQ
 
 /* Scores of one page for @nq lanes from @lane on from pairs @from .. @to. */
 INLINE void exact_scores(const int nq, const bool wide, const bool turned,
-			 struct page_batch *b, uint32_t page, uint32_t lane, uint32_t from, uint32_t to)
+			 struct page_batch *b, uint32_t page, uint32_t lane,
+			 uint32_t from, uint32_t to)
 {
 	const float (*q)[2][PAIRS] = &b->q[turned ? page : 0][lane];
 	const uint8_t *codes = b->k_codes[page];

@@ -2,7 +2,7 @@
 /*
  * Keys of the transposed path of attn_avx512.c, its only user: integer scores of
  * 64 tokens at a time, queries turned back and scaled to match. The including
- * file defines zi (a 512-bit integer) and includes tile.h.
+ * file includes tile.h.
  *
  * Ranges: a turned key is at most 127 * 128 * sqrt(2) in size; queries are
  * scaled so that 16 pairs of channels cannot overflow 32 bits, and such sums
@@ -117,35 +117,6 @@ INLINE void fetch_some(struct page_batch *b)
 	}
 }
 
-/*
- * acc + products of neighbours: two of 16 bits each, or four bytes, @x unsigned.
- * Not by intrinsics: what they take and return has another type than a sum of
- * 32 bits, and gcc 12 then moves accumulators about, some to the stack.
- */
-#ifdef CQK_SIMDE
-INLINE vi dot_words(vi acc, zi x, zi y)
-{
-	return (vi)_mm512_dpwssd_epi32((zi)acc, x, y);
-}
-
-INLINE vi dot_bytes(vi acc, zi x, zi y)
-{
-	return (vi)_mm512_dpbusd_epi32((zi)acc, x, y);
-}
-#else
-INLINE vi dot_words(vi acc, zi x, zi y)
-{
-	__asm__("vpdpwssd %2, %1, %0" : "+v" (acc) : "v" (x), "v" (y));
-	return acc;
-}
-
-INLINE vi dot_bytes(vi acc, zi x, zi y)
-{
-	__asm__("vpdpbusd %2, %1, %0" : "+v" (acc) : "v" (x), "v" (y));
-	return acc;
-}
-#endif
-
 /* 16 bytes as floats. */
 INLINE vf plane_floats(const int8_t *p)
 {
@@ -164,15 +135,13 @@ INLINE void put_bytes(uint8_t *p, zi x)
 struct walk {
 	const uint8_t *codes;
 	const int8_t *plane;
-	zi now;
-	__mmask64 upper;
+	struct codes64 now;
 	uint32_t left, c;
 };
 
 INLINE void walk_load(struct walk *w)
 {
-	w->now = _mm512_loadu_si512(w->codes);
-	w->upper = _mm512_movepi8_mask(w->now);
+	w->now = codes_load(w->codes);
 	w->codes += CQK_T;
 }
 
@@ -206,7 +175,7 @@ INLINE zi walk_next(const bool wide, struct walk *w)
 		walk_load(w);
 		w->left = w->c;
 	}
-	x = decode64(w->plane, w->now, w->upper);
+	x = decode64(w->plane, w->now);
 	w->plane += CQK_CENTROIDS;
 	w->left--;
 	return x;

@@ -30,7 +30,7 @@ static inline __attribute__((always_inline)) vi vi_pick(vm mask, vi a, vi b)
 
 const struct cqk_kmeans_ops cqk_kmeans_avx512 = {
 	.name = "avx512",
-	.usable = cqk_cpu_has_avx512,
+	.usable = cqk_cpu_has_avx512bw,
 	.assign = tile_assign,
 	.spread = tile_spread,
 };

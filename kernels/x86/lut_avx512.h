@@ -130,10 +130,8 @@ INLINE void lut_scores(const int n, struct page_batch *b, uint32_t page, uint32_
 		const int8_t *upper = (const int8_t *)b->lut[lane][g][1];
 
 		for (i = 0; i < n; i++) {
-			zi codes = _mm512_loadu_si512(b->k_codes[page + i] + g * CQK_T);
-			__mmask64 high = _mm512_movepi8_mask(codes);
-			zi lo = decode64(lower, codes, high);
-			zi hi = decode64(upper, codes, high);
+			struct codes64 codes = codes_load(b->k_codes[page + i] + g * CQK_T);
+			zi lo = decode64(lower, codes), hi = decode64(upper, codes);
 			zi w0 = _mm512_unpacklo_epi8(lo, hi);
 			zi w1 = _mm512_unpackhi_epi8(lo, hi);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * Attention of many query vectors on coded pages with AVX-512 (F, BW, VL, DQ,
- * VBMI, VNNI): a batch on a shared prefix, a prompt, a large group of heads.
+ * Attention of many query vectors on coded pages with AVX-512 (isa_avx512.h): a
+ * batch on a shared prefix, a prompt, a large group of heads.
  *
  * A page is decoded once per kv head to 16-bit integers (many_tile_avx512.h).
  * Vectors are lanes: 64 of them, four registers, meet one token's key or one
@@ -14,16 +14,7 @@
  * Online softmax: Dao et al., FlashAttention, arXiv 2205.14135, algorithm 1.
  */
 #include <string.h>
-#ifdef CQK_SIMDE	/* the test has included SIMDe */
-typedef simde__m512i zi;
-typedef simde__m512 zf;
-#else
-#include <immintrin.h>
-typedef __m512i zi;
-typedef __m512 zf;
-#endif
 #define CQK_VB 64
-#include "kernels/vec.h"
 #include "kernels/x86/many_avx512.h"
 #include "kernels/x86/many_tile_avx512.h"
 
@@ -53,21 +44,10 @@ INLINE vf many_exp2(vf x)
 	return (vf)((vi)p + ((vi)n << 23));
 }
 
-/* acc += w y, pairs of 16-bit integers: gcc 12 copies sums around its intrinsic. */
-INLINE zi many_dp(zi acc, zi w, zi y)
-{
-#ifdef CQK_SIMDE
-	return _mm512_dpwssd_epi32(acc, w, y);
-#else
-	__asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(y));
-	return acc;
-#endif
-}
-
 /* acc += w y: pairs of 16-bit integers, or floats. */
 INLINE zi many_madd(const bool ints, zi acc, zi w, zi y)
 {
-	return ints ? many_dp(acc, w, y) : (zi)((vf)acc + (vf)w * (vf)y);
+	return ints ? (zi)dot_words((vi)acc, w, y) : (zi)((vf)acc + (vf)w * (vf)y);
 }
 
 INLINE vf many_float(const bool ints, zi acc)

@@ -3,13 +3,16 @@
 #ifndef CQK_MANY_AVX512_H
 #define CQK_MANY_AVX512_H
 
-#include "kernels/attn.h"
+#include "kernels/x86/isa_avx512.h"
 
 #ifdef CQK_SIMDE	/* a test's own copy */
-#define cqk_many_fit cqk_many_fit_simde
-#define cqk_many_bytes cqk_many_bytes_simde
-#define cqk_many_head cqk_many_head_simde
+#define MANY_COPY(name) name##_simde
+#else
+#define MANY_COPY(name) ISA(name##_avx512)
 #endif
+#define cqk_many_fit MANY_COPY(cqk_many_fit)
+#define cqk_many_bytes MANY_COPY(cqk_many_bytes)
+#define cqk_many_head MANY_COPY(cqk_many_head)
 
 /**
  * cqk_many_fit() - is a call for cqk_many_head()

@@ -115,11 +115,10 @@ static void many_load_raw(struct many *x)
 		return;
 	}
 	for (g = 0; g < x->k->n_groups; g++, codes += CQK_T) {
-		zi now = _mm512_loadu_si512(codes);
-		__mmask64 upper = _mm512_movepi8_mask(now);
+		struct codes64 now = codes_load(codes);
 
 		for (j = 0; j < x->k->code.channels; j++, plane += CQK_CENTROIDS)
-			many_store(x->raw[ch++], decode64(plane, now, upper));
+			many_store(x->raw[ch++], decode64(plane, now));
 	}
 }
 
@@ -211,14 +210,13 @@ static void many_load_values(struct many *x)
 	if (wide)
 		many_join(x, x->v, codes);
 	for (g = 0; g < x->v->n_groups; g++, codes += CQK_T) {
-		zi now = _mm512_loadu_si512(codes);
-		__mmask64 upper = _mm512_movepi8_mask(now);
+		struct codes64 now = codes_load(codes);
 
 		if (wide)
 			wide_planes(plane, g, x->words[g], tile);
 		for (j = 0; j < x->v->code.channels; j++, ch++) {
 			zi v = wide ? _mm512_loadu_si512(tile[j]) :
-				      decode64(plane + (size_t)ch * CQK_CENTROIDS, now, upper);
+				      decode64(plane + (size_t)ch * CQK_CENTROIDS, now);
 
 			many_store(x->value[ch],
 				_mm512_cvtepi8_epi16(_mm512_castsi512_si256(v)));

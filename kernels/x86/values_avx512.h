@@ -6,13 +6,66 @@
  * bytes, so that vpdpbusd takes them and 8-bit centroids as they are: 64 tokens
  * of a channel are two instructions per query vector. Sums of a batch stay below
  * 2^30: 4 * BATCH products of 127 and 65,535 per 32-bit lane.
+ *
+ * Without VNNI they are 15-bit fractions and centroids are widened to 16 bits:
+ * vpmaddubsw would saturate from 8 bits of p on, and in two parts of 7 it takes
+ * six instructions where vpmaddwd takes four.
  */
 #ifndef CQK_VALUES_AVX512_H
 #define CQK_VALUES_AVX512_H
 
 #include "kernels/x86/keys_avx512.h"
 
+#if ISA_VNNI
 #define P_ONE 65534.0f		/* one more by rounding still fits */
+#define P_PARTS 8		/* bits from one part of p to the other */
+
+/* 64 fractions, as four registers of score_seen()'s order packed once: bytes. */
+INLINE void p_store(zi w0, zi w1, uint8_t (*p)[CQK_T])
+{
+	const zi low = _mm512_set1_epi16(255);
+
+	_mm512_storeu_si512(p[0], _mm512_packus_epi16(_mm512_and_si512(w0, low),
+						      _mm512_and_si512(w1, low)));
+	_mm512_storeu_si512(p[1], _mm512_packus_epi16(_mm512_srli_epi16(w0, 8),
+						      _mm512_srli_epi16(w1, 8)));
+}
+
+/* Values as either part of p meets them. */
+INLINE void p_values(zi bytes, zi *v)
+{
+	v[0] = v[1] = bytes;
+}
+
+INLINE vi p_dot(vi acc, zi p, zi v)
+{
+	return dot_bytes(acc, p, v);
+}
+#else
+#define P_ONE 32766.0f
+#define P_PARTS 0		/* the parts are tokens of even place, of odd place */
+
+INLINE void p_store(zi w0, zi w1, uint8_t (*p)[CQK_T])
+{
+	const zi low = _mm512_set1_epi32(0xffff);
+
+	_mm512_storeu_si512(p[0], _mm512_packus_epi32(_mm512_and_si512(w0, low),
+						      _mm512_and_si512(w1, low)));
+	_mm512_storeu_si512(p[1], _mm512_packus_epi32(_mm512_srli_epi32(w0, 16),
+						      _mm512_srli_epi32(w1, 16)));
+}
+
+INLINE void p_values(zi bytes, zi *v)
+{
+	v[0] = _mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8);
+	v[1] = _mm512_srai_epi16(bytes, 8);
+}
+
+INLINE vi p_dot(vi acc, zi p, zi v)
+{
+	return dot_words(acc, p, v);
+}
+#endif
 
 /*
  * Which of 16 scores count: register @k of a page holds token 16 l + 4 k + i in
@@ -52,17 +105,16 @@ struct p_sums {
 };
 
 /*
- * p = e^(s - top), as 16-bit fractions. What rounding takes from a token goes to
+ * p = e^(s - top), as fractions of P_ONE. What rounding takes from a token goes to
  * the next one of its place (@carry): thousands of tokens that are each below
  * half a unit would otherwise vanish beside one large one.
  */
 INLINE void lane_exp(struct page_batch *b, uint32_t page, uint32_t lane, float top,
 		     struct p_sums *sums)
 {
-	const zi low = _mm512_set1_epi16(255);
 	const float *s = b->s[page][lane];
 	uint64_t vis = b->vis[page][lane];
-	zi n[4], w0, w1;
+	zi n[4];
 	int k;
 
 	for (k = 0; k < 4; k++) {
@@ -79,14 +131,8 @@ INLINE void lane_exp(struct page_batch *b, uint32_t page, uint32_t lane, float t
 		sums->exact += p;
 		sums->rounded += got;
 	}
-	w0 = _mm512_packus_epi32(n[0], n[1]);
-	w1 = _mm512_packus_epi32(n[2], n[3]);
-	_mm512_storeu_si512(b->p[page][lane][0],
-			    _mm512_packus_epi16(_mm512_and_si512(w0, low),
-						_mm512_and_si512(w1, low)));
-	_mm512_storeu_si512(b->p[page][lane][1],
-			    _mm512_packus_epi16(_mm512_srli_epi16(w0, 8),
-						_mm512_srli_epi16(w1, 8)));
+	p_store(_mm512_packus_epi32(n[0], n[1]), _mm512_packus_epi32(n[2], n[3]),
+		b->p[page][lane]);
 }
 
 static void lane_nothing(struct page_batch *b, uint32_t lane)
@@ -135,7 +181,7 @@ INLINE void channel_values(const int nq, const int nch, const bool wide,
 	const int8_t *tile = b->tile[0][ch % WIDE_CHANNELS];
 	float *o = b->o + (size_t)ch * nq * 16;
 	vi lo[2][LANES], hi[2][LANES];
-	zi v[2];
+	zi v[2][2];
 	uint32_t page;
 	int r, j;
 
@@ -143,26 +189,25 @@ INLINE void channel_values(const int nq, const int nch, const bool wide,
 		for (r = 0; r < nq; r++)
 			lo[j][r] = hi[j][r] = (vi){ 0 };
 	for (page = 0; page < b->n; page++) {
-		zi codes = _mm512_loadu_si512(b->v_codes[page] + group);
-		__mmask64 upper = _mm512_movepi8_mask(codes);
+		struct codes64 codes = codes_load(b->v_codes[page] + group);
 
 		for (j = 0; j < nch; j++)
-			v[j] = wide ? _mm512_loadu_si512(tile + j * CQK_T) :
-				      decode64(plane + j * CQK_CENTROIDS, codes, upper);
+			p_values(wide ? _mm512_loadu_si512(tile + j * CQK_T) :
+				 decode64(plane + j * CQK_CENTROIDS, codes), v[j]);
 		tile += sizeof(b->tile[0]);
 		for (r = 0; r < nq; r++) {
 			zi p_lo = _mm512_loadu_si512(b->p[page][r][0]);
 			zi p_hi = _mm512_loadu_si512(b->p[page][r][1]);
 
 			for (j = 0; j < nch; j++) {
-				lo[j][r] = dot_bytes(lo[j][r], p_lo, v[j]);
-				hi[j][r] = dot_bytes(hi[j][r], p_hi, v[j]);
+				lo[j][r] = p_dot(lo[j][r], p_lo, v[j][0]);
+				hi[j][r] = p_dot(hi[j][r], p_hi, v[j][1]);
 			}
 		}
 	}
 	for (j = 0; j < nch; j++)
 		for (r = 0; r < nq; r++, o += 16) {
-			vi sum = lo[j][r] + (hi[j][r] << 8);
+			vi sum = lo[j][r] + (hi[j][r] << P_PARTS);
 			vf x = __builtin_convertvector(sum, vf);
 
 			ST(o, LD(o) * b->grow[r] + x * b->weight[r]);

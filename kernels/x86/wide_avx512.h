@@ -3,8 +3,8 @@
  * Codes of 10 bits and 8-bit centroids: planes of 64 tokens per channel, as
  * decode64() gives them for codes of 8 bits. The 8 channels of a centroid are 8
  * bytes as they are stored, one load a token; bytes are then unpacked four times.
- * Centroids of a group are 8 KiB, so they stay in L1 for all pages of a batch. As
- * for planes_avx512.h the including file defines zi; no VBMI is needed.
+ * Centroids of a group are 8 KiB, so they stay in L1 for all pages of a batch. The
+ * same for all rows of isa_avx512.h: no VBMI is needed.
  *
  * In registers a channel would take eight vpermi2b, seven blends and sixteen
  * registers: measured, the same time, and 1.7 times as much for one page, which
@@ -12,6 +12,8 @@
  */
 #ifndef CQK_WIDE_AVX512_H
 #define CQK_WIDE_AVX512_H
+
+#include "kernels/x86/isa_avx512.h"
 
 #define WIDE_CHANNELS 8u	/* of a group */
 #define WIDE_WORDS 16		/* codes of a group, four to a word */

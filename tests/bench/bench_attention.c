@@ -486,8 +486,10 @@ static void run_others(const struct cqk_ops *ops, struct toy *toy, struct data *
 
 	for (i = 0; (other = cqk_nth(i)); i++)
 		if (other->priority < ops->priority && other != &cqk_portable &&
-		    other->usable())
+		    other->usable()) {
 			run_case(other, toy, data, base, name, 16384, 1, 1, SPLIT_HEADS);
+			run_case(other, toy, data, base, name, 4096, MAX_ROWS, 1, SPLIT_HEADS);
+		}
 	for (rows = 1; ops != &cqk_portable && rows <= MAX_ROWS; rows += MAX_ROWS - 1)
 		run_case(&cqk_portable, toy, data, base, name, 1024, rows, 1, SPLIT_HEADS);
 }

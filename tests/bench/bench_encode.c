@@ -62,7 +62,7 @@ static double peak_avx2(void)
 static double peak(const struct cqk_ops *ops)
 {
 #ifdef __x86_64__
-	if (!strcmp(ops->name, "avx512"))
+	if (!strncmp(ops->name, "avx512", 6))
 		return peak_avx512();
 	if (!strcmp(ops->name, "avx2"))
 		return peak_avx2();

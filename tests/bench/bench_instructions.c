@@ -18,24 +18,26 @@ static void print_case(size_t i)
 	       c->keys == CQK_KEYS_NONE ? "none" : "pre-rope", count_pages(c) * 64, n);
 }
 
+static void print_loop(const struct count_loop *l, const char *impl, uint32_t length)
+{
+	if (length)
+		printf("{\"bench\": \"instructions\", \"impl\": \"%s\", \"loop\": \"%s\", "
+		       "\"turn\": \"%s\", \"length\": %u, \"per_token\": %.1f}\n",
+		       impl, l->name, l->what, length, length * l->turns);
+}
+
 int main(void)
 {
-	uint32_t loops[ARRAY_SIZE(count_loops)];
-	size_t i;
+	uint32_t loops[ARRAY_SIZE(count_loops)][COUNT_ROWS];
+	size_t i, row;
 
 	if (count_wanted())
 		return count_run(count_wanted()) ? 0 : 1;
 	for (i = 0; i < ARRAY_SIZE(count_cases); i++)
 		print_case(i);
 	count_disassemble(loops);
-	for (i = 0; i < ARRAY_SIZE(count_loops); i++) {
-		const struct count_loop *l = &count_loops[i];
-
-		if (loops[i])
-			printf("{\"bench\": \"instructions\", \"impl\": \"avx512\", "
-			       "\"loop\": \"%s\", \"turn\": \"%s\", \"length\": %u, "
-			       "\"per_token\": %.1f}\n", l->name, l->what, loops[i],
-			       loops[i] * l->turns);
-	}
+	for (i = 0; i < ARRAY_SIZE(count_loops); i++)
+		for (row = 0; row < COUNT_ROWS; row++)
+			print_loop(&count_loops[i], count_rows[row], loops[i][row]);
 	return 0;
 }

@@ -4,7 +4,8 @@
  *
  * Portable code and AVX2: one call under callgrind, which counts what the call
  * executes. AVX-512, which valgrind 3.19 does not know: the length of the
- * innermost loops in the program's own disassembly.
+ * innermost loops in the program's own disassembly, of each row it has in the
+ * kernel table.
  *
  * The child under callgrind is the same program; CQ_COUNT= names its case.
  */
@@ -33,18 +34,24 @@ struct count_case {
 	double expect;
 };
 
+/* Rows of AVX-512, each compiled from a file of its own. */
+enum count_row {
+	ROW_VBMI, ROW_VNNI, ROW_BW,
+	COUNT_ROWS
+};
+
 /**
  * struct count_loop - an innermost loop of AVX-512, the longest of its function, or
  *                     a function without loops
  * @name:   function
  * @what:   what one turn of the loop is for
  * @turns:  of the loop per token and kv head with 4 query heads, 128 channels
- * @expect: instructions in one turn, gcc 12 with the project's flags
+ * @expect: [count_row] instructions in one turn, gcc 12 with the project's flags
  */
 struct count_loop {
 	const char *name, *what;
 	double turns;
-	uint32_t expect;
+	uint32_t expect[COUNT_ROWS];
 };
 
 static const struct count_case count_cases[] = {
@@ -61,19 +68,25 @@ static const struct count_case count_cases[] = {
 	{ "portable", 2, CQK_KEYS_PRE_ROPE, 3170.9 },
 };
 
+static const char *const count_rows[COUNT_ROWS] = {
+	[ROW_VBMI] = "avx512", [ROW_VNNI] = "avx512vnni", [ROW_BW] = "avx512bw",
+};
+
 static const struct count_loop count_loops[] = {
-	{ "keys_turned_4", "a pair of channels of a page", 1, 74 },
-	{ "keys_plain_4", "a pair of channels of a page", 1, 63 },
-	{ "wide_planes", "a group of a page, codes of 10 bits", 0.5, 246 },
-	{ "keys_wide_turned_4", "a pair of channels of a page, the same", 1, 45 },
-	{ "keys_wide_plain_4", "a pair of channels of a page, the same", 1, 36 },
-	{ "values_wide_4", "two channels of a page, the same", 1, 34 },
-	{ "exact_turned_4", "a pair of channels of a page", 1, 132 },
-	{ "lut_keys", "a group of four pages for a vector, 8c8b", 0.25, 78 },
-	{ "batch_values", "two channels of a page", 1, 61 },
-	{ "lane_softmax", "a page of a vector, masks included", 4 / 64.0, 331 },
-	{ "rows_scores_4", "16 pairs of channels of four tokens, turned", 1, 104 },
-	{ "rows_accum_4", "64 channels of a token", 2, 39 },
+	{ "keys_turned_4", "a pair of channels of a page", 1, { 74, 92, 107 } },
+	{ "keys_plain_4", "a pair of channels of a page", 1, { 63, 97, 112 } },
+	{ "wide_planes", "a group of a page, codes of 10 bits", 0.5, { 246, 246, 246 } },
+	{ "keys_wide_turned_4", "a pair of channels of a page, the same", 1, { 45, 45, 61 } },
+	{ "keys_wide_plain_4", "a pair of channels of a page, the same", 1, { 36, 36, 52 } },
+	{ "values_wide_4", "two channels of a page, the same", 1, { 34, 34, 56 } },
+	{ "exact_turned_4", "a pair of channels of a page", 1, { 132, 148, 148 } },
+	{ "lut_keys", "a group of four pages for a vector, 8c8b", 0.25, { 78, 161, 175 } },
+	{ "batch_values", "two channels of a page", 1, { 61, 60, 88 } },
+	{ "lane_softmax", "a page of a vector, masks included", 4 / 64.0,
+	  { 331, 331, 331 } },
+	{ "rows_scores_4", "16 pairs of channels of four tokens, turned", 1,
+	  { 104, 104, 104 } },
+	{ "rows_accum_4", "64 channels of a token", 2, { 39, 39, 39 } },
 };
 
 /* --- the call --- */
@@ -234,31 +247,97 @@ static inline uint32_t count_longest(const struct count_fn *f)
 	return most;
 }
 
-/* Lengths of all count_loops[] into @out, 0 for what is not there. */
-static inline void count_disassemble(uint32_t *out)
+/* What objdump with @flags says of this program. */
+static inline FILE *count_objdump(const char *flags)
 {
+	char cmd[80];
+
+	snprintf(cmd, sizeof(cmd), "objdump %s /proc/%d/exe", flags, (int)getpid());
+	return popen(cmd, "re");
+}
+
+/* The row whose file attn_<row>.c is, COUNT_ROWS if none. */
+static inline size_t count_row_of(const char *file)
+{
+	char want[32];
+	size_t row;
+
+	for (row = 0; row < COUNT_ROWS; row++) {
+		snprintf(want, sizeof(want), "attn_%s.c", count_rows[row]);
+		if (!strcmp(file, want))
+			break;
+	}
+	return row;
+}
+
+static inline size_t count_loop_of(const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(count_loops); i++)
+		if (!strcmp(name, count_loops[i].name))
+			break;
+	return i;
+}
+
+/* Addresses of the functions, which have one name in all rows, by their files. */
+static inline void count_find(uint64_t at[][COUNT_ROWS])
+{
+	char line[256], name[80];
+	size_t row = COUNT_ROWS;
+	unsigned long long addr;
+	FILE *p = count_objdump("-t");
+
+	while (p && fgets(line, sizeof(line), p)) {
+		if (sscanf(line, "%*x l df *ABS* %*x %79s", name) == 1) {
+			row = count_row_of(name);
+		} else if (sscanf(line, "%llx l F .text %*x %79s", &addr, name) == 2) {
+			size_t i = count_loop_of(name);
+
+			if (i < ARRAY_SIZE(count_loops) && row < COUNT_ROWS)
+				at[i][row] = addr;
+		}
+	}
+	if (p)
+		pclose(p);
+}
+
+/* Where the length of the loop of the function at @addr goes; NULL: not asked for. */
+static inline uint32_t *count_place(uint64_t at[][COUNT_ROWS], uint64_t addr,
+				    uint32_t out[][COUNT_ROWS])
+{
+	size_t i, row;
+
+	for (i = 0; i < ARRAY_SIZE(count_loops); i++)
+		for (row = 0; row < COUNT_ROWS; row++)
+			if (at[i][row] == addr)
+				return &out[i][row];
+	return NULL;
+}
+
+/* Lengths of all count_loops[] into @out, 0 for what is not there. */
+static inline void count_disassemble(uint32_t out[][COUNT_ROWS])
+{
+	uint64_t at[ARRAY_SIZE(count_loops)][COUNT_ROWS] = { 0 };
 	static struct count_fn f;
-	char cmd[64], line[256], name[80];
+	unsigned long long addr;
+	uint32_t *now = NULL;
+	char line[256], end;
 	FILE *p;
-	size_t i, now = SIZE_MAX;
 
 	memset(out, 0, ARRAY_SIZE(count_loops) * sizeof(*out));
-	snprintf(cmd, sizeof(cmd), "objdump -d --no-show-raw-insn /proc/%d/exe",
-		 (int)getpid());
-	p = popen(cmd, "re");
+	count_find(at);
+	p = count_objdump("-d --no-show-raw-insn");
 	while (p && fgets(line, sizeof(line), p)) {
-		if (sscanf(line, "%*x <%79[^>]>:", name) != 1) {
-			if (now != SIZE_MAX)
+		if (sscanf(line, "%llx <%*[^>]>%c", &addr, &end) != 2) {
+			if (now)
 				count_insn(&f, line);
 			continue;
 		}
-		if (now != SIZE_MAX)
-			out[now] = count_longest(&f);
+		if (now)
+			*now = count_longest(&f);
 		f.n = f.n_back = 0;
-		now = SIZE_MAX;
-		for (i = 0; i < ARRAY_SIZE(count_loops); i++)
-			if (!strcmp(name, count_loops[i].name))
-				now = i;
+		now = count_place(at, addr, out);
 	}
 	if (p)
 		pclose(p);

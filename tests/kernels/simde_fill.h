@@ -79,6 +79,7 @@ static inline float __attribute__((vector_size(64))) fill_cvtph_ps(__m256i x)
 }
 
 #define __mmask64 simde__mmask64
+#define __mmask32 simde__mmask32
 #undef _mm512_loadu_si512
 #define _mm512_loadu_si512 fill_loadu
 #undef _mm512_storeu_si512
@@ -93,6 +94,22 @@ static inline float __attribute__((vector_size(64))) fill_cvtph_ps(__m256i x)
 #define _mm512_cvtps_epi32 fill_cvtps_epi32
 #undef _mm512_permutex2var_epi8
 #define _mm512_permutex2var_epi8 simde_mm512_permutex2var_epi8
+#undef _mm512_permutex2var_epi16
+#define _mm512_permutex2var_epi16 simde_mm512_permutex2var_epi16
+#undef _mm512_mask_blend_epi16
+#define _mm512_mask_blend_epi16 simde_mm512_mask_blend_epi16
+#undef _mm512_movepi16_mask
+#define _mm512_movepi16_mask simde_mm512_movepi16_mask
+#undef _mm512_shuffle_epi8
+#define _mm512_shuffle_epi8 simde_mm512_shuffle_epi8
+#undef _mm512_mask_shuffle_epi8
+#define _mm512_mask_shuffle_epi8 simde_mm512_mask_shuffle_epi8
+#undef _mm512_madd_epi16
+#define _mm512_madd_epi16 simde_mm512_madd_epi16
+#undef _mm512_slli_epi16
+#define _mm512_slli_epi16 simde_mm512_slli_epi16
+#undef _mm512_srli_epi32
+#define _mm512_srli_epi32 simde_mm512_srli_epi32
 #undef _mm512_mask_blend_epi8
 #define _mm512_mask_blend_epi8 simde_mm512_mask_blend_epi8
 #undef _mm512_movepi8_mask
