@@ -35,6 +35,7 @@ CURVE |= {f"budget {b}": ["--budget", b] for b in ("1.25", "1.5", "1.75", "2.25"
 TEN = {"8c10b/8c10b": ["--k", "8c10b", "--v", "8c10b"]}
 TEN |= {f"budget {b} with 8c10b": ["--budget", b, "--choices", "8c8b,8c10b,4c8b,2c8b"]
         for b in ("1.5", "1.625", "1.75", "2")}
+CURVE |= TEN
 FISHER = {f"fisher {how}": ["--k", "8c8b", "--v", "8c8b", "--fisher", how]
           for how in ("none", "token", "channel")}
 COUPLED = ["coupled1-1", "coupled2-2", "coupled4-4"]
@@ -152,7 +153,7 @@ class Suite:
                 ("plain", self.model, self.name, BOTH),
                 ("turned", turned, self.name, ["--family", "cq-turned", *BOTH]),
                 ("hard", hard, self.name + "-hard", ONE)):
-            for file in self.codings(acts, CURVE | (TEN if acts == "plain" else {})).values():
+            for file in self.codings(acts, CURVE).values():
                 yield folder, name, ["--codec", file, *more], True
 
     def others(self, hard, channels):

@@ -79,7 +79,8 @@ def table(lines, reader, model):
     rows = sorted(pick(lines, reader=reader, model=model),
                   key=lambda x: (order.get(x["family"], 99), x["effective_bits"]))
     for x in rows:
-        out.append(f"| {x['method']} | {x['effective_bits']:.2f} | {x['kl_mean']:.5f} | "
+        turned = ", turned" if x["family"] == "cq-turned" else ""
+        out.append(f"| {x['method']}{turned} | {x['effective_bits']:.2f} | {x['kl_mean']:.5f} | "
                    f"{x['kl_p99']:.4f} | {x['top1']:.4f} | {x['ppl_ratio']:.4f} | "
                    f"{_number(x['retrieval'], 3)} |")
     return out
