@@ -10,6 +10,7 @@ measured. --check fails unless gathers are free of conflicts where Documentation
 so. --count counts the rounds again in what nvcc made below the folder O, and fails where
 there are other numbers here.
 """
+import functools
 import importlib.util
 import pathlib
 import random
@@ -132,6 +133,7 @@ def gathers(d, c):
             mean(lambda s: gather(value_unit, d, v, s), d // 8 // v) / (v * 2 * 32 / 128))
 
 
+@functools.lru_cache(maxsize=None)
 def few(c, d=128, vectors=GQA):
     """(bytes, wavefronts, instructions, of the ALU, mma) of a token and kv head in attn_few.cu."""
     k, v = units(d, c)
@@ -212,30 +214,81 @@ def cascade(vectors):
     return walls_of(512, work, tiles, 0)
 
 
+def eights(c, vectors, device, d=128):
+    """Picoseconds of attn_few.cu for so many vectors, each eight of which read the codes."""
+    sets = [8] * (vectors // 8) + [-(-(vectors % 8) // 4) * 4] * (vectors % 8 > 0)
+    if d == 128:
+        return sum(wall(times(few(c, vectors=n), device)[0]) for n in sets)
+    # with 64 channels nothing was counted: half of what 128 take, of which 8 are as 4
+    works = [few(c, d, n)[:2] + tuple(x / 2 for x in few(min(c, 4), vectors=n)[2:])
+             for n in sets]
+    return sum(wall(times(work, device)[0]) for work in works)
+
+
+def wall(walls):
+    """The largest."""
+    return max(walls.values())
+
+
+def upto(c, d=128):
+    """How many vectors, by fours, are computed sooner eight by eight than at once."""
+    vectors = 8
+    while all(eights(c, vectors + 4, device, d) <
+              wall(crowd(c, vectors + 4)[1][device]) * d / 128 for device in HBM):
+        vectors += 4
+    return vectors
+
+
+def decode(c):
+    """Instructions of a tile of 64 tokens that centroids from shared memory would become.
+
+    An estimate: of what attn_few.cu does for 16 tokens, that for their keys (84, without
+    products and queries) and values (28), and 16 stores; with smaller groups what it does more.
+    """
+    more = counted(("few", c, 4))[0] - counted(("few", 8, 4))[0] - {8: 0, 4: 8, 2: 24}[c]
+    return 4 * (84 + 28 + 16 + more)
+
+
+def shared_books(c, vectors):
+    """Picoseconds by wall, estimated, of tiles that are made from centroids in shared memory."""
+    tiles = -(-vectors // 16)
+    issue = decode(c) + total(*tiles_work(tiles))[0]
+    # centroids come and go; a warp reads all keys and its queries, of values once for two tiles
+    waves = 2 * 256 / 128 * 2 + 2 * 128 / c / 128 + 2.5 * tiles + 2 * min(tiles, 8)
+    return {"issue": issue / 64 / 4 / SMS / CLOCK * 1e12, "shared": waves / SMS / CLOCK * 1e12,
+            "tensor": 128 * tiles / 64 * MMA_CLOCKS / SMS / CLOCK * 1e12}
+
+
+def join(values, form="{:.0f}"):
+    """Numbers of a cell."""
+    return ", ".join(form.format(x) for x in values)
+
+
 def share_table(device):
     """Print the model of shared prefixes."""
-    print(f"| sequences ({device}) | chosen | ps at 4, 2, 1 bit | fp16: ours, mma.sync, wgmma |"
-          " over mma.sync | over wgmma | few by eights, ps | over mma.sync |")
-    print("|---|---|---|---|---|---|---|---|")
-    for seqs in (4, 8, 16, 32, 64):
+    print(f"| sequences ({device}) | chosen, ps at 4, 2, 1 bit | at once |"
+          " fp16: ours, mma.sync, wgmma | over mma.sync | over wgmma | books in shared memory |")
+    print("|---|---|---|---|---|---|---|")
+    for seqs in (2, 3, 4, 6, 8, 12, 16, 32, 64):
         vectors = seqs * GQA
-        ours = [crowd(c, vectors) for c in (2, 4, 8)]
-        times_of = [max(walls[device].values()) for _, walls in ours]
+        codes = (2, 4, 8)
+        ours = [crowd(c, vectors) for c in codes]
+        once = [wall(walls[device]) for _, walls in ours]
+        by_eights = [vectors <= upto(c) for c in codes]
+        took = [eights(c, vectors, device) if few else x
+                for c, few, x in zip(codes, by_eights, once)]
         fp16 = cascade(vectors)[device]
         bound = [max(fp16["memory"], fp16["tensor"] / by) for by in (1, 2)]
-        eights = []
-        for c in (2, 4, 8):
-            walls, wall = times(few(c, vectors=8), device)
-            eights.append(vectors / 8 * walls[wall])
         print("|", " | ".join([
-            str(seqs), ours[0][0],
+            str(seqs),
+            ", ".join(f"{x:.0f} ({'few' if few else name})"
+                      for x, few, (name, _) in zip(took, by_eights, ours)),
             ", ".join(f"{x:.0f} ({max(w[device], key=w[device].get)})"
-                      for x, (_, w) in zip(times_of, ours)),
-            ", ".join(f"{x:.0f}" for x in [max(fp16.values())] + bound),
-            ", ".join(f"{bound[0] / x:.1f}" for x in times_of),
-            ", ".join(f"{bound[1] / x:.1f}" for x in times_of),
-            ", ".join(f"{x:.0f}" for x in eights),
-            ", ".join(f"{bound[0] / x:.1f}" for x in eights)]), "|")
+                      for x, (_, w) in zip(once, ours)),
+            join([wall(fp16)] + bound),
+            join((bound[0] / x for x in took), "{:.1f}"),
+            join((bound[1] / x for x in took), "{:.1f}"),
+            join(wall(shared_books(c, vectors)) for c in codes)]), "|")
 
 
 def count(folder):
@@ -275,6 +328,9 @@ def table():
         print("|", " | ".join(row), "|")
     for c in (2, 4, 8):
         print(f"block {c}c8b: {block(c):.0f} ps of lookups in the L1, if one is a clock")
+    for d in (64, 128):
+        for c in (2, 4, 8):
+            print(f"head_dim {d} {c}c8b: eight by eight up to {upto(c, d)} vectors")
     for device in HBM:
         share_table(device)
     for d in (64, 128):
