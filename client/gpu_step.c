@@ -67,8 +67,8 @@ int cqc_gpu_batch_new(struct cq_batch *b)
 	b->gpu = gb;
 	if (!gb)
 		return cqc_fail(-ENOMEM, "out of memory for a batch");
-	cqk_cuda_limits_init(&gb->limits, g->tabs, b->max_rows, GROUPS * b->max_seqs, reads,
-			     MAX(2 * (uint32_t)g->sms / heads, 1u));
+	cqk_cuda_limits_init(&gb->limits, g->kernels, g->tabs, b->max_rows,
+			     GROUPS * b->max_seqs, reads, MAX(2 * (uint32_t)g->sms / heads, 1u));
 	gb->work_head = cqk_cuda_workspace(g->tabs, &gb->limits, 1);
 	gb->dests_max = b->max_rows / CQ_PAGE_TOKENS + 3 * b->max_seqs;
 	gb->plan_at = ALIGN_UP(sizeof(struct cqc_dests) +

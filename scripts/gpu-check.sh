@@ -98,7 +98,7 @@ tap() {
 	}'
 }
 
-for kind in append attn base check; do
+for kind in append attn base check prefix; do
 	part kernels || break
 	while IFS=$'\t' read -r test result value; do
 		put "$test" "$result" "$value"
@@ -136,7 +136,7 @@ for kind in memcheck racecheck; do
 	part sanitizer || break
 	sanitize $kind attn sinks_tails_masks
 	sanitize $kind attn batches_share_pages_at_other_positions
-	sanitize $kind attn wide_batches
+	sanitize $kind prefix wide_batches
 	sanitize $kind attn few_vectors
 	sanitize $kind attn few_vectors_over_halves
 	sanitize $kind append ties_take_the_lowest_code

@@ -111,7 +111,7 @@ static int find_kernel(struct cqk_cuda_kernels *k, enum kernel i, struct cq_err 
 	return r ? cqk_cuda_fail(err, r, kernels[i].name) : 0;
 }
 
-/* What the rule for variants wants to know. */
+/* What the rule for variants wants to know of a device. */
 static int ask_device(struct cqk_cuda_kernels *k, struct cq_err *err)
 {
 	static const int ask[] = {
@@ -322,20 +322,51 @@ bool cqk_cuda_bad(uint64_t status, struct cqk_cuda_bad *bad)
 	return true;
 }
 
-void cqk_cuda_limits_init(struct cqk_cuda_limits *l, const struct cqk_cuda_tables *t,
-			  uint32_t rows, uint32_t groups, uint32_t reads, uint32_t want)
+/* The same, and of a layer. */
+static void shape_of(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tables *t,
+		     uint32_t layer, struct cqk_cuda_shape *s)
+{
+	const struct cqkd_layer *at = &t->layers[layer];
+
+	*s = (struct cqk_cuda_shape){
+		.head_dim = t->model->geom.head_dim,
+		.k_channels = at->k.channels, .v_channels = at->v.channels,
+		.turned = t->model->geom.keys == CQK_KEYS_PRE_ROPE ? 2 * t->turn.half : 0,
+		.arch = k->arch, .shared = k->shared,
+	};
+}
+
+/* A plan serves all layers: what is best for each of them. */
+static uint32_t few_vecs(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tables *t)
+{
+	uint32_t least = UINT32_MAX, i;
+
+	for (i = 0; i < t->model->geom.n_layers; i++) {
+		struct cqk_cuda_shape s;
+
+		shape_of(k, t, i, &s);
+		least = MIN(least, cqk_cuda_variant_vecs(k->forced, &s));
+	}
+	return least;
+}
+
+void cqk_cuda_limits_init(struct cqk_cuda_limits *l, const struct cqk_cuda_kernels *k,
+			  const struct cqk_cuda_tables *t, uint32_t rows, uint32_t groups,
+			  uint32_t reads, uint32_t want)
 {
 	const struct cqk_geom *g = &t->model->geom;
 	uint64_t most = (uint64_t)reads * (g->n_heads / g->n_kv_heads);
 	uint64_t vecs = CQKD_VECS(g->head_dim), wide = CQKD_WIDE_VECS(g->head_dim);
+	uint32_t few = few_vecs(k, t);
 
 	/* one item per tile of vectors and run at least, and as many as wanted */
 	*l = (struct cqk_cuda_limits){
 		.rows = rows,
-		.items = (uint32_t)(most / vecs + groups + want),
+		.items = (uint32_t)(most / (few ? CQKD_FEW_VECS : vecs) + groups + want),
 		.slots = (uint32_t)(most + want * MAX(vecs, MIN(wide, most))),
+		.few = MAX(want / 2, 1u),
+		.few_vecs = few,
 	};
-	l->few = MAX(want / 2, 1u);
 	if (most > vecs)
 		l->wide = (uint32_t)(most / wide + MIN(groups, most / vecs) + want);
 }
@@ -415,39 +446,29 @@ static void attn_in(const struct cqk_cuda_tables *t, const struct cqk_cuda_attn 
 			 (p->turn_k ? t->turn.factor : 1.0f);
 }
 
-static void shape_of(const struct cqk_cuda_kernels *k, const struct cqkd_attn *p,
-		     struct cqk_cuda_shape *s)
-{
-	*s = (struct cqk_cuda_shape){
-		.head_dim = p->d, .k_channels = p->at.k.channels, .v_channels = p->at.v.channels,
-		.turned = p->turn_k ? 2 * p->rope.half : 0, .arch = k->arch, .shared = k->shared,
-	};
-}
-
 enum cqk_cuda_variant cqk_cuda_variant(const struct cqk_cuda_kernels *k,
 				       const struct cqk_cuda_tables *t,
 				       const struct cqk_cuda_attn *a)
 {
 	struct cqk_cuda_shape s;
-	struct cqkd_attn p;
 
 	if (!a->limits->few)
 		return CQK_CUDA_BLOCK;
-	attn_in(t, a, &p);
-	shape_of(k, &p, &s);
+	shape_of(k, t, a->layer, &s);
 	return cqk_cuda_variant_choose(k->forced, &s);
 }
 
 /* Items of few vectors, if there is a kernel of their own for them. */
-static int launch_few(const struct cqk_cuda_kernels *k, const struct cqk_cuda_limits *l,
-		      struct cqkd_attn *p, struct cqcu_stream *stream, struct cq_err *err)
+static int launch_few(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tables *t,
+		      const struct cqk_cuda_limits *l, struct cqkd_attn *p,
+		      struct cqcu_stream *stream, struct cq_err *err)
 {
 	enum cqk_cuda_variant v;
 	struct cqk_cuda_shape s;
 	struct grid size = { MIN(l->few, l->items), p->n_heads };
 	enum kernel i;
 
-	shape_of(k, p, &s);
+	shape_of(k, t, p->layer, &s);
 	v = cqk_cuda_variant_choose(k->forced, &s);
 	if (!l->few || v == CQK_CUDA_BLOCK)
 		return 0;
@@ -481,7 +502,7 @@ int cqk_cuda_attention(const struct cqk_cuda_kernels *k, const struct cqk_cuda_t
 		ret = launch(k, K_WIDE_64 + size, (struct grid){ a->limits->wide, p.n_heads },
 			     kernels[K_WIDE_64 + size].shared, &p, stream, err);
 	if (!ret && p.max_items)
-		ret = launch_few(k, a->limits, &p, stream, err);
+		ret = launch_few(k, t, a->limits, &p, stream, err);
 	if (!ret && p.max_items && !(p.few && a->limits->few_only))
 		ret = launch(k, K_ATTN_64 + size, (struct grid){ p.max_items, p.n_heads },
 			     kernels[K_ATTN_64 + size].shared, &p, stream, err);

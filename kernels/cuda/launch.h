@@ -114,6 +114,7 @@ bool cqk_cuda_bad(uint64_t status, struct cqk_cuda_bad *bad);
 /**
  * cqk_cuda_limits_init() - limits for a batch
  * @l:      set
+ * @k:      kernels; a variant that is forced later is given plans for the one before
  * @t:      tables
  * @rows:   query rows at most
  * @groups: runs of blocks with different rows at most (sequences, and prefixes
@@ -121,8 +122,9 @@ bool cqk_cuda_bad(uint64_t status, struct cqk_cuda_bad *bad);
  * @reads:  rows over all those runs at most
  * @want:   struct cqk_cuda_step.want
  */
-void cqk_cuda_limits_init(struct cqk_cuda_limits *l, const struct cqk_cuda_tables *t,
-			  uint32_t rows, uint32_t groups, uint32_t reads, uint32_t want);
+void cqk_cuda_limits_init(struct cqk_cuda_limits *l, const struct cqk_cuda_kernels *k,
+			  const struct cqk_cuda_tables *t, uint32_t rows, uint32_t groups,
+			  uint32_t reads, uint32_t want);
 
 /**
  * cqk_cuda_workspace() - memory that attention needs beside its results

@@ -3,7 +3,9 @@
  * Plans of attention steps. Blocks are taken in the order given; a run of
  * blocks with the same rows is a group. A group is cut into items: tiles of
  * query vectors times stretches of blocks, so that all multiprocessors have
- * work. Partial results of one stretch lie together, vector by vector.
+ * work. Partial results of one stretch lie together, vector by vector. Items of
+ * one stretch follow each other: they are computed at about the same time, and
+ * the second finds its blocks in the L2.
  */
 #include <errno.h>
 #include <string.h>
@@ -145,7 +147,9 @@ static struct share share_of(const struct cqk_cuda_step *s, const struct cqk_cud
 	uint32_t n = g->n_entries * s->gqa;
 	struct share sh = { .vecs = few };
 
-	if (limits->wide && g->one_pos && n > few) {
+	if (n > CQKD_FEW_VECS && n <= limits->few_vecs) {
+		sh.vecs = CQKD_FEW_VECS;
+	} else if (limits->wide && g->one_pos && n > few) {
 		/* as many to each, in whole tiles of 16 */
 		sh.wide = true;
 		sh.vecs = (uint32_t)ALIGN_UP(ceil_div(n, ceil_div(n, many)), 16);

@@ -21,6 +21,8 @@
  *         vectors, if the variant (variant.h) is one that shares; 0: it is not used
  * @few_only: no item that is not wide has more vectors than that: a plan with one
  *         does not fit
+ * @few_vecs: blocks that more than eight query vectors see, but no more than so many,
+ *         become items of eight, each of which reads the blocks again; 0: none do
  *
  * A launch with these limits serves every plan within them, so a CUDA graph
  * needs to be captured once.
@@ -32,6 +34,7 @@ struct cqk_cuda_limits {
 	uint32_t wide;
 	uint32_t few;
 	uint32_t few_only;
+	uint32_t few_vecs;
 };
 
 /**
@@ -69,8 +72,9 @@ struct cqk_cuda_step {
  * @err:    text of the failure, may be NULL
  *
  * Blocks that follow each other and are read by the same rows are computed
- * together; more rows than fit at once read them again. Many fit, if all of them
- * read the blocks at the same position: those are wide items.
+ * together; more rows than fit at once read them again, and so do eight vectors each
+ * where @limits says so. Many fit, if all of them read the blocks at the same position:
+ * those are wide items.
  *
  * Return: 0; -EINVAL a block, span or row that cannot be; -ENOBUFS the step
  * does not fit into @limits or @size; the text says which.

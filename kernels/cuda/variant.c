@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/param.h>
 #include "cq/util.h"
 #include "kernels/cuda/params.h"
 #include "kernels/cuda/variant.h"
@@ -39,6 +40,19 @@ static const struct {
 	uint32_t channels, from;
 } encode_table[] = {
 	{ 8, 4 }, { 4, 6 }, { 2, 8 },
+};
+
+/*
+ * Vectors up to which pages are read again for each eight of them. Computed by
+ * scripts/gpu-model.py, not measured: likewise to be replaced.
+ */
+static const struct {
+	uint32_t head_dim;
+	uint32_t channels;	/* of a group */
+	uint32_t vecs;
+} eights[] = {
+	{ 64, 2, 60 }, { 64, 4, 32 }, { 64, 8, 24 },
+	{ 128, 2, 60 }, { 128, 4, 40 }, { 128, 8, 56 },
 };
 
 const char *cqk_cuda_variant_name(enum cqk_cuda_variant v)
@@ -138,4 +152,23 @@ enum cqk_cuda_variant cqk_cuda_variant_choose(enum cqk_cuda_variant forced,
 			return table[i].take;
 	}
 	return CQK_CUDA_BLOCK;
+}
+
+static uint32_t eights_of(uint32_t head_dim, uint32_t channels)
+{
+	uint32_t i;
+
+	for (i = 0; i < ARRAY_SIZE(eights); i++)
+		if (eights[i].head_dim == head_dim && eights[i].channels == channels)
+			return eights[i].vecs;
+	return 0;
+}
+
+uint32_t cqk_cuda_variant_vecs(enum cqk_cuda_variant forced, const struct cqk_cuda_shape *s)
+{
+	if (cqk_cuda_variant_choose(forced, s) != CQK_CUDA_FEW)
+		return 0;
+	if (forced == CQK_CUDA_FEW)	/* all that are not wide */
+		return CQKD_VECS(s->head_dim);
+	return MIN(eights_of(s->head_dim, s->k_channels), eights_of(s->head_dim, s->v_channels));
 }

@@ -130,4 +130,16 @@ int cqk_cuda_encode_of(const char *name, enum cqk_cuda_encode *e, struct cq_err 
  */
 bool cqk_cuda_encode_near(enum cqk_cuda_encode forced, uint32_t channels, uint32_t tokens);
 
+/**
+ * cqk_cuda_variant_vecs() - how many query vectors are computed eight by eight
+ * @forced: as in cqk_cuda_variant_choose()
+ * @s:      shape
+ *
+ * Pages that so many vectors see, and no more, are best read again for each eight of
+ * them by attn_few.cu; for more they are decoded into shared memory once.
+ *
+ * Return: vectors; 0 if that kernel is not the one that is chosen.
+ */
+uint32_t cqk_cuda_variant_vecs(enum cqk_cuda_variant forced, const struct cqk_cuda_shape *s);
+
 #endif /* CQK_CUDA_VARIANT_H */

@@ -391,7 +391,7 @@ static inline void call_limits(struct rig *r, struct call *c, const struct step 
 	const struct cqk_geom *g = &c->m->m.geom;
 	uint32_t gqa = g->n_heads / g->n_kv_heads;
 
-	cqk_cuda_limits_init(&c->limits, c->m->t, s->batch, s->batch + 1, 2 * s->batch,
+	cqk_cuda_limits_init(&c->limits, r->g.k, c->m->t, s->batch, s->batch + 1, 2 * s->batch,
 			     MAX(want, MAX(2 * r->sms / g->n_kv_heads, 1u)));
 	c->limits.few_only = gqa <= CQKD_FEW_VECS && (!s->prefix || c->way == WAY_F16);
 }
@@ -429,6 +429,8 @@ static inline void call_plan(struct rig *r, struct call *c, const struct step *s
 				1u);
 	if (cqk_cuda_plan(&step, &c->limits, plan, size, &used, &r->g.err))
 		FAIL("%s", r->g.err.text);
+	if (((struct cqkd_plan *)plan)->vecs <= CQKD_FEW_VECS)
+		c->limits.few_only = 1;
 	CU(r->g.cu->cuMemAlloc(&c->mem, used + work + 2 * queries + 4096));
 	at = c->mem;
 	c->a.workspace = carve(&at, work);

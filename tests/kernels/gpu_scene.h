@@ -8,6 +8,16 @@
 
 #define WANT 5		/* items: enough to split every group of a scene */
 
+/* A small model of which a scene is made, with codes of @c channels. */
+static inline struct scene_opts plain(uint32_t d, uint32_t c)
+{
+	return (struct scene_opts){
+		.toy = { .n_layers = 2, .n_heads = 4, .n_kv_heads = 2, .d = d, .rope_dim = d,
+			 .ck = c, .cv = c },
+		.shared = 2, .tail = 21, .layer = 1,
+	};
+}
+
 static inline size_t block_bytes(const struct scene *s, const struct cqk_block *b)
 {
 	const struct cqk_geom *g = &s->toy.m.geom;
@@ -68,7 +78,7 @@ static inline void run_new(struct gpu *g, struct scene *s, struct run *r)
 	put_blocks(g, s, r->blocks);
 	for (i = 0; i < s->n_spans; i++)
 		reads += s->spans[i].n_rows;
-	cqk_cuda_limits_init(&r->limits, r->t, s->a.n_rows, s->a.n_blocks, reads, WANT);
+	cqk_cuda_limits_init(&r->limits, g->k, r->t, s->a.n_rows, s->a.n_blocks, reads, WANT);
 	r->plan = gpu_alloc(g, PLAN_BYTES, 0xff);
 	r->q = gpu_put(g, s->q, s->out_bytes);
 	r->o = gpu_alloc(g, s->out_bytes, 0xff);

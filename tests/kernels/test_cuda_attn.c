@@ -6,15 +6,6 @@
 #include "tests/harness.h"
 #include "tests/kernels/gpu_scene.h"
 
-static struct scene_opts plain(uint32_t d, uint32_t c)
-{
-	return (struct scene_opts){
-		.toy = { .n_layers = 2, .n_heads = 4, .n_kv_heads = 2, .d = d, .rope_dim = d,
-			 .ck = c, .cv = c },
-		.shared = 2, .tail = 21, .layer = 1,
-	};
-}
-
 /* Each pair of values of two settings in some scene. */
 static void every_pair(enum cqk_cuda_variant variant)
 {
@@ -357,55 +348,6 @@ TEST(batches_share_pages_at_other_positions)
 	gpu_close(&g);
 }
 
-/* So many vectors read the same pages that wide items decode them once for all. */
-TEST_LIMIT(wide_batches, 60)
-{
-	static const struct { uint32_t d, ck, cv, heads, seqs, rows, keys; } batch[] = {
-		{ 64, 2, 4, 2, 33, 2, CQK_KEYS_PRE_ROPE },	/* 66 */
-		{ 128, 8, 8, 4, 40, 1, CQK_KEYS_PRE_ROPE },	/* 160 */
-		{ 128, 4, 0, 7, 5, 8, CQK_KEYS_ROTATED },	/* 280: two items */
-		{ 256, 4, 8, 4, 9, 1, CQK_KEYS_PRE_ROPE },	/* 36 */
-		{ 256, 8, 2, 8, 15, 1, CQK_KEYS_NONE },		/* 120: two items */
-	};
-	struct gpu g;
-	uint32_t i;
-
-	gpu_open(&g);
-	for (i = 0; i < ARRAY_SIZE(batch); i++) {
-		struct scene_opts o = plain(batch[i].d, batch[i].ck);
-
-		o.toy.cv = batch[i].cv;
-		o.toy.keys = batch[i].keys;
-		o.toy.n_kv_heads = 1;
-		o.toy.n_heads = batch[i].heads;
-		o.toy.rope_dim = i % 2 ? o.toy.d / 2 : o.toy.d;
-		o.seqs = batch[i].seqs;
-		o.rows = batch[i].rows;
-		o.sinks = i;
-		o.holes = i % 2;
-		o.tail = 3;
-		o.dtype = i % 3;
-		o.window = i == 2 ? 90 : 0;
-		o.soft_cap = i == 1 ? 3 : 0;
-		check(&g, &o);
-	}
-	gpu_close(&g);
-}
-
-/* The same rows at other positions cannot share decoded keys. */
-TEST(many_rows_at_other_positions)
-{
-	struct scene_opts o = plain(64, 8);
-	struct gpu g;
-
-	gpu_open(&g);
-	o.seqs = 10;
-	o.rows = 4;
-	o.shift = 77;
-	check(&g, &o);
-	gpu_close(&g);
-}
-
 TEST(wide_rows_that_see_nothing_or_are_no_numbers)
 {
 	struct scene_opts o = plain(64, 4);
@@ -740,44 +682,6 @@ TEST(agrees_with_the_portable_kernels)
 				ASSERT(fabsf(want[at] - got[at]) < 2e-3f);
 			}
 	free(want);
-	scene_free(s);
-	gpu_close(&g);
-}
-
-/* One capture serves steps of other blocks, masks, positions and rows. */
-TEST(a_graph_serves_other_steps)
-{
-	struct scene_opts o = plain(64, 4);
-	struct cqcu_graph *graph;
-	struct cqcu_exec *exec;
-	struct scene *s;
-	struct run r;
-	struct gpu g;
-	uint32_t i;
-
-	gpu_open(&g);
-	o.seqs = 3;
-	o.own = 1;
-	o.rows = 2;
-	s = scene_new(&o);
-	run_new(&g, s, &r);
-	CU(g.cu->cuStreamSynchronize(g.stream));
-	CU(g.cu->cuStreamBeginCapture(g.stream, CQCU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
-	run_launch(&g, &r);
-	CU(g.cu->cuStreamEndCapture(g.stream, &graph));
-	CU(g.cu->cuGraphInstantiateWithFlags(&exec, graph, 0));
-	for (i = 0; i < 4; i++) {
-		CU(g.cu->cuGraphLaunch(exec, g.stream));
-		run_get(&g, s, &r);
-		check_error(s);
-		s->spans[i].mask &= 0x0123456789abcdefull;
-		s->row_pos[i] -= 30;
-		s->a.n_blocks -= i / 2;
-		put_plan(&g, s, &r);
-	}
-	CU(g.cu->cuGraphExecDestroy(exec));
-	CU(g.cu->cuGraphDestroy(graph));
-	run_free(&g, &r);
 	scene_free(s);
 	gpu_close(&g);
 }

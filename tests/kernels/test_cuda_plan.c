@@ -62,7 +62,8 @@ static void rig_make(struct rig *r)
 	}
 	r->step.n_spans = n;
 	r->limits = (struct cqk_cuda_limits){ .rows = ROWS, .items = 100000, .slots = 100000,
-					       .wide = toy_u32() % 2 * 100000 };
+					       .wide = toy_u32() % 2 * 100000,
+					       .few_vecs = toy_u32() % 3 * 30 };
 }
 
 static int rig_plan(struct rig *r)
@@ -106,8 +107,32 @@ static void see(const struct rig *r, uint32_t slot, uint32_t row, uint32_t h, ui
 	}
 }
 
-/* Wide items come first; they have many vectors, and one position for each block. */
-static void check_wide(const struct rig *r)
+/* Vectors that see a block. */
+static uint32_t vecs_of(const struct rig *r, const struct cqk_block *b)
+{
+	uint32_t n = 0, i;
+
+	for (i = 0; i < b->n_spans; i++)
+		n += r->spans[b->span_first + i].n_rows;
+	return n * r->step.gqa;
+}
+
+/* Vectors are cut by eights if there are few_vecs at most, and only then: @it, of all. */
+static void check_eights(const struct rig *r, const struct cqkd_item *it)
+{
+	uint32_t n = vecs_of(r, &r->blocks[it->block]);
+
+	if (n > r->limits.few_vecs)
+		return;
+	ASSERT_EQ(it->n_vecs, MIN(n - it->vec, (uint32_t)CQKD_FEW_VECS));
+	ASSERT_EQ(it->vec % CQKD_FEW_VECS, 0);
+}
+
+/*
+ * Wide items come first; they have many vectors, more than are cut by eights, and one
+ * position for each block.
+ */
+static void check_items(const struct rig *r)
 {
 	const struct cqkd_plan *p = part(r, 0);
 	const struct cqkd_item *it = part(r, p->items);
@@ -117,6 +142,8 @@ static void check_wide(const struct rig *r)
 	ASSERT_LE(p->n_wide, r->limits.wide);
 	for (i = 0; i < p->n_items; i++, it++) {
 		ASSERT_LE(it->n_vecs, i < p->n_wide ? many : few);
+		ASSERT(i >= p->n_wide || vecs_of(r, &r->blocks[it->block]) > r->limits.few_vecs);
+		check_eights(r, it);
 		most = i < p->n_wide ? 0 : MAX(most, it->n_vecs);
 		for (b = it->block; i < p->n_wide && b < it->block + it->n_blocks; b++)
 			for (j = 0; j < r->blocks[b].n_spans; j++)
@@ -132,7 +159,7 @@ static void check_plan(const struct rig *r)
 	const uint32_t *row_refs = part(r, p->row_refs), *refs = part(r, p->refs);
 	uint32_t row, h, i;
 
-	check_wide(r);
+	check_items(r);
 	ASSERT_EQ(p->bytes, r->used);
 	ASSERT_EQ(p->n_rows, r->step.n_rows);
 	ASSERT(!memcmp(part(r, p->blocks), r->blocks, r->step.n_blocks * sizeof(r->blocks[0])));
@@ -207,6 +234,7 @@ TEST(a_batch_decodes_its_prefix_once)
 	r.step.want = 1;
 	r.step.n_blocks = r.step.n_spans = 3;
 	r.limits.wide = 3;
+	r.limits.few_vecs = 239;
 	for (i = 0; i < 3; i++) {
 		r.blocks[i] = (struct cqk_block){ .base = (uint8_t *)16, .tokens = 64,
 						  .span_first = i, .n_spans = 1 };
@@ -229,6 +257,65 @@ TEST(a_batch_decodes_its_prefix_once)
 	free(r.mem);
 }
 
+/* A prefix of 4 blocks that @rows of 4 heads see, and a block of each row's own. */
+static void rig_prefix(struct rig *r, uint32_t rows)
+{
+	uint32_t i, j, n = 0;
+
+	r->step.n_rows = rows;
+	r->step.gqa = 4;
+	r->step.head_dim = 128;
+	r->step.n_blocks = 4 + rows;
+	for (i = 0; i < r->step.n_blocks; i++) {
+		r->blocks[i] = (struct cqk_block){ .base = (uint8_t *)16, .tokens = 64,
+						   .span_first = n,
+						   .n_spans = i < 4 ? rows : 1 };
+		for (j = 0; j < r->blocks[i].n_spans; j++)
+			r->spans[n++] = (struct cqk_span){ .mask = ~0ull, .n_rows = 1,
+							   .row_first = i < 4 ? j : i - 4,
+							   .pos = 64 * MIN(i, 4u) };
+	}
+	r->step.n_spans = n;
+	r->limits.items = 100;
+	r->limits.wide = 0;
+	r->limits.few_vecs = 24;
+}
+
+/* Items of one stretch follow each other: each eight vectors read its blocks. */
+TEST(a_prefix_of_few_sequences_is_read_by_eights)
+{
+	const struct cqkd_plan *p;
+	const struct cqkd_item *it;
+	struct rig r;
+	uint32_t i;
+
+	rig_make(&r);
+	for (i = 2; i <= 7; i++) {	/* 8 to 28 vectors */
+		uint32_t each = i < 7 ? (i + 1) / 2 : 1;
+
+		rig_prefix(&r, i);
+		r.step.want = (4 * each + i) / 2;	/* stretches of 2, or of 3 */
+		ASSERT_EQ(rig_plan(&r), 0);
+		check_plan(&r);
+		p = part(&r, 0);
+		it = part(&r, p->items);
+		ASSERT_EQ(p->n_items, 2 * each + i);
+		ASSERT_EQ(p->vecs, i < 7 ? MIN(4 * i, 8) : 28);
+		ASSERT_EQ(it[each - 1].block, 0);
+		ASSERT_EQ(it[each - 1].vec, 8 * (each - 1));
+		ASSERT_EQ(it[each].block, it[0].n_blocks);
+		ASSERT_EQ(it[each].vec, 0);
+		ASSERT_EQ(it[each].slot, 4 * i);
+	}
+	/* a launch that has no kernel for more */
+	r.limits.few_only = 1;
+	ASSERT_EQ(rig_plan(&r), -ENOBUFS);
+	r.limits.few_vecs = 28;
+	ASSERT_EQ(rig_plan(&r), 0);
+	check_plan(&r);
+	free(r.mem);
+}
+
 /* Launches without the kernel for many: an item that is not wide has few vectors. */
 TEST(few_only_holds)
 {
@@ -241,6 +328,7 @@ TEST(few_only_holds)
 	r.step.n_blocks = r.step.n_spans = 1;
 	r.blocks[0] = (struct cqk_block){ .base = (uint8_t *)16, .tokens = 64, .n_spans = 1 };
 	r.limits.wide = 0;
+	r.limits.few_vecs = 0;
 	r.limits.few_only = 1;
 	for (n = 1; n <= ROWS; n++) {
 		r.step.n_rows = n;
@@ -333,8 +421,16 @@ TEST(rule_of_variants)
 	NEVER(shared, 99 << 10);
 	NEVER(shared, cqk_cuda_variant_shared(CQK_CUDA_FEW, &s) - 1);
 #undef NEVER
+	/* the side of which fewer vectors are computed by eights decides */
+	ASSERT_EQ(cqk_cuda_variant_vecs(CQK_CUDA_AUTO, &s), 40);
+	s.v_channels = 8;
+	ASSERT_EQ(cqk_cuda_variant_vecs(CQK_CUDA_AUTO, &s), 56);
+	ASSERT_EQ(cqk_cuda_variant_vecs(CQK_CUDA_FEW, &s), CQKD_VECS(128));
+	ASSERT_EQ(cqk_cuda_variant_vecs(CQK_CUDA_BLOCK, &s), 0);
+	s.v_channels = 4;
 	s.arch = 75;
 	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_AUTO, &s), CQK_CUDA_BLOCK);
+	ASSERT_EQ(cqk_cuda_variant_vecs(CQK_CUDA_AUTO, &s), 0);
 	s.turned = 0;
 	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_FEW, &s), CQK_CUDA_FEW);
 	s.arch = 80;

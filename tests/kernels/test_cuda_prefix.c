@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Attention of a batch over pages that many of its query vectors see, on the (emulated) GPU:
+ * by eights, decoded once for all, or at positions that differ.
+ */
+#include "tests/harness.h"
+#include "tests/kernels/gpu_scene.h"
+
+/* Results of a scene as numbers, and the head of the plan they were made by. */
+static float *results_of(struct gpu *g, struct scene *s, enum cqk_cuda_variant variant,
+			 struct cqkd_plan *plan)
+{
+	float *out = malloc(s->out_bytes);
+	struct run r;
+
+	cqk_cuda_force(g->k, variant);
+	run_new(g, s, &r);
+	gpu_get(g, plan, r.plan, sizeof(*plan));
+	run_launch(g, &r);
+	run_get(g, s, &r);
+	check_error(s);
+	memcpy(out, s->out, s->out_bytes);
+	/* again, into results that are other ones now */
+	CU(g->cu->cuMemsetD8Async(r.o, 0xff, s->out_bytes, g->stream));
+	CU(g->cu->cuMemsetD8Async(r.a.workspace, 0xff, r.a.workspace_bytes, g->stream));
+	run_launch(g, &r);
+	run_get(g, s, &r);
+	ASSERT(!memcmp(out, s->out, s->out_bytes));
+	run_free(g, &r);
+	return out;
+}
+
+/*
+ * A prefix that more than eight vectors see, by eights and decoded once for all: both are
+ * near double precision and each other, and the same each time.
+ */
+TEST_LIMIT(a_prefix_by_eights, 120)
+{
+	static const uint32_t seqs[] = { 2, 4, 8, 16 }, gqa[] = { 1, 4, 8 }, codes[] = { 2, 4, 8 };
+	struct cqkd_plan cut, once;
+	struct gpu g;
+	uint32_t i;
+	size_t j;
+
+	gpu_open(&g);
+	for (i = 0; i < ARRAY_SIZE(seqs) * ARRAY_SIZE(gqa); i++) {
+		struct scene_opts o = plain(i % 2 ? 128 : 64, codes[(i + i / 3) % 3]);
+		uint32_t vecs = seqs[i / 3] * gqa[i % 3];
+		float *few, *block;
+		struct scene *s;
+
+		o.toy.n_kv_heads = i == 4 ? 2 : 1;
+		o.toy.n_heads = gqa[i % 3] * o.toy.n_kv_heads;
+		o.toy.keys = i % 5 == 4 ? CQK_KEYS_ROTATED : CQK_KEYS_PRE_ROPE;
+		o.seqs = seqs[i / 3];
+		o.shared = 3 + i % 3 * 2;
+		o.own = i % 2;
+		o.tail = i % 4 * 9;
+		o.sinks = i % 3 * 2;
+		o.holes = i % 4 == 1;
+		o.shift = i == 7 || i == 9 ? 77 : 0;
+		o.window = i % 5 == 2 ? 150 : 0;
+		s = scene_new(&o);
+		few = results_of(&g, s, CQK_CUDA_FEW, &cut);
+		block = results_of(&g, s, CQK_CUDA_BLOCK, &once);
+		for (j = 0; j < s->a.n_rows * (size_t)o.toy.n_heads * o.toy.d; j++) {
+			size_t row = j / o.toy.d / o.toy.n_heads, h = j / o.toy.d % o.toy.n_heads;
+			size_t at = row * (size_t)s->a.o.stride_token +
+				    h * (size_t)s->a.o.stride_head + j % o.toy.d + 1;
+
+			ASSERT(fabsf(few[at] - block[at]) < 2e-3f);
+		}
+		if (getenv("CQ_TEST_GPU"))	/* which may have no such variant */
+			cut.vecs = MIN(vecs, CQKD_FEW_VECS);
+		ASSERT_EQ(cut.vecs, vecs > 64 ? MIN(gqa[i % 3], 64) : MIN(vecs, CQKD_FEW_VECS));
+		ASSERT_EQ(once.vecs, vecs > 64 ? gqa[i % 3] : vecs);
+		ASSERT_EQ(!cut.n_wide, vecs <= 64);
+		free(few);
+		free(block);
+		scene_free(s);
+	}
+	gpu_close(&g);
+}
+
+/* So many vectors read the same pages that wide items decode them once for all. */
+TEST_LIMIT(wide_batches, 60)
+{
+	static const struct { uint32_t d, ck, cv, heads, seqs, rows, keys; } batch[] = {
+		{ 64, 2, 4, 2, 33, 2, CQK_KEYS_PRE_ROPE },	/* 66 */
+		{ 128, 8, 8, 4, 40, 1, CQK_KEYS_PRE_ROPE },	/* 160 */
+		{ 128, 4, 0, 7, 5, 8, CQK_KEYS_ROTATED },	/* 280: two items */
+		{ 256, 4, 8, 4, 9, 1, CQK_KEYS_PRE_ROPE },	/* 36 */
+		{ 256, 8, 2, 8, 15, 1, CQK_KEYS_NONE },		/* 120: two items */
+	};
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	for (i = 0; i < ARRAY_SIZE(batch); i++) {
+		struct scene_opts o = plain(batch[i].d, batch[i].ck);
+
+		o.toy.cv = batch[i].cv;
+		o.toy.keys = batch[i].keys;
+		o.toy.n_kv_heads = 1;
+		o.toy.n_heads = batch[i].heads;
+		o.toy.rope_dim = i % 2 ? o.toy.d / 2 : o.toy.d;
+		o.seqs = batch[i].seqs;
+		o.rows = batch[i].rows;
+		o.sinks = i;
+		o.holes = i % 2;
+		o.tail = 3;
+		o.dtype = i % 3;
+		o.window = i == 2 ? 90 : 0;
+		o.soft_cap = i == 1 ? 3 : 0;
+		check(&g, &o);
+	}
+	gpu_close(&g);
+}
+
+/* The same rows at other positions cannot share decoded keys. */
+TEST(many_rows_at_other_positions)
+{
+	struct scene_opts o = plain(64, 8);
+	struct gpu g;
+
+	gpu_open(&g);
+	o.seqs = 10;
+	o.rows = 4;
+	o.shift = 77;
+	check(&g, &o);
+	gpu_close(&g);
+}
+
+/* Shared pages of a scene are seen by its first @seqs sequences alone, or by as many as before. */
+static void share_among(struct scene *s, struct run *r, uint32_t seqs)
+{
+	uint32_t i;
+
+	for (i = 0; i < s->o.shared; i++)
+		s->blocks[i].n_spans = r->blocks[i].n_spans = seqs;
+}
+
+/*
+ * One capture serves steps of other blocks, masks, positions and rows, and a prefix that no,
+ * few or many vectors see: @seqs sequences of 4 vectors and less.
+ */
+static void check_graph(enum cqk_cuda_variant variant, uint32_t seqs)
+{
+	struct scene_opts o = plain(64, 4);
+	struct cqcu_graph *graph;
+	struct cqcu_exec *exec;
+	struct scene *s;
+	struct run r;
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	cqk_cuda_force(g.k, variant);
+	o.seqs = seqs;
+	o.own = 1;
+	o.rows = 2;
+	s = scene_new(&o);
+	run_new(&g, s, &r);
+	CU(g.cu->cuStreamSynchronize(g.stream));
+	CU(g.cu->cuStreamBeginCapture(g.stream, CQCU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+	run_launch(&g, &r);
+	CU(g.cu->cuStreamEndCapture(g.stream, &graph));
+	CU(g.cu->cuGraphInstantiateWithFlags(&exec, graph, 0));
+	for (i = 0; i < 4; i++) {
+		CU(g.cu->cuGraphLaunch(exec, g.stream));
+		run_get(&g, s, &r);
+		check_error(s);
+		s->spans[i].mask &= 0x0123456789abcdefull;
+		s->row_pos[i] -= 30;
+		s->a.n_blocks -= i / 2;
+		share_among(s, &r, i == 1 ? seqs : seqs / (i + 2));
+		put_plan(&g, s, &r);
+	}
+	CU(g.cu->cuGraphExecDestroy(exec));
+	CU(g.cu->cuGraphDestroy(graph));
+	run_free(&g, &r);
+	scene_free(s);
+	gpu_close(&g);
+}
+
+TEST_LIMIT(a_graph_serves_other_steps, 60)
+{
+	check_graph(CQK_CUDA_AUTO, 3);
+	check_graph(CQK_CUDA_FEW, 9);
+	check_graph(CQK_CUDA_AUTO, 20);
+	check_graph(CQK_CUDA_BLOCK, 9);
+}
