@@ -1,21 +1,26 @@
 // SPDX-License-Identifier: MIT
-/* Appends of few tokens: distances from all centroids are computed as they are defined. */
+/*
+ * Appends of few tokens, or with codes of 10 bits: distances from all centroids are computed
+ * as they are defined.
+ */
 #include "kernels/cuda/append.cuh"
 
 struct all {
-	template <int c>
+	template <int c, int bits = 8>
 	CQ_DEVICE void groups(const struct put &w, const __half *x, uint32_t at)
 	{
-		uint32_t g;
+		uint32_t upper = at - w.to->first + w.book->groups * CQKD_TOKENS, g;
 
 		for (g = threadIdx.x / 32; g < w.book->groups; g += WARPS)
-			group_encode<c>(w, w.head * w.book->groups + g, x + g * c,
-					at + g * CQKD_TOKENS);
+			group_encode<c, bits>(w, w.head * w.book->groups + g, x + g * c,
+					      at + g * CQKD_TOKENS, upper + g * CQKD_UPPER);
 	}
 
 	CQ_DEVICE void encode(const struct put &w, const __half *x, uint32_t at)
 	{
-		if (w.book->channels == 2)
+		if (w.book->bits > 8)
+			groups<8, 10>(w, x, at);
+		else if (w.book->channels == 2)
 			groups<2>(w, x, at);
 		else if (w.book->channels == 4)
 			groups<4>(w, x, at);

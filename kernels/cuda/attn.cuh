@@ -143,20 +143,25 @@ CQ_DEVICE float prob(float x, float m)
 	return x > -CQKD_INF ? exp2f((x - m) * LOG2E + P_LIFT) : 0.0f;
 }
 
-/* Codes of a group of @c channels to channels of the tile. */
-template <int c, int d, int threads>
+/* Codes of a group of @c channels to channels of the tile; @bits as in cqkd_book. */
+template <int c, int bits, int d, int threads>
 CQ_DEVICE void tile_codes(const struct cqkd_book &b, uint32_t head, const uint8_t *codes,
 			  __half (*tile)[CQKD_PITCH(d)])
 {
 	constexpr int n = d / c * CQKD_TOKENS;
-	const __half *book = cqkd_ptr<const __half>(b.f16) + (size_t)head * d * CQKD_CENTROIDS;
+	const __half *book = cqkd_ptr<const __half>(b.f16) + ((size_t)head * d << bits);
 	int i;
 
 #pragma unroll 4
 	for (i = threadIdx.x; i < n; i += threads) {
 		int g = i / CQKD_TOKENS, t = i % CQKD_TOKENS;
-		const void *from = book + ((size_t)g * CQKD_CENTROIDS + __ldg(codes + i)) * c;
+		uint32_t code = __ldg(codes + i);
+		const void *from;
 		void *to = &tile[t][g * c];
+
+		if (bits > 8)
+			code |= cqkd_upper(__ldg(codes + n + g * CQKD_UPPER + t % CQKD_UPPER), t);
+		from = book + (((size_t)g << bits) + code) * c;
 
 		if (c == 8)
 			*(uint4 *)to = __ldg((const uint4 *)from);
@@ -205,12 +210,14 @@ CQ_DEVICE void tile_load(const struct cqkd_attn &p, const struct work &w, bool v
 		return;
 	}
 	at += p.at.offset + w.head * (p.at.k_bytes + p.at.v_bytes) + (v ? p.at.k_bytes : 0);
-	if (b.channels == 8)
-		tile_codes<8, d, threads>(b, w.head, at, tile);
+	if (b.bits > 8)
+		tile_codes<8, 10, d, threads>(b, w.head, at, tile);
+	else if (b.channels == 8)
+		tile_codes<8, 8, d, threads>(b, w.head, at, tile);
 	else if (b.channels == 4)
-		tile_codes<4, d, threads>(b, w.head, at, tile);
+		tile_codes<4, 8, d, threads>(b, w.head, at, tile);
 	else if (b.channels == 2)
-		tile_codes<2, d, threads>(b, w.head, at, tile);
+		tile_codes<2, 8, d, threads>(b, w.head, at, tile);
 	else
 		tile_halves<d, threads>(at, live, tile);
 }

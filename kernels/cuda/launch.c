@@ -7,6 +7,7 @@
 #include "kernels/cuda/driver.h"
 #include "kernels/cuda/images.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/near.h"
 
 #define MAX_IMAGES 16
 #define MAX_GRID_Y 65535
@@ -302,7 +303,8 @@ int cqk_cuda_append(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tabl
 	/* a side that is not coded is in any kernel */
 	kc = p.at.k.channels ? p.at.k.channels : p.at.v.channels;
 	vc = p.at.v.channels ? p.at.v.channels : kc;
-	if (kc && cqk_cuda_encode_near(k->encode, MAX(kc, vc), a->tokens / a->max_dests))
+	if (kc && cqk_near_can(&p.at) &&
+	    cqk_cuda_encode_near(k->encode, MAX(kc, vc), a->tokens / a->max_dests))
 		which = MANY_AT(kc, vc);
 	return launch(k, which, (struct grid){ a->max_dests, 2 * p.n_kv_heads },
 		      CQKD_APPEND_SHARED(p.d), &p, stream, err);
@@ -331,6 +333,7 @@ static void shape_of(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tab
 	*s = (struct cqk_cuda_shape){
 		.head_dim = t->model->geom.head_dim,
 		.k_channels = at->k.channels, .v_channels = at->v.channels,
+		.bits = MAX(at->k.bits, at->v.bits),
 		.turned = t->model->geom.keys == CQK_KEYS_PRE_ROPE ? 2 * t->turn.half : 0,
 		.arch = k->arch, .shared = k->shared,
 	};

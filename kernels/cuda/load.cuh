@@ -49,6 +49,18 @@ CQ_DEVICE uint32_t cqkd_given(const struct cqkd_rope &r, uint32_t ch)
 	return ch < pairs ? 2 * ch : 2 * (ch - pairs) + 1;
 }
 
+/* Where the upper two bits of token @t's code are in their byte (include/cq/page.h). */
+CQ_DEVICE uint32_t cqkd_upper_at(uint32_t t)
+{
+	return t / CQKD_UPPER * 2;
+}
+
+/* They, in their place in a code. */
+CQ_DEVICE uint32_t cqkd_upper(uint32_t byte, uint32_t t)
+{
+	return (byte >> cqkd_upper_at(t) & 3) << 8;
+}
+
 struct cqkd_turn {
 	float c, s;
 };

@@ -184,7 +184,8 @@ CQ_DEVICE void block_look(const struct put &w, uint32_t group, const __half *x, 
 {
 	uint32_t block = f.left[r] ? __ffs(f.left[r]) - 1 : 0;
 	uint32_t k = block * BLOCK + threadIdx.x % 4 * 2, i;
-	const float *norm = cqkd_ptr<const float>(w.book->norm) + group * CQKD_CENTROIDS;
+	uint32_t first = group * CQKD_CENTROIDS + k;
+	const float *norm = cqkd_ptr<const float>(w.book->norm) + first;
 	[[maybe_unused]] constexpr int at_once = plain ? BLOCK / 4 : 1;	/* registers are few */
 	float to[c], e[c];
 
@@ -194,8 +195,8 @@ CQ_DEVICE void block_look(const struct put &w, uint32_t group, const __half *x, 
 	for (i = 0; i < BLOCK / 4; i++) {
 		float acc;
 
-		centroid_load<c, plain>(*w.book, group, k + i, e);
-		acc = distance<c>(__ldg(norm + k + i), to, e);
+		centroid_load<c, plain>(*w.book, group, first + i, e);
+		acc = distance<c>(__ldg(norm + i), to, e);
 		if (acc < f.least[r]) {
 			f.least[r] = acc;
 			f.best[r] = k + i;

@@ -35,8 +35,22 @@
 #ifndef CQK_CUDA_NEAR_H
 #define CQK_CUDA_NEAR_H
 
+#include "cq/util.h"
 #include "kernels/cuda/params.h"
 #include "kernels/model.h"
+
+/**
+ * cqk_near_can() - can tensor cores find a layer's codes?
+ * @at: layer
+ *
+ * Keys and values are of one launch: if those of one have 10 bits, neither has tables here.
+ *
+ * Return: true if no code has more than 8 bits.
+ */
+static inline bool cqk_near_can(const struct cqkd_layer *at)
+{
+	return MAX(at->k.bits, at->v.bits) <= 8;
+}
 
 /**
  * cqk_near_plain() - are centroids, as stored, what x is multiplied with?

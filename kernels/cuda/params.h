@@ -17,7 +17,8 @@
 #endif
 
 #define CQKD_TOKENS	64	/* of a page or an fp16 block */
-#define CQKD_CENTROIDS	256	/* of a group */
+#define CQKD_CENTROIDS	256	/* of a group with codes of 8 bits */
+#define CQKD_UPPER	16	/* bytes of a group's upper bits, with codes of 10 */
 #define CQKD_THREADS	128	/* of a block of any kernel but the wide ones */
 #define CQKD_CHUNK	4096	/* bytes under one XXH3-64 */
 #define CQKD_CHECKS	16	/* of them per block of threads, eight lanes each */
@@ -45,14 +46,15 @@ struct cqkd_view {
 
 /**
  * struct cqkd_book - codebook of K or V of one layer, all kv heads
- * @f16:      [kv_head][group][256][channels] halves
+ * @f16:      [kv_head][group][2^bits][channels] halves
  * @rows:     [kv_head][256][d] halves: of all groups the centroids of one code side by
  *            side; 0 where attn_few.cu has no use for it
- * @i8:       the same shape, as stored; 0 where halves are what is stored
+ * @i8:       the shape of @f16, as stored; 0 where halves are what is stored
  * @scale:    [kv_head][d] f32 for @i8
- * @norm:     [kv_head][group][256] f32, half the squared length
+ * @norm:     [kv_head][group][2^bits] f32, half the squared length
  * @metric:   [kv_head][d] f32, on the centroids when encoding; 0: none
  * @channels: of a group: 2, 4 or 8; 0: not coded, blocks are halves
+ * @bits:     of a code: 8, with 8 channels also 10; 0: not coded
  * @groups:   d / channels
  */
 struct cqkd_book {
@@ -62,7 +64,8 @@ struct cqkd_book {
 	uint64_t scale;
 	uint64_t norm;
 	uint64_t metric;
-	uint32_t channels;
+	uint16_t channels;
+	uint16_t bits;
 	uint32_t groups;
 };
 
@@ -464,6 +467,7 @@ CQKD_FROZEN(sizeof(struct cqkd_view) == 32);
 CQKD_FROZEN(offsetof(struct cqkd_view, dtype) == 24);
 CQKD_FROZEN(sizeof(struct cqkd_book) == 56);
 CQKD_FROZEN(offsetof(struct cqkd_book, channels) == 48);
+CQKD_FROZEN(offsetof(struct cqkd_book, groups) == 52);
 CQKD_FROZEN(sizeof(struct cqkd_layer) == 136);
 CQKD_FROZEN(offsetof(struct cqkd_layer, offset) == 112);
 CQKD_FROZEN(sizeof(struct cqkd_rope) == 32);

@@ -22,18 +22,25 @@ static int check_coding(const struct cqk_codebook *cb, uint32_t layer, char what
 
 	if (cb->code.type == CQ_CODE_F16)
 		return 0;
-	if (cb->code.bits == 8 && (c == 2 || c == 4 || c == 8))
+	if ((cb->code.bits == 8 && (c == 2 || c == 4 || c == 8)) ||
+	    (cb->code.bits == 10 && c == 8))
 		return 0;
 	return cq_err_set(err, -EOPNOTSUPP, "layer %u: %c is coded %s; GPU kernels have 2c8b, "
-					    "4c8b, 8c8b and fp16",
+					    "4c8b, 8c8b, 8c10b and fp16",
 			  layer, what, cqk_code_name(cb->code, name));
+}
+
+/* Channels of all centroids of all kv heads. */
+static size_t book_values(const struct cqk_codebook *cb)
+{
+	return (size_t)cb->n_kv_heads * cb->head_dim * cqk_code_centroids(cb->code);
 }
 
 /* Codes become halves on the GPU, whatever the centroids are stored as. */
 static int check_centroids(const struct cqk_codebook *cb, uint32_t layer, char what,
 			   struct cq_err *err)
 {
-	size_t n = (size_t)cb->n_kv_heads * cb->head_dim * CQKD_CENTROIDS, i;
+	size_t n = book_values(cb), i;
 
 	if (cb->code.type == CQ_CODE_F16 || cb->centroids == CQK_CENTROIDS_F16)
 		return 0;
@@ -83,16 +90,17 @@ static uint64_t take(struct cqk_cuda_tables *t, uint64_t n)
 static void lay_out_book(struct cqk_cuda_tables *t, const struct cqk_codebook *cb,
 			 struct cqkd_book *b)
 {
-	uint64_t n = (uint64_t)cb->n_kv_heads * cb->head_dim * CQKD_CENTROIDS;
+	uint64_t n = book_values(cb);
 	uint64_t numbers = (uint64_t)cb->n_kv_heads * cb->head_dim * sizeof(float);
 
 	memset(b, 0, sizeof(*b));
 	if (cb->code.type == CQ_CODE_F16)
 		return;
 	b->channels = cb->code.channels;
+	b->bits = cb->code.bits;
 	b->groups = cb->n_groups;
 	b->f16 = take(t, n * 2);
-	if (cb->head_dim <= CQKD_FEW_DIM)
+	if (cb->head_dim <= CQKD_FEW_DIM && b->bits == 8)
 		b->rows = take(t, n * 2);
 	b->norm = take(t, n / b->channels * sizeof(float));
 	if (cb->metric)
@@ -132,8 +140,10 @@ static void lay_out(struct cqk_cuda_tables *t)
 
 		lay_out_book(t, &y->k, &to->k);
 		lay_out_book(t, &y->v, &to->v);
-		lay_out_near(t, &y->k, &to->k, &t->near[2 * l]);
-		lay_out_near(t, &y->v, &to->v, &t->near[2 * l + 1]);
+		if (cqk_near_can(to)) {
+			lay_out_near(t, &y->k, &to->k, &t->near[2 * l]);
+			lay_out_near(t, &y->v, &to->v, &t->near[2 * l + 1]);
+		}
 		to->offset = y->offset;
 		to->k_bytes = y->k_bytes;
 		to->v_bytes = y->v_bytes;
@@ -186,16 +196,16 @@ void cqk_cuda_tables_free(struct cqk_cuda_tables *t)
 	free(t);
 }
 
-/* [kv_head][d][256] floats to [kv_head][group][256][c] halves */
+/* [kv_head][d][n] floats to [kv_head][group][n][c] halves, n centroids */
 static void fill_halves(const struct cqk_codebook *cb, uint16_t *out)
 {
 	uint32_t c = cb->code.channels, groups = cb->n_kv_heads * cb->n_groups, g, k, j;
+	uint32_t n = cqk_code_centroids(cb->code);
 
 	for (g = 0; g < groups; g++)
-		for (k = 0; k < CQKD_CENTROIDS; k++)
+		for (k = 0; k < n; k++)
 			for (j = 0; j < c; j++)
-				*out++ = cqk_f32_to_f16(cb->f32[((size_t)g * c + j) *
-								CQKD_CENTROIDS + k]);
+				*out++ = cqk_f32_to_f16(cb->f32[((size_t)g * c + j) * n + k]);
 }
 
 /* [kv_head][group][256][c] to [kv_head][256][group][c] */
@@ -213,8 +223,8 @@ static void fill_rows(const struct cqk_codebook *cb, const uint16_t *from, uint1
 static void fill_book(const struct cqk_codebook *cb, const struct cqkd_book *b,
 		      uint64_t base, uint8_t *image)
 {
-	size_t n = (size_t)cb->n_kv_heads * cb->head_dim * CQKD_CENTROIDS;
 	size_t numbers = (size_t)cb->n_kv_heads * cb->head_dim * sizeof(float);
+	size_t n = book_values(cb);
 
 	if (!b->channels)
 		return;

@@ -14,7 +14,7 @@
  * @model:  the model (or shard), which must outlive this
  * @rope:   tables of the host, likewise
  * @layers: [n_layers]; addresses are set by cqk_cuda_tables_place()
- * @near:   [n_layers][2] of keys and values, likewise
+ * @near:   [n_layers][2] of keys and values, likewise; zeros unless cqk_near_can()
  * @turn:   the RoPE tables there
  * @base:   their first byte on the device; 1 before they were placed
  * @bytes:  of device memory they need

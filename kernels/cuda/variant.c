@@ -118,6 +118,12 @@ uint32_t cqk_cuda_variant_shared(enum cqk_cuda_variant v, const struct cqk_cuda_
 
 	if (d != 64 && d != 128)
 		return 0;
+	/*
+	 * 1,024 centroids of 128 channels are 256 KiB of halves, of keys or values alone: more
+	 * than a block of threads has anywhere. Of 64 channels, 128 KiB, only one would fit.
+	 */
+	if (s->bits > 8)
+		return 0;
 	if (v == CQK_CUDA_F16)
 		return s->k_channels || s->v_channels || s->turned ? 0 : CQKD_F16_SHARED(d);
 	/* pairs of a key have to be of the two halves */

@@ -44,6 +44,7 @@ enum cqk_cuda_encode {
  * @head_dim:   channels of a head
  * @k_channels: channels of a group of keys, 0: not coded
  * @v_channels: of values
+ * @bits:       of a code of either, the most; 0: nothing is coded
  * @turned:     channels of a key that attention rotates, 0: none
  * @arch:       compute capability, 90 for 9.0
  * @shared:     bytes of shared memory that a block of threads can have
@@ -51,6 +52,7 @@ enum cqk_cuda_encode {
 struct cqk_cuda_shape {
 	uint32_t head_dim;
 	uint32_t k_channels, v_channels;
+	uint32_t bits;
 	uint32_t turned;
 	uint32_t arch;
 	uint32_t shared;
@@ -123,7 +125,7 @@ int cqk_cuda_encode_of(const char *name, enum cqk_cuda_encode *e, struct cq_err 
 /**
  * cqk_cuda_encode_near() - the rule for codes
  * @forced:   CQK_ENCODE_AUTO, or a way to take
- * @channels: of a group
+ * @channels: of a group, with codes of 8 bits: see cqk_near_can()
  * @tokens:   of a destination, about
  *
  * Return: true: near.cuh is to find them.

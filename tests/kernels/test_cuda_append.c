@@ -16,6 +16,7 @@ struct batch {
 	uint32_t layer;
 	int turn;
 	bool hnd;		/* [head][token] rather than [token][head] */
+	bool apart;		/* each destination in a launch of its own */
 };
 
 /* Both sides of a test: fp16 blocks and pages, one more than is used. */
@@ -175,12 +176,13 @@ static uint64_t append_by(struct gpu *g, const struct batch *b, struct sides *s,
 	cqcu_ptr f16 = gpu_alloc(g, 4 * s->f16_bytes, 0xa5);
 	cqcu_ptr page = gpu_alloc(g, 4 * s->page_bytes, 0xa5);
 	cqcu_ptr sink = gpu_alloc(g, s->sink_bytes, 0xa5);
+	uint32_t each = b->apart ? 1 : s->n_dests;
 	struct cqk_cuda_append a = {
-		.layer = b->layer, .turn = b->turn, .max_dests = s->n_dests + 2,
+		.layer = b->layer, .turn = b->turn, .max_dests = each + 2,
 		.tokens = b->rows,
 		.k = gpu_view(&s->k, s->kv[0], gpu_put(g, s->kv[0], s->kv_bytes)),
 		.v = gpu_view(&s->v, s->kv[1], gpu_put(g, s->kv[1], s->kv_bytes)),
-		.n_dests = gpu_put(g, &s->n_dests, 4), .status = gpu_alloc(g, 8, 0),
+		.n_dests = gpu_put(g, &each, 4), .status = gpu_alloc(g, 8, 0),
 	};
 	cqcu_ptr words = gpu_put(g, s->words, sizeof(s->words));
 	struct cqkd_dest dests[ARRAY_SIZE(s->dests)];
@@ -197,8 +199,9 @@ static uint64_t append_by(struct gpu *g, const struct batch *b, struct sides *s,
 		to->codes = to->codes ? page + (to->codes - 1) * s->page_bytes : 0;
 	}
 	a.dests = gpu_put(g, dests, s->n_dests * sizeof(dests[0]));
-	if (cqk_cuda_append(g->k, t, &a, g->stream, &g->err))
-		FAIL("%s", g->err.text);
+	for (i = 0; i < s->n_dests; i += each, a.dests += each * sizeof(dests[0]))
+		if (cqk_cuda_append(g->k, t, &a, g->stream, &g->err))
+			FAIL("%s", g->err.text);
 	if (compare) {
 		same(g, s, f16, s->want_f16, 4 * s->f16_bytes, "fp16 blocks");
 		same(g, s, page, s->want_page, 4 * s->page_bytes, "pages");
@@ -247,15 +250,18 @@ static struct batch plain(uint32_t d, uint32_t ck, uint32_t cv)
 
 TEST_LIMIT(every_pair_of_settings, 60)
 {
-	static const uint32_t dims[] = { 64, 128, 256 }, codes[] = { 2, 4, 8, 0 };
+	static const uint32_t dims[] = { 64, 128, 256 };
+	static const uint32_t codes[] = { 2, 4, 8, 0, 8 }, bits[] = { 0, 0, 0, 0, 10 };
 	static const uint32_t rows[] = { 1, 2, 33, 70 }, firsts[] = { 0, 2, 31, 63 };
 	struct gpu g;
 	uint32_t i;
 
 	gpu_open(&g);
-	for (i = 0; i < 24; i++) {
-		struct batch b = plain(dims[i % 3], codes[i % 4], codes[(i / 4 + i) % 4]);
+	for (i = 0; i < 30; i++) {
+		struct batch b = plain(dims[i % 3], codes[i % 5], codes[(i / 5 + i) % 5]);
 
+		b.toy.bk = bits[i % 5];
+		b.toy.bv = bits[(i / 5 + i) % 5];
 		b.toy.i8 = i / 5 % 2;
 		b.toy.metric = i / 3 % 2;
 		b.toy.rope_dim = b.toy.d / (1 + i / 2 % 3) & ~1u;
@@ -273,31 +279,81 @@ TEST_LIMIT(every_pair_of_settings, 60)
 	gpu_close(&g);
 }
 
+/* Codes k, k + @apart, ... of each group have the same centroid. */
+static void equal_centroids(struct cqk_codebook *cb, size_t apart)
+{
+	size_t n = cqk_code_centroids(cb->code), c = cb->code.channels;
+	int8_t *stored = (int8_t *)(uintptr_t)cb->stored;
+	size_t g, k, i, j;
+
+	for (g = 0; g < (size_t)cb->n_kv_heads * cb->n_groups; g++)
+		for (k = apart; k < n; k++)
+			memcpy(stored + (g * n + k) * c, stored + (g * n + k % apart) * c, c);
+	for (i = 0; i < (size_t)cb->n_kv_heads * cb->head_dim; i++)
+		for (j = 0; j < n; j++) {
+			int8_t x = stored[(i / c * n + j) * c + i % c];
+
+			cb->f32[i * n + j] = (float)x * cb->scale[i];
+		}
+	toy_half_norm(cb);
+}
+
 TEST(ties_take_the_lowest_code)
 {
-	struct batch b = plain(64, 4, 2);
-	struct cqk_codebook *cb;
+	static const struct { uint32_t c, bits, apart; } at[] = {
+		{ 4, 8, 64 }, { 8, 10, 256 }, { 8, 10, 100 },
+	};
 	struct sides s;
 	struct gpu g;
-	size_t i, j;
+	uint32_t i, j, n;
 
 	gpu_open(&g);
-	b.toy.i8 = true;
-	b.rows = 40;
-	sides_make(&b, &s);
-	cb = &s.toy.m.layers[1].k;
-	for (i = 0; i < (size_t)2 * 64 * 256; i++) {	/* every centroid four times */
-		j = i / 4 / 256 * 4 * 256 + i % 4 + i / 4 % 64 * 4;
-		((int8_t *)(uintptr_t)cb->stored)[i] = ((const int8_t *)cb->stored)[j];
+	for (n = 0; n < ARRAY_SIZE(at); n++) {
+		struct batch b = plain(64, at[n].c, 2);
+
+		b.toy.bk = at[n].bits;
+		b.toy.i8 = true;
+		b.rows = 40;
+		sides_make(&b, &s);
+		equal_centroids(&s.toy.m.layers[1].k, at[n].apart);
+		for (i = 0; i < s.n_dests; i++)
+			for (j = 0; j < 4; j++)
+				host_dest(&b, &s, &s.dests[i], j / 2, j % 2);
+		ASSERT_EQ(append(&g, &b, &s, true), 0);
+		sides_free(&s);
 	}
-	for (i = 0; i < 2 * 64; i++)
-		for (j = 0; j < 256; j++)
-			cb->f32[i * 256 + j] = (float)((const int8_t *)cb->stored)
-				[(i / 4 * 256 + j) * 4 + i % 4] * cb->scale[i];
-	toy_half_norm(cb);
-	for (i = 0; i < s.n_dests; i++)
-		for (j = 0; j < 4; j++)
-			host_dest(&b, &s, &s.dests[i], j / 2, j % 2);
+	gpu_close(&g);
+}
+
+/*
+ * Four tokens share a byte of upper bits, and any of them may be in a launch of its own:
+ * each time the others keep theirs, and in the end the page is that of one launch.
+ */
+TEST_LIMIT(wide_codes_in_pieces, 60)
+{
+	static const uint32_t ends[] = { 1, 3, 18, 19, 34, 50, 63, 64 };
+	struct batch b = plain(64, 8, 8);
+	struct cqkd_dest whole;
+	struct sides s;
+	struct gpu g;
+	uint32_t i, at;
+
+	gpu_open(&g);
+	b.toy.bk = b.toy.bv = 10;
+	b.toy.i8 = true;
+	b.rows = 64;
+	b.first = 0;
+	sides_make(&b, &s);
+	whole = s.dests[1];	/* behind the sinks */
+	for (i = at = 0; i < ARRAY_SIZE(ends); at = ends[i++]) {
+		s.dests[i] = whole;
+		s.dests[i].first = s.dests[i].row = at;
+		s.dests[i].count = ends[i] - at;
+		s.dests[i].pos += at;
+	}
+	memset(s.want_sink, 0xa5, s.sink_bytes);
+	s.n_dests = i;
+	b.apart = true;
 	ASSERT_EQ(append(&g, &b, &s, true), 0);
 	sides_free(&s);
 	gpu_close(&g);
@@ -536,6 +592,36 @@ TEST(ways_have_names_and_a_rule)
 		ASSERT(cqk_cuda_encode_near(CQK_ENCODE_AUTO, c, 64));
 		ASSERT(cqk_cuda_encode_near(CQK_ENCODE_NEAR, c, 1));
 		ASSERT(!cqk_cuda_encode_near(CQK_ENCODE_ALL, c, 64));
+	}
+}
+
+/* Not of 10 bits, nor of the other side of such a layer. */
+TEST(tables_for_tensor_cores)
+{
+	static const struct { uint32_t bk, bv; bool any; } at[] = {
+		{ 8, 8, true }, { 10, 8, false }, { 8, 10, false }, { 10, 10, false },
+	};
+	struct cqk_cuda_tables *t;
+	struct cq_err err;
+	struct toy toy;
+	uint32_t i, j;
+
+	for (i = 0; i < ARRAY_SIZE(at); i++) {
+		struct batch b = plain(64, 8, 8);
+
+		b.toy.bk = at[i].bk;
+		b.toy.bv = at[i].bv;
+		b.toy.i8 = true;
+		toy_init(&toy, &b.toy, 64);
+		ASSERT_EQ(cqk_cuda_tables_new(&toy.m, &toy.rope, &t, &err), 0);
+		for (j = 0; j < 2 * b.toy.n_layers; j++) {
+			const struct cqkd_near *n = &t->near[j];
+
+			ASSERT_EQ(n->top && n->rest && n->tail && n->bound, at[i].any);
+			ASSERT_EQ(n->top || n->rest || n->tail || n->bound, at[i].any);
+		}
+		cqk_cuda_tables_free(t);
+		toy_free(&toy);
 	}
 }
 

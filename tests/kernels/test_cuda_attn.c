@@ -9,17 +9,20 @@
 /* Each pair of values of two settings in some scene. */
 static void every_pair(enum cqk_cuda_variant variant)
 {
-	static const uint32_t dims[] = { 64, 128, 256 }, codes[] = { 2, 4, 8, 0 };
+	static const uint32_t dims[] = { 64, 128, 256 };
+	static const uint32_t codes[] = { 2, 4, 8, 0, 8 }, bits[] = { 0, 0, 0, 0, 10 };
 	static const uint32_t gqa[] = { 1, 2, 4, 7 }, rope[] = { 0, 2, 4 };
 	struct gpu g;
 	uint32_t i;
 
 	gpu_open(&g);
 	cqk_cuda_force(g.k, variant);
-	for (i = 0; i < 24; i++) {
-		struct scene_opts o = plain(dims[i % 3], codes[i % 4]);
+	for (i = 0; i < 30; i++) {
+		struct scene_opts o = plain(dims[i % 3], codes[i % 5]);
 
-		o.toy.cv = codes[(i / 4 + i) % 4];
+		o.toy.cv = codes[(i / 5 + i) % 5];
+		o.toy.bk = bits[i % 5];
+		o.toy.bv = bits[(i / 5 + i) % 5];
 		o.toy.keys = i / 3 % 3;
 		o.toy.n_heads = 2 * gqa[(i / 2 + i / 8) % 4];
 		o.toy.rope_dim = rope[(i + i / 3) % 3] ? o.toy.d / rope[(i + i / 3) % 3] * 2 : 0;
@@ -229,6 +232,37 @@ TEST(variants_are_chosen_by_rule_or_force)
 	gpu_close(&g);
 }
 
+/* Codes of 10 bits, of keys, of values or both: their blocks are decoded, by rule or forced. */
+TEST_LIMIT(few_vectors_of_wide_codes, 60)
+{
+	static const uint32_t other[] = { 2, 4, 8, 0 };
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	for (i = 0; i < 12; i++) {
+		struct scene_opts o = plain(i % 2 ? 128 : 64, 8);
+
+		o.toy.bk = i % 3 ? 10 : 0;
+		o.toy.bv = i % 3 != 1 ? 10 : 0;
+		if (!o.toy.bk)
+			o.toy.ck = other[i / 3];
+		if (!o.toy.bv)
+			o.toy.cv = other[i / 3];
+		o.toy.keys = i / 2 % 3;
+		o.toy.n_kv_heads = 1;
+		o.toy.n_heads = 1 + i % 8;
+		o.toy.i8 = i / 2 % 2;
+		o.seqs = 1 + i % 2;
+		o.own = 1 + i % 4;
+		o.sinks = i % 5;
+		o.holes = i % 4 == 3;
+		cqk_cuda_force(g.k, i / 3 % 2 ? CQK_CUDA_FEW : CQK_CUDA_AUTO);
+		check_variant(&g, &o, CQK_CUDA_BLOCK);
+	}
+	gpu_close(&g);
+}
+
 /* Where no item has more vectors, the kernel for many is not even launched. */
 TEST(few_only)
 {
@@ -295,7 +329,7 @@ TEST(no_tables_needed_when_keys_and_queries_come_rotated)
 
 TEST(many_rows_are_causal)
 {
-	static const uint32_t rows[] = { 5, 33, 80 };
+	static const uint32_t rows[] = { 5, 33, 80, 70 };
 	struct gpu g;
 	uint32_t i;
 
@@ -304,6 +338,7 @@ TEST(many_rows_are_causal)
 		struct scene_opts o = plain(64, 8);
 
 		o.rows = rows[i];
+		o.toy.bk = o.toy.bv = i < 3 ? 0 : 10;
 		check(&g, &o);
 	}
 	gpu_close(&g);
@@ -666,6 +701,7 @@ TEST(agrees_with_the_portable_kernels)
 	struct gpu g;
 
 	gpu_open(&g);
+	o.toy.bv = 10;
 	o.rows = 3;
 	o.holes = true;
 	s = scene_new(&o);
@@ -686,6 +722,49 @@ TEST(agrees_with_the_portable_kernels)
 	gpu_close(&g);
 }
 
+<<<<<<< HEAD
+=======
+/* One capture serves steps of other blocks, masks, positions and rows. */
+TEST(a_graph_serves_other_steps)
+{
+	struct scene_opts o = plain(64, 4);
+	struct cqcu_graph *graph;
+	struct cqcu_exec *exec;
+	struct scene *s;
+	struct run r;
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	o.seqs = 3;
+	o.own = 1;
+	o.rows = 2;
+	o.toy.cv = 8;
+	o.toy.bv = 10;
+	s = scene_new(&o);
+	run_new(&g, s, &r);
+	CU(g.cu->cuStreamSynchronize(g.stream));
+	CU(g.cu->cuStreamBeginCapture(g.stream, CQCU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+	run_launch(&g, &r);
+	CU(g.cu->cuStreamEndCapture(g.stream, &graph));
+	CU(g.cu->cuGraphInstantiateWithFlags(&exec, graph, 0));
+	for (i = 0; i < 4; i++) {
+		CU(g.cu->cuGraphLaunch(exec, g.stream));
+		run_get(&g, s, &r);
+		check_error(s);
+		s->spans[i].mask &= 0x0123456789abcdefull;
+		s->row_pos[i] -= 30;
+		s->a.n_blocks -= i / 2;
+		put_plan(&g, s, &r);
+	}
+	CU(g.cu->cuGraphExecDestroy(exec));
+	CU(g.cu->cuGraphDestroy(graph));
+	run_free(&g, &r);
+	scene_free(s);
+	gpu_close(&g);
+}
+
+>>>>>>> 0af79aa (cuda: encode and attend codes of 10 bits)
 static int refused(struct gpu *g, const struct run *r, const struct cqk_cuda_attn *bad)
 {
 	int ret = cqk_cuda_attention(g->k, r->t, bad, g->stream, &g->err);
@@ -741,9 +820,9 @@ TEST(what_gpus_lack_is_named)
 	struct toy toy;
 
 	toy_init(&toy, &o, 64);
-	toy.m.layers[1].v.code = (struct cq_code){ CQ_CODE_CQ, 8, 10, 0 };
+	toy.m.layers[1].v.code = (struct cq_code){ CQ_CODE_CQ, 4, 10, 0 };
 	ASSERT_EQ(cqk_cuda_tables_new(&toy.m, &toy.rope, &t, &err), -EOPNOTSUPP);
-	ASSERT(strstr(err.text, "layer 1") && strstr(err.text, "8c10b"));
+	ASSERT(strstr(err.text, "layer 1") && strstr(err.text, "4c10b"));
 	toy.m.layers[1].v.code = (struct cq_code){ CQ_CODE_CQ, 16, 8, 0 };
 	ASSERT_EQ(cqk_cuda_tables_new(&toy.m, &toy.rope, &t, &err), -EOPNOTSUPP);
 	ASSERT(strstr(err.text, "16c8b"));

@@ -401,7 +401,8 @@ TEST(bad_steps)
 TEST(rule_of_variants)
 {
 	struct cqk_cuda_shape s = { .head_dim = 128, .k_channels = 8, .v_channels = 4,
-				    .turned = 128, .arch = 90, .shared = 227 << 10 };
+				    .bits = 8, .turned = 128, .arch = 90,
+				    .shared = 227 << 10 };
 	enum cqk_cuda_variant v;
 	struct cq_err err;
 	uint32_t i;
@@ -417,6 +418,7 @@ TEST(rule_of_variants)
 	NEVER(head_dim, 256);
 	NEVER(k_channels, 0);
 	NEVER(v_channels, 0);
+	NEVER(bits, 10);
 	NEVER(turned, 64);
 	NEVER(shared, 99 << 10);
 	NEVER(shared, cqk_cuda_variant_shared(CQK_CUDA_FEW, &s) - 1);
@@ -435,7 +437,7 @@ TEST(rule_of_variants)
 	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_FEW, &s), CQK_CUDA_FEW);
 	s.arch = 80;
 	s.shared = 112 << 10;
-	s.k_channels = s.v_channels = 0;
+	s.k_channels = s.v_channels = s.bits = 0;
 	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_AUTO, &s), CQK_CUDA_F16);
 	s.turned = 128;
 	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_AUTO, &s), CQK_CUDA_BLOCK);

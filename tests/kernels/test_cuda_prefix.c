@@ -85,12 +85,14 @@ TEST_LIMIT(a_prefix_by_eights, 120)
 /* So many vectors read the same pages that wide items decode them once for all. */
 TEST_LIMIT(wide_batches, 60)
 {
-	static const struct { uint32_t d, ck, cv, heads, seqs, rows, keys; } batch[] = {
-		{ 64, 2, 4, 2, 33, 2, CQK_KEYS_PRE_ROPE },	/* 66 */
-		{ 128, 8, 8, 4, 40, 1, CQK_KEYS_PRE_ROPE },	/* 160 */
-		{ 128, 4, 0, 7, 5, 8, CQK_KEYS_ROTATED },	/* 280: two items */
-		{ 256, 4, 8, 4, 9, 1, CQK_KEYS_PRE_ROPE },	/* 36 */
-		{ 256, 8, 2, 8, 15, 1, CQK_KEYS_NONE },		/* 120: two items */
+	static const struct { uint32_t d, ck, cv, heads, seqs, rows, keys, bits; } batch[] = {
+		{ 64, 2, 4, 2, 33, 2, CQK_KEYS_PRE_ROPE, 8 },	/* 66 */
+		{ 128, 8, 8, 4, 40, 1, CQK_KEYS_PRE_ROPE, 8 },	/* 160 */
+		{ 128, 4, 0, 7, 5, 8, CQK_KEYS_ROTATED, 8 },	/* 280: two items */
+		{ 256, 4, 8, 4, 9, 1, CQK_KEYS_PRE_ROPE, 8 },	/* 36 */
+		{ 256, 8, 2, 8, 15, 1, CQK_KEYS_NONE, 8 },	/* 120: two items */
+		{ 128, 8, 8, 4, 20, 1, CQK_KEYS_PRE_ROPE, 10 },	/* 80 */
+		{ 64, 8, 8, 2, 33, 1, CQK_KEYS_ROTATED, 10 },	/* 66 */
 	};
 	struct gpu g;
 	uint32_t i;
@@ -100,6 +102,7 @@ TEST_LIMIT(wide_batches, 60)
 		struct scene_opts o = plain(batch[i].d, batch[i].ck);
 
 		o.toy.cv = batch[i].cv;
+		o.toy.bk = o.toy.bv = batch[i].bits;
 		o.toy.keys = batch[i].keys;
 		o.toy.n_kv_heads = 1;
 		o.toy.n_heads = batch[i].heads;
