@@ -11,7 +11,7 @@
 #include "client/gpu.h"
 
 static struct sys s;
-static const struct shape small = GPU_SHAPE;
+static struct shape small = GPU_SHAPE;
 static uint32_t ids[2000];
 
 /* The model's file and its section, behind @text. */
@@ -28,6 +28,17 @@ static inline void work_model(char *text, size_t size)
 	rig_write(path, image, bytes);
 	free(image);
 	snprintf(text + n, size - n, "[model toy]\npath = %s\n", path);
+}
+
+/* Bytes of a page's payload. */
+static inline uint64_t work_payload(void)
+{
+	struct cq_code k, v;
+
+	ASSERT_OK(cqk_code_parse(small.k, small.dim, &k, NULL));
+	ASSERT_OK(cqk_code_parse(small.v, small.dim, &v, NULL));
+	return (uint64_t)small.layers * small.kv_heads *
+	       (cq_code_block_bytes(k, small.dim) + cq_code_block_bytes(v, small.dim));
 }
 
 /* The GPU's, beside the host's. */

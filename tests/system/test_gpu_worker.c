@@ -71,7 +71,7 @@ static void over_restarts(int restarts)
 	sys_say(g.fd, 'e');
 	sys_join(&g);
 	/* 14 pages and the sinks of one: nothing is leased any more */
-	until_used(14 * cq_slot_bytes(8192) + cq_slot_bytes(4096));
+	until_used(14 * cq_slot_bytes(work_payload()) + cq_slot_bytes(4096));
 	sys_stop(&s);
 }
 
@@ -82,6 +82,13 @@ TEST_LIMIT(shared, 60)
 
 TEST_LIMIT(cqd_killed, 60)
 {
+	over_restarts(4);
+}
+
+/* Keys of 10 bits, values of 8: every page is verified by its reader. */
+TEST_LIMIT(cqd_killed_wide_codes, 60)
+{
+	small.k = "8c10b";
 	over_restarts(4);
 }
 

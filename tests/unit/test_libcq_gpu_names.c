@@ -95,6 +95,17 @@ TEST(read_plain_halves)
 	reads_as_the_host(&s);
 }
 
+TEST(read_wide_codes)
+{
+	struct shape s = small;
+
+	s.k = "8c10b";
+	reads_as_the_host(&s);
+	s.v = "8c10b";
+	s.window = 0;
+	reads_as_the_host(&s);
+}
+
 /* Some tokens of some pages, keys alone; what is not asked for is not touched. */
 TEST(read_a_part)
 {
@@ -157,11 +168,16 @@ static void same_for_long(const struct worker *a, struct cq_seq *x, const struct
 	}
 }
 
+static void two_workers_as(const struct shape *shape, struct worker *a, struct worker *b)
+{
+	begin_as(shape);
+	worker_gpu_open(a, shape, r.sock, 0, 32);
+	worker_gpu_open(b, shape, r.sock, 0, 32);
+}
+
 static void two_workers(struct worker *a, struct worker *b)
 {
-	begin();
-	worker_gpu_open(a, &small, r.sock, 0, 32);
-	worker_gpu_open(b, &small, r.sock, 0, 32);
+	two_workers_as(&small, a, b);
 }
 
 static void end(struct worker *a, struct worker *b)
@@ -200,7 +216,7 @@ TEST_LIMIT(attached_as_published, 120)
 }
 
 /* Codes, window and tail after truncation inside a page; extra bytes; position. */
-TEST_LIMIT(attached_with_all_that_a_sequence_has, 120)
+static void hand_over_all(const struct shape *shape)
 {
 	struct cq_seq_opts o = { .sz = sizeof(o), .position = 77, .extra = "image",
 				 .extra_len = 5 };
@@ -209,7 +225,7 @@ TEST_LIMIT(attached_with_all_that_a_sequence_has, 120)
 	struct worker a, b;
 	unsigned int i;
 
-	two_workers(&a, &b);
+	two_workers_as(shape, &a, &b);
 	CQ_OK(cq_seq_open(a.model, NULL, 0, &o, &x));
 	gpu_grow(&a, x, ids, 333);
 	for (i = 0; i < ARRAY_SIZE(cut); i++)
@@ -219,6 +235,19 @@ TEST_LIMIT(attached_with_all_that_a_sequence_has, 120)
 	cq_seq_close(x);
 	cq_seq_close(y);
 	end(&a, &b);
+}
+
+TEST_LIMIT(attached_with_all_that_a_sequence_has, 120)
+{
+	hand_over_all(&small);
+}
+
+TEST_LIMIT(attached_with_wide_codes, 120)
+{
+	struct shape s = small;
+
+	s.k = "8c10b";
+	hand_over_all(&s);
 }
 
 /* The page was there already, of other bytes: both read their own. */

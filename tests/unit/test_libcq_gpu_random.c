@@ -219,3 +219,11 @@ TEST_LIMIT(many_sinks, 60)
 
 	at_random(&s, 3, 150);
 }
+
+/* A byte has upper bits of four tokens, which come and go at other times. */
+TEST_LIMIT(wide_codes, 60)
+{
+	static const struct shape s = SHAPE(4, 64, CQK_KEYS_PRE_ROPE, "4c8b", "8c10b");
+
+	at_random(&s, 4, 150);
+}

@@ -4,7 +4,7 @@
 #include "client/gpu.h"
 
 static struct rig r;
-static const struct shape small = GPU_SHAPE;
+static struct shape small = GPU_SHAPE;
 static uint32_t ids[1000];
 
 static void begin(void)
@@ -168,7 +168,7 @@ TEST(batch_of_sequences)
 }
 
 /* Captured once, launched for each step: over the ends of pages too. */
-TEST(graph)
+static void graph_steps(void)
 {
 	struct both t = { .n_rows = 0 };
 	struct cqcu_graph *g;
@@ -195,4 +195,15 @@ TEST(graph)
 	CU(cuGraphDestroy(g));
 	both_close(&t);
 	rig_stop(&r);
+}
+
+TEST_LIMIT(graph, 60)
+{
+	graph_steps();
+}
+
+TEST_LIMIT(graph_of_wide_codes, 60)
+{
+	small.k = "8c10b";
+	graph_steps();
 }
