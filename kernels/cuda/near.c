@@ -98,15 +98,20 @@ static void find_bound(const struct group *g, struct cqkd_bound *b)
 
 	memset(b, 0, sizeof(*b));
 	for (j = 0; j < g->c; j++) {
-		/* twice: x.e, and what the sum begins with */
-		slack[j] = (2 * MARGIN * sum + fp32 + FLUSHED) * g->most[j] + g->lack[j];
-		most = fmax(most, slack[j]);
 		all += (double)CQK_F16_MAX * g->most[j];
+		/* of what is zero in all centroids no column has anything to err in */
+		if (!(g->most[j] > 0))
+			continue;
 		b->shift[j] = half_above(fmax(MARGIN * g->most[j], LEAST));
+		/* errors of x.e, and of what the sum begins with */
+		slack[j] = (sum + fp32 + FLUSHED) * g->most[j] + g->lack[j] +
+			   MARGIN * sum * (double)cqk_f16_to_f32(b->shift[j]);
+		most = fmax(most, slack[j]);
 	}
 	exponent = most > 0 && isfinite(most) ? MAX(-100, MIN(100, 12 - ilogb(most))) : 0;
 	for (j = 0; j < g->c; j++)
-		b->slack[j] = half_above(fmax(ldexp(2 * MARGIN * slack[j], exponent), LEAST));
+		b->slack[j] = !b->shift[j] ? 0 :
+			      half_above(fmax(ldexp(2 * MARGIN * slack[j], exponent), LEAST));
 	fixed = (sum + fp32) * g->norm_most + g->norm_lack + ldexp(g->c * 0x1p-149, g->up);
 	/* what leaves fp32 is not bounded */
 	b->fixed = ldexp(all, -g->up) < 0x1p127 ? (float)(2 * MARGIN * fixed) : INFINITY;

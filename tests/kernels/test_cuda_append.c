@@ -405,6 +405,19 @@ static void rows_at_centroids(const struct batch *b, struct cq_view *view,
 			}
 }
 
+/* All rows have @x in channel @at of each group. */
+static void rows_put(const struct batch *b, const struct cq_view *view,
+		     const struct cqk_codebook *cb, uint32_t at, uint16_t x)
+{
+	uint32_t n = b->toy.n_kv_heads * b->toy.d, c = cb->code.channels, row, i;
+
+	for (row = 0; row < b->rows; row++)
+		for (i = at; i < n; i += c)
+			((uint16_t *)view->data)[row * view->stride_token +
+						 i / b->toy.d * view->stride_head +
+						 i % b->toy.d] = x;
+}
+
 /* Whatever the sizes are: of centroids, and of what the metric makes of them. */
 TEST_LIMIT(what_is_nearly_as_near_is_told_apart, 60)
 {
@@ -436,6 +449,56 @@ TEST_LIMIT(what_is_nearly_as_near_is_told_apart, 60)
 		nearly_alike(&y->v);
 		rows_at_centroids(&b, &s.k, &y->k, size);
 		rows_at_centroids(&b, &s.v, &y->v, size);
+		for (j = 0; j < s.n_dests * 4; j++)
+			host_dest(&b, &s, &s.dests[j / 4], j / 2 % 2, j % 2);
+		ASSERT_EQ(append(&g, &b, &s, true), 0);
+		sides_free(&s);
+	}
+	gpu_close(&g);
+}
+
+/* A channel of each group that is zero in all centroids, as where a head is padded. */
+static void channel_dies(struct cqk_codebook *cb, uint32_t at)
+{
+	uint32_t c = cb->code.channels, n = cb->n_kv_heads * cb->head_dim * 256, i;
+
+	for (i = 0; i < n; i++)
+		if (i / 256 % c == at)
+			cb->f32[i] = 0;
+	for (i = 0; i < n; i++)
+		if (i % c == at)
+			((uint16_t *)(uintptr_t)cb->stored)[i] = 0;
+	toy_half_norm(cb);
+}
+
+/* What a channel adds in which no centroid has anything is nothing, or the same for all. */
+TEST_LIMIT(a_channel_without_centroids_hides_no_difference, 60)
+{
+	static const float sizes[] = { 1, 0.01f, 1e-3f, 3e-5f };
+	static const uint16_t others[] = { 0, 1, 0x3c00, 0xfbff };
+	static const uint32_t codes[] = { 8, 4, 2 };
+	struct gpu g;
+	uint32_t i, j;
+
+	gpu_open(&g);
+	for (i = 0; i < 16; i++) {
+		struct batch b = plain(64, codes[i % 3], codes[(i + i / 3) % 3]);
+		struct cqk_layer *y;
+		struct sides s;
+
+		b.dtype = CQ_F16;
+		b.rows = 37;
+		b.toy.k_size = b.toy.v_size = sizes[i % 4];
+		sides_make(&b, &s);
+		y = &s.toy.m.layers[1];
+		nearly_alike(&y->k);
+		nearly_alike(&y->v);
+		channel_dies(&y->k, 1);
+		channel_dies(&y->v, 0);
+		rows_at_centroids(&b, &s.k, &y->k, sizes[i % 4]);
+		rows_at_centroids(&b, &s.v, &y->v, sizes[i % 4]);
+		rows_put(&b, &s.k, &y->k, 1, others[(i + i / 4) % 4]);
+		rows_put(&b, &s.v, &y->v, 0, others[(i + i / 4) % 4]);
 		for (j = 0; j < s.n_dests * 4; j++)
 			host_dest(&b, &s, &s.dests[j / 4], j / 2 % 2, j % 2);
 		ASSERT_EQ(append(&g, &b, &s, true), 0);
