@@ -502,16 +502,15 @@ static int shape_run(const struct shape *s, const struct rows *rows)
 		return 3;
 	}
 	/* what cannot be asked whether there is time is ended */
-	alarm((unsigned int)(began + opt.seconds - now()) + GRACE);
+	alarm((unsigned int)fmax(began + opt.seconds - now(), 0) + GRACE);
 	rig_open(&r, opt.device, opt.mib);
-	snprintf(told->driver, sizeof(told->driver), "CUDA %d.%d", version / 1000,
-		 version % 1000 / 10);
-	memcpy(told->device, r.name, sizeof(told->device));
-	told->emulated = r.emulated;
 	if (r.emulated != opt.emulated) {
 		fprintf(stderr, "gpu_bench: only the emulation is here\n");
 		return 3;
 	}
+	snprintf(told->driver, sizeof(told->driver), "CUDA %d.%d", version / 1000,
+		 version % 1000 / 10);
+	memcpy(told->device, r.name, sizeof(told->device));
 	measure(&r, s, rows);
 	rig_close(&r);
 	return 0;
@@ -585,11 +584,12 @@ static int shape_fork(const struct shape *s)
 		exit(shape_run(s, &rows));
 	if (pid < 0 || waitpid(pid, &status, 0) < 0)
 		return 1;
-	if (WIFEXITED(status) && WEXITSTATUS(status) == 3)
+	/* a GPU that is lost after a shape was measured is no reason to forget that */
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 3 && !told->device[0])
 		return 3;
 	put_missing(s, &rows);
 	if (WIFEXITED(status))
-		return WEXITSTATUS(status);
+		return WEXITSTATUS(status) ? 1 : 0;
 	fprintf(stderr, "gpu_bench: %s: %s\n", s->name, WTERMSIG(status) == SIGALRM ?
 		"was not done in time, and was ended" : strsignal(WTERMSIG(status)));
 	/* what was measured until then is as good as any */
@@ -618,6 +618,7 @@ int main(int argc, char **argv)
 	told = mmap(NULL, sizeof(*told), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (told == MAP_FAILED)
 		FAIL("mmap: %s", strerror(errno));
+	told->emulated = opt.emulated;
 	began = now();
 	all = opt.seconds;
 	for (i = 0; i < ARRAY_SIZE(shapes); i++)
