@@ -15,6 +15,7 @@ import argparse
 import collections
 import fnmatch
 import re
+import shutil
 import subprocess
 import sys
 
@@ -51,6 +52,8 @@ def class_of(op):
 
 def kernels_of(path, arch):
     """Yields (name, [(address, instruction, target or None, unconditional)]) of each kernel."""
+    if not shutil.which("cuobjdump"):
+        raise SystemExit("cuda-sass: cuobjdump, of the CUDA toolkit, is not on the path")
     said = subprocess.run(["cuobjdump", "-sass", "-arch", arch, path], check=True,
                           capture_output=True, text=True).stdout
     name, lines = None, []

@@ -26,8 +26,10 @@ GQA = 4                 # query heads of a kv head
 # warp, and those of them that the unit of half the width (selects, permutes, logic,
 # comparisons) computes. head_dim 128, sm_90.
 FEW = "HMMA={},half2=80,LDGSTS=1,STS={}"
+NEAR = "HMMA=34,SHFL=16,VOTE=2"
 HALVES, FEWS = "kernels/cuda/attn_f16", "kernels/cuda/attn_few"
 BLOCK, WIDE, BASE = "kernels/cuda/attn", "kernels/cuda/attn_wide", "tests/gpu/base_wide"
+CODES = "kernels/cuda/append_many"
 COUNTED = {
     # 16 tokens of a page that four vectors see whole, or eight; keys turned
     ("few", 8, 4): (FEWS, "cqk_attn_few_d128_k8v8", FEW.format(40, 2), 437, 133),
@@ -60,6 +62,10 @@ COUNTED = {
     "tile": (BASE, "cqb_wide_f16_d128_v128", "HMMA=80,LDGSTS=2,MUFU=34", 1159, 492),
     "tiles": (BASE, "cqb_wide_f16_d128_v256", "HMMA=160,LDGSTS=2,MUFU=68", 2181, 952),
     "copies": (BASE, "cqb_wide_f16_d128_v128", "LDGSTS=2", 34, 21),
+    # append_many.cu: codes of a group of 16 tokens, with one round of looking
+    ("codes", 8): (CODES, "cqk_append_k8v8", NEAR, 486, 210),
+    ("codes", 4): (CODES, "cqk_append_k4v4", NEAR, 413, 206),
+    ("codes", 2): (CODES, "cqk_append_k2v2", NEAR, 381, 204),
 }
 
 
