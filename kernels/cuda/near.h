@@ -22,13 +22,14 @@
  *   PTX promises "at least single precision", in no particular order, however rounded:
  *   each of K steps errs at most 2^-23 of the sum of the magnitudes, and so does, for
  *   each addend, a unit that cuts them at the place of the largest. (K + 4) 2^-22 is
- *   more than either.
+ *   more than either, by enough for the two steps that add 2 r to the least of all.
  * - PTX leaves open whether a subnormal half counts as zero. There is none among centroids
  *   but of fp16 ones without a metric, which count as if they were lacking; of x, one
  *   counts as 16, of which 2^-18 is no less than what it is worth.
  *
  * All but the first are of numbers times a power of two, chosen for each group. D_k begins
- * with sum |x_j| E_j and a little, so that none is negative and they compare as integers.
+ * with sum |x_j| E_j and a little, so that none is negative and they compare as integers;
+ * where E_j is 0 it has nothing of x_j, which may be large beside all that differs.
  * That, too, is summed by tensor cores, and 2 r beside it: struct cqkd_bound has what
  * |x| is multiplied with. An x that is no number makes 2 r one that nothing is above.
  */
