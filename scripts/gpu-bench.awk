@@ -60,8 +60,8 @@ plot { next }
 	next
 }
 {
-	printf "%-8s %-17s %-4s %s rows: %s us of a layer, %s ns of a token\n", text("bench"),
-	       text("shape"), text("config"), text("rows"), num("us", "%.1f"),
+	printf "%-8s %-17s %-4s %-4s %s rows: %s us of a layer, %s ns of a token\n", text("bench"),
+	       text("shape"), text("config"), text("encode"), text("rows"), num("us", "%.1f"),
 	       num("ns_token", "%.1f")
 }
 

@@ -104,7 +104,8 @@ others_count() {
 }
 
 table_and_plot() {
-	grep '^toy .* few ' "$dir/said" && grep 'emulated: no GPU was measured' "$dir/said" &&
+	grep '^toy .* few ' "$dir/said" && grep '^prefill  toy .* near 128 rows' "$dir/said" &&
+		grep 'emulated: no GPU was measured' "$dir/said" &&
 		[ "$(grep -c '<rect' "${json%.json}.svg")" = 24 ] &&
 		tail -n 1 "${json%.json}.svg" | grep -x '</svg>'
 }
