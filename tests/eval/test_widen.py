@@ -44,9 +44,10 @@ def test_text_is_as_before_while_the_new_heads_are_silent():
 
 def test_packed_weights_are_near_and_packed_again_the_same():
     rng = np.random.default_rng(3)
-    a = rng.normal(size=(5, 150)).astype(np.float16)
+    a = rng.normal(size=(50, 150)).astype(np.float16)
     a[1, 64:128] = 0                    # a block without a scale
     a[2, :64] *= 10                     # large beside small ones
+    a[3:] *= 1e-4                       # scales of few bits
     tensors = {"m": a, "n": np.arange(7, dtype=np.float16)}
     packed = pack.pack(tensors)
     back = pack.unpack(packed)
@@ -54,6 +55,6 @@ def test_packed_weights_are_near_and_packed_again_the_same():
     assert (back["n"] == tensors["n"]).all() and set(back) == set(tensors)
     most = np.abs(pack.blocks(a.astype(np.float32))).max(-1, keepdims=True)
     off = np.abs(pack.blocks((back["m"] - a).astype(np.float32)))
-    assert (off <= most / 127 * 0.51 + most * 2.0 ** -11).all()
+    assert (off <= most / 127 * 0.51 + most * 2.0 ** -11 + 2.0 ** -18).all()
     again = pack.unpack(pack.pack(back))
     assert all((again[k] == back[k]).all() for k in back)

@@ -23,6 +23,28 @@ def blocks(rows):
     return np.pad(rows, ((0, 0), (0, -columns % BLOCK))).reshape(n, -1, BLOCK)
 
 
+def integers(x, scale):
+    """Blocks of x by their scales."""
+    step = np.maximum(scale.astype(np.float32), np.finfo(np.float32).tiny)[..., None]
+    return np.clip(np.rint(x / step), -127, 127).astype(np.int8)
+
+
+def weights(whole, scale):
+    """What integers and their scales say, as fp16."""
+    return (whole.astype(np.float32) * scale.astype(np.float32)[..., None]).astype(np.float16)
+
+
+def scales(x):
+    """Scales of blocks. Weights that were unpacked get one that gives them as they are: where
+    fp16 has few bits for scales, it need not be the nearest to a 127th of the largest."""
+    scale = (np.abs(x).max(-1) / 127).astype(np.float16)
+    found = scale
+    for s in (np.nextafter(scale, np.float16(np.inf)), np.nextafter(scale, np.float16(0)), scale):
+        same = (weights(integers(x, s), s) == x).all(-1)
+        found = np.where(same, s, found)
+    return found
+
+
 def pack(tensors):
     """{name: fp16 array} with every matrix as integers and, under another name, scales."""
     out = {}
@@ -31,9 +53,8 @@ def pack(tensors):
             out[name] = a
             continue
         x = blocks(a.astype(np.float32))
-        scale = (np.abs(x).max(-1) / 127).astype(np.float16)
-        step = np.maximum(scale.astype(np.float32), np.finfo(np.float32).tiny)[..., None]
-        whole = np.clip(np.rint(x / step), -127, 127).astype(np.int8)
+        scale = scales(x)
+        whole = integers(x, scale)
         out[name] = whole.reshape(len(a), -1)[:, :a.shape[1]]
         out[name + SCALE] = scale
     return out
@@ -46,8 +67,8 @@ def unpack(tensors):
         if name.endswith(SCALE):
             continue
         if a.dtype == np.int8:
-            x = blocks(a.astype(np.float32)) * tensors[name + SCALE].astype(np.float32)[..., None]
-            a = x.reshape(len(a), -1)[:, :a.shape[1]].astype(np.float16)
+            x = weights(blocks(a), tensors[name + SCALE])
+            a = x.reshape(len(a), -1)[:, :a.shape[1]]
         out[name] = a
     return out
 
