@@ -144,9 +144,10 @@ struct cqk_budget {
  * @budget: what is asked and the answer
  * @err:    text of the failure
  *
- * Each choice is learnt for each layer in a few iterations on up to 32 tokens for
- * each centroid, and measured on a quarter as many that follow in the dump. Then bits
- * go where they save most per bit, until nothing more fits.
+ * Each choice is learnt for each layer in a few iterations on four fifths of the
+ * tokens, and measured on the others, which follow in the dump; of a dump with 80 and
+ * more for each centroid on every n-th token, which leaves 40 to 60. Then bits go where
+ * they save most per bit, until nothing more fits.
  *
  * Return: 0; -EINVAL also for a budget below the least possible and for choices as
  * they should not be; otherwise as

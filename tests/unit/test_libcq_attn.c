@@ -327,6 +327,10 @@ TEST(parts_that_cannot_be)
 	CQ_OK(worker_append_layer(&w, x, ids, 1, 0));
 	CQ_FAILS(cq_attention(b, 0, &q, &out, &o), -EINVAL);
 	ASSERT_STRHAS(cq_last_error(), "cq_batch_split");
+	o.sz = offsetof(struct cq_attn_opts, part);	/* who knows of no parts has none */
+	CQ_OK(cq_attention(b, 0, &q, &out, &o));
+	CQ_OK(cq_merge(b, p, 2, &out, &o));
+	o.sz = sizeof(o);
 	CQ_FAILS(cq_batch_split(b, 0), -EINVAL);
 	CQ_FAILS(cq_batch_split(b, CQ_MAX_PARTS + 1), -EINVAL);
 	CQ_FAILS(cq_batch_split(NULL, 2), -EINVAL);
