@@ -387,7 +387,7 @@ TEST(a_budget_goes_where_it_saves)
 	free(f.im.buf);
 }
 
-/* Without gradients by the relative error; with a head_dim that 4 and 8 do not divide. */
+/* Without gradients by the relative error. */
 TEST(a_budget_without_gradients)
 {
 	struct cqk_budget b;
