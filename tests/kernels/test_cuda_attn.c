@@ -722,49 +722,6 @@ TEST(agrees_with_the_portable_kernels)
 	gpu_close(&g);
 }
 
-<<<<<<< HEAD
-=======
-/* One capture serves steps of other blocks, masks, positions and rows. */
-TEST(a_graph_serves_other_steps)
-{
-	struct scene_opts o = plain(64, 4);
-	struct cqcu_graph *graph;
-	struct cqcu_exec *exec;
-	struct scene *s;
-	struct run r;
-	struct gpu g;
-	uint32_t i;
-
-	gpu_open(&g);
-	o.seqs = 3;
-	o.own = 1;
-	o.rows = 2;
-	o.toy.cv = 8;
-	o.toy.bv = 10;
-	s = scene_new(&o);
-	run_new(&g, s, &r);
-	CU(g.cu->cuStreamSynchronize(g.stream));
-	CU(g.cu->cuStreamBeginCapture(g.stream, CQCU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
-	run_launch(&g, &r);
-	CU(g.cu->cuStreamEndCapture(g.stream, &graph));
-	CU(g.cu->cuGraphInstantiateWithFlags(&exec, graph, 0));
-	for (i = 0; i < 4; i++) {
-		CU(g.cu->cuGraphLaunch(exec, g.stream));
-		run_get(&g, s, &r);
-		check_error(s);
-		s->spans[i].mask &= 0x0123456789abcdefull;
-		s->row_pos[i] -= 30;
-		s->a.n_blocks -= i / 2;
-		put_plan(&g, s, &r);
-	}
-	CU(g.cu->cuGraphExecDestroy(exec));
-	CU(g.cu->cuGraphDestroy(graph));
-	run_free(&g, &r);
-	scene_free(s);
-	gpu_close(&g);
-}
-
->>>>>>> 0af79aa (cuda: encode and attend codes of 10 bits)
 static int refused(struct gpu *g, const struct run *r, const struct cqk_cuda_attn *bad)
 {
 	int ret = cqk_cuda_attention(g->k, r->t, bad, g->stream, &g->err);

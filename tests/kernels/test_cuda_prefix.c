@@ -162,6 +162,10 @@ static void check_graph(enum cqk_cuda_variant variant, uint32_t seqs)
 	o.seqs = seqs;
 	o.own = 1;
 	o.rows = 2;
+	if (variant == CQK_CUDA_BLOCK) {	/* values of 10 bits, too */
+		o.toy.cv = 8;
+		o.toy.bv = 10;
+	}
 	s = scene_new(&o);
 	run_new(&g, s, &r);
 	CU(g.cu->cuStreamSynchronize(g.stream));
