@@ -6,6 +6,7 @@
 #include <string.h>
 #include "kernels/attn.h"
 #include "kernels/f16.h"
+#include "kernels/long.h"
 
 #define SOME 16		/* centroids that are looked at together */
 
@@ -120,12 +121,17 @@ static bool always(void)
 
 static void portable_attention(const struct cqk_attn *a)
 {
-	cqk_attn_tiled(a, &cqk_tile_portable);
+	cqk_attn_long(a, &cqk_long_portable, &cqk_tile_portable);
 }
 
 static const char *portable_path(const struct cqk_attn *a)
 {
-	return "tile";
+	return cqk_long_portable.fits(a) ? "tables" : "tile";
+}
+
+static size_t portable_scratch_bytes(const struct cqk_model *model, uint32_t n_rows)
+{
+	return cqk_head_bytes(model, n_rows) + cqk_long_portable.bytes(model, n_rows);
 }
 
 const struct cqk_ops cqk_portable = {
@@ -134,7 +140,7 @@ const struct cqk_ops cqk_portable = {
 	.usable = always,
 	.encode = cqk_portable_encode,
 	.decode = cqk_portable_decode,
-	.scratch_bytes = cqk_head_bytes,
+	.scratch_bytes = portable_scratch_bytes,
 	.attention = portable_attention,
 	.path = portable_path,
 };

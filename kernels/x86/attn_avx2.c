@@ -13,7 +13,7 @@
 #include "kernels/tile.h"
 #include "kernels/few.h"
 #include "kernels/x86/fetch_avx2.h"
-#include "kernels/x86/long_avx2.h"
+#include "kernels/long.h"
 
 /* Sums of eight accumulators, in order. */
 INLINE __m256 sum8(const __m256 *a)
@@ -330,26 +330,19 @@ const struct cqk_tile_ops cqk_tile_avx2 = {
 
 static void avx2_attention(const struct cqk_attn *a)
 {
-	uint32_t head;
-
-	if (!cqk_long_fits(a)) {
-		cqk_attn_tiled(a, &cqk_tile_avx2);
-		return;
-	}
-	for (head = a->head_begin; head < a->head_end; head++)
-		cqk_long_head(a, head, &cqk_tile_avx2);
+	cqk_attn_long(a, &cqk_long_avx2, &cqk_tile_avx2);
 }
 
 static const char *avx2_path(const struct cqk_attn *a)
 {
-	if (!cqk_long_fits(a))
+	if (!cqk_long_avx2.fits(a))
 		return "tile";
 	return cqk_turns_keys(a) ? "integers" : "tables";
 }
 
 static size_t avx2_scratch_bytes(const struct cqk_model *model, uint32_t n_rows)
 {
-	return cqk_head_bytes(model, n_rows) + cqk_long_bytes(model, n_rows);
+	return cqk_head_bytes(model, n_rows) + cqk_long_avx2.bytes(model, n_rows);
 }
 
 const struct cqk_ops cqk_avx2 = {

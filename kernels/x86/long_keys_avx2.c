@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: MIT
 /*
- * Scores of up to eight query vectors over a long coded context, with AVX2.
- *
- * - Keys that need no turning: q . centroid is a table, [group][256][lane]; a
- *   score is the sum of one entry per group.
- * - Keys to be turned: centroids become 16-bit integers with one scale per
- *   pair of channels; a token's key is put together, turned and multiplied
- *   with the query (vpmaddwd), which is turned back by the page's position.
+ * Scores of up to eight query vectors over a long coded context, with AVX2, of
+ * keys to be turned: centroids become 16-bit integers with one scale per pair
+ * of channels; a token's key is put together, turned and multiplied with the
+ * query (vpmaddwd), which is turned back by the page's position.
  */
 #define CQK_VB 32
 #include <immintrin.h>
@@ -15,103 +12,6 @@
 #include "kernels/x86/long_keys_avx2.h"
 
 #define KEY_ONE 16256.0f	/* largest key: turned by less than 2^15 */
-
-/* Keys that are not turned: a table of q . centroid. */
-
-/* out[8][4] = four vectors of eight, transposed */
-static void tangle(const __m256 *in, float *out, size_t stride)
-{
-	__m256 ab = _mm256_unpacklo_ps(in[0], in[1]), AB = _mm256_unpackhi_ps(in[0], in[1]);
-	__m256 cd = _mm256_unpacklo_ps(in[2], in[3]), CD = _mm256_unpackhi_ps(in[2], in[3]);
-	__m256 r[4];
-	int i;
-
-	r[0] = _mm256_shuffle_ps(ab, cd, 0x44);
-	r[1] = _mm256_shuffle_ps(ab, cd, 0xee);
-	r[2] = _mm256_shuffle_ps(AB, CD, 0x44);
-	r[3] = _mm256_shuffle_ps(AB, CD, 0xee);
-	for (i = 0; i < 4; i++) {
-		_mm_storeu_ps(out + i * stride, _mm256_castps256_ps128(r[i]));
-		_mm_storeu_ps(out + (i + 4) * stride, _mm256_extractf128_ps(r[i], 1));
-	}
-}
-
-static void build_lut(struct long_head *x)
-{
-	const float *planes = x->k->f32 + (size_t)x->h->head * x->d * K;
-	uint32_t c = x->k->code.channels, ch, k;
-	int lane, i;
-
-	for (ch = 0; ch < x->d; ch += c)
-		for (k = 0; k < K; k += 8)
-			for (lane = 0; lane < x->lanes; lane += 4) {
-				__m256 dot[4] = { 0 };
-				uint32_t j;
-
-				for (j = ch; j < ch + c; j++)
-					for (i = 0; i < 4; i++)
-						dot[i] = _mm256_fmadd_ps(
-							_mm256_broadcast_ss(&x->q[lane + i][j]),
-							_mm256_loadu_ps(planes + (size_t)j * K + k),
-							dot[i]);
-				tangle(dot, x->lut + ((size_t)(ch / c) * K + k) *
-				       x->lanes + lane, x->lanes);
-			}
-}
-
-/* s[64][lanes] += entries of groups @g .. @g + n - 1 */
-INLINE void add_entries(const int lanes, const int n, const float *lut,
-			const uint8_t *codes, float *s)
-{
-	uint32_t t;
-	int i;
-
-	for (t = 0; t < CQK_T; t++, s += lanes) {
-		if (lanes == 4) {
-			__m128 sum = _mm_loadu_ps(s);
-
-			for (i = 0; i < n; i++)
-				sum = _mm_add_ps(sum, _mm_loadu_ps(lut +
-					((size_t)i * K + codes[i * CQK_T + t]) * 4));
-			_mm_storeu_ps(s, sum);
-		} else {
-			__m256 sum = _mm256_loadu_ps(s);
-
-			for (i = 0; i < n; i++)
-				sum = _mm256_add_ps(sum, _mm256_loadu_ps(lut +
-					((size_t)i * K + codes[i * CQK_T + t]) * 8));
-			_mm256_storeu_ps(s, sum);
-		}
-	}
-}
-
-/* Four groups at a time over all waiting pages: their tables stay in L1. */
-INLINE void lut_scores(const int lanes, struct long_head *x)
-{
-	uint32_t g, page, left;
-
-	memset(x->s, 0, (size_t)x->n * CQK_T * lanes * sizeof(float));
-	for (g = 0; g < x->k->n_groups; g += 4) {
-		const float *lut = x->lut + (size_t)g * K * lanes;
-
-		left = x->k->n_groups - g;
-		for (page = 0; page < x->n; page++) {
-			const uint8_t *codes = x->k_codes[page] + g * CQK_T;
-			float *s = x->s + page * CQK_T * lanes;
-
-			if (left >= 4)
-				add_entries(lanes, 4, lut, codes, s);
-			else if (left == 3)
-				add_entries(lanes, 3, lut, codes, s);
-			else if (left == 2)
-				add_entries(lanes, 2, lut, codes, s);
-			else
-				add_entries(lanes, 1, lut, codes, s);
-		}
-	}
-}
-
-/* Keys to be turned: integers. */
 
 static float largest_in(const struct long_head *x, uint32_t ch)
 {
@@ -153,6 +53,7 @@ static __m256 stored8(const struct cqk_codebook *cb, size_t at)
 static void build_keys(struct long_head *x)
 {
 	uint32_t c = x->k->code.channels, ch, e, i;
+	int16_t *key = x->key;
 	size_t base = (size_t)x->h->head * x->d, at;
 
 	scale_keys(x);
@@ -175,7 +76,7 @@ static void build_keys(struct long_head *x)
 			a = _mm256_cvtps_epi32(_mm256_mul_ps(stored8(x->k, at), factor));
 			b = _mm256_cvtps_epi32(_mm256_mul_ps(stored8(x->k, at + 8), factor));
 			a = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
-			_mm256_storeu_si256((__m256i *)(void *)(x->key + ch * K + e), a);
+			_mm256_storeu_si256((__m256i *)(void *)(key + ch * K + e), a);
 		}
 	}
 }
@@ -329,36 +230,15 @@ KEY_SCORES(8, 4)
 KEY_SCORES(4, 8)
 KEY_SCORES(8, 8)
 
-static void integer_scores(struct long_head *x, uint32_t page)
-{
-	uint32_t c = x->k->code.channels;
-	float *s = x->s + page * CQK_T * x->lanes;
-
-	if (x->lanes == 4)
-		(c == 8 ? key_scores_8_4 : key_scores_4_4)(x, page, s);
-	else
-		(c == 8 ? key_scores_8_8 : key_scores_4_8)(x, page, s);
-}
-
 bool cqk_keys_begin(struct long_head *x)
 {
 	bool coarse = false;
 	uint32_t lane;
 
-	if (!x->key) {
-		build_lut(x);
-		return true;
-	}
 	build_keys(x);
 	for (lane = 0; lane < x->h->nq; lane++)
 		coarse |= scale_query(x, lane);
 	return !coarse;
-}
-
-void cqk_keys_turn(struct long_head *x, uint32_t pos)
-{
-	if (x->key)
-		cqk_turn_init(x->h->a->rope, pos, x->turn);
 }
 
 void cqk_keys_lane(struct long_head *x, uint32_t lane)
@@ -366,8 +246,6 @@ void cqk_keys_lane(struct long_head *x, uint32_t lane)
 	float q[MAX_D];
 	uint32_t ch;
 
-	if (!x->key)
-		return;
 	cqk_turn_query(x->turn, x->half, x->q[lane], x->d, q);
 	for (ch = 0; ch < x->d; ch += 16) {
 		__m256i a = _mm256_cvtps_epi32(_mm256_loadu_ps(q + ch));
@@ -380,14 +258,11 @@ void cqk_keys_lane(struct long_head *x, uint32_t lane)
 
 void cqk_keys_page(struct long_head *x, uint32_t page)
 {
-	if (x->key)
-		integer_scores(x, page);
-}
+	uint32_t c = x->k->code.channels;
+	float *s = x->s + page * CQK_T * x->lanes;
 
-void cqk_keys_batch(struct long_head *x)
-{
-	if (x->lut && x->lanes == 4)
-		lut_scores(4, x);
-	else if (x->lut)
-		lut_scores(8, x);
+	if (x->lanes == 4)
+		(c == 8 ? key_scores_8_4 : key_scores_4_4)(x, page, s);
+	else
+		(c == 8 ? key_scores_8_8 : key_scores_4_8)(x, page, s);
 }

@@ -19,6 +19,7 @@ struct call {
 #define AVX512	"| AVX-512 | "
 #define AVX2	"| AVX2 | "
 #define NEON	"| NEON | "
+#define PORTABLE	"| portable | "
 
 /* @line: of the table; @calls: up to the first of no channels */
 struct rule {
@@ -96,8 +97,22 @@ static const struct rule rules[] = {
 		{ 128, 8, 8, 0, PRE, 128, 9, 50, "tile" },
 		{ 128, 8, 8, 1, NONE, 128, 4, 50, "tile" },
 		{ 128, 8, 0, 0, NONE, 128, 4, 50, "tile" } } },
-	{ "portable", "| portable | any | any | any | tile |", {
-		{ 128, 8, 8, 0, PRE, 128, 4, 100, "tile" } } },
+	{ "portable", PORTABLE "8 bits, 2 channels and more per group, K and V; of turned keys "
+	  "channels and those per group a multiple of 4, turned ones of 8 | "
+	  "to 8 | from 8 coded | tables |", {
+		{ 128, 8, 8, 0, NONE, 128, 4, 8, "tables" },
+		{ 128, 2, 16, 1, NONE, 128, 8, 8, "tables" },
+		{ 128, 8, 4, 0, PRE, 128, 1, 8, "tables" },
+		{ 63, 3, 3, 0, NONE, 0, 1, 8, "tables" },
+		{ 128, 4, 2, 0, PRE, 40, 5, 100, "tables" } } },
+	{ "portable", PORTABLE "all else | any | any | tile |", {
+		{ 128, 8, 8, 0, PRE, 128, 4, 7, "tile" },
+		{ 128, 8, 8, 0, NONE, 128, 9, 100, "tile" },
+		{ 128, 1, 8, 0, NONE, 128, 4, 100, "tile" },
+		{ 128, 8, 8, K10, NONE, 128, 4, 100, "tile" },
+		{ 128, 2, 2, 0, PRE, 128, 4, 100, "tile" },
+		{ 128, 8, 8, 0, PRE, 36, 4, 100, "tile" },
+		{ 128, 0, 0, 0, NONE, 128, 1, 100, "tile" } } },
 };
 
 /* Compiled in or not, usable or not: only asked, not run. */
@@ -178,7 +193,7 @@ TEST(ways_of_portable_code)
 /* Lines of the document that begin like a rule. */
 static bool is_rule(const char *line)
 {
-	static const char *const heads[] = { AVX512, AVX2, NEON, "| portable | " };
+	static const char *const heads[] = { AVX512, AVX2, NEON, PORTABLE };
 	size_t i;
 
 	for (i = 0; i < ARRAY_SIZE(heads); i++)
