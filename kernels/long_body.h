@@ -484,7 +484,8 @@ static void long_end(struct long_head *x)
 /* Groups of less are more table look-ups than products. */
 static bool worth_tables(const struct cqk_codebook *cb)
 {
-	return cb->code.type == CQ_CODE_CQ && cb->code.channels >= LONG_CHANNELS && cqk_byte_codes(cb);
+	return cb->code.type == CQ_CODE_CQ && cb->code.channels >= LONG_CHANNELS &&
+	       cqk_byte_codes(cb);
 }
 
 static bool long_fits(const struct cqk_attn *a)
