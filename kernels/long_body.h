@@ -24,8 +24,8 @@
 /* Four lanes. Tables and scores are aligned to them. */
 typedef float v4 __attribute__((vector_size(16), may_alias));
 
-#define LD4(p) (*(const v4 *)(p))
-#define ST4(p, x) (*(v4 *)(p) = (x))
+#define LD4(p) (*(const v4 *)(const void *)(p))
+#define ST4(p, x) (*(v4 *)(void *)(p) = (x))
 
 /* True if shapes and coding of keys that are turned are what follows can take. */
 static bool turned_fits(const struct cqk_geom *g, const struct cqk_codebook *k);
