@@ -6,7 +6,6 @@
 #include <math.h>
 #include <string.h>
 #include "kernels/attn.h"
-#include "kernels/long.h"
 #include "kernels/view.h"
 
 static uint32_t pad_dim(const struct cqk_model *model)
@@ -431,17 +430,4 @@ void cqk_attn_tiled(const struct cqk_attn *a, const struct cqk_tile_ops *ops)
 			cqk_head_block(h, &a->blocks[i], ops);
 		cqk_head_end(h);
 	}
-}
-
-void cqk_attn_long(const struct cqk_attn *a, const struct cqk_long *few,
-		   const struct cqk_tile_ops *tile)
-{
-	uint32_t head;
-
-	if (!few->fits(a)) {
-		cqk_attn_tiled(a, tile);
-		return;
-	}
-	for (head = a->head_begin; head < a->head_end; head++)
-		few->head(a, head, tile);
 }

@@ -97,3 +97,16 @@ static void turned_page(struct long_head *x, uint32_t page)
 			ST4(s + lane, dots4(x, row, lane));
 	}
 }
+
+void cqk_attn_long(const struct cqk_attn *a, const struct cqk_long *few,
+		   const struct cqk_tile_ops *tile)
+{
+	uint32_t head;
+
+	if (!few->fits(a)) {
+		cqk_attn_tiled(a, tile);
+		return;
+	}
+	for (head = a->head_begin; head < a->head_end; head++)
+		few->head(a, head, tile);
+}
