@@ -14,31 +14,33 @@ static const char *const fishers[] = {
 	[CQK_FISHER_CHANNEL] = "channel", [CQK_FISHER_BOTH] = "both",
 };
 
+/* The coding at the start of a list, which moves on: NULL behind the last. 0 or -errno. */
+static int next_code(const struct calib *cal, const char **list, struct cq_code *out,
+		     struct cq_err *err)
+{
+	size_t n = strcspn(*list, ",");
+	char name[16];
+
+	snprintf(name, sizeof(name), "%.*s", (int)MIN(n, sizeof(name)), *list);
+	*list = (*list)[n] ? *list + n + 1 : NULL;
+	return cqk_code_parse(name, cal->info.geom.head_dim, out, err);
+}
+
 /* One name for all layers, or one per layer. CTL_GO_ON or exit status. */
-static int parse_codes(struct calib *cal, const char *opt, const char *text,
+static int parse_codes(struct calib *cal, const char *opt, const char *list,
 		       struct cq_code *out)
 {
 	const struct cqk_geom *g = &cal->info.geom;
 	struct cq_err err;
-	char name[16];
 	uint32_t l;
-	size_t n;
 
-	for (l = 0; l < g->n_layers; l++) {
-		n = strcspn(text, ",");
-		snprintf(name, sizeof(name), "%.*s", (int)MIN(n, sizeof(name)), text);
-		if (cqk_code_parse(name, g->head_dim, &out[l], &err))
+	for (l = 0; list && l < g->n_layers; l++)
+		if (next_code(cal, &list, &out[l], &err))
 			return ctl_usage(cal->c, "--%s: %s", opt, err.text);
-		if (!text[n] && !l) {
-			for (l = 1; l < g->n_layers; l++)
-				out[l] = out[0];
-			return CTL_GO_ON;
-		}
-		if (!text[n] != (l + 1 == g->n_layers))
-			break;
-		text += n + 1;
-	}
-	if (l < g->n_layers)
+	if (!list && l == 1)
+		for (; l < g->n_layers; l++)
+			out[l] = out[0];
+	if (list || l < g->n_layers)
 		return ctl_usage(cal->c, "--%s: one coding, or one for each of the %u "
 				 "layers of %s", opt, g->n_layers, cal->acts);
 	return CTL_GO_ON;
@@ -213,34 +215,24 @@ static int parse_layers(struct calib *cal)
 	return ret;
 }
 
-static void sort_choices(struct calib *cal)
+static int by_bits(const void *a, const void *b)
 {
-	struct cq_code code;
-	uint32_t i, at;
+	double x = cqk_code_bits(*(const struct cq_code *)a);
+	double y = cqk_code_bits(*(const struct cq_code *)b);
 
-	for (i = 1; i < cal->n_choices; i++) {
-		code = cal->choices[i];
-		for (at = i; at && cqk_code_bits(cal->choices[at - 1]) > cqk_code_bits(code); at--)
-			cal->choices[at] = cal->choices[at - 1];
-		cal->choices[at] = code;
-	}
+	return (x > y) - (x < y);
 }
 
 /* What a budget chooses from: of the usual codings those that go with the heads. */
 static int parse_choices(struct calib *cal)
 {
-	const char *s = cal->text.choices ? cal->text.choices : "8c8b,4c8b,2c8b";
+	const char *list = cal->text.choices ? cal->text.choices : "8c8b,4c8b,2c8b";
+	struct cq_code code;
 	struct cq_err err;
-	char name[16];
 	uint32_t i;
-	size_t n;
 
-	for (; s; s = s[n] ? s + n + 1 : NULL) {
-		struct cq_code code;
-
-		n = strcspn(s, ",");
-		snprintf(name, sizeof(name), "%.*s", (int)MIN(n, sizeof(name)), s);
-		if (!cqk_code_parse(name, cal->info.geom.head_dim, &code, &err)) {
+	while (list) {
+		if (!next_code(cal, &list, &code, &err)) {
 			if (code.type == CQ_CODE_F16)
 				return ctl_usage(cal->c, "--choices: fp16 is for --layers");
 			if (cal->n_choices == CQK_MAX_CHOICES)
@@ -251,7 +243,7 @@ static int parse_choices(struct calib *cal)
 			return ctl_usage(cal->c, "--choices: %s", err.text);
 		}
 	}
-	sort_choices(cal);
+	qsort(cal->choices, cal->n_choices, sizeof(code), by_bits);
 	for (i = 1; i < cal->n_choices; i++)
 		if (cqk_code_bits(cal->choices[i]) <= cqk_code_bits(cal->choices[i - 1]))
 			return ctl_usage(cal->c, "--choices: two of the same bits per channel");
