@@ -40,8 +40,6 @@ static int blocks_check(const struct cq_batch *b, const struct cqk_attn *a)
 	uint32_t first = (uint32_t)(a->blocks - b->blocks), i;
 	int ret = 0;
 
-	if (a->n_blocks == b->n_blocks)
-		return cqc_words_check(b->checks, b->n_checks);
 	smp_rmb();	/* as in cqc_words_check() */
 	for (i = 0; i < b->n_checks && !ret; i++)
 		if (b->checks[i].block - first < a->n_blocks)

@@ -5,17 +5,8 @@
  */
 #include <math.h>
 #include <string.h>
-#include "kernels/kernels.h"
+#include "kernels/attn.h"
 #include "kernels/view.h"
-
-/* Row @row_pos sees some token of @b through @s, its mask apart. */
-static bool row_sees(const struct cqk_attn *a, const struct cqk_block *b,
-		     const struct cqk_span *s, uint32_t row_pos)
-{
-	return s->pos <= row_pos && (!a->sliding_window ||
-				     (int64_t)s->pos + b->tokens >
-					     (int64_t)row_pos - a->sliding_window + 1);
-}
 
 /* Decoding takes as long as some four query vectors do, halves twice what codes take. */
 #define DECODE 4
@@ -54,7 +45,7 @@ static uint64_t block_cost(const struct cqk_attn *a, const struct costs *c,
 		const struct cqk_span *s = &a->spans[b->span_first + i];
 
 		for (r = 0; r < s->n_rows; r++)
-			rows += row_sees(a, b, s, a->row_pos[s->row_first + r]);
+			rows += cqk_visible(a, b, s, a->row_pos[s->row_first + r]) != 0;
 	}
 	return rows ? ((uint64_t)b->tokens << halves) * (DECODE + rows * c->gqa) : 0;
 }
