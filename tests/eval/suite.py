@@ -32,10 +32,9 @@ ONE_BIT = {"8c8b/8c8b": ["--k", "8c8b", "--v", "8c8b"]}
 CURVE = ONE_BIT | {"4c8b/4c8b": ["--k", "4c8b", "--v", "4c8b"],
                    "2c8b/2c8b": ["--k", "2c8b", "--v", "2c8b"]}
 CURVE |= {f"budget {b}": ["--budget", b] for b in ("1.25", "1.5", "1.75", "2.25", "2.5", "3")}
-TEN = {"8c10b/8c10b": ["--k", "8c10b", "--v", "8c10b"]}
-TEN |= {f"budget {b} with 8c10b": ["--budget", b, "--choices", "8c8b,8c10b,4c8b,2c8b"]
-        for b in ("1.5", "1.625", "1.75", "2")}
-CURVE |= TEN
+CURVE["8c10b/8c10b"] = ["--k", "8c10b", "--v", "8c10b"]
+CURVE |= {f"budget {b} with 8c10b": ["--budget", b, "--choices", "8c8b,8c10b,4c8b,2c8b"]
+          for b in ("1.5", "1.625", "1.75", "2")}
 FISHER = {f"fisher {how}": ["--k", "8c8b", "--v", "8c8b", "--fisher", how]
           for how in ("none", "token", "channel")}
 COUPLED = ["coupled1-1", "coupled2-2", "coupled4-4"]
