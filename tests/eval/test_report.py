@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 import torch
-from cq import ablate, coders, figures, report, tensors
+from cq import ablate, coders, curves, figures, report, tensors
 from small import cq, lines, path
 from tap import Skip, refuses
 
@@ -28,22 +28,22 @@ CURVES = [point("cq", 1.5, 0.01, retrieval=0.9), point("cq", 2.5, 0.0001), point
 
 
 def test_a_curve_has_its_best_lines_only():
-    own = report.front(report.pick(CURVES, family="int"), "kl_mean")
+    own = curves.front(curves.pick(CURVES, family="int"), "kl_mean")
     assert own == [(1, 0.9), (3, 0.09)]
 
 
 def test_figures_are_read_off_between_points():
     points = [(1.5, 0.01), (2.5, 0.0001)]
-    assert math.isclose(report.read_off(points, 2), 0.001)
-    assert math.isclose(report.read_off(points, 1.5), 0.01)
-    assert report.read_off(points, 1.4) is None and report.read_off(points, 2.6) is None
+    assert math.isclose(curves.read_off(points, 2), 0.001)
+    assert math.isclose(curves.read_off(points, 1.5), 0.01)
+    assert curves.read_off(points, 1.4) is None and curves.read_off(points, 2.6) is None
 
 
 def test_the_best_peer_is_found():
-    ours, name, best = report.compare(CURVES, "m", 2, "kl_mean")
+    ours, name, best = curves.compare(CURVES, "m", 2, "kl_mean")
     assert math.isclose(ours[0], 0.001) and ours[1] is None and name == "kivi" and math.isclose(best, 0.03)
-    assert report.compare(CURVES, "m", 3, "kl_mean")[0][0] is None
-    assert report.compare(CURVES, "m", 9, "kl_mean") == ([None, None], None, None)
+    assert curves.compare(CURVES, "m", 3, "kl_mean")[0][0] is None
+    assert curves.compare(CURVES, "m", 9, "kl_mean") == ([None, None], None, None)
 
 
 def test_tables_and_plots_are_written():

@@ -6,7 +6,7 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt     # noqa: E402
 
-from .report import OURS, PEERS, front, pick      # noqa: E402
+from .curves import OURS, PEERS, front, pick      # noqa: E402
 
 FIELDS = {"kl_mean": "KL to fp16, mean (nats)", "kl_p99": "KL to fp16, 99th percentile",
           "ppl_ratio": "perplexity / fp16's", "retrieval": "recall at 1,500 tokens"}
