@@ -29,13 +29,8 @@ static void on_saved(void *arg, int ret, uint64_t pages, uint64_t bytes,
 	cqd_pending_end(p, ret);
 }
 
-/**
- * cqd_admin_save() - Save: every sealed page to the file beside the message
- * @req: request
- *
- * Return: 0, answered later; -EBUSY; -EINVAL; -ENOMEM.
- */
-int cqd_admin_save(struct cqd_req *req)
+/* Begins what a connection has one of at a time; as before if @begin fails. */
+static int transfer(struct cqd_req *req, int (*begin)(struct cqd_req *req, struct cqd_pending *p))
 {
 	struct cqd_pending *p = cqd_pending_new(req->conn, req->msg->id);
 	const struct cqd_pending *other;
@@ -45,12 +40,28 @@ int cqd_admin_save(struct cqd_req *req)
 		return cq_err_set(req->err, -ENOMEM, "cqd is out of memory");
 	other = req->conn->transfer;
 	req->conn->transfer = p;
-	ret = cqd_save(req->conn->srv->store, req->frame->fds[0], on_saved, p, req->err);
+	ret = begin(req, p);
 	if (ret) {
 		req->conn->transfer = other;
 		cqd_pending_end(p, ret);
 	}
 	return ret;
+}
+
+static int save_begin(struct cqd_req *req, struct cqd_pending *p)
+{
+	return cqd_save(req->conn->srv->store, req->frame->fds[0], on_saved, p, req->err);
+}
+
+/**
+ * cqd_admin_save() - Save: every sealed page to the file beside the message
+ * @req: request
+ *
+ * Return: 0, answered later; -EBUSY; -EINVAL; -ENOMEM.
+ */
+int cqd_admin_save(struct cqd_req *req)
+{
+	return transfer(req, save_begin);
 }
 
 static void on_restored(void *arg, int ret, const struct cqd_restore_result *res,
@@ -86,6 +97,11 @@ static void on_restored(void *arg, int ret, const struct cqd_restore_result *res
 	cqd_pending_end(p, 0);
 }
 
+static int restore_begin(struct cqd_req *req, struct cqd_pending *p)
+{
+	return cqd_restore(req->conn->srv->store, req->frame->fds[0], on_restored, p, req->err);
+}
+
 /**
  * cqd_admin_restore() - Restore: pages of the file beside the message
  * @req: request
@@ -94,20 +110,7 @@ static void on_restored(void *arg, int ret, const struct cqd_restore_result *res
  */
 int cqd_admin_restore(struct cqd_req *req)
 {
-	struct cqd_pending *p = cqd_pending_new(req->conn, req->msg->id);
-	const struct cqd_pending *other;
-	int ret;
-
-	if (!p)
-		return cq_err_set(req->err, -ENOMEM, "cqd is out of memory");
-	other = req->conn->transfer;
-	req->conn->transfer = p;
-	ret = cqd_restore(req->conn->srv->store, req->frame->fds[0], on_restored, p, req->err);
-	if (ret) {
-		req->conn->transfer = other;
-		cqd_pending_end(p, ret);
-	}
-	return ret;
+	return transfer(req, restore_begin);
 }
 
 /**

@@ -23,6 +23,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include "tests/assert.h"
 
 static char bench_dir[256];
 
@@ -43,21 +44,6 @@ static inline void bench_clean(void)
 	fprintf(stderr, "%s:%d: " fmt "\n", __FILE__, __LINE__, ##__VA_ARGS__);	\
 	bench_clean();								\
 	exit(1);								\
-} while (0)
-#define ASSERT(c) do { if (!(c)) FAIL("%s", #c); } while (0)
-#define ASSERT_EQ(a, b) do {							\
-	long long _a = (long long)(a), _b = (long long)(b);			\
-	if (_a != _b)								\
-		FAIL("%s = %lld, want %lld", #a, _a, _b);			\
-} while (0)
-#define ASSERT_OK(call) do {							\
-	int _r = (int)(call);							\
-	if (_r < 0)								\
-		FAIL("%s = %d (%s)", #call, _r, strerror(-_r));			\
-} while (0)
-#define ASSERT_SYS(call) do {							\
-	if ((long long)(call) < 0)						\
-		FAIL("%s: %s", #call, strerror(errno));				\
 } while (0)
 
 static inline const char *test_dir(void)

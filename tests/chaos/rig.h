@@ -21,6 +21,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include "tests/assert.h"
 
 /* Ends a worker with a word for its parent, or the whole run. */
 __attribute__((noreturn, format(printf, 3, 4)))
@@ -30,21 +31,6 @@ void chaos_die(const char *file, int line, const char *fmt, ...);
 const char *test_dir(void);
 
 #define FAIL(fmt, ...) chaos_die(__FILE__, __LINE__, fmt, ##__VA_ARGS__)
-#define ASSERT(c) do { if (!(c)) FAIL("%s", #c); } while (0)
-#define ASSERT_EQ(a, b) do {							\
-	long long _a = (long long)(a), _b = (long long)(b);			\
-	if (_a != _b)								\
-		FAIL("%s = %lld, want %lld", #a, _a, _b);			\
-} while (0)
-#define ASSERT_OK(call) do {							\
-	int _r = (int)(call);							\
-	if (_r < 0)								\
-		FAIL("%s = %d (%s)", #call, _r, strerror(-_r));			\
-} while (0)
-#define ASSERT_SYS(call) do {							\
-	if ((long long)(call) < 0)						\
-		FAIL("%s: %s", #call, strerror(errno));				\
-} while (0)
 
 static inline uint64_t now_us(void)
 {

@@ -7,20 +7,6 @@ set -u
 # shellcheck source=tests/system/lib-worker.sh
 . "$(dirname "$0")/lib-worker.sh"
 
-ctl() {
-	"$O/cqctl" "$@"
-}
-
-# gives STATUS TEXT COMMAND...: its exit status, and a text in what it says
-gives() {
-	local want=$1 what=$2 rc=0
-
-	shift 2
-	"$@" >"$dir/said" 2>&1 </dev/null || rc=$?
-	cat "$dir/said"
-	[ "$rc" = "$want" ] && grep -q -e "$what" "$dir/said"
-}
-
 acts() {
 	worker dump --lm "$lm" --ids "$lm/calibration.u16" --sequences 2 --length 512 \
 		--out "$dir/acts.st"

@@ -30,6 +30,20 @@ worker() {
 	"$O/cq-worker" "$@"
 }
 
+ctl() {
+	"$O/cqctl" "$@"
+}
+
+# gives STATUS TEXT COMMAND...: its exit status, and a text in what it says
+gives() {
+	local want=$1 what=$2 rc=0
+
+	shift 2
+	"$@" >"$dir/said" 2>&1 </dev/null || rc=$?
+	cat "$dir/said"
+	[ "$rc" = "$want" ] && grep -q -e "$what" "$dir/said"
+}
+
 # Codebooks from 2 x 512 tokens, and a model that passes fp16 through
 make_models() {
 	worker dump --lm "$lm" --ids "$lm/calibration.u16" --sequences 2 --length 512 \

@@ -14,20 +14,6 @@ py() {
 	python3 "$metrics_py" "$@"
 }
 
-ctl() {
-	"$O/cqctl" "$@"
-}
-
-# gives STATUS TEXT COMMAND...: its exit status, and a text in what it says
-gives() {
-	local want=$1 what=$2 rc=0
-
-	shift 2
-	"$@" >"$dir/said" 2>&1 </dev/null || rc=$?
-	cat "$dir/said"
-	[ "$rc" = "$want" ] && grep -q -e "$what" "$dir/said"
-}
-
 # get WHERE TARGET STATUS TEXT
 get() {
 	py get "$1" "$2" >"$dir/got" && head -n 1 "$dir/got" && grep -qx "$3" "$dir/got" &&

@@ -13,20 +13,6 @@ esac
 . "$(dirname "$0")/lib-worker.sh"
 export CQ_ADMIN_SOCKET=$dir/admin.sock
 
-ctl() {
-	"$O/cqctl" "$@"
-}
-
-# gives STATUS TEXT COMMAND...: its exit status, and a text in what it says
-gives() {
-	local want=$1 what=$2 rc=0
-
-	shift 2
-	"$@" >"$dir/said" 2>&1 </dev/null || rc=$?
-	cat "$dir/said"
-	[ "$rc" = "$want" ] && grep -q -e "$what" "$dir/said"
-}
-
 run() {
 	worker run --lm "$lm" --model coded --prefix "$dir/prefix.u16" --generate 8 \
 		--ask "why?"

@@ -287,6 +287,28 @@ static inline void sys_status(struct sys *s, Cqp__StatusOk *out)
 	close(fd);
 }
 
+/* Checksums of all pages, and counts that agree with each other; the pages that are pinned. */
+static inline uint64_t sys_check_index(struct sys *s)
+{
+	Cqp__Verify body = CQP__VERIFY__INIT;
+	DECLARE_MSG(msg, VERIFY, verify, body);
+	int fd = wire_open(s->admin);
+	Cqp__StatusOk st;
+	Cqp__Msg *r;
+
+	ASSERT_OK(fd);
+	r = wire_call(fd, &msg, NULL, 0, NULL);
+	ASSERT(r && r->body_case == CQP__MSG__BODY_VERIFY_OK);
+	ASSERT_EQ(r->verify_ok->failed, 0);
+	cqp_free(r);
+	sys_status_on(fd, &st);
+	ASSERT_EQ(st.checksum_failures, 0);
+	ASSERT(st.pages_pinned <= st.pages_sealed && st.pool_used <= st.pool_reserved &&
+	       st.pool_reserved <= st.pool_limit);
+	close(fd);
+	return st.pages_pinned;
+}
+
 /* Pool @i of the status, of @n in all. */
 struct sys_pool {
 	uint64_t reserved, used;

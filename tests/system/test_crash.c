@@ -235,27 +235,6 @@ static unsigned int watch(unsigned int kills, unsigned int *in_a_row)
 	return early;
 }
 
-static void check_index(void)
-{
-	Cqp__Verify body = CQP__VERIFY__INIT;
-	DECLARE_MSG(msg, VERIFY, verify, body);
-	int fd = wire_open(s.admin);
-	Cqp__StatusOk st;
-	Cqp__Msg *r;
-
-	ASSERT_OK(fd);
-	r = wire_call(fd, &msg, NULL, 0, NULL);
-	ASSERT(r && r->body_case == CQP__MSG__BODY_VERIFY_OK);
-	ASSERT_EQ(r->verify_ok->failed, 0);
-	cqp_free(r);
-	sys_status_on(fd, &st);
-	ASSERT_EQ(st.checksum_failures, 0);
-	ASSERT_EQ(st.pages_pinned, 0);
-	ASSERT_LE(st.pool_used, st.pool_reserved);
-	ASSERT_LE(st.pool_reserved, st.pool_limit);
-	close(fd);
-}
-
 /* Workers and administrator until all kills are done. Texts of each in @n. */
 static void run_kills(const struct sys_opts *opts, unsigned int kills, uint32_t n[WORKERS])
 {
@@ -290,7 +269,7 @@ static void run_kills(const struct sys_opts *opts, unsigned int kills, uint32_t 
 	       unloads, n[0], n[1], n[2], n[3]);
 	ASSERT_GE(row, kills >= 20 ? 2 : 0);
 	SYS_UNTIL(&s, st.clients == 0 && st.pages_filling == 0);
-	check_index();
+	ASSERT_EQ(sys_check_index(&s), 0);
 }
 
 /* A pool much smaller than what is written: held pages stay, others go. */

@@ -22,28 +22,6 @@ static uint64_t sealed(void)
 	return st.pages_sealed;
 }
 
-/* Checksums of all pages, and a listing that agrees with the counts. */
-static void check_index(void)
-{
-	Cqp__Verify body = CQP__VERIFY__INIT;
-	DECLARE_MSG(msg, VERIFY, verify, body);
-	int fd = wire_open(s.admin);
-	Cqp__StatusOk st;
-	Cqp__Msg *r;
-
-	ASSERT_OK(fd);
-	r = wire_call(fd, &msg, NULL, 0, NULL);
-	ASSERT(r && r->body_case == CQP__MSG__BODY_VERIFY_OK);
-	ASSERT_EQ(r->verify_ok->failed, 0);
-	cqp_free(r);
-	sys_status_on(fd, &st);
-	ASSERT_EQ(st.checksum_failures, 0);
-	ASSERT_LE(st.pages_pinned, st.pages_sealed);
-	ASSERT_LE(st.pool_used, st.pool_reserved);
-	ASSERT_LE(st.pool_reserved, st.pool_limit);
-	close(fd);
-}
-
 /* Publishes, goes away: the pages must not need it. */
 static void publisher(int fd, void *arg)
 {
@@ -107,7 +85,7 @@ TEST(pages_survive_kill)
 		ASSERT_EQ(sealed(), n);
 		attach_result(b, row);
 		ASSERT_MEMEQ(b, a, row);
-		check_index();
+		sys_check_index(&s);
 	}
 	free(a);
 	free(b);
@@ -208,7 +186,7 @@ TEST_LIMIT(right_or_stale_while_the_pool_is_filled, 60)
 	ASSERT_EQ(after.orphans, 1);
 	sys_say(b.fd, 'g');
 	sys_hear_ms(b.fd, 'f', 20000);
-	check_index();
+	sys_check_index(&s);
 	/* once more, with a full pool */
 	sys_restart(&s);
 	for (i = 0; i < 50; i++)
@@ -303,7 +281,7 @@ TEST_LIMIT(killed_at_any_moment, 120)
 	printf("# %d kills, %u and %u texts published meanwhile\n", KILLS, n[0], n[1]);
 	ASSERT_GT(n[0] + n[1], 10);
 	SYS_UNTIL(&s, st.clients == 0 && st.pages_filling == 0);
-	check_index();
+	sys_check_index(&s);
 	for (i = 0; i < 2; i++)
 		check_texts((uint32_t)first[i], n[i]);
 	sys_stop(&s);

@@ -10,18 +10,8 @@
 #include <stdarg.h>
 #include <sys/syscall.h>
 #include <xxhash.h>
+#include "tests/own_malloc.h"
 #include "tests/unit/store_rig.h"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define OWN_MALLOC 0
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define OWN_MALLOC 0
-#endif
-#endif
-#ifndef OWN_MALLOC
-#define OWN_MALLOC 1
-#endif
 
 extern const char __executable_start[], etext[];
 
