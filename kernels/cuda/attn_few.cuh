@@ -56,36 +56,6 @@ struct places {
 	uint32_t k, v;
 };
 
-template <int words>
-CQ_DEVICE void unit_load(uint32_t *x, const void *from)
-{
-	if (words == 4) {
-		uint4 four = *(const uint4 *)from;
-
-		x[0] = four.x;
-		x[words / 4] = four.y;
-		x[words / 2] = four.z;
-		x[words - 1] = four.w;
-	} else if (words == 2) {
-		uint2 two = *(const uint2 *)from;
-
-		x[0] = two.x;
-		x[words - 1] = two.y;
-	} else {
-		x[0] = *(const uint32_t *)from;
-	}
-}
-
-/* Where byte @i of some codes has its centroids of channel @at, both in bytes. */
-template <int d>
-CQ_DEVICE uint32_t row_at(uint32_t codes, int i, uint32_t at)
-{
-	/* a row of 256 bytes: code and place are a byte each, in one instruction */
-	if (d == 128)
-		return __byte_perm(codes, at, 0x5504 | (i << 4));
-	return ((i ? codes >> (8 * i - 7) : codes << 7) & 0x7f80) | at;
-}
-
 /* Where the codes of unit @x are from those of the first: a group is a unit, or two. */
 template <int d, int c, int u>
 CQ_DEVICE uint32_t group_at(const struct cqkd_book &b, uint32_t x)

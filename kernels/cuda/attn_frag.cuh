@@ -8,6 +8,7 @@
 #define CQK_CUDA_ATTN_FRAG_CUH
 
 #include "kernels/cuda/attn.cuh"
+#include "kernels/cuda/units.cuh"
 
 #define VECS CQKD_FEW_VECS
 
@@ -70,23 +71,6 @@ CQ_DEVICE void queries_load(const struct cqkd_attn &p, const struct work &w,
 		if (threadIdx.x % 32 == 0)
 			all.query[i] = {};
 	}
-}
-
-/* Two halves as a word, and back: no instruction. */
-CQ_DEVICE uint32_t h2_bits(__half2 x)
-{
-	uint32_t bits;
-
-	memcpy(&bits, &x, sizeof(bits));
-	return bits;
-}
-
-CQ_DEVICE __half2 h2_of(uint32_t bits)
-{
-	__half2 x;
-
-	memcpy(&x, &bits, sizeof(x));
-	return x;
 }
 
 /* Maximum over the warps, and the sum of what they have, of one vector. */

@@ -20,6 +20,10 @@ struct halves {
 	static const int bytes = 2, stages = CQKD_F16_STAGES;
 	static const bool scaled = false;
 
+	/* Bytes between rows of @d numbers in shared memory. */
+	template <int d>
+	CQ_DEVICE constexpr uint32_t pitch() { return CQKD_RING_PITCH(d, bytes); }
+
 	/* Where among the terms of Q.K a channel is. */
 	CQ_DEVICE uint32_t place(uint32_t ch) { return ch; }
 

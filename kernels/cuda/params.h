@@ -417,6 +417,8 @@ struct cqkd_attn {
 	 CQKD_FEW_WARPS * CQKD_FEW_VECS * 8 +			/* maxima and sums of warps */ \
 	 CQKD_FEW_STAGES(d, groups))
 
+#define CQKD_TILE_BYTES		(CQKD_TOKENS * 128 * 2)	/* of swizzle.cuh: 128 channels */
+
 /* attn_ring.cuh: warps of a block, 16 tokens each, and how many of these are on their way. */
 #define CQKD_F16_WARPS		4
 #define CQKD_F16_STAGES		3

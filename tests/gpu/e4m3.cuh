@@ -33,6 +33,9 @@ struct e4m3 {
 	static const int bytes = 1, stages = CQBD_FP8_STAGES;
 	static const bool scaled = true;
 
+	template <int d>
+	CQ_DEVICE constexpr uint32_t pitch() { return CQKD_RING_PITCH(d, bytes); }
+
 	CQ_DEVICE uint32_t place(uint32_t ch)
 	{
 		return (ch & ~15u) | ch / 4 % 4 * 2 | ch % 2 | ch / 2 % 2 * 8;
