@@ -59,7 +59,7 @@ template <int d>
 CQ_DEVICE void block_add(const struct cqkd_attn &p, const struct work &w, struct wide<d> *sh,
 			 wide_tiles<d> &r)
 {
-	uint64_t live = look(p, w, sh->all, 0);
+	uint64_t live = look(p, w, sh->all.see, 0);
 
 	if (!live) {
 		__syncthreads();	/* all have read what the next look() writes */
@@ -67,7 +67,7 @@ CQ_DEVICE void block_add(const struct cqkd_attn &p, const struct work &w, struct
 	}
 	tile_load<d, CQKD_WIDE_THREADS>(p, w, false, live, sh->tile);
 	if (p.turn_k) {
-		uint32_t span = w.block.span_first + sh->all.query[0].span;
+		uint32_t span = w.block.span_first + sh->all.see.query[0].span;
 
 		__syncthreads();
 		keys_turn(p, sh, part_of<struct cqkd_span>(p, &cqkd_plan::spans)[span].pos);
@@ -100,7 +100,7 @@ CQ_DEVICE void attention(const struct cqkd_attn &p, struct wide<d> *sh)
 		w.block = part_of<struct cqkd_block>(p, &cqkd_plan::blocks)[w.item.block + i];
 		block_add(p, w, sh, r);
 	}
-	result_store<struct halves>(p, w, sh->all, 1, r);
+	result_store<struct halves>(p, w, sh->all.see, 1, r);
 }
 
 /* Grid: most wide items of a plan, kv heads of the call. */

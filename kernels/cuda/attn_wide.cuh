@@ -24,13 +24,19 @@ struct query {
 	uint32_t spoiled;
 };
 
-/* Up to @n vectors, in shared memory, and what is known of @stages blocks. */
-template <int d, int n, int warps, int stages>
-struct crowd {
-	__half q[n][CQKD_PITCH(d)];
+/* Up to @n vectors, in shared memory, and what they see of @stages blocks. */
+template <int n, int warps, int stages>
+struct sights {
 	struct query query[n];
 	uint64_t vis[stages][n];		/* tokens that a vector sees */
 	uint32_t live[stages][warps][2];	/* that some vector sees, low and high */
+};
+
+/* The same with the vectors themselves. */
+template <int d, int n, int warps, int stages>
+struct crowd {
+	__half q[n][CQKD_PITCH(d)];
+	struct sights<n, warps, stages> see;
 };
 
 /* A tile of 16 vectors: what a lane has of two of them, 8 rows apart. */
@@ -60,26 +66,27 @@ CQ_DEVICE void query_halves(const struct cqkd_attn &p, const float *x, float uni
 }
 
 /*
- * A warp loads one query: halves, and a power of two that goes into the scores.
- * @x: room for it in shared memory.
+ * A warp loads query @i of the item as halves to @out, zeros if there is no such; the sizes of
+ * its scores contain a power of two. @x: room for it in shared memory.
  */
-template <typename E, int d, int n, int warps, int stages>
-CQ_DEVICE void query_load(const struct cqkd_attn &p, const struct work &w,
-			  struct crowd<d, n, warps, stages> &all, uint32_t i, float *x)
+template <typename E, int d>
+CQ_DEVICE void query_load(const struct cqkd_attn &p, const struct work &w, uint32_t i, float *x,
+			  __half *out, struct query *to)
 {
 	uint32_t lane = threadIdx.x % 32, ch;
-	struct cqkd_entry e;
-	float unit = query_read<d>(p, w, i, &e, x);
-	bool bad = unit == 0;
+	struct cqkd_entry e = {};
+	bool none = i >= w.item.n_vecs, bad;
+	float unit = none ? 0.0f : query_read<d>(p, w, i, &e, x);
 
+	bad = unit == 0;
 	for (ch = lane; bad && ch < d; ch += 32)
 		x[ch] = 0;
 	__syncwarp();
-	query_halves<E>(p, x, unit, d, part_of<uint32_t>(p, &cqkd_plan::row_pos)[e.row], all.q[i]);
+	query_halves<E>(p, x, unit, d, part_of<uint32_t>(p, &cqkd_plan::row_pos)[e.row], out);
 	if (lane == 0) {
 		float size = bad ? 0.0f : p.scale / unit;
 
-		all.query[i] = { p.turn_k ? size / TURNED_SIZE : size, e.row, e.span, bad };
+		*to = { p.turn_k ? size / TURNED_SIZE : size, e.row, e.span, bad && !none };
 	}
 	__syncwarp();	/* the next one takes the room of this one */
 }
@@ -93,50 +100,67 @@ CQ_DEVICE void queries_load(const struct cqkd_attn &p, const struct work &w,
 			    struct crowd<d, n, warps, stages> &all, float *room)
 {
 	float *x = room + threadIdx.x / 32 * d;
-	uint32_t i, ch;
+	uint32_t i;
 
-	for (i = threadIdx.x / 32; i < w.n_tiles * 16; i += warps) {
-		if (i < w.item.n_vecs) {
-			query_load<E>(p, w, all, i, x);
-			continue;
-		}
-		for (ch = threadIdx.x % 32; ch < d; ch += 32)
-			all.q[i][ch] = __float2half_rn(0.0f);
-		if (threadIdx.x % 32 == 0)
-			all.query[i] = {};
-	}
+	for (i = threadIdx.x / 32; i < w.n_tiles * 16; i += warps)
+		query_load<E, d>(p, w, i, x, all.q[i], &all.see.query[i]);
 }
 
-/* Who sees what of the block at hand, which is of stage @at; its live tokens, 0 for none. */
-template <int d, int n, int warps, int stages>
-CQ_DEVICE uint64_t look(const struct cqkd_attn &p, const struct work &w,
-			struct crowd<d, n, warps, stages> &all, uint32_t at)
+/* What a thread's vector sees of @b, through @span, to stage @at; all threads. */
+template <int n, int warps, int stages>
+CQ_DEVICE void look_through(const struct cqkd_attn &p, const struct work &w,
+			    const struct cqkd_block &b, const struct cqkd_span &span,
+			    struct sights<n, warps, stages> &see, uint32_t at)
 {
-	const struct cqkd_span *spans = part_of<struct cqkd_span>(p, &cqkd_plan::spans) +
-					w.block.span_first;
-	uint32_t i = threadIdx.x, lo, hi, from;
+	uint32_t i = threadIdx.x, lo, hi;
 	uint64_t vis = 0;
 
-	if (i < w.item.n_vecs) {
-		const struct query *v = &all.query[i];
-
-		vis = visible(p, w.block, spans[v->span],
-			      part_of<uint32_t>(p, &cqkd_plan::row_pos)[v->row]);
-	}
+	if (i < w.item.n_vecs)
+		vis = visible(p, b, span,
+			      part_of<uint32_t>(p, &cqkd_plan::row_pos)[see.query[i].row]);
 	if (i < n)
-		all.vis[at][i] = vis;
+		see.vis[at][i] = vis;
 	lo = __reduce_or_sync(0xffffffffu, (uint32_t)vis);
 	hi = __reduce_or_sync(0xffffffffu, (uint32_t)(vis >> 32));
 	if (i % 32 == 0) {
-		all.live[at][i / 32][0] = lo;
-		all.live[at][i / 32][1] = hi;
+		see.live[at][i / 32][0] = lo;
+		see.live[at][i / 32][1] = hi;
 	}
-	__syncthreads();
-	for (lo = hi = from = 0; from < warps; from++) {
-		lo |= all.live[at][from][0];
-		hi |= all.live[at][from][1];
+}
+
+/* Its span of that block. */
+template <int n, int warps, int stages>
+CQ_DEVICE struct cqkd_span span_of(const struct cqkd_attn &p, const struct work &w,
+				   const struct cqkd_block &b,
+				   const struct sights<n, warps, stages> &see)
+{
+	if (threadIdx.x >= w.item.n_vecs)
+		return {};
+	return part_of<struct cqkd_span>(p, &cqkd_plan::spans)
+		[b.span_first + see.query[threadIdx.x].span];
+}
+
+/* Tokens of a stage that some vector sees. */
+template <int n, int warps, int stages>
+CQ_DEVICE uint64_t live_of(const struct sights<n, warps, stages> &see, uint32_t at)
+{
+	uint32_t lo = 0, hi = 0, from;
+
+	for (from = 0; from < warps; from++) {
+		lo |= see.live[at][from][0];
+		hi |= see.live[at][from][1];
 	}
 	return (uint64_t)hi << 32 | lo;
+}
+
+/* Who sees what of the block at hand, which is of stage @at; its live tokens, 0 for none. */
+template <int n, int warps, int stages>
+CQ_DEVICE uint64_t look(const struct cqkd_attn &p, const struct work &w,
+			struct sights<n, warps, stages> &see, uint32_t at)
+{
+	look_through(p, w, w.block, span_of(p, w, w.block, see), see, at);
+	__syncthreads();
+	return live_of(see, at);
 }
 
 /* Products of 16 vectors, from @first on, with all keys of a tile of E. */
@@ -145,7 +169,7 @@ CQ_DEVICE void products(const struct crowd<d, n, warps, stages> &all, uint32_t f
 			const uint8_t *keys, float s[8][4])
 {
 	uint32_t lane = threadIdx.x % 32, a[2][4], b[2][4];
-	constexpr uint32_t pitch = CQKD_RING_PITCH(d, E::bytes);
+	constexpr uint32_t pitch = E::template pitch<d>();
 	const __half *q = &all.q[first + lane % 16][lane / 16 * 8];
 	int k, t, i;
 
@@ -209,24 +233,22 @@ CQ_DEVICE void softmax(const struct cqkd_attn &p, float size, uint64_t see, floa
 	}
 }
 
-/* Probabilities of the 16 vectors from @first on, with the keys of a tile of E. */
-template <typename E, int d, int n, int warps, int stages>
-CQ_DEVICE void scores(const struct cqkd_attn &p, const struct crowd<d, n, warps, stages> &all,
-		      uint32_t at, uint32_t first, const uint8_t *keys, struct tile<d> &r)
+/* Probabilities of the 16 vectors from @first on, of their products @s with a stage's keys. */
+template <int d, int n, int warps, int stages>
+CQ_DEVICE void probabilities(const struct cqkd_attn &p, const struct sights<n, warps, stages> &see,
+			     uint32_t at, uint32_t first, float s[8][4], struct tile<d> &r)
 {
 	uint32_t v = first + threadIdx.x % 32 / 4;
-	float s[8][4] = {};
 
-	products<E>(all, first, keys, s);
-	softmax(p, all.query[v].size, all.vis[at][v], s, 0, r);
-	softmax(p, all.query[v + 8].size, all.vis[at][v + 8], s, 1, r);
+	softmax(p, see.query[v].size, see.vis[at][v], s, 0, r);
+	softmax(p, see.query[v + 8].size, see.vis[at][v + 8], s, 1, r);
 }
 
 /* Probabilities times values of a tile of E, for the first @count tiles of a warp. */
 template <typename E, int count, int d>
 CQ_DEVICE void values(const uint8_t *rows, struct tile<d> *r)
 {
-	constexpr uint32_t pitch = CQKD_RING_PITCH(d, E::bytes);
+	constexpr uint32_t pitch = E::template pitch<d>();
 	uint32_t b[2][4];
 	int k, n, i, x;
 
@@ -306,9 +328,12 @@ CQ_DEVICE void tiles_scores(const struct cqkd_attn &p, const struct work &w,
 #pragma unroll
 	for (i = 0; i < r.count; i++) {
 		uint32_t t = threadIdx.x / 32 + i * warps;
+		float s[8][4] = {};
 
-		if (t < w.n_tiles)
-			scores<E>(p, all, at, t * 16, keys, r.at[i]);
+		if (t >= w.n_tiles)
+			continue;
+		products<E>(all, t * 16, keys, s);
+		probabilities(p, all.see, at, t * 16, s, r.at[i]);
 	}
 }
 
@@ -327,7 +352,7 @@ CQ_DEVICE void tiles_values(const struct work &w, const uint8_t *rows,
 /* Results of all vectors, times @by. */
 template <typename E, int d, int n, int warps, int stages>
 CQ_DEVICE void result_store(const struct cqkd_attn &p, const struct work &w,
-			    const struct crowd<d, n, warps, stages> &all, float by,
+			    const struct sights<n, warps, stages> &see, float by,
 			    const struct tiles<d, n, warps> &r)
 {
 	uint32_t row = threadIdx.x % 32 / 4;
@@ -338,8 +363,8 @@ CQ_DEVICE void result_store(const struct cqkd_attn &p, const struct work &w,
 		uint32_t v = (threadIdx.x / 32 + i * warps) * 16 + row;
 
 		if (v - row < w.n_tiles * 16) {
-			vec_store<E>(p, w, all.query, v, 0, by, r.at[i]);
-			vec_store<E>(p, w, all.query, v + 8, 1, by, r.at[i]);
+			vec_store<E>(p, w, see.query, v, 0, by, r.at[i]);
+			vec_store<E>(p, w, see.query, v + 8, 1, by, r.at[i]);
 		}
 	}
 }

@@ -15,13 +15,21 @@
 
 enum kernel {
 	K_APPEND, K_ATTN_64, K_ATTN_128, K_ATTN_256, K_WIDE_64, K_WIDE_128, K_WIDE_256, K_MERGE,
-	K_CHECK, K_GATHER, K_MANY, K_F16_64 = K_MANY + 9, K_F16_128, K_FEW, N_KERNELS = K_FEW + 13
+	K_CHECK, K_GATHER, K_MANY, K_F16_64 = K_MANY + 9, K_F16_128, K_FEW, K_BOOKS = K_FEW + 13,
+	N_KERNELS = K_BOOKS + 9
 };
 
 /* Of the kernels of attn_few.cu: head_dim, channels of a group; with 64 up to 4 of them. */
 #define FEW_C(c) (((c) > 2) + ((c) > 4))
 #define FEW_AT(d, kc, vc)							\
 	(K_FEW + ((d) > 64 ? 4 + FEW_C(kc) * 3 + FEW_C(vc) : ((kc) > 2) * 2 + ((vc) > 2)))
+/* Of those of attn_books.cu. */
+#define BOOKS_AT(kc, vc) (K_BOOKS + 3 * FEW_C(kc) + FEW_C(vc))
+#define BOOKS(kc, vc)								\
+	[BOOKS_AT(kc, vc)] = {							\
+		"cqk_attn_books_k" #kc "v" #vc,					\
+		CQKD_BOOKS_SHARED(128 / kc + 128 / vc, 2), CQKD_WIDE_THREADS,	\
+	}
 /* Of those of append_many.cu. */
 #define MANY_AT(kc, vc) (K_MANY + 3 * FEW_C(kc) + FEW_C(vc))
 #define MANY(kc, vc)								\
@@ -58,6 +66,9 @@ static const struct {
 	FEW(128, 2, 2), FEW(128, 2, 4), FEW(128, 2, 8),
 	FEW(128, 4, 2), FEW(128, 4, 4), FEW(128, 4, 8),
 	FEW(128, 8, 2), FEW(128, 8, 4), FEW(128, 8, 8),
+	BOOKS(2, 2), BOOKS(2, 4), BOOKS(2, 8),
+	BOOKS(4, 2), BOOKS(4, 4), BOOKS(4, 8),
+	BOOKS(8, 2), BOOKS(8, 4), BOOKS(8, 8),
 };
 
 struct cqk_cuda_kernels {
@@ -353,15 +364,37 @@ static uint32_t few_vecs(const struct cqk_cuda_kernels *k, const struct cqk_cuda
 	return least;
 }
 
+/* Likewise: more vectors than these are attn_books.cu's; 0: of some layer none are. */
+static uint32_t books_from(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tables *t)
+{
+	uint32_t most = 0, i;
+
+	for (i = 0; i < t->model->geom.n_layers; i++) {
+		struct cqk_cuda_shape s;
+		uint32_t from;
+
+		shape_of(k, t, i, &s);
+		from = cqk_cuda_variant_books(k->forced, &s);
+		if (!from)
+			return 0;
+		most = MAX(most, from);
+	}
+	return most;
+}
+
 void cqk_cuda_limits_init(struct cqk_cuda_limits *l, const struct cqk_cuda_kernels *k,
 			  const struct cqk_cuda_tables *t, uint32_t rows, uint32_t groups,
 			  uint32_t reads, uint32_t want)
 {
 	const struct cqk_geom *g = &t->model->geom;
 	uint64_t most = (uint64_t)reads * (g->n_heads / g->n_kv_heads);
-	uint64_t vecs = CQKD_VECS(g->head_dim), wide = CQKD_WIDE_VECS(g->head_dim);
-	uint32_t few = few_vecs(k, t);
+	uint64_t vecs = CQKD_VECS(g->head_dim), wide = CQKD_WIDE_VECS(g->head_dim), from = vecs;
+	uint32_t few = few_vecs(k, t), books = books_from(k, t);
 
+	if (books) {
+		wide = CQKD_BOOKS_VECS;
+		from = books;
+	}
 	/* one item per tile of vectors and run at least, and as many as wanted */
 	*l = (struct cqk_cuda_limits){
 		.rows = rows,
@@ -369,9 +402,11 @@ void cqk_cuda_limits_init(struct cqk_cuda_limits *l, const struct cqk_cuda_kerne
 		.slots = (uint32_t)(most + want * MAX(vecs, MIN(wide, most))),
 		.few = MAX(want / 2, 1u),
 		.few_vecs = few,
+		.wide_vecs = books ? CQKD_BOOKS_VECS : 0,
+		.wide_from = books,
 	};
-	if (most > vecs)
-		l->wide = (uint32_t)(most / wide + MIN(groups, most / vecs) + want);
+	if (most > from)
+		l->wide = (uint32_t)(most / wide + MIN(groups, most / from) + want);
 }
 
 static uint64_t part_ml_bytes(const struct cqk_cuda_limits *l, uint32_t heads)
@@ -484,6 +519,44 @@ static int launch_few(const struct cqk_cuda_kernels *k, const struct cqk_cuda_ta
 	return launch(k, i, size, cqk_cuda_variant_shared(v, &s), p, stream, err);
 }
 
+/* Wide items have been planned for attn_books.cu, which takes no more vectors, and it can. */
+static bool wide_by_books(const struct cqk_cuda_kernels *k, const struct cqk_cuda_limits *l,
+			  const struct cqk_cuda_shape *s)
+{
+	return l->wide_vecs && l->wide_vecs <= CQKD_BOOKS_VECS &&
+	       cqk_cuda_variant_books(k->forced, s);
+}
+
+enum cqk_cuda_variant cqk_cuda_variant_wide(const struct cqk_cuda_kernels *k,
+					    const struct cqk_cuda_tables *t,
+					    const struct cqk_cuda_attn *a)
+{
+	struct cqk_cuda_shape s;
+
+	shape_of(k, t, a->layer, &s);
+	return wide_by_books(k, a->limits, &s) ? CQK_CUDA_BOOKS : CQK_CUDA_BLOCK;
+}
+
+static int launch_wide(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tables *t,
+		       const struct cqk_cuda_limits *l, struct cqkd_attn *p,
+		       struct cqcu_stream *stream, struct cq_err *err)
+{
+	enum kernel i = p->d == 64 ? K_WIDE_64 : p->d == 128 ? K_WIDE_128 : K_WIDE_256;
+	struct grid size = { l->wide, p->n_heads };
+	struct cqk_cuda_shape s;
+	uint32_t shared;
+
+	shape_of(k, t, p->layer, &s);
+	if (!wide_by_books(k, l, &s))
+		return launch(k, i, size, kernels[i].shared, p, stream, err);
+	i = BOOKS_AT(s.k_channels, s.v_channels);
+	shared = cqk_cuda_variant_shared(CQK_CUDA_BOOKS, &s);
+	p->tiles = shared == kernels[i].shared ? 2 : 1;
+	if (l->few)
+		size.x = MIN(l->few, l->wide);
+	return launch(k, i, size, shared, p, stream, err);
+}
+
 int cqk_cuda_attention(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tables *t,
 		       const struct cqk_cuda_attn *a, struct cqcu_stream *stream,
 		       struct cq_err *err)
@@ -502,8 +575,7 @@ int cqk_cuda_attention(const struct cqk_cuda_kernels *k, const struct cqk_cuda_t
 		return 0;
 	ret = attn_addresses(k, a, &p, err);
 	if (!ret && a->limits->wide)
-		ret = launch(k, K_WIDE_64 + size, (struct grid){ a->limits->wide, p.n_heads },
-			     kernels[K_WIDE_64 + size].shared, &p, stream, err);
+		ret = launch_wide(k, t, a->limits, &p, stream, err);
 	if (!ret && p.max_items)
 		ret = launch_few(k, t, a->limits, &p, stream, err);
 	if (!ret && p.max_items && !(p.few && a->limits->few_only))

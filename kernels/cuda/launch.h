@@ -184,6 +184,18 @@ enum cqk_cuda_variant cqk_cuda_variant(const struct cqk_cuda_kernels *k,
 				       const struct cqk_cuda_attn *a);
 
 /**
+ * cqk_cuda_variant_wide() - which kernel a call takes for wide items
+ * @k: kernels
+ * @t: tables
+ * @a: valid
+ *
+ * Return: CQK_CUDA_BOOKS, or CQK_CUDA_BLOCK for attn_wide.cu.
+ */
+enum cqk_cuda_variant cqk_cuda_variant_wide(const struct cqk_cuda_kernels *k,
+					    const struct cqk_cuda_tables *t,
+					    const struct cqk_cuda_attn *a);
+
+/**
  * cqk_cuda_attention() - attention over a plan's blocks, in two to four launches
  * @k:      kernels
  * @t:      tables of the model, placed

@@ -326,6 +326,8 @@ struct cqkd_plan {
  * @window:    sliding window, 0: none
  * @base2:     the lse is a logarithm to base 2
  * @few:       items of at most so many vectors are attn_few.cu's or attn_f16.cu's; 0: none are
+ * @tiles:     attn_books.cu: tiles that it has room for
+ * @pad:       0
  */
 struct cqkd_attn {
 	struct cqkd_view q, o;
@@ -352,6 +354,8 @@ struct cqkd_attn {
 	uint32_t window;
 	uint32_t base2;
 	uint32_t few;
+	uint32_t tiles;
+	uint32_t pad;
 };
 
 /*
@@ -417,7 +421,18 @@ struct cqkd_attn {
 	 CQKD_FEW_WARPS * CQKD_FEW_VECS * 8 +			/* maxima and sums of warps */ \
 	 CQKD_FEW_STAGES(d, groups))
 
-#define CQKD_TILE_BYTES		(CQKD_TOKENS * 128 * 2)	/* of swizzle.cuh: 128 channels */
+/*
+ * attn_books.cu: query vectors at once; shared memory with @groups of K and V together and
+ * one tile (swizzle.cuh) or two.
+ */
+#define CQKD_BOOKS_VECS		128
+#define CQKD_TILE_BYTES		(CQKD_TOKENS * 128 * 2)
+#define CQKD_BOOKS_SHARED(groups, tiles) \
+	(2 * CQKD_CENTROIDS * 128 * 2 +				/* centroids */ \
+	 CQKD_BOOKS_VECS * 32 + CQKD_WIDE_THREADS / 32 * 16 +	/* vectors, live tokens */ \
+	 2 * 256 +						/* positions */ \
+	 2 * (groups) * CQKD_TOKENS +				/* codes */ \
+	 (tiles) * CQKD_TILE_BYTES)
 
 /* attn_ring.cuh: warps of a block, 16 tokens each, and how many of these are on their way. */
 #define CQKD_F16_WARPS		4
@@ -488,7 +503,7 @@ CQKD_FROZEN(offsetof(struct cqkd_span, pos) == 16);
 CQKD_FROZEN(sizeof(struct cqkd_entry) == 8);
 CQKD_FROZEN(sizeof(struct cqkd_item) == 24);
 CQKD_FROZEN(sizeof(struct cqkd_plan) == 64);
-CQKD_FROZEN(sizeof(struct cqkd_attn) == 336);
+CQKD_FROZEN(sizeof(struct cqkd_attn) == 344);
 CQKD_FROZEN(offsetof(struct cqkd_attn, plan) == 232);
 CQKD_FROZEN(offsetof(struct cqkd_attn, layer) == 272);
 CQKD_FROZEN(offsetof(struct cqkd_attn, base2) == 328);

@@ -143,16 +143,17 @@ struct share {
 static struct share share_of(const struct cqk_cuda_step *s, const struct cqk_cuda_limits *limits,
 			     const struct group *g)
 {
-	uint32_t few = CQKD_VECS(s->head_dim), many = CQKD_WIDE_VECS(s->head_dim);
-	uint32_t n = g->n_entries * s->gqa;
+	uint32_t few = CQKD_VECS(s->head_dim), n = g->n_entries * s->gqa;
+	uint32_t many = limits->wide_vecs ? limits->wide_vecs : CQKD_WIDE_VECS(s->head_dim);
+	uint32_t from = limits->wide_from ? limits->wide_from : MAX(few, limits->few_vecs);
 	struct share sh = { .vecs = few };
 
-	if (n > CQKD_FEW_VECS && n <= limits->few_vecs) {
-		sh.vecs = CQKD_FEW_VECS;
-	} else if (limits->wide && g->one_pos && n > few) {
+	if (limits->wide && g->one_pos && n > from) {
 		/* as many to each, in whole tiles of 16 */
 		sh.wide = true;
 		sh.vecs = (uint32_t)ALIGN_UP(ceil_div(n, ceil_div(n, many)), 16);
+	} else if (n > CQKD_FEW_VECS && n <= limits->few_vecs) {
+		sh.vecs = CQKD_FEW_VECS;
 	}
 	sh.items = (uint32_t)ceil_div(n, sh.vecs);
 	return sh;

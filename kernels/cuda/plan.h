@@ -16,7 +16,11 @@
  * @items: items at most: blocks of threads per kv head
  * @slots: query vectors over all items at most, of one kv head
  * @wide:  items at most, beside @items, that decode a block once for all of up to
- *         256 query vectors (112 with more than 128 channels); 0: there are none
+ *         @wide_vecs query vectors; 0: there are none
+ * @wide_vecs: query vectors of such an item at most; 0: 256 (112 with more than 128
+ *         channels)
+ * @wide_from: blocks of one position that more vectors see become wide items; 0: those
+ *         of more than 64 (32) and more than @few_vecs
  * @few:   blocks of threads per kv head that share items of at most eight query
  *         vectors, if the variant (variant.h) is one that shares; 0: it is not used
  * @few_only: no item that is not wide has more vectors than that: a plan with one
@@ -32,6 +36,8 @@ struct cqk_cuda_limits {
 	uint32_t items;
 	uint32_t slots;
 	uint32_t wide;
+	uint32_t wide_vecs;
+	uint32_t wide_from;
 	uint32_t few;
 	uint32_t few_only;
 	uint32_t few_vecs;

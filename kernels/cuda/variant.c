@@ -13,6 +13,7 @@ static const char *const names[CQK_CUDA_VARIANTS] = {
 	[CQK_CUDA_BLOCK] = "block",
 	[CQK_CUDA_FEW] = "few",
 	[CQK_CUDA_F16] = "f16",
+	[CQK_CUDA_BOOKS] = "books",
 };
 
 /*
@@ -55,6 +56,16 @@ static const struct {
 	{ 128, 2, 60 }, { 128, 4, 40 }, { 128, 8, 56 },
 };
 
+/*
+ * More vectors than these are computed sooner from books in shared memory than eight by
+ * eight. Computed by scripts/gpu-model.py, too.
+ */
+static const struct {
+	uint32_t channels, vecs;
+} books[] = {
+	{ 2, 8 }, { 4, 8 }, { 8, 8 },
+};
+
 const char *cqk_cuda_variant_name(enum cqk_cuda_variant v)
 {
 	return v < CQK_CUDA_VARIANTS ? names[v] : "?";
@@ -84,7 +95,7 @@ int cqk_cuda_variant_of(const char *name, enum cqk_cuda_variant *v, struct cq_er
 
 	if (i < 0)
 		return cq_err_set(err, -EINVAL, "%s=%s is no variant of kernels; there are auto, "
-						"block, few and f16", CQK_CUDA_VARIANT_ENV, name);
+						"block, few, f16 and books", CQK_CUDA_VARIANT_ENV, name);
 	*v = (enum cqk_cuda_variant)i;
 	return 0;
 }
@@ -112,31 +123,39 @@ bool cqk_cuda_encode_near(enum cqk_cuda_encode forced, uint32_t channels, uint32
 	return false;
 }
 
-uint32_t cqk_cuda_variant_shared(enum cqk_cuda_variant v, const struct cqk_cuda_shape *s)
+/* Of both sides codebooks fit into shared memory, and keys turn in pairs of its halves. */
+static bool books_fit(const struct cqk_cuda_shape *s)
 {
-	uint32_t d = s->head_dim;
-
-	if (d != 64 && d != 128)
-		return 0;
 	/*
 	 * 1,024 centroids of 128 channels are 256 KiB of halves, of keys or values alone: more
 	 * than a block of threads has anywhere. Of 64 channels, 128 KiB, only one would fit.
 	 */
-	if (s->bits > 8)
+	return s->k_channels && s->v_channels && s->bits <= 8 &&
+	       (!s->turned || s->turned == s->head_dim);
+}
+
+uint32_t cqk_cuda_variant_shared(enum cqk_cuda_variant v, const struct cqk_cuda_shape *s)
+{
+	uint32_t d = s->head_dim, groups, two;
+
+	if (d != 64 && d != 128)
 		return 0;
 	if (v == CQK_CUDA_F16)
-		return s->k_channels || s->v_channels || s->turned ? 0 : CQKD_F16_SHARED(d);
-	/* pairs of a key have to be of the two halves */
-	if (!s->k_channels || !s->v_channels || (s->turned && s->turned != d))
+		return s->bits || s->turned ? 0 : CQKD_F16_SHARED(d);
+	if (!books_fit(s))
 		return 0;
-	return CQKD_FEW_SHARED(d, d / s->k_channels + d / s->v_channels);
+	groups = d / s->k_channels + d / s->v_channels;
+	if (v == CQK_CUDA_FEW)
+		return CQKD_FEW_SHARED(d, groups);
+	two = CQKD_BOOKS_SHARED(groups, 2);
+	return d < 128 ? 0 : two <= s->shared ? two : CQKD_BOOKS_SHARED(groups, 1);
 }
 
 bool cqk_cuda_variant_can(enum cqk_cuda_variant v, const struct cqk_cuda_shape *s)
 {
 	uint32_t shared;
 
-	if (v != CQK_CUDA_FEW && v != CQK_CUDA_F16)
+	if (v != CQK_CUDA_FEW && v != CQK_CUDA_F16 && v != CQK_CUDA_BOOKS)
 		return v == CQK_CUDA_BLOCK;
 	shared = cqk_cuda_variant_shared(v, s);
 	return shared && shared <= s->shared;
@@ -147,7 +166,7 @@ enum cqk_cuda_variant cqk_cuda_variant_choose(enum cqk_cuda_variant forced,
 {
 	uint32_t i;
 
-	if (forced != CQK_CUDA_AUTO)
+	if (forced != CQK_CUDA_AUTO && forced != CQK_CUDA_BOOKS)
 		return cqk_cuda_variant_can(forced, s) ? forced : CQK_CUDA_BLOCK;
 	for (i = 0; i < ARRAY_SIZE(table); i++) {
 		if (s->arch < table[i].arch ||
@@ -177,4 +196,26 @@ uint32_t cqk_cuda_variant_vecs(enum cqk_cuda_variant forced, const struct cqk_cu
 	if (forced == CQK_CUDA_FEW)	/* all that are not wide */
 		return CQKD_VECS(s->head_dim);
 	return MIN(eights_of(s->head_dim, s->k_channels), eights_of(s->head_dim, s->v_channels));
+}
+
+static uint32_t books_of(uint32_t channels)
+{
+	uint32_t i;
+
+	for (i = 0; i < ARRAY_SIZE(books); i++)
+		if (books[i].channels == channels)
+			return books[i].vecs;
+	return 0;
+}
+
+uint32_t cqk_cuda_variant_books(enum cqk_cuda_variant forced, const struct cqk_cuda_shape *s)
+{
+	/* of what is older nothing was computed, nor is there a GPU */
+	if (!cqk_cuda_variant_can(CQK_CUDA_BOOKS, s) || s->arch < 80)
+		return 0;
+	if (forced == CQK_CUDA_BOOKS)
+		return CQKD_FEW_VECS;
+	if (forced != CQK_CUDA_AUTO)
+		return 0;
+	return MAX(books_of(s->k_channels), books_of(s->v_channels));
 }

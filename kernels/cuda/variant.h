@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Which kernel computes attention of few query vectors: one rule, from the shape of the
- * work and the device. Documentation/gpu.md has the arithmetic behind the table.
+ * Which kernel computes attention of few query vectors, and of many: one rule, from the shape
+ * of the work and the device. Documentation/gpu.md has the arithmetic behind the tables.
  */
 #ifndef CQK_CUDA_VARIANT_H
 #define CQK_CUDA_VARIANT_H
@@ -14,15 +14,18 @@
 #define CQK_CUDA_VARIANT_ENV "CQ_CUDA_VARIANT"
 
 /**
- * enum cqk_cuda_variant - kernels for items of at most CQKD_FEW_VECS query vectors
+ * enum cqk_cuda_variant - kernels for items of at most CQKD_FEW_VECS query vectors, but for one
  * @CQK_CUDA_AUTO:  what the rule says
  * @CQK_CUDA_BLOCK: attn.cu: blocks are decoded into shared memory
  * @CQK_CUDA_FEW:   attn_few.cu: centroids are in shared memory, decoded into fragments
  * @CQK_CUDA_F16:   attn_f16.cu: halves are read as fast as memory delivers
+ * @CQK_CUDA_BOOKS: attn_books.cu, for items of more vectors: centroids are in shared
+ *                  memory, decoded into tiles
  * @CQK_CUDA_VARIANTS: number of them
  */
 enum cqk_cuda_variant {
-	CQK_CUDA_AUTO, CQK_CUDA_BLOCK, CQK_CUDA_FEW, CQK_CUDA_F16, CQK_CUDA_VARIANTS
+	CQK_CUDA_AUTO, CQK_CUDA_BLOCK, CQK_CUDA_FEW, CQK_CUDA_F16, CQK_CUDA_BOOKS,
+	CQK_CUDA_VARIANTS
 };
 
 /* In the environment, too: how codes are found. */
@@ -77,11 +80,12 @@ const char *cqk_cuda_variant_name(enum cqk_cuda_variant v);
 int cqk_cuda_variant_of(const char *name, enum cqk_cuda_variant *v, struct cq_err *err);
 
 /**
- * cqk_cuda_variant_shared() - shared memory of attn_few.cu or attn_f16.cu
- * @v: CQK_CUDA_FEW or CQK_CUDA_F16
+ * cqk_cuda_variant_shared() - shared memory of a kernel that may have too little
+ * @v: CQK_CUDA_FEW, CQK_CUDA_F16 or CQK_CUDA_BOOKS
  * @s: shape
  *
- * Return: bytes; 0 if that kernel does not compute such a shape.
+ * Return: bytes, of CQK_CUDA_BOOKS with two tiles if they fit; 0 if that kernel does not
+ * compute such a shape.
  */
 uint32_t cqk_cuda_variant_shared(enum cqk_cuda_variant v, const struct cqk_cuda_shape *s);
 
@@ -95,8 +99,9 @@ uint32_t cqk_cuda_variant_shared(enum cqk_cuda_variant v, const struct cqk_cuda_
 bool cqk_cuda_variant_can(enum cqk_cuda_variant v, const struct cqk_cuda_shape *s);
 
 /**
- * cqk_cuda_variant_choose() - the rule
- * @forced: CQK_CUDA_AUTO, or a variant to take wherever it can
+ * cqk_cuda_variant_choose() - the rule for items of at most CQKD_FEW_VECS query vectors
+ * @forced: CQK_CUDA_AUTO, or a variant to take wherever it can; CQK_CUDA_BOOKS leaves these
+ *          to the rule
  * @s:      shape
  *
  * Return: a variant that can.
@@ -143,5 +148,16 @@ bool cqk_cuda_encode_near(enum cqk_cuda_encode forced, uint32_t channels, uint32
  * Return: vectors; 0 if that kernel is not the one that is chosen.
  */
 uint32_t cqk_cuda_variant_vecs(enum cqk_cuda_variant forced, const struct cqk_cuda_shape *s);
+
+/**
+ * cqk_cuda_variant_books() - from how many query vectors on attn_books.cu computes them
+ * @forced: CQK_CUDA_AUTO: the rule; CQK_CUDA_BOOKS: more than CQKD_FEW_VECS; else none
+ * @s:      shape
+ *
+ * It is for pages that all these vectors read at one position.
+ *
+ * Return: more vectors than these; 0: none.
+ */
+uint32_t cqk_cuda_variant_books(enum cqk_cuda_variant forced, const struct cqk_cuda_shape *s);
 
 #endif /* CQK_CUDA_VARIANT_H */

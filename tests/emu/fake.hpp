@@ -11,6 +11,7 @@
  *	CQ_EMU_STATE=name	one name (a process alone without it)
  *	CQ_EMU_KERNELS=path	library of kernels (libcqk_emu.so beside this one)
  *	CQ_EMU_THREADS=n	of the machine, for each launch (2)
+ *	CQ_EMU_ARCH=n		compute capability, and shared memory of a block with it (90)
  *	CQ_EMU_ORDER=forward|reverse|random	of the threads of a warp or block
  *	CQ_EMU_DELAY_US=n	at most so long a stream hesitates before each step
  *	CQ_EMU_SEED=n		of delays, orders, and of the order of graph nodes
@@ -70,13 +71,14 @@ struct knobs {
 	int devices, version;
 	size_t memory;
 	std::string state, kernels;
-	unsigned int threads, order, delay_us;
+	unsigned int threads, order, delay_us, arch;
 	uint64_t seed;
 	bool fd_poll, garbage;
 	int visible[MAX_DEVICES], num_visible;	/* ordinal -> device */
 };
 extern struct knobs knobs;
 void knobs_read();
+int shared_of_block();		/* that a kernel can ask for */
 /* The result that call @index must fail with, or CQCU_SUCCESS. */
 int inject(size_t index, const char *name);
 uint64_t next_random(uint64_t *state);

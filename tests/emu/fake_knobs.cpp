@@ -180,6 +180,20 @@ static std::string state_name(const char *name)
 	return text;
 }
 
+int shared_of_block()
+{
+	switch (knobs.arch) {
+	case 80:
+		return 163 << 10;
+	case 86:
+	case 89:
+	case 120:
+		return 99 << 10;
+	default:
+		return 227 << 10;
+	}
+}
+
 void knobs_read()
 {
 	const char *order = getenv("CQ_EMU_ORDER"), *state = getenv("CQ_EMU_STATE");
@@ -190,6 +204,7 @@ void knobs_read()
 	knobs.memory = (size_t)std::min<unsigned long long>(number("CQ_EMU_MEMORY", 4ull << 30),
 							    MAX_SIZE);
 	knobs.threads = (unsigned int)number("CQ_EMU_THREADS", 2);
+	knobs.arch = (unsigned int)number("CQ_EMU_ARCH", 90);
 	knobs.delay_us = (unsigned int)std::min<unsigned long long>(number("CQ_EMU_DELAY_US", 0),
 								    1000000);
 	knobs.seed = number("CQ_EMU_SEED", 1);

@@ -30,7 +30,7 @@ static struct {
 static auto &modules = *new std::map<struct cqcu_module *, std::shared_ptr<int>>;
 static auto &functions = *new std::map<struct cqcu_func *, std::shared_ptr<struct function>>;
 
-static const int STATIC_LIMIT = 48 << 10, OPTIN_LIMIT = 227 << 10;
+static const int STATIC_LIMIT = 48 << 10;
 
 /* libcqk_emu.so lies beside this library. */
 static std::string kernels_path()
@@ -247,7 +247,7 @@ int cuFuncSetAttribute(struct cqcu_func *f, int attr, int value)
 		return CQCU_ERROR_INVALID_HANDLE;
 	switch (attr) {
 	case CQCU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES:
-		if (value < 0 || value > OPTIN_LIMIT)
+		if (value < 0 || value > shared_of_block())
 			return CQCU_ERROR_INVALID_VALUE;
 		fn->max_dynamic = value;
 		return CQCU_SUCCESS;

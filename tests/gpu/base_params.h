@@ -30,6 +30,6 @@ struct cqbd_attn {
 #define CQBD_STAGES(bytes)	((bytes) > 1 ? 2 : 3)		/* blocks of tokens */
 #define CQBD_FP8_STAGES		3	/* of base_fp8.cu, as CQKD_F16_STAGES */
 
-CQKD_FROZEN(sizeof(struct cqbd_attn) == 352);
+CQKD_FROZEN(sizeof(struct cqbd_attn) == 360);
 
 #endif /* GPU_BASE_PARAMS_H */

@@ -12,7 +12,7 @@
 template <int d, int vecs, typename E>
 struct base {
 	static const int warps = CQBD_WARPS(vecs), stages = CQBD_STAGES(E::bytes);
-	static const int pitch = CQKD_RING_PITCH(d, E::bytes);
+	static const int pitch = E::template pitch<d>();
 
 	__align__(16) uint8_t rows[stages][2][CQKD_TOKENS * pitch];	/* keys, values */
 	struct crowd<d, vecs, warps, stages> all;
@@ -32,7 +32,7 @@ CQ_DEVICE void fetch(const struct cqkd_attn &p, struct work &w, struct base<d, v
 	if (i < w.item.n_blocks) {
 		w.block = part_of<struct cqkd_block>(p, &cqkd_plan::blocks)[w.item.block + i];
 		tokens = CQKD_TOKENS;
-		live = look(p, w, sh->all, i % B::stages);
+		live = look(p, w, sh->all.see, i % B::stages);
 	} else {
 		__syncthreads();	/* as in look(): the stage is free */
 	}
@@ -70,7 +70,7 @@ CQ_DEVICE void item(const struct cqkd_attn &p, struct work &w, struct base<d, ve
 	queries_load<E>(p, w, sh->all, reinterpret_cast<float *>(sh->rows));
 	__syncthreads();
 	for (i = threadIdx.x; E::scaled && i < w.item.n_vecs; i += B::warps * 32)
-		sh->all.query[i].size *= k_scale;
+		sh->all.see.query[i].size *= k_scale;
 	for (i = 0; i < ahead; i++)
 		fetch(p, w, sh, i);
 	for (i = 0; i < w.item.n_blocks; i++) {
@@ -85,7 +85,7 @@ CQ_DEVICE void item(const struct cqkd_attn &p, struct work &w, struct base<d, ve
 		tiles_values<E>(w, sh->rows[at][1], r);
 	}
 	cq_cp_wait<0>();
-	result_store<E>(p, w, sh->all, E::scaled ? v_scale : 1, r);
+	result_store<E>(p, w, sh->all.see, E::scaled ? v_scale : 1, r);
 }
 
 template <int d, int vecs, typename E>

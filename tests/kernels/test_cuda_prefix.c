@@ -120,6 +120,101 @@ TEST_LIMIT(wide_batches, 60)
 	gpu_close(&g);
 }
 
+/* Many vectors by books in shared memory: what wide_batches does, and by how many at once. */
+static const struct batch {
+	uint32_t seqs, rows, heads, ck, cv, keys;
+} books[] = {
+	{ 3, 1, 3, 8, 8, CQK_KEYS_PRE_ROPE },		/* 9 vectors */
+	{ 4, 1, 4, 4, 4, CQK_KEYS_PRE_ROPE },
+	{ 17, 1, 1, 2, 2, CQK_KEYS_PRE_ROPE },
+	{ 5, 1, 8, 8, 2, CQK_KEYS_PRE_ROPE },
+	{ 1, 13, 5, 2, 8, CQK_KEYS_PRE_ROPE },		/* 65, of one sequence: halves, too */
+	{ 16, 2, 4, 4, 8, CQK_KEYS_PRE_ROPE },		/* 128 */
+	{ 3, 43, 1, 8, 4, CQK_KEYS_ROTATED },		/* 129: two items */
+	{ 15, 1, 20, 4, 2, CQK_KEYS_NONE },		/* 300: three */
+	{ 12, 1, 4, 2, 4, CQK_KEYS_ROTATED },
+	{ 1, 33, 4, 8, 8, CQK_KEYS_ROTATED },
+	{ 1, 12, 4, 4, 4, CQK_KEYS_PRE_ROPE },
+	{ 1, 64, 2, 2, 2, CQK_KEYS_PRE_ROPE },
+};
+
+static struct scene_opts books_opts(uint32_t i)
+{
+	const struct batch *b = &books[i];
+	struct scene_opts o = plain(128, b->ck);
+
+	o.toy.cv = b->cv;
+	o.toy.keys = b->keys;
+	o.toy.n_kv_heads = 1 + i % 2;
+	o.toy.n_heads = b->heads * o.toy.n_kv_heads;
+	o.toy.i8 = i % 4 == 1;
+	o.toy.pairs = i / 4 % 2;
+	o.seqs = b->seqs;
+	o.rows = b->rows;
+	o.shared = 1 + i % 3 * 3;
+	o.own = i % 4 == 3;
+	o.tail = 5 + i % 5 * 13;
+	o.sinks = i % 3 * 4;
+	o.holes = i % 5 == 3;
+	o.window = i % 6 == 5 ? 150 : 0;
+	o.soft_cap = i % 6 == 4 ? 3 : 0;
+	o.dtype = i % 3;
+	o.want = i % 4 == 2 ? 1 : 0;
+	return o;
+}
+
+/* Both launches of a scene by books, as one block of threads may get several items. */
+static void check_books(struct gpu *g, uint32_t i, bool can)
+{
+	struct scene_opts o = books_opts(i);
+	struct scene *s = scene_new(&o);
+	struct cqkd_plan plan;
+	struct run r;
+
+	run_new(g, s, &r);
+	gpu_get(g, &plan, r.plan, sizeof(plan));
+	if (can || !getenv("CQ_TEST_GPU")) {
+		ASSERT_EQ(cqk_cuda_variant_wide(g->k, r.t, &r.a),
+			  can ? CQK_CUDA_BOOKS : CQK_CUDA_BLOCK);
+		ASSERT(!can || plan.n_wide);
+	}
+	run_launch(g, &r);
+	run_get(g, s, &r);
+	check_error(s);
+	r.limits.few = 0;	/* one block of threads for each item */
+	run_launch(g, &r);
+	run_get(g, s, &r);
+	check_error(s);
+	run_free(g, &r);
+	scene_free(s);
+}
+
+TEST_LIMIT(books_in_shared_memory, 120)
+{
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	for (i = 0; i < ARRAY_SIZE(books); i++) {
+		cqk_cuda_force(g.k, i % 2 ? CQK_CUDA_BOOKS : CQK_CUDA_AUTO);
+		check_books(&g, i, true);
+	}
+	gpu_close(&g);
+}
+
+/* Less shared memory: one tile for keys and values, and none of it for small groups. */
+TEST_LIMIT(books_with_one_tile, 120)
+{
+	struct gpu g;
+	uint32_t i;
+
+	setenv("CQ_EMU_ARCH", "80", 1);
+	gpu_open(&g);
+	for (i = 0; i < ARRAY_SIZE(books); i++)
+		check_books(&g, i, books[i].ck + books[i].cv > 4);
+	gpu_close(&g);
+}
+
 /* The same rows at other positions cannot share decoded keys. */
 TEST(many_rows_at_other_positions)
 {
