@@ -12,6 +12,11 @@
 #define MAX_IMAGES 16
 #define MAX_GRID_Y 65535
 #define STRIDE_MAX ((int64_t)1 << 40)
+/*
+ * Blocks, times vectors beyond eight, of a block of threads that are worth the start of
+ * attn_books.cu: computed by scripts/gpu-model.py, to be replaced by what is measured.
+ */
+#define BOOKS_WORK 40
 
 enum kernel {
 	K_APPEND, K_ATTN_64, K_ATTN_128, K_ATTN_256, K_WIDE_64, K_WIDE_128, K_WIDE_256, K_MERGE,
@@ -405,6 +410,8 @@ void cqk_cuda_limits_init(struct cqk_cuda_limits *l, const struct cqk_cuda_kerne
 		.wide_vecs = books ? CQKD_BOOKS_VECS : 0,
 		.wide_from = books,
 	};
+	if (books && k->forced == CQK_CUDA_AUTO)
+		l->wide_work = BOOKS_WORK * l->few;
 	if (most > from)
 		l->wide = (uint32_t)(most / wide + MIN(groups, most / from) + want);
 }

@@ -140,6 +140,21 @@ struct share {
 	bool wide;
 };
 
+/* Whether limits->wide_from counts. */
+static bool wide_pays(const struct cqk_cuda_step *s, const struct cqk_cuda_limits *limits)
+{
+	uint64_t work = 0;
+	uint32_t at = 0, n;
+	struct group g;
+
+	for (; group_at(s, at, &g); at += g.n_blocks) {
+		n = g.n_entries * s->gqa;
+		if (g.one_pos && n > limits->wide_from && n > CQKD_FEW_VECS)
+			work += (uint64_t)g.n_blocks * (n - CQKD_FEW_VECS);
+	}
+	return work >= limits->wide_work;
+}
+
 static struct share share_of(const struct cqk_cuda_step *s, const struct cqk_cuda_limits *limits,
 			     const struct group *g)
 {
@@ -327,14 +342,18 @@ int cqk_cuda_plan(const struct cqk_cuda_step *step, const struct cqk_cuda_limits
 		  void *out, size_t size, size_t *used, struct cq_err *err)
 {
 	struct cqkd_plan head = { 0 };
-	struct writer w = { .s = step, .limits = limits };
+	struct cqk_cuda_limits now = *limits;
+	struct writer w = { .s = step, .limits = &now };
 	uint8_t *base = out;
 	struct cut cut;
 	int ret;
 
 	ret = check_step(step, limits, err);
-	if (!ret)
-		ret = cut_choose(step, limits, &cut, err);
+	if (ret)
+		return ret;
+	if (!wide_pays(step, limits))
+		now.wide_from = 0;
+	ret = cut_choose(step, &now, &cut, err);
 	if (ret)
 		return ret;
 	if (!lay_out(step, &cut, &head, size))

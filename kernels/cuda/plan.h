@@ -21,6 +21,8 @@
  *         channels)
  * @wide_from: blocks of one position that more vectors see become wide items; 0: those
  *         of more than 64 (32) and more than @few_vecs
+ * @wide_work: @wide_from counts if its items have that much to do: blocks, times vectors
+ *         beyond eight. For less their kernel is not worth its start
  * @few:   blocks of threads per kv head that share items of at most eight query
  *         vectors, if the variant (variant.h) is one that shares; 0: it is not used
  * @few_only: no item that is not wide has more vectors than that: a plan with one
@@ -38,6 +40,7 @@ struct cqk_cuda_limits {
 	uint32_t wide;
 	uint32_t wide_vecs;
 	uint32_t wide_from;
+	uint32_t wide_work;
 	uint32_t few;
 	uint32_t few_only;
 	uint32_t few_vecs;

@@ -64,6 +64,11 @@ static void rig_make(struct rig *r)
 	r->limits = (struct cqk_cuda_limits){ .rows = ROWS, .items = 100000, .slots = 100000,
 					       .wide = toy_u32() % 2 * 100000,
 					       .few_vecs = toy_u32() % 3 * 30 };
+	if (toy_u32() % 2) {
+		r->limits.wide_vecs = 32 + toy_u32() % 3 * 48;
+		r->limits.wide_from = 8 + toy_u32() % 2 * 20;
+		r->limits.wide_work = toy_u32() % 3 * 200;
+	}
 }
 
 static int rig_plan(struct rig *r)
@@ -128,27 +133,64 @@ static void check_eights(const struct rig *r, const struct cqkd_item *it)
 	ASSERT_EQ(it->vec % CQKD_FEW_VECS, 0);
 }
 
+/* Whether all that read a block read it at one position. */
+static bool one_pos(const struct rig *r, const struct cqk_block *b)
+{
+	uint32_t j;
+
+	for (j = 1; j < b->n_spans; j++)
+		if (r->spans[b->span_first + j].pos != r->spans[b->span_first].pos)
+			return false;
+	return true;
+}
+
+/* More vectors than these are wide, by @r->limits. */
+static uint32_t wide_from(const struct rig *r)
+{
+	uint32_t least = MAX((uint32_t)CQKD_VECS(r->step.head_dim), r->limits.few_vecs);
+	const struct cqkd_plan *p = part(r, 0);
+	const struct cqkd_item *it = part(r, p->items);
+	uint32_t i, b, work = 0;
+
+	if (!r->limits.wide_from)
+		return least;
+	/* an item's blocks are those of one run */
+	for (i = 0; i < p->n_items; i++) {
+		uint32_t n = vecs_of(r, &r->blocks[it[i].block]);
+		bool one = true;
+
+		for (b = it[i].block; b < it[i].block + it[i].n_blocks; b++)
+			one = one && one_pos(r, &r->blocks[b]);
+		if (one && !it[i].vec && n > r->limits.wide_from)
+			work += it[i].n_blocks * (n - CQKD_FEW_VECS);
+	}
+	return work >= r->limits.wide_work ? r->limits.wide_from : least;
+}
+
 /*
- * Wide items come first; they have many vectors, more than are cut by eights, and one
- * position for each block.
+ * Wide items come first; they have many vectors, more than are cut by eights unless that is
+ * what is said, and one position for each block.
  */
 static void check_items(const struct rig *r)
 {
 	const struct cqkd_plan *p = part(r, 0);
 	const struct cqkd_item *it = part(r, p->items);
 	uint32_t few = CQKD_VECS(r->step.head_dim), many = CQKD_WIDE_VECS(r->step.head_dim);
-	uint32_t i, b, j, most = 0;
+	uint32_t i, b, n, most = 0, from = wide_from(r);
 
+	if (r->limits.wide_vecs)
+		many = ALIGN_UP(r->limits.wide_vecs, 16);
 	ASSERT_LE(p->n_wide, r->limits.wide);
 	for (i = 0; i < p->n_items; i++, it++) {
+		n = vecs_of(r, &r->blocks[it->block]);
 		ASSERT_LE(it->n_vecs, i < p->n_wide ? many : few);
-		ASSERT(i >= p->n_wide || vecs_of(r, &r->blocks[it->block]) > r->limits.few_vecs);
-		check_eights(r, it);
+		if (i < p->n_wide)
+			ASSERT(n > from);
+		else
+			check_eights(r, it);
 		most = i < p->n_wide ? 0 : MAX(most, it->n_vecs);
 		for (b = it->block; i < p->n_wide && b < it->block + it->n_blocks; b++)
-			for (j = 0; j < r->blocks[b].n_spans; j++)
-				ASSERT_EQ(r->spans[r->blocks[b].span_first + j].pos,
-					  r->spans[r->blocks[b].span_first].pos);
+			ASSERT(one_pos(r, &r->blocks[b]));
 	}
 	ASSERT_EQ(p->vecs, most);
 }
@@ -234,6 +276,7 @@ TEST(a_batch_decodes_its_prefix_once)
 	r.step.want = 1;
 	r.step.n_blocks = r.step.n_spans = 3;
 	r.limits.wide = 3;
+	r.limits.wide_vecs = r.limits.wide_from = 0;
 	r.limits.few_vecs = 239;
 	for (i = 0; i < 3; i++) {
 		r.blocks[i] = (struct cqk_block){ .base = (uint8_t *)16, .tokens = 64,
@@ -279,6 +322,42 @@ static void rig_prefix(struct rig *r, uint32_t rows)
 	r->limits.items = 100;
 	r->limits.wide = 0;
 	r->limits.few_vecs = 24;
+}
+
+/* What wide_from says holds for blocks of one position, and if there is work enough. */
+TEST(a_prefix_is_decoded_once_from_nine_vectors_on)
+{
+	const struct cqkd_plan *p;
+	struct rig r;
+
+	rig_make(&r);
+	rig_prefix(&r, 5);	/* 20 vectors, 4 blocks */
+	r.step.want = 1;
+	r.limits.wide = 100;
+	r.limits.wide_from = 19;
+	r.limits.wide_vecs = 16;
+	r.limits.wide_work = 4 * 12;
+	ASSERT_EQ(rig_plan(&r), 0);
+	check_plan(&r);
+	p = part(&r, 0);
+	ASSERT_EQ(p->n_wide, 2);	/* of 16 and 4 */
+	ASSERT_EQ(p->n_items, 2 + 5);
+	r.limits.wide_from = 20;
+	ASSERT_EQ(rig_plan(&r), 0);
+	check_plan(&r);
+	ASSERT_EQ(p->n_wide, 0);
+	r.limits.wide_from = 8;
+	r.limits.wide_work++;
+	ASSERT_EQ(rig_plan(&r), 0);
+	check_plan(&r);
+	ASSERT_EQ(p->n_wide, 0);
+	ASSERT_EQ(p->n_items, 3 + 5);
+	r.limits.wide_work--;
+	r.spans[1].pos = 64;
+	ASSERT_EQ(rig_plan(&r), 0);
+	check_plan(&r);
+	ASSERT_EQ(p->n_wide, 0);
+	free(r.mem);
 }
 
 /* Items of one stretch follow each other: each eight vectors read its blocks. */
@@ -327,7 +406,7 @@ TEST(few_only_holds)
 	r.step.gqa = 2;
 	r.step.n_blocks = r.step.n_spans = 1;
 	r.blocks[0] = (struct cqk_block){ .base = (uint8_t *)16, .tokens = 64, .n_spans = 1 };
-	r.limits.wide = 0;
+	r.limits.wide = r.limits.wide_vecs = r.limits.wide_from = 0;
 	r.limits.few_vecs = 0;
 	r.limits.few_only = 1;
 	for (n = 1; n <= ROWS; n++) {
@@ -429,6 +508,31 @@ TEST(rule_of_variants)
 	ASSERT_EQ(cqk_cuda_variant_vecs(CQK_CUDA_AUTO, &s), 56);
 	ASSERT_EQ(cqk_cuda_variant_vecs(CQK_CUDA_FEW, &s), CQKD_VECS(128));
 	ASSERT_EQ(cqk_cuda_variant_vecs(CQK_CUDA_BLOCK, &s), 0);
+	/* more than eight vectors, wherever books fit; a variant for few is none for these */
+	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_AUTO, &s), CQKD_FEW_VECS);
+	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_BOOKS, &s), CQKD_FEW_VECS);
+	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_FEW, &s), 0);
+	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_BLOCK, &s), 0);
+	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_BOOKS, &s), CQK_CUDA_FEW);
+	ASSERT_EQ(cqk_cuda_variant_shared(CQK_CUDA_BOOKS, &s), CQKD_BOOKS_SHARED(32, 2));
+	s.shared = CQKD_BOOKS_SHARED(32, 2) - 1;
+	ASSERT_EQ(cqk_cuda_variant_shared(CQK_CUDA_BOOKS, &s), CQKD_BOOKS_SHARED(32, 1));
+	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_AUTO, &s), CQKD_FEW_VECS);
+#define NO_BOOKS(field, value) do { \
+	struct cqk_cuda_shape t = s; \
+	t.field = value; \
+	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_BOOKS, &t), 0); \
+	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_AUTO, &t), 0); \
+} while (0)
+	NO_BOOKS(head_dim, 64);
+	NO_BOOKS(head_dim, 256);
+	NO_BOOKS(bits, 10);
+	NO_BOOKS(turned, 64);
+	NO_BOOKS(v_channels, 0);
+	NO_BOOKS(arch, 75);
+	NO_BOOKS(shared, CQKD_BOOKS_SHARED(32, 1) - 1);
+#undef NO_BOOKS
+	s.shared = 227 << 10;
 	s.v_channels = 4;
 	s.arch = 75;
 	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_AUTO, &s), CQK_CUDA_BLOCK);

@@ -195,10 +195,9 @@ TEST_LIMIT(books_in_shared_memory, 120)
 	uint32_t i;
 
 	gpu_open(&g);
-	for (i = 0; i < ARRAY_SIZE(books); i++) {
-		cqk_cuda_force(g.k, i % 2 ? CQK_CUDA_BOOKS : CQK_CUDA_AUTO);
+	cqk_cuda_force(g.k, CQK_CUDA_BOOKS);
+	for (i = 0; i < ARRAY_SIZE(books); i++)
 		check_books(&g, i, true);
-	}
 	gpu_close(&g);
 }
 
@@ -210,8 +209,47 @@ TEST_LIMIT(books_with_one_tile, 120)
 
 	setenv("CQ_EMU_ARCH", "80", 1);
 	gpu_open(&g);
+	cqk_cuda_force(g.k, CQK_CUDA_BOOKS);
 	for (i = 0; i < ARRAY_SIZE(books); i++)
 		check_books(&g, i, books[i].ck + books[i].cv > 4);
+	gpu_close(&g);
+}
+
+/* The rule takes them where there is enough to do, and if all layers can. */
+TEST_LIMIT(books_by_rule, 60)
+{
+	static const struct { uint32_t seqs, shared, wide; } by[] = {
+		{ 3, 20, 1 }, { 3, 19, 0 }, { 8, 4, 1 }, { 8, 3, 0 }, { 2, 40, 0 },
+	};
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	for (i = 0; i < ARRAY_SIZE(by); i++) {
+		struct scene_opts o = plain(128, 8);
+		struct cqkd_plan plan;
+		struct scene *s;
+		struct run r;
+
+		o.toy.n_kv_heads = 1;
+		o.seqs = by[i].seqs;
+		o.shared = by[i].shared;
+		o.own = 1;
+		s = scene_new(&o);
+		run_new(&g, s, &r);
+		gpu_get(&g, &plan, r.plan, sizeof(plan));
+		if (!getenv("CQ_TEST_GPU"))
+			ASSERT_EQ(plan.n_wide > 0, by[i].wide);
+		run_launch(&g, &r);
+		run_get(&g, s, &r);
+		check_error(s);
+		r.t->layers[0].v.bits = 10;
+		cqk_cuda_limits_init(&r.limits, g.k, r.t, 4, 4, 4, WANT);
+		ASSERT_EQ(r.limits.wide_from, 0);
+		ASSERT_EQ(r.limits.wide_vecs, 0);
+		run_free(&g, &r);
+		scene_free(s);
+	}
 	gpu_close(&g);
 }
 
