@@ -6,7 +6,7 @@
 # Read what ptxas said of each kernel and target ("-Xptxas -v"; logs of nvcc
 # beside the fatbins) and print a table: registers for each target, then of all
 # targets the most static shared memory, stack and spilled bytes. Exit status 1
-# if a kernel spills registers.
+# if a kernel spills registers, or waits for each of its products of a warpgroup.
 set -eu
 
 [ $# -gt 0 ] || { echo "cuda-report: no kernels for GPUs in this build"; exit 0; }
@@ -15,6 +15,7 @@ awk '
 	split($0, part, "\047")
 	kernel = part[2]
 	arch = part[4]
+	sub(/a$/, "", arch)	# sm_90a, which stands for sm_90 where a file needs it
 	if (!(arch in archs)) {
 		archs[arch] = 1
 		order[++num_archs] = arch
@@ -23,6 +24,10 @@ awk '
 		seen[kernel] = 1
 		names[++num] = kernel
 	}
+}
+/wgmma.mma_async instructions are serialized/ {
+	print "cuda-report: " $0
+	serial++
 }
 /bytes stack frame/ && kernel != "" {
 	most(stack, $1)
@@ -62,5 +67,5 @@ END {
 	}
 	if (bad)
 		printf "cuda-report: %d of %d kernels spill registers\n", bad, num
-	exit bad > 0
+	exit bad + serial > 0
 }' "$@"

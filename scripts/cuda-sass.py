@@ -20,7 +20,7 @@ import subprocess
 import sys
 
 CLASSES = (
-    ("mma", ("HMMA", "MOVM")),
+    ("mma", ("HMMA", "MOVM", "HGMMA")),
     ("ldsm", ("LDSM",)),
     ("lds", ("LDS",)),
     ("sts", ("STS", "LDGSTS")),
@@ -54,8 +54,11 @@ def kernels_of(path, arch):
     """Yields (name, [(address, instruction, target or None, unconditional)]) of each kernel."""
     if not shutil.which("cuobjdump"):
         raise SystemExit("cuda-sass: cuobjdump, of the CUDA toolkit, is not on the path")
-    said = subprocess.run(["cuobjdump", "-sass", "-arch", arch, path], check=True,
-                          capture_output=True, text=True).stdout
+    for exact in arch, arch + "a":      # sm_90a stands for sm_90 where a file needs it
+        said = subprocess.run(["cuobjdump", "-sass", "-arch", exact, path], check=True,
+                              capture_output=True, text=True).stdout
+        if "Function : " in said:
+            break
     name, lines = None, []
     for line in said.splitlines():
         if found := re.match(r"\s*Function : (\S+)", line):

@@ -16,9 +16,10 @@
 #define CQ_KERNEL_BLOCKS(threads, blocks, name, params) \
 	extern "C" __global__ void __launch_bounds__(threads, blocks) name params
 
-#define CQ_DYN_SHARED(type, name) \
-	extern __shared__ __align__(16) unsigned char cq_dyn_shared[]; \
-	type *const name = reinterpret_cast<type *>(cq_dyn_shared)
+#define CQ_DYN_SHARED_ALIGNED(align, type, name) \
+	extern __shared__ __align__(align) unsigned char cq_dyn_shared_##align[]; \
+	type *const name = reinterpret_cast<type *>(cq_dyn_shared_##align)
+#define CQ_DYN_SHARED(type, name)	CQ_DYN_SHARED_ALIGNED(16, type, name)
 
 #define CQ_DEVICE static __device__ __forceinline__
 

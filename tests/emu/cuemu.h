@@ -10,6 +10,7 @@
  *	memory.hpp	atomics, fences, loads with hints
  *	math.hpp	intrinsics
  *	tensor.hpp	cp.async, ldmatrix, mma.sync
+ *	hopper.hpp	what sm_90 has: barriers of some threads, bulk copies, wgmma
  */
 #ifndef CUEMU_H
 #define CUEMU_H
@@ -21,6 +22,7 @@
 #include "tests/emu/memory.hpp"
 #include "tests/emu/math.hpp"
 #include "tests/emu/tensor.hpp"
+#include "tests/emu/hopper.hpp"
 #include "tests/emu/kernel.hpp"
 
 #endif /* CUEMU_H */

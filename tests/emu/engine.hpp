@@ -51,10 +51,41 @@ struct copy {
 	unsigned int group;
 };
 
+/* Up to when one knows what each of the others did (race.cpp); empty: not watched. */
+typedef std::vector<uint32_t> knowledge;
+
+/* Barriers of some of a block's threads (async.cpp), but for the first, __syncthreads(). */
+static constexpr uint32_t NAMED = 16;
+
+struct named_barrier {
+	uint32_t count, arrived;	/* threads */
+	uint32_t round;			/* how often all have come */
+	knowledge coming, come;
+};
+
+struct mbarrier {
+	const uint64_t *at;
+	uint32_t count, pending;	/* arrivals: of a phase, and still to come */
+	int64_t bytes;			/* of copies, still to come */
+	uint32_t phase;
+	bool unseen;			/* copies have come and nobody has waited for them */
+	knowledge coming, come;
+};
+
+/* A copy in bulk that is under way: it lands as late as it can. */
+struct bulk {
+	void *dst;
+	const void *src;
+	uint32_t bytes, mbarrier;
+};
+
+struct products;	/* of tensor cores, under way (wgmma.cpp) */
+
 enum state {
 	RUNS,
 	IN_WARP,	/* waits for lanes of its warp */
 	IN_BLOCK,	/* waits for all threads of the block */
+	AWAITS,		/* waits for another barrier */
 	LEFT,		/* has left the kernel */
 };
 
@@ -79,6 +110,12 @@ union operand {
 		uint32_t a[4], b[2];
 		float d[4];
 	} mma;
+	struct {
+		float *d;
+		const uint32_t *a;
+		uint64_t desc;
+		bool add;
+	} product;
 };
 
 struct warp {
@@ -112,6 +149,10 @@ struct engine {
 	uint32_t prepared;		/* slots with a guard page */
 	struct engine *next;
 	struct race *race;		/* NULL: accesses are not watched */
+	struct named_barrier named[NAMED];
+	std::vector<struct mbarrier> mbarriers;
+	std::vector<struct bulk> bulks;
+	struct products *products;
 	struct warp warp[CUEMU_MAX_THREADS / 32];
 	std::vector<struct copy> copies[CUEMU_MAX_THREADS];	/* of each thread */
 };

@@ -37,8 +37,8 @@ static size_t describe(const struct engine *eng, char *text, size_t size)
 			if (eng->warp[w].ready >> i % 32 & 1)
 				continue;
 			waits += f->state == IN_WARP;
-			barrier += f->state == IN_BLOCK;
-			if (f->state == IN_WARP || (f->state == IN_BLOCK && !one))
+			barrier += f->state == IN_BLOCK || f->state == AWAITS;
+			if (f->state == IN_WARP || (barrier && !one))
 				one = f;
 		}
 		if (one)

@@ -197,16 +197,45 @@ static struct fiber *pick(struct engine *eng)
 	return fiber_at(eng, w * 32 + lane);
 }
 
+/* The next thread; copies in bulk land when no thread can go on without, or by chance. */
+static struct fiber *pick_next(struct engine *eng)
+{
+	struct fiber *next;
+
+	if (eng->job->order == CUEMU_RANDOM && !eng->bulks.empty() && !draw(eng, 1024))
+		bulk_land(eng);
+	do
+		next = pick(eng);
+	while (!next && bulk_land(eng));
+	return next;
+}
+
 /* The running thread cannot go on; somebody else has to make it ready again. */
 static void wait_for_others(struct fiber *f)
 {
 	struct fiber *next;
 
 	warp_of(f)->ready &= ~(1u << f->lane);
-	next = pick(f->eng);
+	next = pick_next(f->eng);
 	if (!next)
 		fault(&f->at, "deadlock: no thread of the block can go on");
 	run_fiber(f->eng, next);
+}
+
+void wait_awhile(struct fiber *f, const char *op, struct place at)
+{
+	f->op = op;
+	f->at = at;
+	f->state = AWAITS;
+	wait_for_others(f);
+	f->state = RUNS;
+}
+
+void wake(struct engine *eng)
+{
+	for (uint32_t i = 0; i < eng->threads; i++)
+		if (fiber_at(eng, i)->state == AWAITS)
+			eng->warp[i / 32].ready |= 1u << i % 32;
 }
 
 void give_way()
@@ -342,8 +371,11 @@ int block_barrier(const char *op, enum vote vote, int value, struct place at)
 	w->ready &= ~(1u << f->lane);
 	f->state = LEFT;
 	eng->live--;
-	if (!eng->live)
+	if (!eng->live) {
+		async_end(eng);
+		products_end(eng);
 		leave_block(eng);
+	}
 	if (eng->at_barrier)
 		fault(nullptr, "left the kernel, but thread (%u,%u,%u) waits in %s at %s:%u",
 		      eng->first->tid.x, eng->first->tid.y, eng->first->tid.z,
@@ -356,7 +388,7 @@ int block_barrier(const char *op, enum vote vote, int value, struct place at)
 		if (group && !(group & w->ready))
 			w->ready |= 1u << o->lane;
 	}
-	next = pick(eng);
+	next = pick_next(eng);
 	if (!next)
 		fault(nullptr, "left the kernel, and no other thread of the block can go on");
 	eng->cur = next;
@@ -404,6 +436,8 @@ void run_block(struct engine *eng)
 	eng->failed = false;
 	eng->main_stack = nullptr;
 	race_block(eng);
+	async_start(eng);
+	products_start(eng);
 	for (uint32_t i = 0; i < eng->threads; i++)
 		start_fiber(eng, i);
 	for (uint32_t i = 0; i < eng->warps; i++) {

@@ -56,6 +56,27 @@ void race_access(struct fiber *f, const void *at, size_t size, bool write, bool 
 		 const void *pc);
 /* A copy to there is on its way: nobody may look, until it is not. */
 void race_pending(struct fiber *f, const void *at, size_t size, bool pending);
+/* Others come to know by @to what thread @f has done; it learns what came that way. */
+void race_release(struct fiber *f, knowledge *to);
+void race_acquire(struct fiber *f, const knowledge &from);
+/* A copy in bulk is there, which who waits for the mbarrier of that index learns. */
+void race_landed(struct engine *eng, const void *at, size_t size, uint32_t mbarrier,
+		 knowledge *to);
+/* What thread @f has stored tensor cores may read; and they do, for it. */
+void race_fence(struct fiber *f);
+void race_by_tensor(struct fiber *f, const void *at, size_t size, const void *pc);
+
+/* A thread waits until others wake all that wait so; then it looks again. */
+void wait_awhile(struct fiber *f, const char *op, struct place at);
+void wake(struct engine *eng);
+
+/* async.cpp, wgmma.cpp: a block begins; it ends, and nothing may be under way. */
+void async_start(struct engine *eng);
+void async_end(struct engine *eng);
+void products_start(struct engine *eng);
+void products_end(struct engine *eng);
+/* Let a copy in bulk land; false: there is none. */
+bool bulk_land(struct engine *eng);
 
 /* Keep the text of a fault of thread @f, unless there is an earlier one. */
 void report_fault(const struct fiber *f, const struct place *at, const char *text);

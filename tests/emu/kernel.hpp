@@ -74,5 +74,9 @@ template <typename F, F kernel> struct entry : cuemu_kernel {
 
 #define CQ_DYN_SHARED(type, name) \
 	type *const name = reinterpret_cast<type *>(cuemu::self()->eng->dyn)
+/* It ends at a page's end, so it is aligned if its size is. */
+#define CQ_DYN_SHARED_ALIGNED(align, type, name) \
+	CQ_DYN_SHARED(type, name); \
+	cuemu::check_dyn_alignment(align, { __FILE__, __LINE__ })
 
 #endif /* CUEMU_KERNEL_HPP */

@@ -3,13 +3,19 @@
  * Races on shared memory. A library whose kernels were compiled for the thread
  * sanitizer (-fsanitize=thread) calls the functions below for each access; the
  * sanitizer itself is not linked. Two threads of a block may not touch the same
- * byte, one of them to write, without a barrier in between: __syncthreads(), or
- * __syncwarp() for lanes of one warp. As on a device, no other collective
- * orders memory. Atomics are in order with each other.
+ * byte, one of them to write, without a barrier in between: __syncthreads(),
+ * __syncwarp() for lanes of one warp, a named barrier or an mbarrier for those that
+ * come to it. As on a device, no other collective orders memory. Atomics are in
+ * order with each other.
  *
- * What is known of each byte is when it was last written and read: the number
- * of barriers of the block so far (its epoch), and within a warp the clock of
- * the lane, which others learn of at a __syncwarp().
+ * Time counts what threads let others know of. Of each byte is known when it was
+ * last written, and read by each warp; of each thread, up to when it knows what the
+ * others did: what was before the last __syncthreads() all know. Copies in bulk are
+ * done by nobody of the block: each mbarrier that counts them stands for one more.
+ *
+ * Tensor cores that read shared memory themselves do not see what threads have
+ * stored (proxies: PTX ISA, "Memory Consistency Model") before the thread that wrote
+ * has called cq_fence_async(), and the reader knows of that.
  */
 #include <dlfcn.h>
 
@@ -17,24 +23,39 @@
 
 namespace cuemu {
 
+static const uint32_t OTHERS = 64;			/* mbarriers */
+static const uint32_t WHO = CUEMU_MAX_THREADS + OTHERS;	/* that write */
+static const uint32_t MAX_WARPS = CUEMU_MAX_THREADS / 32;
+
 struct cell {
-	uint64_t write_epoch, read_epoch;
-	uint64_t pending;		/* the block that has a copy on its way */
-	const void *write_pc, *read_pc, *other_pc;
-	uint32_t write_clock, read_clock;
-	uint32_t writer, reader;	/* threads of the block */
-	uint32_t other;			/* a reader of another warp than the reader's */
-	uint32_t read_warps;		/* which warps have read it in that epoch */
-	uint32_t read_lanes;		/* lanes of the reader's warp that have */
+	uint64_t block;			/* in which the rest was set */
+	const void *write_pc;
+	uint32_t write_time;
+	uint32_t writer;
+	uint32_t thread;		/* that wrote, or began the copy */
+	uint32_t read_warps;		/* which warps have read it since */
+	bool pending;			/* a copy to it is on its way */
+	bool by_copy;			/* written by one in bulk: tensor cores see it */
 	bool write_atomic, read_atomic;
 };
 
+/* What a warp has read of a byte. */
+struct reading {
+	const void *pc;
+	uint32_t time;			/* the last */
+	uint32_t lanes;
+};
+
 struct race {
-	uint64_t epoch;			/* never the same for two blocks */
-	uint64_t block;			/* the first of the running block */
+	uint64_t block;			/* that is running */
+	uint32_t now;
+	uint32_t all;			/* all know what was before */
+	bool across;			/* threads know more of other warps than that */
 	struct cell *dyn, *tls;
+	struct reading *dyn_reads, *tls_reads;	/* [byte][warp] */
 	size_t tls_bytes;
-	uint32_t clock[CUEMU_MAX_THREADS][32];	/* what a thread knows of its warp */
+	uint32_t known[CUEMU_MAX_THREADS][WHO];
+	std::vector<uint32_t> *fences;	/* of each thread, when */
 };
 
 static const char WRITTEN[] = "written without a barrier in between";
@@ -43,14 +64,22 @@ static const char READ[] = "read without a barrier in between";
 /* Set when a library is loaded that has such kernels. */
 static bool watched;
 
+template <typename T>
+static T *map_of(size_t n)
+{
+	return reinterpret_cast<T *>(map(n * sizeof(T)));
+}
+
 void race_new(struct engine *eng)
 {
 	if (!watched)
 		return;
-	eng->race = reinterpret_cast<struct race *>(map(sizeof(struct race)));
-	if (eng->race)
-		eng->race->dyn = reinterpret_cast<struct cell *>(map(DYN_MAP *
-								     sizeof(struct cell)));
+	eng->race = map_of<struct race>(1);
+	if (!eng->race)
+		return;
+	eng->race->dyn = map_of<struct cell>(DYN_MAP);
+	eng->race->dyn_reads = map_of<struct reading>(DYN_MAP * MAX_WARPS);
+	eng->race->fences = new std::vector<uint32_t>[CUEMU_MAX_THREADS];
 }
 
 void race_block(struct engine *eng)
@@ -59,48 +88,108 @@ void race_block(struct engine *eng)
 
 	if (!r)
 		return;
-	r->block = ++r->epoch;
+	r->block++;
+	r->all = ++r->now;
+	r->across = false;
 	if (!r->tls && eng->tls_bytes) {
-		r->tls = reinterpret_cast<struct cell *>(map(eng->tls_bytes *
-							     sizeof(struct cell)));
-		r->tls_bytes = r->tls ? eng->tls_bytes : 0;
+		r->tls = map_of<struct cell>(eng->tls_bytes);
+		r->tls_reads = map_of<struct reading>(eng->tls_bytes * MAX_WARPS);
+		r->tls_bytes = r->tls && r->tls_reads ? eng->tls_bytes : 0;
 	}
-	memset(r->clock, 0, eng->threads * sizeof(r->clock[0]));
 	for (uint32_t i = 0; i < eng->threads; i++)
-		r->clock[i][i % 32] = 1;
+		r->fences[i].clear();
 }
 
+/* All know what threads did, and of copies what one has waited for. */
 void race_barrier(struct engine *eng)
 {
-	if (eng->race)
-		eng->race->epoch++;
-}
+	struct race *r = eng->race;
+	uint32_t most, who, i;
 
-void race_warp(struct engine *eng, uint32_t warp, uint32_t group)
-{
-	uint32_t all[32] = {}, (*clock)[32];
-
-	if (!eng->race)
+	if (!r)
 		return;
-	clock = &eng->race->clock[warp * 32];
-	for (uint32_t i = 0; i < 32; i++)
-		for (uint32_t j = 0; (group >> i & 1) && j < 32; j++)
-			all[j] = max(all[j], clock[i][j]);
-	for (uint32_t i = 0; i < 32; i++) {
-		if (!(group >> i & 1))
-			continue;
-		memcpy(clock[i], all, sizeof(all));
-		clock[i][i]++;
+	r->all = ++r->now;
+	for (who = CUEMU_MAX_THREADS; r->across && who < WHO; who++) {
+		for (most = i = 0; i < eng->threads; i++)
+			most = max(most, r->known[i][who]);
+		for (i = 0; i < eng->threads; i++)
+			r->known[i][who] = most;
 	}
 }
 
-static struct cell *cell_of(const struct engine *eng, const char *p, size_t size)
+/* What lanes of a warp know of each other, and of others if there is more to know. */
+void race_warp(struct engine *eng, uint32_t warp, uint32_t group)
 {
-	if (p >= eng->dyn && p + size <= eng->dyn + eng->dyn_bytes)
-		return eng->race->dyn + (p - eng->dyn);
-	if (p >= eng->tls && p + size <= eng->tls + eng->race->tls_bytes)
-		return eng->race->tls + (p - eng->tls);
-	return nullptr;
+	struct race *r = eng->race;
+	uint32_t first, n, all[WHO] = {};
+
+	if (!r)
+		return;
+	first = r->across ? 0 : warp * 32;
+	n = r->across ? WHO : 32;
+	r->now++;
+	for (uint32_t i = 0; i < 32; i++)
+		for (uint32_t j = 0; (group >> i & 1) && j < n; j++)
+			all[j] = max(all[j], r->known[warp * 32 + i][first + j]);
+	for (uint32_t i = 0; i < 32; i++)
+		if (group >> i & 1)
+			all[warp * 32 + i - first] = r->now;
+	for (uint32_t i = 0; i < 32; i++)
+		if (group >> i & 1)
+			memcpy(&r->known[warp * 32 + i][first], all, n * sizeof(all[0]));
+}
+
+void race_release(struct fiber *f, knowledge *to)
+{
+	struct race *r = f->eng->race;
+
+	if (!r)
+		return;
+	r->across = true;
+	r->now++;
+	to->resize(WHO);
+	for (uint32_t i = 0; i < WHO; i++)
+		(*to)[i] = max((*to)[i], r->known[f->index][i]);
+	(*to)[f->index] = r->now;
+}
+
+void race_acquire(struct fiber *f, const knowledge &from)
+{
+	struct race *r = f->eng->race;
+
+	for (uint32_t i = 0; r && i < from.size(); i++)
+		r->known[f->index][i] = max(r->known[f->index][i], from[i]);
+}
+
+/* Tensor cores shall see what the thread has written. */
+void race_fence(struct fiber *f)
+{
+	struct race *r = f->eng->race;
+
+	if (r)
+		r->fences[f->index].push_back(r->now++);
+}
+
+/* The cell of a byte, fresh in each block, and where its readers are; or NULL. */
+static struct cell *cell_of(const struct engine *eng, const char *p, struct reading **reads)
+{
+	struct race *r = eng->race;
+	struct cell *c = nullptr;
+	ptrdiff_t at = p - eng->dyn;
+
+	if (at >= 0 && at < (ptrdiff_t)eng->dyn_bytes) {
+		c = r->dyn + at;
+		*reads = r->dyn_reads + at * eng->warps;
+	} else if (p >= eng->tls && p < eng->tls + r->tls_bytes) {
+		at = p - eng->tls;
+		c = r->tls + at;
+		*reads = r->tls_reads + at * eng->warps;
+	}
+	if (c && c->block != r->block) {
+		*c = {};
+		c->block = r->block;
+	}
+	return c;
 }
 
 /*
@@ -149,107 +238,143 @@ static void source_of(const void *pc, char *text, size_t size)
 	      other, o->tid.x, o->tid.y, o->tid.z, there);
 }
 
-/* Does thread @f know that thread @other came to @clock? */
-static bool knows(const struct fiber *f, uint32_t other, uint32_t clock)
+/* Does thread @f know what @who did at @time? */
+static bool knows(const struct fiber *f, uint32_t who, uint32_t time)
 {
-	return other == f->index ||
-	       (other / 32 == f->warp && f->eng->race->clock[f->index][other % 32] >= clock);
+	const struct race *r = f->eng->race;
+
+	if (who == f->index || time < r->known[f->index][who])
+		return true;
+	return who < CUEMU_MAX_THREADS && time < r->all;
 }
 
 static void check_write(struct fiber *f, const char *p, struct cell *c, bool atomic,
 			const void *pc, const char *what)
 {
-	if (c->write_epoch == f->eng->race->epoch && !(atomic && c->write_atomic) &&
-	    !knows(f, c->writer, c->write_clock))
-		found(f, p, what, pc, WRITTEN, c->writer, c->write_pc);
+	if (c->write_time && !(atomic && c->write_atomic) && !knows(f, c->writer, c->write_time))
+		found(f, p, what, pc, WRITTEN, c->thread, c->write_pc);
 }
 
-static void check_reads(struct fiber *f, const char *p, struct cell *c, bool atomic,
-			const void *pc)
+static void check_reads(struct fiber *f, const char *p, struct cell *c,
+			const struct reading *reads, bool atomic, const void *pc)
 {
-	uint32_t lanes = c->read_lanes;
-
-	if (c->read_epoch != f->eng->race->epoch || (atomic && c->read_atomic))
+	if (atomic && c->read_atomic)
 		return;
-	if (c->reader / 32 != f->warp)
-		found(f, p, "write", pc, READ, c->reader, c->read_pc);
-	if (c->read_warps & ~(1u << f->warp))
-		found(f, p, "write", pc, READ, c->other, c->other_pc);
-	for (; lanes; lanes &= lanes - 1) {
-		uint32_t o = f->warp * 32 + (uint32_t)__builtin_ctz(lanes);
+	for (uint32_t warps = c->read_warps; warps; warps &= warps - 1) {
+		uint32_t w = (uint32_t)__builtin_ctz(warps);
 
-		if (!knows(f, o, c->read_clock))
-			found(f, p, "write", pc, READ, o, c->read_pc);
+		for (uint32_t lanes = reads[w].lanes; lanes; lanes &= lanes - 1) {
+			uint32_t o = w * 32 + (uint32_t)__builtin_ctz(lanes);
+
+			if (!knows(f, o, reads[w].time))
+				found(f, p, "write", pc, READ, o, reads[w].pc);
+		}
 	}
 }
 
-static void note_read(struct fiber *f, struct cell *c, bool atomic, const void *pc)
+static void note_read(struct fiber *f, struct cell *c, struct reading *reads, bool atomic,
+		      const void *pc)
 {
-	struct race *r = f->eng->race;
+	struct reading *mine = &reads[f->warp];
 
-	if (c->read_epoch != r->epoch) {
-		c->read_epoch = r->epoch;
-		c->read_warps = c->read_lanes = 0;
-		c->reader = f->index;
-	}
-	/* the lanes are known of one warp only: any reader of another is in the way */
-	if (c->reader / 32 != f->warp) {
-		c->read_lanes = 0;
-		c->other = c->reader;
-		c->other_pc = c->read_pc;
-	}
-	c->reader = f->index;
+	if (!(c->read_warps >> f->warp & 1) || mine->time < f->eng->race->all)
+		mine->lanes = 0;
 	c->read_warps |= 1u << f->warp;
-	c->read_lanes |= 1u << f->lane;
-	c->read_clock = r->clock[f->index][f->lane];
 	c->read_atomic = atomic;
-	c->read_pc = pc;
+	*mine = { pc, f->eng->race->now, mine->lanes | 1u << f->lane };
 }
 
-static void note_write(struct fiber *f, struct cell *c, bool atomic, const void *pc)
+static void note_write(struct race *r, struct cell *c, uint32_t who, bool atomic, const void *pc)
 {
-	struct race *r = f->eng->race;
-
-	c->write_epoch = r->epoch;
-	c->writer = f->index;
-	c->write_clock = r->clock[f->index][f->lane];
+	c->writer = who;
+	c->write_time = r->now;
 	c->write_atomic = atomic;
 	c->write_pc = pc;
-	c->read_epoch = 0;
+	c->by_copy = who >= CUEMU_MAX_THREADS;
+	c->read_warps = 0;
 }
 
 void race_access(struct fiber *f, const void *at, size_t size, bool write, bool atomic,
 		 const void *pc)
 {
 	const char *p = static_cast<const char *>(at);
+	struct reading *reads;
 	struct cell *c;
 
-	if (!f->eng->race)
-		return;
-	c = cell_of(f->eng, p, size);
-	for (size_t i = 0; c && i < size; i++, c++) {
-		if (c->pending == f->eng->race->block)
+	for (size_t i = 0; f->eng->race && i < size; i++) {
+		c = cell_of(f->eng, p + i, &reads);
+		if (!c)
+			return;
+		if (c->pending)
 			found(f, p + i, write ? "write" : "read", pc,
-			      "which cp.async has not brought yet, begun", c->writer, c->write_pc);
+			      "which a copy has not brought yet, begun", c->thread, c->write_pc);
 		check_write(f, p + i, c, atomic, pc, write ? "write" : "read");
 		if (write) {
-			check_reads(f, p + i, c, atomic, pc);
-			note_write(f, c, atomic, pc);
+			check_reads(f, p + i, c, reads, atomic, pc);
+			c->thread = f->index;
+			note_write(f->eng->race, c, f->index, atomic, pc);
 		} else {
-			note_read(f, c, atomic, pc);
+			note_read(f, c, reads, atomic, pc);
 		}
 	}
 }
 
 void race_pending(struct fiber *f, const void *at, size_t size, bool pending)
 {
+	const char *p = static_cast<const char *>(at);
+	struct reading *reads;
 	struct cell *c;
 
-	if (!f->eng->race)
+	for (size_t i = 0; f->eng->race && i < size; i++) {
+		c = cell_of(f->eng, p + i, &reads);
+		if (c)
+			c->pending = pending;
+	}
+}
+
+void race_landed(struct engine *eng, const void *at, size_t size, uint32_t mbarrier,
+		 knowledge *to)
+{
+	const char *p = static_cast<const char *>(at);
+	uint32_t who = CUEMU_MAX_THREADS + mbarrier % OTHERS;
+	struct race *r = eng->race;
+	struct reading *reads;
+
+	if (!r)
 		return;
-	c = cell_of(f->eng, static_cast<const char *>(at), size);
-	for (size_t i = 0; c && i < size; i++)
-		c[i].pending = pending ? f->eng->race->block : 0;
+	for (size_t i = 0; i < size; i++) {
+		struct cell *c = cell_of(eng, p + i, &reads);
+
+		if (!c)
+			continue;
+		c->pending = false;
+		note_write(r, c, who, false, c->write_pc);
+	}
+	r->across = true;
+	to->resize(WHO);
+	(*to)[who] = ++r->now;
+}
+
+void race_by_tensor(struct fiber *f, const void *at, size_t size, const void *pc)
+{
+	const char *p = static_cast<const char *>(at);
+	struct race *r = f->eng->race;
+	struct reading *reads;
+
+	race_access(f, at, size, false, false, pc);
+	for (size_t i = 0; r && i < size; i++) {
+		struct cell *c = cell_of(f->eng, p + i, &reads);
+
+		if (!c || c->by_copy || !c->write_time)
+			continue;
+		const std::vector<uint32_t> &fences = r->fences[c->writer];
+		auto fence = std::lower_bound(fences.begin(), fences.end(), c->write_time);
+
+		if (fence == fences.end() || !knows(f, c->writer, *fence))
+			found(f, p + i, "read by tensor cores", pc,
+			      "written without a fence of the writer that the reader knows of",
+			      c->thread, c->write_pc);
+	}
 }
 
 /* Called by a kernel, or by what runs when its library is loaded: not on a fiber. */

@@ -453,6 +453,94 @@ TEST(copies_and_barriers_of_a_warp)
 	}
 }
 
+static void named_barriers(const char *lib)
+{
+	uint32_t out[5 * 64], *po = out, i;
+	void *params[] = { &po };
+	size_t way;
+
+	emu_load(lib);
+	for (way = 0; way < EMU_WAYS; way++) {
+		memset(out, 0xff, sizeof(out));
+		ASSERT_OK(emu_run("right_named", way, 1, 1, 128, 0, params));
+		for (i = 0; i < 5 * 64; i++)
+			ASSERT_EQ(out[i], i / 64 * 100 + 63 - i % 64);
+	}
+}
+
+TEST(named_barriers_emulated) { named_barriers(EMU); }
+TEST(named_barriers_watched) { named_barriers(RACE); }
+
+static void bulk_copies(const char *lib)
+{
+	enum { N = 7 };
+	_Alignas(16) uint32_t in[N * 64][4];
+	uint32_t out[96], *po = out, n = N, i, want, all = 0, seed = 3;
+	void *pi = in, *params[] = { &po, &pi, &n };
+	size_t way;
+
+	for (i = 0; i < N * 64 * 4; i++)
+		in[i / 4][i % 4] = seed = seed * 1664525 + 1013904223;
+	for (want = i = 0; i < N * 64; i++)
+		want += in[i][0] + in[i][3];
+	emu_load(lib);
+	for (way = 0; way < EMU_WAYS; way++) {
+		memset(out, 0xff, sizeof(out));
+		ASSERT_OK(emu_run("right_bulk", way, 3, 1, 128, 2080, params));
+		for (all = i = 0; i < 96; i++)
+			all += out[i];
+		ASSERT_EQ(all, want);
+	}
+}
+
+TEST(bulk_copies_emulated) { bulk_copies(EMU); }
+TEST(bulk_copies_watched) { bulk_copies(RACE); }
+
+/* Columns side by side in @b (@trans), or their terms. */
+static void wgmma_case(uint32_t n, uint32_t trans)
+{
+	static uint16_t a[64 * 64], b[64 * 128];
+	static float d[64 * 128], first[64 * 128];
+	uint16_t *pa = a, *pb = b;
+	float *pd = d, *pf = first;
+	void *params[] = { &pd, &pf, &pa, &pb, &n, &trans };
+	uint32_t row, col, i;
+	size_t way;
+
+	fill(a, 64 * 64, 31 + n);
+	fill(b, 64 * n, 32 + trans);
+	for (way = 0; way < EMU_WAYS; way++) {
+		memset(d, 0xff, sizeof(d));
+		memset(first, 0xff, sizeof(first));
+		ASSERT_OK(emu_run("right_wgmma", way, 1, 1, 128, 128 * n, params));
+		for (row = 0; row < 64; row++)
+			for (col = 0; col < n; col++) {
+				double sum = 0, sixteen = 0;
+
+				for (i = 0; i < 64; i++) {
+					sum += half_of(a[row * 64 + i]) *
+					       half_of(b[trans ? i * n + col : col * 64 + i]);
+					if (i == 15)
+						sixteen = sum;
+				}
+				ASSERT_NEAR(d[row * n + col], 1 + sum, 1e-4);
+				ASSERT_NEAR(first[row * n + col], sixteen, 1e-4);
+			}
+	}
+}
+
+static void wgmma(const char *lib)
+{
+	emu_load(lib);
+	wgmma_case(64, 0);
+	wgmma_case(128, 0);
+	wgmma_case(64, 1);
+	wgmma_case(128, 1);
+}
+
+TEST(wgmma_emulated) { wgmma(EMU); }
+TEST(wgmma_watched) { wgmma(RACE); }
+
 /* Launches from several threads of the process, and from a child of fork(). */
 TEST(a_child_launches_too)
 {
