@@ -24,6 +24,9 @@
  *   #endif, in a file named *_wgmma.cu, which is compiled for sm_90a in place of sm_90:
  *   elsewhere there is no such kernel, and who launches it asks for it by name.
  * - All threads of a block reach each __syncthreads(), none leaves before it.
+ * - A kernel of clusters, CQ_KERNEL_CLUSTER(threads, blocks, ...), is for sm_90 and later
+ *   (CQ_CLUSTERS says whether the code at hand is) and has dynamic shared memory only. All
+ *   threads of a cluster arrive at each of its barriers and wait for it.
  * - What a lane hands to another goes through a collective or a barrier.
  *
  * Wrappers (pointers s are to shared memory, 16 bytes aligned):
@@ -70,6 +73,15 @@
  *	cq_wgmma_wait<N>()		until at most N groups are under way; till then no d is
  *					there, and no a and no b may be written
  *	cq_wgmma_hold(d)		d is not touched before this, nor later
+ *
+ * In kernels of clusters:
+ *	cq_cluster_rank()		which block of the cluster this is
+ *	cq_cluster_arrive(), cq_cluster_wait()
+ *					the halves of a barrier of the cluster: what was done
+ *					before one is seen behind the other
+ *	cq_far_at(s, rank)		where block @rank has what @s is here: a cq_far, to which
+ *					bytes can be added
+ *	cq_far_store(far, x)		a float2 there
  *
  *	cq_keep(x)			x; what is computed from it is not moved before it, such
  *					as out of a loop, where it would take registers

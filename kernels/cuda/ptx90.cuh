@@ -16,6 +16,17 @@
 #define CQ_WARPGROUPS 0
 #endif
 
+/* Clusters of blocks; where there are none such a kernel is to be empty. */
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define CQ_CLUSTERS 1
+#define CQ_KERNEL_CLUSTER(threads, cluster, name, params) \
+	extern "C" __global__ void __cluster_dims__(cluster, 1, 1) \
+	__launch_bounds__(threads, 1) name params
+#else
+#define CQ_CLUSTERS 0
+#define CQ_KERNEL_CLUSTER(threads, cluster, name, params) CQ_KERNEL(threads, name, params)
+#endif
+
 CQ_DEVICE void cq_bar_sync(uint32_t id, uint32_t threads)
 {
 	asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");
@@ -147,5 +158,40 @@ CQ_WGMMA_N128(cq_wgmma_n128_trans, "1")
 #undef CQ_D16
 #undef CQ_D4
 #undef CQ_D
+
+/* An address in the shared memory of another block of the cluster. */
+typedef uint32_t cq_far;
+
+CQ_DEVICE uint32_t cq_cluster_rank()
+{
+	uint32_t r;
+
+	asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+	return r;
+}
+
+CQ_DEVICE void cq_cluster_arrive()
+{
+	asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+CQ_DEVICE void cq_cluster_wait()
+{
+	asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+CQ_DEVICE cq_far cq_far_at(const void *s, uint32_t rank)
+{
+	cq_far r;
+
+	asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(cq_shared_addr(s)), "r"(rank));
+	return r;
+}
+
+CQ_DEVICE void cq_far_store(cq_far to, float2 x)
+{
+	asm volatile("st.shared::cluster.v2.f32 [%0], {%1,%2};"
+		     :: "r"(to), "f"(x.x), "f"(x.y) : "memory");
+}
 
 #endif /* CQK_CUDA_PTX90_CUH */

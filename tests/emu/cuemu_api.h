@@ -19,6 +19,7 @@ extern "C" {
 #define CUEMU_API __attribute__((visibility("default")))
 
 #define CUEMU_MAX_THREADS	1024		/* of a block */
+#define CUEMU_MAX_CLUSTER	8		/* blocks, as on every device that has them */
 #define CUEMU_MAX_SHARED	(227 * 1024)	/* dynamic shared memory, as on sm_90 */
 
 /* Where one parameter lies in the buffer of them all, as the compiler has it. */
@@ -28,12 +29,14 @@ struct cuemu_param {
 };
 
 /*
- * One kernel. @max_threads is of __launch_bounds__; @param_bytes is the size
+ * One kernel. @max_threads is of __launch_bounds__, @cluster of __cluster_dims__: so many
+ * blocks that follow each other in x, of which a grid has a multiple; @param_bytes is the size
  * of the buffer of all parameters; @call runs one thread (for cuemu alone).
  */
 struct cuemu_kernel {
 	const char *name;
 	uint32_t max_threads;
+	uint32_t cluster;
 	uint32_t num_params;
 	uint32_t param_bytes;
 	const struct cuemu_param *params;

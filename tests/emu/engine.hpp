@@ -5,6 +5,10 @@
  * warp; then the engine picks another one that may run, in the order asked
  * for. What a device leaves undefined stops the launch with a message.
  *
+ * The blocks of a cluster have an engine each, on one thread of the OS: where no
+ * fiber of a block may run, those of another do. Its first engine is the one that
+ * the launch knows. Such kernels have dynamic shared memory only.
+ *
  * Each fiber has a slot of FIBER_SLOT bytes, aligned to that: its own state in
  * the first page, a guard page, then its stack. So the address of any local
  * variable leads to the running fiber, without a thread-local variable: those
@@ -86,6 +90,7 @@ enum state {
 	IN_WARP,	/* waits for lanes of its warp */
 	IN_BLOCK,	/* waits for all threads of the block */
 	AWAITS,		/* waits for another barrier */
+	IN_CLUSTER,	/* waits for all threads of the cluster */
 	LEFT,		/* has left the kernel */
 };
 
@@ -99,6 +104,7 @@ struct fiber {
 	struct place at;
 	void *fake_stack;		/* the sanitizer's */
 	unsigned int group;		/* groups of copies closed so far */
+	uint32_t arrives, waits;	/* barriers of the cluster, begun and passed */
 };
 
 /* What a lane brings to a collective and takes from it. */
@@ -125,6 +131,14 @@ struct warp {
 	union operand lanes[32];
 };
 
+/* The engines of a cluster; a block without one is a cluster of its own. */
+struct cluster {
+	struct engine *at[CUEMU_MAX_CLUSTER];
+	uint32_t n, live;		/* blocks; of them with threads */
+	uint32_t threads, left;		/* of all blocks; of them that left */
+	uint32_t arrived, phases;	/* at its barrier; barriers that all have reached */
+};
+
 struct engine {
 	struct fiber *cur;
 	char *slots;
@@ -136,6 +150,9 @@ struct engine {
 	int votes, result;		/* of __syncthreads_or() and its like */
 	uint3 block_idx;
 	dim3 block_dim, grid_dim;
+	struct cluster own, *cluster;	/* that of the first engine */
+	uint32_t rank;			/* of the block in it */
+	uint32_t touched;		/* barriers before its memory may go: others write it */
 	char *dyn;
 	uint32_t dyn_bytes;
 	char *dyn_map;
@@ -215,10 +232,26 @@ static inline void collective(const char *op, uint32_t mask, struct place at, Ru
 	}
 }
 
+/* What launches know of the running cluster. */
+static inline struct engine *lead(const struct engine *eng)
+{
+	return eng->cluster->at[0];
+}
+
 enum vote { VOTE_NONE, VOTE_OR, VOTE_AND, VOTE_COUNT };
 
 /* A barrier of all threads of the block; the result of the vote, if there is one. */
 int block_barrier(const char *op, enum vote vote, int value, struct place at);
+
+/* The two halves of a barrier of all threads of the cluster, by whole warps. */
+void cluster_arrive(struct place at);
+void cluster_wait(struct place at);
+
+/* Where another block of the cluster has what lies at @s in this one's shared memory. */
+char *cluster_map(const void *s, uint32_t rank, struct place at);
+
+/* Write there. */
+void cluster_store(char *to, const void *from, size_t bytes, struct place at);
 
 /* Let another thread run, if one can. */
 void give_way();

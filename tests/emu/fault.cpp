@@ -37,7 +37,8 @@ static size_t describe(const struct engine *eng, char *text, size_t size)
 			if (eng->warp[w].ready >> i % 32 & 1)
 				continue;
 			waits += f->state == IN_WARP;
-			barrier += f->state == IN_BLOCK || f->state == AWAITS;
+			barrier += f->state == IN_BLOCK || f->state == IN_CLUSTER ||
+				   f->state == AWAITS;
 			if (f->state == IN_WARP || (barrier && !one))
 				one = f;
 		}
@@ -114,7 +115,7 @@ static void leave_if_kernel(const void *context, const void *address)
 	explain(eng, reinterpret_cast<uintptr_t>(address), text, sizeof(text));
 	eng->job->trapped = true;
 	report_fault(eng->cur, nullptr, text);
-	eng->failed = true;
+	lead(eng)->failed = true;
 	leave_block(eng);
 }
 

@@ -124,18 +124,19 @@ static void run_fiber(struct engine *eng, struct fiber *next)
 
 	if (next == f)
 		return;
-	eng->cur = next;
+	next->eng->cur = next;
 	before_switch(&f->fake_stack, stack_low(next),
 		      (size_t)(stack_top(next) - stack_low(next)));
 	cuemu_switch(&f->sp, next->sp);
 	after_switch(f->fake_stack, nullptr);
 }
 
-/* Back to run_block(), for good. */
+/* Back to run_cluster(), for good. */
 void leave_block(struct engine *eng)
 {
 	void *sp;
 
+	eng = lead(eng);
 	before_switch(nullptr, eng->main_stack, eng->main_size);
 	cuemu_switch(&sp, eng->main_sp);
 	__builtin_unreachable();
@@ -152,7 +153,7 @@ void fault(const struct place *at, const char *fmt, ...)
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
 	report_fault(f, at, text);
-	eng->failed = true;
+	lead(eng)->failed = true;
 	leave_block(eng);
 }
 
@@ -173,7 +174,7 @@ static uint32_t nth_bit(uint32_t bits, uint32_t n)
 }
 
 /* Who runs next: a lane of the same warp if one can, or of the next warp that has one. */
-static struct fiber *pick(struct engine *eng)
+static struct fiber *pick_of(struct engine *eng)
 {
 	uint32_t start = eng->cur->warp, ready = 0, w = start, lane;
 
@@ -197,6 +198,32 @@ static struct fiber *pick(struct engine *eng)
 	return fiber_at(eng, w * 32 + lane);
 }
 
+/* The same of a block of the cluster: of the same, if one there can. */
+static struct fiber *pick(struct engine *eng)
+{
+	const struct cluster *c = eng->cluster;
+	uint32_t first = eng->rank;
+	struct fiber *f = nullptr;
+
+	if (c->n > 1 && eng->job->order == CUEMU_RANDOM)
+		first = draw(lead(eng), c->n);
+	for (uint32_t i = 0; i < c->n && !f; i++)
+		f = pick_of(c->at[eng->job->order == CUEMU_REVERSE ? (first + c->n - i) % c->n :
+								     (first + i) % c->n]);
+	return f;
+}
+
+/* A copy in bulk of the cluster lands; false: there is none. */
+static bool land(struct engine *eng)
+{
+	const struct cluster *c = eng->cluster;
+
+	for (uint32_t r = 0; r < c->n; r++)
+		if (bulk_land(c->at[(eng->rank + r) % c->n]))
+			return true;
+	return false;
+}
+
 /* The next thread; copies in bulk land when no thread can go on without, or by chance. */
 static struct fiber *pick_next(struct engine *eng)
 {
@@ -206,7 +233,7 @@ static struct fiber *pick_next(struct engine *eng)
 		bulk_land(eng);
 	do
 		next = pick(eng);
-	while (!next && bulk_land(eng));
+	while (!next && land(eng));
 	return next;
 }
 
@@ -360,13 +387,108 @@ int block_barrier(const char *op, enum vote vote, int value, struct place at)
 	return eng->result;
 }
 
+/*
+ * A device does not wait for threads that left, nor keep what they may still be asked for;
+ * here all threads of a cluster reach all of its barriers.
+ */
+static void check_cluster(const struct fiber *f, const char *op, const struct place *at)
+{
+	const struct cluster *c = f->eng->cluster;
+
+	if (c->left)
+		fault(at, "%s, but a thread of the cluster has left the kernel", op);
+}
+
+void cluster_arrive(struct place at)
+{
+	struct fiber *f = self();
+	struct cluster *c = f->eng->cluster;
+
+	collective("cq_cluster_arrive", ~0u, at, [&](struct warp *, uint32_t group) {
+		if (group != ~0u)
+			fault(&at, "cq_cluster_arrive by a warp of which lanes have left");
+	});
+	check_cluster(f, "cq_cluster_arrive", &at);
+	if (f->arrives != f->waits)
+		fault(&at, "cq_cluster_arrive a second time, without a wait in between");
+	f->arrives++;
+	if (++c->arrived < c->threads)
+		return;
+	c->arrived = 0;
+	c->phases++;
+	for (uint32_t r = 0; r < c->n; r++)
+		for (uint32_t i = 0; i < c->at[r]->threads; i++)
+			if (fiber_at(c->at[r], i)->state == IN_CLUSTER)
+				c->at[r]->warp[i / 32].ready |= 1u << i % 32;
+}
+
+void cluster_wait(struct place at)
+{
+	struct fiber *f = self();
+
+	if (f->arrives == f->waits)
+		fault(&at, "cq_cluster_wait without an arrival");
+	f->op = "cq_cluster_wait";
+	f->at = at;
+	if (f->eng->cluster->phases < f->arrives) {
+		f->state = IN_CLUSTER;
+		wait_for_others(f);
+		f->state = RUNS;
+	}
+	f->waits++;
+}
+
+char *cluster_map(const void *s, uint32_t rank, struct place at)
+{
+	struct engine *eng = self()->eng;
+	const char *p = static_cast<const char *>(s);
+
+	if (rank >= eng->cluster->n)
+		fault(&at, "block %u of a cluster of %u", rank, eng->cluster->n);
+	if (p < eng->dyn || p > eng->dyn + eng->dyn_bytes)
+		fault(&at, "%p is not in the block's dynamic shared memory", s);
+	return eng->cluster->at[rank]->dyn + (p - eng->dyn);
+}
+
+void cluster_store(char *to, const void *from, size_t bytes, struct place at)
+{
+	struct fiber *f = self();
+	struct cluster *c = f->eng->cluster;
+	struct engine *o = nullptr;
+
+	for (uint32_t r = 0; r < c->n && !o; r++)
+		if (to >= c->at[r]->dyn && to + bytes <= c->at[r]->dyn + c->at[r]->dyn_bytes)
+			o = c->at[r];
+	if (!o)
+		fault(&at, "store to %p, which is not shared memory of the cluster", to);
+	if (reinterpret_cast<uintptr_t>(to) % bytes)
+		fault(&at, "store of %zu bytes to %p: not aligned to that", bytes, to);
+	if (!f->waits)
+		fault(&at, "store to block %u before the cluster has met: it may not have begun",
+		      o->rank);
+	if (o->live < o->threads)
+		fault(&at, "store to block %u, of which threads have left the kernel", o->rank);
+	o->touched = max(o->touched, f->arrives + 1);
+	race_far(f, o, to, bytes, __builtin_return_address(0));
+	memcpy(to, from, bytes);
+}
+
 /* A thread leaves: whom it kept waiting may go on, or never will. */
 [[noreturn]] static void leave_kernel(struct fiber *f)
 {
 	struct engine *eng = f->eng;
+	struct cluster *c = eng->cluster;
 	struct warp *w = warp_of(f);
 	struct fiber *next;
 
+	if (f->arrives != f->waits)
+		fault(nullptr, "left the kernel between arrival and wait of the cluster");
+	if (f->waits < eng->touched)
+		fault(nullptr, "left the kernel, but another block wrote its memory after the "
+			       "last barrier of the cluster");
+	if (c->arrived)
+		fault(nullptr, "left the kernel, but threads of the cluster wait for it");
+	c->left++;
 	w->live &= ~(1u << f->lane);
 	w->ready &= ~(1u << f->lane);
 	f->state = LEFT;
@@ -374,7 +496,8 @@ int block_barrier(const char *op, enum vote vote, int value, struct place at)
 	if (!eng->live) {
 		async_end(eng);
 		products_end(eng);
-		leave_block(eng);
+		if (!--c->live)
+			leave_block(eng);
 	}
 	if (eng->at_barrier)
 		fault(nullptr, "left the kernel, but thread (%u,%u,%u) waits in %s at %s:%u",
@@ -391,7 +514,7 @@ int block_barrier(const char *op, enum vote vote, int value, struct place at)
 	next = pick_next(eng);
 	if (!next)
 		fault(nullptr, "left the kernel, and no other thread of the block can go on");
-	eng->cur = next;
+	next->eng->cur = next;
 	before_switch(nullptr, stack_low(next), (size_t)(stack_top(next) - stack_low(next)));
 	cuemu_switch(&f->sp, next->sp);
 	__builtin_unreachable();
@@ -402,7 +525,7 @@ static void fiber_main()
 {
 	struct fiber *f = self();
 
-	after_switch(nullptr, f->eng);
+	after_switch(nullptr, lead(f->eng));
 	f->eng->job->kernel->call(f->eng->job->params);
 	leave_kernel(self());
 }
@@ -423,18 +546,18 @@ static void start_fiber(struct engine *eng, uint32_t i)
 	f->state = RUNS;
 	eng->copies[i].clear();
 	f->group = 0;
+	f->arrives = f->waits = 0;
 #ifdef CUEMU_ASAN
 	__asan_unpoison_memory_region(stack_low(f), (size_t)(stack_top(f) - stack_low(f)));
 #endif
 	f->sp = new_stack(stack_low(f), top, fiber_main);
 }
 
-void run_block(struct engine *eng)
+static void start_block(struct engine *eng)
 {
 	eng->live = eng->threads;
 	eng->at_barrier = 0;
-	eng->failed = false;
-	eng->main_stack = nullptr;
+	eng->touched = 0;
 	race_block(eng);
 	async_start(eng);
 	products_start(eng);
@@ -448,12 +571,28 @@ void run_block(struct engine *eng)
 		eng->warp[i].arrived = 0;
 	}
 	eng->cur = fiber_at(eng, 0);
-	eng->cur = pick(eng);
-	before_switch(&eng->main_fake, stack_low(eng->cur),
-		      (size_t)(stack_top(eng->cur) - stack_low(eng->cur)));
-	cuemu_switch(&eng->main_sp, eng->cur->sp);
+}
+
+void run_cluster(struct engine *eng)
+{
+	struct cluster *c = eng->cluster;
+	struct fiber *first;
+
+	eng->failed = false;
+	eng->main_stack = nullptr;
+	c->live = c->n;
+	c->threads = c->n * eng->threads;
+	c->left = c->arrived = c->phases = 0;
+	for (uint32_t r = 0; r < c->n; r++)
+		start_block(c->at[r]);
+	first = pick(eng);
+	first->eng->cur = first;
+	before_switch(&eng->main_fake, stack_low(first),
+		      (size_t)(stack_top(first) - stack_low(first)));
+	cuemu_switch(&eng->main_sp, first->sp);
 	after_switch(eng->main_fake, nullptr);
-	eng->cur = nullptr;
+	for (uint32_t r = 0; r < c->n; r++)
+		c->at[r]->cur = nullptr;
 }
 
 } /* namespace cuemu */

@@ -100,4 +100,21 @@ CUEMU_WGMMA(cq_wgmma_n128_trans, 128, true)
 template <int n> CUEMU_FN void cq_wgmma_hold(float (&)[n][4]) {}
 #define CQ_WARPGROUPS 1
 
+/* An address in another block of the cluster; as on a device, no pointer. */
+struct cq_far {
+	char *at;
+};
+CUEMU_FN struct cq_far operator+(struct cq_far p, uint32_t bytes) { return { p.at + bytes }; }
+CUEMU_FN uint32_t cq_cluster_rank() { return cuemu::self()->eng->rank; }
+CUEMU_FN void cq_cluster_arrive(CUEMU_AT) { cuemu::cluster_arrive(CUEMU_HERE); }
+CUEMU_FN void cq_cluster_wait(CUEMU_AT) { cuemu::cluster_wait(CUEMU_HERE); }
+CUEMU_FN struct cq_far cq_far_at(const void *s, uint32_t rank, CUEMU_AT)
+{
+	return { cuemu::cluster_map(s, rank, CUEMU_HERE) };
+}
+CUEMU_FN void cq_far_store(struct cq_far to, float2 x, CUEMU_AT)
+{
+	cuemu::cluster_store(to.at, &x, sizeof(x), CUEMU_HERE);
+}
+
 #endif /* CUEMU_HOPPER_HPP */

@@ -31,8 +31,8 @@ struct job {
 
 static_assert(sizeof(struct fiber) <= PAGE, "lies below the guard of its stack");
 
-/* Run the block that @eng is set to. */
-void run_block(struct engine *eng);
+/* Run the cluster of blocks that @eng and the others of it are set to. */
+void run_cluster(struct engine *eng);
 
 /* Leave the running block for good, from one of its fibers. */
 [[noreturn]] void leave_block(struct engine *eng);
@@ -54,6 +54,9 @@ void race_barrier(struct engine *eng);
 void race_warp(struct engine *eng, uint32_t warp, uint32_t group);
 void race_access(struct fiber *f, const void *at, size_t size, bool write, bool atomic,
 		 const void *pc);
+/* The same of the memory of another block of the cluster, @owner: a write. */
+void race_far(struct fiber *f, struct engine *owner, const void *at, size_t size,
+	      const void *pc);
 /* A copy to there is on its way: nobody may look, until it is not. */
 void race_pending(struct fiber *f, const void *at, size_t size, bool pending);
 /* Others come to know by @to what thread @f has done; it learns what came that way. */
@@ -88,6 +91,8 @@ void engine_put(struct engine *eng);
 /* Fill the shared memory with NaN; see whether something was written beside it. */
 void shared_start(struct engine *eng, uint32_t dyn_bytes);
 bool shared_intact(const struct engine *eng);
+/* Was static shared memory left alone? Blocks of a cluster would share it here. */
+bool static_untouched(const struct engine *eng);
 
 } /* namespace cuemu */
 

@@ -52,10 +52,11 @@ template <typename... A> struct signature<void (*)(A...)> {
 };
 
 template <typename F, F kernel> struct entry : cuemu_kernel {
-	entry(const char *kernel_name, uint32_t threads, uint32_t = 0)
+	entry(const char *kernel_name, uint32_t threads, uint32_t blocks = 1)
 	{
 		name = kernel_name;
 		max_threads = threads;
+		cluster = blocks;
 		num_params = signature<F>::count;
 		params = signature<F>::params.at;
 		param_bytes = params[num_params].offset;
@@ -66,10 +67,12 @@ template <typename F, F kernel> struct entry : cuemu_kernel {
 
 } /* namespace cuemu */
 
-#define CQ_KERNEL(threads, name, params) \
+#define CQ_CLUSTERS 1
+#define CQ_KERNEL_CLUSTER(threads, cluster, name, params) \
 	extern "C" void name params; \
-	static cuemu::entry<decltype(&name), &name> cuemu_entry_##name(#name, threads); \
+	static cuemu::entry<decltype(&name), &name> cuemu_entry_##name(#name, threads, cluster); \
 	extern "C" void name params
+#define CQ_KERNEL(threads, name, params) CQ_KERNEL_CLUSTER(threads, 1, name, params)
 #define CQ_KERNEL_BLOCKS(threads, blocks, name, params) CQ_KERNEL(threads, name, params)
 
 #define CQ_DYN_SHARED(type, name) \

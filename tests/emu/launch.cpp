@@ -67,44 +67,90 @@ static void set_block(struct engine *eng, uint64_t i)
 	eng->random = j->seed + i * 0xd1342543de82ef95u;
 }
 
-/* Run blocks until there are none left. */
-static void work(struct job *j, struct engine *eng)
+/* What is the same for all blocks of a launch. */
+static void set_job(struct engine *eng, struct job *j)
 {
-	uint64_t blocks = (uint64_t)j->grid.x * j->grid.y * j->grid.z, i;
-
 	eng->job = j;
 	eng->block_dim = j->block;
 	eng->grid_dim = j->grid;
 	eng->threads = j->block.x * j->block.y * j->block.z;
 	eng->warps = (eng->threads + 31) / 32;
-	trap_begin(eng);
-	while (!j->failed && (i = j->next_block++) < blocks) {
-		set_block(eng, i);
-		shared_start(eng, j->shared_bytes);
-		run_block(eng);
-		if (!eng->failed && !shared_intact(eng))
-			report_fault(fiber_at(eng, 0), nullptr,
+}
+
+/* What a cluster left behind. */
+static void check_shared(const struct cluster *c)
+{
+	for (uint32_t i = 0; i < c->n; i++)
+		if (!shared_intact(c->at[i]))
+			report_fault(fiber_at(c->at[i], 0), nullptr,
 				     "the block wrote beside its dynamic shared memory");
+	if (c->n > 1 && !static_untouched(c->at[0]))
+		report_fault(fiber_at(c->at[0], 0), nullptr,
+			     "static shared memory in a kernel of clusters");
+}
+
+/* Run clusters of blocks until there are none left. */
+static void work(struct job *j, struct engine *eng)
+{
+	uint64_t blocks = (uint64_t)j->grid.x * j->grid.y * j->grid.z, i;
+	struct cluster *c = eng->cluster;
+
+	for (uint32_t r = 0; r < c->n; r++)
+		set_job(c->at[r], j);
+	trap_begin(eng);
+	while (!j->failed && (i = j->next_block.fetch_add(c->n)) < blocks) {
+		for (uint32_t r = 0; r < c->n; r++) {
+			set_block(c->at[r], i + r);
+			shared_start(c->at[r], j->shared_bytes);
+		}
+		run_cluster(eng);
+		if (!eng->failed)
+			check_shared(c);
 	}
 	trap_end(eng);
+}
+
+static void cluster_put(struct engine *eng)
+{
+	for (uint32_t r = eng->own.n; r; r--)
+		engine_put(eng->own.at[r - 1]);
+}
+
+/* The engines of a cluster: the first of them, or NULL without memory. */
+static struct engine *cluster_get(const struct job *j)
+{
+	uint32_t threads = j->block.x * j->block.y * j->block.z;
+	struct engine *first = engine_get(threads), *eng = first;
+
+	if (!first)
+		return nullptr;
+	for (first->own.n = 0; eng; eng = engine_get(threads)) {
+		eng->rank = first->own.n++;
+		eng->cluster = &first->own;
+		first->own.at[eng->rank] = eng;
+		if (first->own.n == j->kernel->cluster)
+			return first;
+	}
+	cluster_put(first);
+	return nullptr;
 }
 
 static void *work_thread(void *arg)
 {
 	struct job *j = static_cast<struct job *>(arg);
-	struct engine *eng = engine_get(j->block.x * j->block.y * j->block.z);
+	struct engine *eng = cluster_get(j);
 
 	/* without memory the others do it alone */
 	if (eng) {
 		work(j, eng);
-		engine_put(eng);
+		cluster_put(eng);
 	}
 	return nullptr;
 }
 
 static int run_job(struct job *j, uint32_t threads)
 {
-	struct engine *eng = engine_get(j->block.x * j->block.y * j->block.z);
+	struct engine *eng = cluster_get(j);
 	std::vector<pthread_t> helpers;
 	sigset_t all, before;
 	pthread_t id;
@@ -123,7 +169,7 @@ static int run_job(struct job *j, uint32_t threads)
 	work(j, eng);
 	for (pthread_t helper : helpers)
 		pthread_join(helper, nullptr);
-	engine_put(eng);
+	cluster_put(eng);
 	if (!j->failed)
 		return 0;
 	return fail(j->trapped ? -EACCES : -EFAULT, "%s", j->error);
@@ -137,6 +183,9 @@ static int check_launch(const struct cuemu_kernel *k, const struct cuemu_launch_
 	if (!g[0] || !g[1] || !g[2] || g[0] > INT32_MAX || g[1] > 65535 || g[2] > 65535)
 		return fail(-EINVAL, "kernel %s: a grid of (%u,%u,%u) blocks", k->name,
 			    g[0], g[1], g[2]);
+	if (g[0] % k->cluster)
+		return fail(-EINVAL, "kernel %s: %u blocks in x, not a multiple of clusters of %u",
+			    k->name, g[0], k->cluster);
 	if (threads <= CUEMU_MAX_THREADS)
 		threads *= b[2];
 	if (!threads || threads > CUEMU_MAX_THREADS || b[2] > 64)
@@ -191,7 +240,7 @@ int cuemu_launch(const struct cuemu_kernel *kernel, const struct cuemu_launch_ar
 	j.order = static_cast<enum cuemu_order>(launch->order);
 	j.seed = launch->seed;
 	j.params = launch->params;
-	blocks = (uint64_t)j.grid.x * j.grid.y * j.grid.z;
+	blocks = (uint64_t)j.grid.x * j.grid.y * j.grid.z / kernel->cluster;
 	return cuemu::run_job(&j, (uint32_t)std::min<uint64_t>(launch->threads, blocks));
 }
 

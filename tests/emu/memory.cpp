@@ -169,6 +169,14 @@ bool shared_intact(const struct engine *eng)
 	return true;
 }
 
+bool static_untouched(const struct engine *eng)
+{
+	for (size_t i = 0; i < eng->tls_bytes; i++)
+		if ((unsigned char)eng->tls[i] != NAN_BYTE)
+			return false;
+	return true;
+}
+
 bool is_shared(const struct engine *eng, const void *p, size_t bytes)
 {
 	const char *at = static_cast<const char *>(p);

@@ -6,7 +6,9 @@
  * byte, one of them to write, without a barrier in between: __syncthreads(),
  * __syncwarp() for lanes of one warp, a named barrier or an mbarrier for those that
  * come to it. As on a device, no other collective orders memory. Atomics are in
- * order with each other.
+ * order with each other. A barrier of the cluster orders what was done before a thread
+ * arrived with what is done after another has waited, in all blocks; what another block
+ * writes is in order with nothing else.
  *
  * Time counts what threads let others know of. Of each byte is known when it was
  * last written, and read by each warp; of each thread, up to when it knows what the
@@ -33,6 +35,8 @@ struct cell {
 	uint32_t write_time;
 	uint32_t writer;
 	uint32_t thread;		/* that wrote, or began the copy */
+	uint32_t arrives;		/* barriers of the cluster it had begun by then */
+	uint32_t rank;			/* its block in the cluster */
 	uint32_t read_warps;		/* which warps have read it since */
 	bool pending;			/* a copy to it is on its way */
 	bool by_copy;			/* written by one in bulk: tensor cores see it */
@@ -44,6 +48,7 @@ struct reading {
 	const void *pc;
 	uint32_t time;			/* the last */
 	uint32_t lanes;
+	uint32_t arrives;		/* barriers of the cluster that readers had begun, at most */
 };
 
 struct race {
@@ -222,20 +227,40 @@ static void source_of(const void *pc, char *text, size_t size)
 	}
 }
 
-/* @other says what of thread @thread is in the way, with its place. */
-[[noreturn]] static void found(struct fiber *f, const char *p, const char *what, const void *pc,
-			       const char *other, uint32_t thread, const void *other_pc)
+/* Whose shared memory that is. */
+static const struct engine *owner_of(const struct fiber *f, const char *p)
 {
-	const struct engine *eng = f->eng;
-	const struct fiber *o = fiber_at(eng, thread);
+	const struct cluster *c = f->eng->cluster;
+
+	for (uint32_t r = 0; r < c->n; r++)
+		if (p >= c->at[r]->dyn && p < c->at[r]->dyn + c->at[r]->dyn_bytes)
+			return c->at[r];
+	return f->eng;
+}
+
+/* @other says what of thread @thread of block @rank is in the way, with its place. */
+[[noreturn]] static void found_of(struct fiber *f, const char *p, const char *what,
+				  const void *pc, const char *other, uint32_t rank,
+				  uint32_t thread, const void *other_pc)
+{
+	const struct engine *eng = owner_of(f, p);
+	const struct fiber *o = fiber_at(f->eng->cluster->at[rank], thread);
 	bool dyn = p >= eng->dyn && p < eng->dyn + eng->dyn_bytes;
-	char here[128], there[128];
+	char here[128], there[128], block[48] = "";
 
 	source_of(pc, here, sizeof(here));
 	source_of(other_pc, there, sizeof(there));
-	fault(nullptr, "race: %s at %s of byte %td of %s shared memory, %s by thread (%u,%u,%u) "
-	      "at %s", what, here, dyn ? p - eng->dyn : p - eng->tls, dyn ? "dynamic" : "static",
-	      other, o->tid.x, o->tid.y, o->tid.z, there);
+	if (o->eng != f->eng)
+		snprintf(block, sizeof(block), " of block %u of the cluster", rank);
+	fault(nullptr, "race: %s at %s of byte %td of %s shared memory, %s by thread (%u,%u,%u)"
+	      "%s at %s", what, here, dyn ? p - eng->dyn : p - eng->tls,
+	      dyn ? "dynamic" : "static", other, o->tid.x, o->tid.y, o->tid.z, block, there);
+}
+
+[[noreturn]] static void found(struct fiber *f, const char *p, const char *what, const void *pc,
+			       const char *other, uint32_t thread, const void *other_pc)
+{
+	found_of(f, p, what, pc, other, f->eng->rank, thread, other_pc);
 }
 
 /* Does thread @f know what @who did at @time? */
@@ -251,7 +276,11 @@ static bool knows(const struct fiber *f, uint32_t who, uint32_t time)
 static void check_write(struct fiber *f, const char *p, struct cell *c, bool atomic,
 			const void *pc, const char *what)
 {
-	if (c->write_time && !(atomic && c->write_atomic) && !knows(f, c->writer, c->write_time))
+	if (!c->write_time || c->arrives < f->waits)
+		return;
+	if (c->rank != f->eng->rank)
+		found_of(f, p, what, pc, WRITTEN, c->rank, c->thread, c->write_pc);
+	if (!(atomic && c->write_atomic) && !knows(f, c->writer, c->write_time))
 		found(f, p, what, pc, WRITTEN, c->thread, c->write_pc);
 }
 
@@ -266,7 +295,7 @@ static void check_reads(struct fiber *f, const char *p, struct cell *c,
 		for (uint32_t lanes = reads[w].lanes; lanes; lanes &= lanes - 1) {
 			uint32_t o = w * 32 + (uint32_t)__builtin_ctz(lanes);
 
-			if (!knows(f, o, reads[w].time))
+			if (!knows(f, o, reads[w].time) && reads[w].arrives >= f->waits)
 				found(f, p, "write", pc, READ, o, reads[w].pc);
 		}
 	}
@@ -276,12 +305,14 @@ static void note_read(struct fiber *f, struct cell *c, struct reading *reads, bo
 		      const void *pc)
 {
 	struct reading *mine = &reads[f->warp];
+	bool first = !(c->read_warps >> f->warp & 1);
+	uint32_t arrives = first ? f->arrives : max(f->arrives, mine->arrives);
 
-	if (!(c->read_warps >> f->warp & 1) || mine->time < f->eng->race->all)
+	if (first || mine->time < f->eng->race->all)
 		mine->lanes = 0;
 	c->read_warps |= 1u << f->warp;
 	c->read_atomic = atomic;
-	*mine = { pc, f->eng->race->now, mine->lanes | 1u << f->lane };
+	*mine = { pc, f->eng->race->now, mine->lanes | 1u << f->lane, arrives };
 }
 
 static void note_write(struct race *r, struct cell *c, uint32_t who, bool atomic, const void *pc)
@@ -312,10 +343,39 @@ void race_access(struct fiber *f, const void *at, size_t size, bool write, bool 
 		if (write) {
 			check_reads(f, p + i, c, reads, atomic, pc);
 			c->thread = f->index;
+			c->arrives = f->arrives;
+			c->rank = f->eng->rank;
 			note_write(f->eng->race, c, f->index, atomic, pc);
 		} else {
 			note_read(f, c, reads, atomic, pc);
 		}
+	}
+}
+
+void race_far(struct fiber *f, struct engine *owner, const void *at, size_t size,
+	      const void *pc)
+{
+	const char *p = static_cast<const char *>(at);
+	struct reading *reads;
+
+	for (size_t i = 0; owner->race && i < size; i++) {
+		struct cell *c = cell_of(owner, p + i, &reads);
+		bool mine = c->rank == f->eng->rank && c->thread == f->index;
+
+		if (c->write_time && c->arrives >= f->waits && !mine)
+			found_of(f, p + i, "write", pc, WRITTEN, c->rank, c->thread, c->write_pc);
+		for (uint32_t left = c->read_warps; left; left &= left - 1) {
+			uint32_t w = (uint32_t)__builtin_ctz(left);
+
+			if (reads[w].arrives >= f->waits)
+				found_of(f, p + i, "write", pc, READ, owner->rank,
+					 w * 32 + (uint32_t)__builtin_ctz(reads[w].lanes),
+					 reads[w].pc);
+		}
+		c->thread = f->index;
+		c->arrives = f->arrives;
+		c->rank = f->eng->rank;
+		note_write(owner->race, c, f->index, false, pc);
 	}
 }
 

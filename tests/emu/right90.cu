@@ -133,3 +133,26 @@ CQ_KERNEL(128, right_wgmma, (float *d, float *first, const uint16_t *a, const ui
 		product_n128(d, first, fa, terms);
 }
 #endif
+
+/* Each block of a cluster of four sends to the next one; rounds go by two buffers. */
+CQ_KERNEL_CLUSTER(64, 4, right_cluster, (float *out, uint32_t rounds))
+{
+#if CQ_CLUSTERS
+	CQ_DYN_SHARED(float2, box);
+	uint32_t rank = cq_cluster_rank(), me = threadIdx.x, i;
+	float2 x = make_float2((float)rank, (float)me);
+	cq_far to = cq_far_at(box + (me ^ 1), (rank + 1) % 4);
+
+	for (i = 0; i < rounds; i++) {
+		cq_cluster_arrive();
+		cq_cluster_wait();
+		cq_far_store(to + i % 2 * 64 * (uint32_t)sizeof(*box), x);
+		cq_cluster_arrive();
+		__syncthreads();
+		cq_cluster_wait();
+		x = box[i % 2 * 64 + me];
+	}
+	out[(blockIdx.x * 64 + me) * 2] = x.x;
+	out[(blockIdx.x * 64 + me) * 2 + 1] = x.y;
+#endif
+}

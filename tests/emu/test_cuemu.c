@@ -541,6 +541,28 @@ static void wgmma(const char *lib)
 TEST(wgmma_emulated) { wgmma(EMU); }
 TEST(wgmma_watched) { wgmma(RACE); }
 
+/* After each round a thread has what its neighbour in the block before had. */
+TEST(clusters)
+{
+	static float out[3 * 4][64][2];
+	void *po = out, *params[] = { &po, &(uint32_t){ 0 } };
+	uint32_t rounds, b, i;
+	size_t way;
+
+	for (way = 0; way < 2 * EMU_WAYS; way++) {
+		rounds = 1 + way % 5;
+		params[1] = &rounds;
+		emu_load(way % 2 ? RACE : EMU);
+		memset(out, 0xff, sizeof(out));
+		ASSERT_OK(emu_run("right_cluster", way / 2, 4, 3, 64, 1024, params));
+		for (b = 0; b < 4; b++)
+			for (i = 0; i < 64; i++) {
+				ASSERT_EQ(out[b][i][0], (b + 4 - rounds % 4) % 4);
+				ASSERT_EQ(out[b][i][1], rounds % 2 ? i ^ 1 : i);
+			}
+	}
+}
+
 /* Launches from several threads of the process, and from a child of fork(). */
 TEST(a_child_launches_too)
 {

@@ -55,6 +55,18 @@ WRONG(beyond_shared, 1, 256, "access to byte 256 of 256 bytes of dynamic shared 
 WRONG(below_shared, 1, 256, "wrote beside its dynamic shared memory")
 WRONG(address, 1, 0, "block (1,0,0), thread (5,0,0): access to address 0x10")
 WRONG(stack, 1, 0, "of stack")
+WRONG(rank, 1, 512, "block 2 of a cluster of 2")
+WRONG(far_beyond, 1, 512, "which is not shared memory of the cluster")
+WRONG(far_alignment, 1, 512, "store of 8 bytes")
+WRONG(far_global, 1, 512, "not in the block's dynamic shared memory")
+WRONG(far_early, 1, 512, "before the cluster has met")
+WRONG(far_late, 1, 512, "left the kernel")
+WRONG(cluster_left, 1, 0, "left the kernel")
+WRONG(cluster_half, 1, 0, "left the kernel between arrival and wait of the cluster")
+WRONG(cluster_twice, 1, 0, "without a wait in between")
+WRONG(cluster_wait, 1, 0, "without an arrival")
+WRONG(cluster_deadlock, 1, 0, "no thread of the block can go on")
+WRONG(cluster_static, 1, 0, "static shared memory in a kernel of clusters")
 
 WRONG(barrier_zero, 1, 0, "0 is __syncthreads()")
 WRONG(barrier_count, 1, 0, "not warps")
@@ -106,6 +118,20 @@ RACES(bulk_early, 1, "which a copy has not brought yet")
 RACES_IN(wgmma_no_proxy, 1, 8192, "read by tensor cores at wrong90.cu")
 RACES_IN(wgmma_late_proxy, 1, 8192, "written without a fence of the writer")
 RACES_IN(wgmma_again, 1, 8192, "read without a barrier in between")
+RACES(cluster_overrun, 2, " of the cluster at wrong90.cu:")
+RACES(cluster_behind, 1, "without a barrier in between")
+RACES(cluster_unmet, 1, "without a barrier in between")
+
+/* Grids are made of whole clusters. */
+TEST(cluster_of_a_grid)
+{
+	uint32_t out[128] = { 0 }, *p = out, n = 1;
+	void *params[] = { &p, &n };
+
+	emu_load(EMU);
+	ASSERT_EQ(emu_run("wrong_cluster_wait", 0, 3, 1, 64, 0, params), -EINVAL);
+	ASSERT_STRHAS(emu_error(), "3 blocks in x, not a multiple of clusters of 2");
+}
 
 TEST(race_names_both_lines)
 {

@@ -295,3 +295,157 @@ WRONG(wgmma_again)
 	t.tile[threadIdx.x] = 0x3c00;
 	out[threadIdx.x] = __float_as_uint(t.d[n][0]);
 }
+
+#if CQ_CLUSTERS
+/* Kernels of clusters of two blocks. */
+#define WRONG_CLUSTER(name) CQ_KERNEL_CLUSTER(64, 2, wrong_##name, (uint32_t *out, uint32_t n))
+
+CQ_DEVICE void meet()
+{
+	cq_cluster_arrive();
+	cq_cluster_wait();
+}
+
+/* There are two blocks only. */
+WRONG_CLUSTER(rank)
+{
+	CQ_DYN_SHARED(float2, box);
+
+	meet();
+	cq_far_store(cq_far_at(box, n + 1), make_float2(1, 2));
+	meet();
+}
+
+/* 64 pairs are asked for. */
+WRONG_CLUSTER(far_beyond)
+{
+	CQ_DYN_SHARED(float2, box);
+
+	meet();
+	cq_far_store(cq_far_at(box, n) + 64 * 8 * n, make_float2(1, 2));
+	meet();
+}
+
+WRONG_CLUSTER(far_alignment)
+{
+	CQ_DYN_SHARED(float2, box);
+
+	meet();
+	cq_far_store(cq_far_at(box, n) + 4 * n, make_float2(1, 2));
+	meet();
+}
+
+/* What is mapped has to be shared memory. */
+WRONG_CLUSTER(far_global)
+{
+	meet();
+	cq_far_store(cq_far_at(out, n), make_float2(1, 2));
+	meet();
+}
+
+/* Nobody knows whether the other block is there yet. */
+WRONG_CLUSTER(far_early)
+{
+	CQ_DYN_SHARED(float2, box);
+
+	cq_far_store(cq_far_at(box + threadIdx.x, cq_cluster_rank() ^ n), make_float2(1, 2));
+	meet();
+}
+
+/* Or whether it is there still. */
+WRONG_CLUSTER(far_late)
+{
+	CQ_DYN_SHARED(float2, box);
+
+	meet();
+	if (cq_cluster_rank())
+		cq_far_store(cq_far_at(box + threadIdx.x, n - 1), make_float2(1, 2));
+}
+
+/* One block leaves, the other waits for it. */
+WRONG_CLUSTER(cluster_left)
+{
+	if (cq_cluster_rank() == n)
+		return;
+	meet();
+}
+
+WRONG_CLUSTER(cluster_half)
+{
+	cq_cluster_arrive();
+	out[threadIdx.x] = n;
+}
+
+WRONG_CLUSTER(cluster_twice)
+{
+	cq_cluster_arrive();
+	cq_cluster_arrive();
+	cq_cluster_wait();
+}
+
+WRONG_CLUSTER(cluster_wait)
+{
+	cq_cluster_wait();
+	out[threadIdx.x] = n;
+}
+
+/* One block is in a barrier of the cluster, the other in one of its own. */
+WRONG_CLUSTER(cluster_deadlock)
+{
+	if (cq_cluster_rank())
+		meet();
+	else if (threadIdx.x < 32)
+		__syncthreads();
+	else
+		meet();
+}
+
+WRONG_CLUSTER(cluster_static)
+{
+	__shared__ uint32_t box[64];
+
+	box[threadIdx.x] = n;
+	meet();
+	out[threadIdx.x] = box[threadIdx.x ^ 1];
+}
+
+/* The second round is sent while the first may still be read. */
+WRONG_CLUSTER(cluster_overrun)
+{
+	CQ_DYN_SHARED(float2, box);
+	cq_far to = cq_far_at(box + threadIdx.x, cq_cluster_rank() ^ 1);
+	float sum = 0;
+	uint32_t i;
+
+	meet();
+	for (i = 0; i < n; i++) {
+		cq_far_store(to, make_float2(1, 2));
+		meet();
+		sum += box[threadIdx.x].x;
+	}
+	out[threadIdx.x] = (uint32_t)sum;
+}
+
+/* A block's own write behind its arrival is not seen by whoever has waited. */
+WRONG_CLUSTER(cluster_behind)
+{
+	CQ_DYN_SHARED(uint32_t, box);
+
+	cq_cluster_arrive();
+	box[threadIdx.x] = n;
+	cq_cluster_wait();
+	out[threadIdx.x] = box[threadIdx.x ^ 32];
+}
+
+/* What another block sends is read before the cluster has met again. */
+WRONG_CLUSTER(cluster_unmet)
+{
+	CQ_DYN_SHARED(float2, box);
+
+	meet();
+	cq_far_store(cq_far_at(box + threadIdx.x, cq_cluster_rank() ^ n), make_float2(1, 2));
+	__syncthreads();
+	out[threadIdx.x] = (uint32_t)box[threadIdx.x].x;
+	meet();
+}
+#endif
