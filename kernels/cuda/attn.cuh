@@ -83,35 +83,61 @@ CQ_DEVICE float warp_sum(float x)
 	return x;
 }
 
+/* The row of an item's vector @i, and its span. */
+CQ_DEVICE struct cqkd_entry entry_of(const struct cqkd_attn &p, const struct work &w, uint32_t i)
+{
+	return part_of<struct cqkd_entry>(p, &cqkd_plan::entries)
+		[w.item.entry + (w.item.vec + i) / p.gqa];
+}
+
+/* A warp's lanes read vector @i, which is of @row: every 32nd channel. */
+template <int d>
+CQ_DEVICE void query_fetch(const struct cqkd_attn &p, const struct work &w, uint32_t i,
+			   uint32_t row, float y[d / 32])
+{
+	int64_t from = cqkd_at(p.q, row, w.head * p.gqa + (w.item.vec + i) % p.gqa);
+	int n;
+
+#pragma unroll
+	for (n = 0; n < d / 32; n++)
+		y[n] = cqkd_load(p.q, from + cqkd_given(p.rope, threadIdx.x % 32 + 32 * n));
+}
+
 /*
- * A warp reads query vector @i of an item, of row @e. Returns the power of two
- * that makes it a number below 1, which fp16 holds, or 0 if it is not finite or
- * too large; sizes of keys and scores are the caller's affair.
+ * It goes to @x. Returns the power of two that makes it a number below 1, which fp16 holds, or
+ * 0 if it is not finite or too large; sizes of keys and scores are the caller's affair.
  */
 template <int d>
-CQ_DEVICE float query_read(const struct cqkd_attn &p, const struct work &w, uint32_t i,
-			   struct cqkd_entry *e, float *x)
+CQ_DEVICE float query_put(const struct cqkd_attn &p, const float y[d / 32], float *x)
 {
-	uint32_t at = w.item.vec + i, ch;
 	float top = 0;
 	bool bad = false;
-	int64_t from;
+	int n;
 
-	*e = part_of<struct cqkd_entry>(p, &cqkd_plan::entries)[w.item.entry + at / p.gqa];
-	from = cqkd_at(p.q, e->row, w.head * p.gqa + at % p.gqa);
-#pragma unroll 2
-	for (ch = threadIdx.x % 32; ch < d; ch += 32) {
-		float y = cqkd_load(p.q, from + cqkd_given(p.rope, ch));
+#pragma unroll
+	for (n = 0; n < d / 32; n++) {
+		uint32_t ch = threadIdx.x % 32 + 32 * n;
+		float z = ch < 2 * p.rope.half ? y[n] * p.rope.factor : y[n];
 
-		if (ch < 2 * p.rope.half)
-			y *= p.rope.factor;
-		bad |= !(fabsf(y * p.scale) <= MAX_QUERY);
-		top = fmaxf(top, fabsf(y));
-		x[ch] = y;
+		bad |= !(fabsf(z * p.scale) <= MAX_QUERY);
+		top = fmaxf(top, fabsf(z));
+		x[ch] = z;
 	}
 	bad = __any_sync(0xffffffffu, bad);
 	top = warp_max(top);
 	return bad ? 0.0f : unit_of(top);
+}
+
+/* Both, of vector @i and the row that it is of. */
+template <int d>
+CQ_DEVICE float query_read(const struct cqkd_attn &p, const struct work &w, uint32_t i,
+			   struct cqkd_entry *e, float *x)
+{
+	float y[d / 32];
+
+	*e = entry_of(p, w, i);
+	query_fetch<d>(p, w, i, e->row, y);
+	return query_put<d>(p, y, x);
 }
 
 /* A warp rotates a query to its row's position, where it lies. */

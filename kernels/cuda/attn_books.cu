@@ -66,37 +66,36 @@ CQ_DEVICE void books_load(const struct shop &t)
 	cq_cp_commit();
 }
 
-/* A warp's queries, eight at a time by way of a tile; floats where codes will be. */
+/*
+ * A warp's queries, by way of the tiles, which have room for those of all warps, or of four if
+ * there is one; floats where codes will be.
+ */
 template <int kc, int vc>
 CQ_DEVICE void queries_hold(const struct shop &t, struct held &h)
 {
-	uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, i;
+	uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, turn, i;
 	float *x = reinterpret_cast<float *>(t.sh + 1) + warp * DIM;
-	__half *rows = reinterpret_cast<__half *>(t.k) + warp * 8 * DIM;
-	int eight, k;
+	__half *rows = reinterpret_cast<__half *>(t.k) + (t.one ? warp % 4 : warp) * 16 * DIM;
+	int k;
 
 	static_assert(2 * codes_bytes<kc, vc>() >= WARPS * DIM * 4, "room for queries");
-	static_assert(WARPS * 8 * DIM * 2 <= CQKD_TILE_BYTES, "room for halves");
+	static_assert(WARPS / 2 * 16 * DIM * 2 <= CQKD_TILE_BYTES, "room for halves");
+#pragma unroll 1
+	for (turn = 0; turn < 2; turn++) {
+		if (warp / 4 == turn && warp < t.w.n_tiles) {
+#pragma unroll 1
+			for (i = 0; i < 16; i += 4)
+				queries_four<struct swizzled, DIM, 1>(t.p, t.w, warp * 16 + i, x,
+								      rows - warp * 16 * DIM, DIM,
+								      t.sh->see.query);
+			/* once for an item: its conflicts do not matter */
 #pragma unroll
-	for (eight = 0; eight < 2; eight++) {
-		for (i = 0; i < 8; i++) {
-			uint32_t vec = warp * 16 + eight * 8 + i;
-
-			query_load<struct swizzled, DIM>(t.p, t.w, vec, x, rows + i * DIM,
-							 &t.sh->see.query[vec]);
+			for (k = 0; k < DIM / 16; k++)
+				cq_ldmatrix_x4(h.q[k], rows + lane % 16 * DIM + k * 16 +
+						       lane / 16 * 8);
 		}
-		/* once for an item: its conflicts do not matter */
-#pragma unroll
-		for (k = 0; k < DIM / 16; k += 2) {
-			uint32_t a[4];
-
-			cq_ldmatrix_x4(a, rows + lane % 8 * DIM + k * 16 + lane / 8 * 8);
-			h.q[k][eight] = a[0];
-			h.q[k][eight + 2] = a[1];
-			h.q[k + 1][eight] = a[2];
-			h.q[k + 1][eight + 2] = a[3];
-		}
-		__syncwarp();
+		if (t.one)
+			__syncthreads();
 	}
 }
 

@@ -66,35 +66,60 @@ CQ_DEVICE void query_halves(const struct cqkd_attn &p, const float *x, float uni
 }
 
 /*
- * A warp loads query @i of the item as halves to @out, zeros if there is no such; the sizes of
- * its scores contain a power of two. @x: room for it in shared memory.
+ * A warp has read a query, or @none, and makes halves of it at @out; the size of its scores
+ * contains a power of two. @x: room in shared memory.
  */
 template <typename E, int d>
-CQ_DEVICE void query_load(const struct cqkd_attn &p, const struct work &w, uint32_t i, float *x,
-			  __half *out, struct query *to)
+CQ_DEVICE struct query query_make(const struct cqkd_attn &p, const float y[d / 32], bool none,
+				  const struct cqkd_entry &e, float *x, __half *out)
 {
-	uint32_t lane = threadIdx.x % 32, ch;
-	struct cqkd_entry e = {};
-	bool none = i >= w.item.n_vecs, bad;
-	float unit = none ? 0.0f : query_read<d>(p, w, i, &e, x);
+	float unit = query_put<d>(p, y, x), size;
+	bool bad = unit == 0;
+	uint32_t ch;
 
-	bad = unit == 0;
-	for (ch = lane; bad && ch < d; ch += 32)
+	for (ch = threadIdx.x % 32; bad && ch < d; ch += 32)
 		x[ch] = 0;
 	__syncwarp();
 	query_halves<E>(p, x, unit, d, part_of<uint32_t>(p, &cqkd_plan::row_pos)[e.row], out);
-	if (lane == 0) {
-		float size = bad ? 0.0f : p.scale / unit;
-
-		*to = { p.turn_k ? size / TURNED_SIZE : size, e.row, e.span, bad && !none };
-	}
 	__syncwarp();	/* the next one takes the room of this one */
+	size = none || bad ? 0.0f : p.scale / unit;
+	return { p.turn_k ? size / TURNED_SIZE : size, e.row, e.span, bad };
 }
 
 /*
- * All queries of the item; the vectors that fill the last tile see nothing. @room: for one
- * query of each warp, in shared memory.
+ * A warp loads four queries of the item, @first and every @step-th, so that it waits once. Their
+ * halves are @pitch apart from @q on; those behind the last are zeros that see nothing.
  */
+template <typename E, int d, int step>
+CQ_DEVICE void queries_four(const struct cqkd_attn &p, const struct work &w, uint32_t first,
+			    float *x, __half *q, uint32_t pitch, struct query *query)
+{
+	float y[4][d / 32] = {};
+	struct cqkd_entry e[4] = {};
+	int i;
+
+#pragma unroll
+	for (i = 0; i < 4; i++)
+		if (first + i * step < w.item.n_vecs)
+			e[i] = entry_of(p, w, first + i * step);
+#pragma unroll
+	for (i = 0; i < 4; i++)
+		if (first + i * step < w.item.n_vecs)
+			query_fetch<d>(p, w, first + i * step, e[i].row, y[i]);
+#pragma unroll
+	for (i = 0; i < 4; i++) {
+		uint32_t vec = first + i * step;
+		struct query one;
+
+		if (vec >= w.n_tiles * 16)
+			break;
+		one = query_make<E, d>(p, y[i], vec >= w.item.n_vecs, e[i], x, q + vec * pitch);
+		if (threadIdx.x % 32 == 0)
+			query[vec] = one;
+	}
+}
+
+/* All queries of the item. @room: for one query of each warp, in shared memory. */
 template <typename E, int d, int n, int warps, int stages>
 CQ_DEVICE void queries_load(const struct cqkd_attn &p, const struct work &w,
 			    struct crowd<d, n, warps, stages> &all, float *room)
@@ -102,8 +127,9 @@ CQ_DEVICE void queries_load(const struct cqkd_attn &p, const struct work &w,
 	float *x = room + threadIdx.x / 32 * d;
 	uint32_t i;
 
-	for (i = threadIdx.x / 32; i < w.n_tiles * 16; i += warps)
-		query_load<E, d>(p, w, i, x, all.q[i], &all.see.query[i]);
+#pragma unroll 1
+	for (i = threadIdx.x / 32; i < w.n_tiles * 16; i += 4 * warps)
+		queries_four<E, d, warps>(p, w, i, x, all.q[0], CQKD_PITCH(d), all.see.query);
 }
 
 /* What a thread's vector sees of @b, through @span, to stage @at; all threads. */
@@ -192,45 +218,69 @@ CQ_DEVICE void products(const struct crowd<d, n, warps, stages> &all, uint32_t f
 /* Two probabilities as halves; adds to @sum what V will be multiplied with. */
 CQ_DEVICE uint32_t prob2(float x, float y, float m, float *sum)
 {
-	__half px = __float2half_rn(prob(x, m)), py = __float2half_rn(prob(y, m));
+	/* what nobody sees is -inf, and becomes 0 */
+	__half2 p = __floats2half2_rn(cq_exp2((x - m) * LOG2E + P_LIFT),
+				      cq_exp2((y - m) * LOG2E + P_LIFT));
+	uint32_t bits;
 
-	*sum += __half2float(px) + __half2float(py);
-	return (uint32_t)__half_as_ushort(py) << 16 | __half_as_ushort(px);
+	*sum += __low2float(p) + __high2float(p);
+	memcpy(&bits, &p, sizeof(bits));
+	return bits;
+}
+
+/* Products of one of a lane's two vectors, @h, to scores; all that is not seen to -inf. */
+CQ_DEVICE void scores_of(const struct cqkd_attn &p, float size, uint64_t see, bool whole,
+			 float s[8][4], int h)
+{
+	uint32_t at = threadIdx.x % 4 * 2;
+	int n, i;
+
+#pragma unroll
+	for (n = 0; n < 8; n++)
+#pragma unroll
+		for (i = 2 * h; i < 2 * h + 2; i++)
+			s[n][i] *= size;
+	if (p.soft_cap > 0)
+#pragma unroll
+		for (n = 0; n < 8; n++)
+#pragma unroll
+			for (i = 2 * h; i < 2 * h + 2; i++)
+				s[n][i] = p.soft_cap * tanhf(s[n][i] / p.soft_cap);
+	if (!whole)
+#pragma unroll
+		for (n = 0; n < 8; n++)
+#pragma unroll
+			for (i = 0; i < 2; i++) {
+				float *x = &s[n][2 * h + i];
+
+				*x = see >> (n * 8 + at + i) & 1 ? *x : -CQKD_INF;
+			}
 }
 
 /*
- * Products become probabilities of one of a lane's two vectors, @h, which sees the tokens
- * @see: the lane and its three neighbours have all 64. Results so far fade.
+ * They become probabilities: the lane and its three neighbours have all 64. Returns by how
+ * much results so far fade.
  */
 template <int d>
-CQ_DEVICE void softmax(const struct cqkd_attn &p, float size, uint64_t see, float s[8][4], int h,
-		       struct tile<d> &r)
+CQ_DEVICE float softmax(float s[8][4], int h, struct tile<d> &r)
 {
-	uint32_t at = threadIdx.x % 4 * 2;
-	float old = r.m[h], m = old, sum = 0, fade;
+	float m = r.m[h], sum = 0, low, fade;
 	int n;
 
 #pragma unroll
-	for (n = 0; n < 8; n++) {
-		uint64_t vis = see >> (n * 8 + at);
-
-		s[n][2 * h] = score(p, s[n][2 * h], size, vis & 1);
-		s[n][2 * h + 1] = score(p, s[n][2 * h + 1], size, vis & 2);
+	for (n = 0; n < 8; n++)
 		m = fmaxf(m, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
-	}
 	m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
 	m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
-	fade = m > -CQKD_INF ? exp2f((old - m) * LOG2E) : 1.0f;
+	/* -inf less -inf is no number */
+	low = m > -CQKD_INF ? m : 0.0f;
+	fade = cq_exp2((r.m[h] - low) * LOG2E);
 #pragma unroll
 	for (n = 0; n < 8; n++)
-		r.p[n / 2][n % 2 * 2 + h] = prob2(s[n][2 * h], s[n][2 * h + 1], m, &sum);
+		r.p[n / 2][n % 2 * 2 + h] = prob2(s[n][2 * h], s[n][2 * h + 1], low, &sum);
 	r.m[h] = m;
 	r.l[h] = r.l[h] * fade + sum;
-#pragma unroll
-	for (n = 0; n < d / 8; n++) {
-		r.o[n][2 * h] *= fade;
-		r.o[n][2 * h + 1] *= fade;
-	}
+	return fade;
 }
 
 /* Probabilities of the 16 vectors from @first on, of their products @s with a stage's keys. */
@@ -240,8 +290,23 @@ CQ_DEVICE void probabilities(const struct cqkd_attn &p, const struct sights<n, w
 {
 	uint32_t v = first + threadIdx.x % 32 / 4;
 
-	softmax(p, see.query[v].size, see.vis[at][v], s, 0, r);
-	softmax(p, see.query[v + 8].size, see.vis[at][v + 8], s, 1, r);
+	uint64_t lo = see.vis[at][v], hi = see.vis[at][v + 8];
+	bool whole = __all_sync(0xffffffffu, (lo & hi) == ~0ull);
+	float fade[2];
+	int x, i;
+
+	scores_of(p, see.query[v].size, lo, whole, s, 0);
+	scores_of(p, see.query[v + 8].size, hi, whole, s, 1);
+	fade[0] = softmax(s, 0, r);
+	fade[1] = softmax(s, 1, r);
+	/* seldom: only where there is a new maximum */
+	if (!__any_sync(0xffffffffu, fade[0] < 1 || fade[1] < 1))
+		return;
+#pragma unroll
+	for (x = 0; x < d / 8; x++)
+#pragma unroll
+		for (i = 0; i < 4; i++)
+			r.o[x][i] *= fade[i / 2];
 }
 
 /* Probabilities times values of a tile of E, for the first @count tiles of a warp. */

@@ -94,8 +94,9 @@ int cqk_cuda_variant_of(const char *name, enum cqk_cuda_variant *v, struct cq_er
 	int i = index_of(name, names, CQK_CUDA_VARIANTS);
 
 	if (i < 0)
-		return cq_err_set(err, -EINVAL, "%s=%s is no variant of kernels; there are auto, "
-						"block, few, f16 and books", CQK_CUDA_VARIANT_ENV, name);
+		return cq_err_set(err, -EINVAL,
+				  "%s=%s is no variant of kernels; there are auto, block, few, f16 "
+				  "and books", CQK_CUDA_VARIANT_ENV, name);
 	*v = (enum cqk_cuda_variant)i;
 	return 0;
 }

@@ -16,7 +16,7 @@ static const struct shape {
 	{ "llama-3.1-8b", 32, 8, 128 },
 	{ "llama-2-7b", 32, 32, 128 },
 	{ "llama-3.1-70b-tp8", 8, 1, 128 },
-	{ "toy", 4, 1, 64 },		/* for the emulation, and nothing else */
+	{ "toy", 4, 1, 128 },		/* for the emulation, and nothing else */
 };
 
 /* Halves last: they are no coding. */
