@@ -10,6 +10,7 @@
 
 #include "kernels/cuda/attn.cuh"
 #include "kernels/cuda/attn_halves.cuh"
+#include "kernels/cuda/units.cuh"
 
 /**
  * struct query - one query vector: a head of a row
@@ -215,19 +216,6 @@ CQ_DEVICE void products(const struct crowd<d, n, warps, stages> &all, uint32_t f
 	}
 }
 
-/* Two probabilities as halves; adds to @sum what V will be multiplied with. */
-CQ_DEVICE uint32_t prob2(float x, float y, float m, float *sum)
-{
-	/* what nobody sees is -inf, and becomes 0 */
-	__half2 p = __floats2half2_rn(cq_exp2((x - m) * LOG2E + P_LIFT),
-				      cq_exp2((y - m) * LOG2E + P_LIFT));
-	uint32_t bits;
-
-	*sum += __low2float(p) + __high2float(p);
-	memcpy(&bits, &p, sizeof(bits));
-	return bits;
-}
-
 /* Products of one of a lane's two vectors, @h, to scores; all that is not seen to -inf. */
 CQ_DEVICE void scores_of(const struct cqkd_attn &p, float size, uint64_t see, bool whole,
 			 float s[8][4], int h)
@@ -258,29 +246,76 @@ CQ_DEVICE void scores_of(const struct cqkd_attn &p, float size, uint64_t see, bo
 }
 
 /*
- * They become probabilities: the lane and its three neighbours have all 64. Returns by how
- * much results so far fade.
+ * They become probabilities where they are: the lane and its three neighbours have all 64.
+ * Returns by how much results so far fade.
  */
 template <int d>
 CQ_DEVICE float softmax(float s[8][4], int h, struct tile<d> &r)
 {
-	float m = r.m[h], sum = 0, low, fade;
-	int n;
+	float m = r.m[h], old = m, low;
+	int n, i;
 
 #pragma unroll
 	for (n = 0; n < 8; n++)
 		m = fmaxf(m, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
 	m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
 	m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
-	/* -inf less -inf is no number */
+	r.m[h] = m;
+	/* -inf less -inf is no number; what nobody sees is -inf, and becomes 0 */
 	low = m > -CQKD_INF ? m : 0.0f;
-	fade = cq_exp2((r.m[h] - low) * LOG2E);
 #pragma unroll
 	for (n = 0; n < 8; n++)
-		r.p[n / 2][n % 2 * 2 + h] = prob2(s[n][2 * h], s[n][2 * h + 1], low, &sum);
-	r.m[h] = m;
-	r.l[h] = r.l[h] * fade + sum;
+#pragma unroll
+		for (i = 2 * h; i < 2 * h + 2; i++)
+			s[n][i] = cq_exp2((s[n][i] - low) * LOG2E + P_LIFT);
+	return cq_exp2((old - low) * LOG2E);
+}
+
+/*
+ * A stage's products of 16 vectors, from @first on, become probabilities; by how much a lane's
+ * two vectors fade.
+ */
+template <int d, int n, int warps, int stages>
+CQ_DEVICE float2 weights(const struct cqkd_attn &p, const struct sights<n, warps, stages> &see,
+			 uint32_t at, uint32_t first, float s[8][4], struct tile<d> &r)
+{
+	uint32_t v = first + threadIdx.x % 32 / 4;
+	uint64_t lo = see.vis[at][v], hi = see.vis[at][v + 8];
+	bool whole = __all_sync(0xffffffffu, (lo & hi) == ~0ull);
+	float2 fade;
+
+	scores_of(p, see.query[v].size, lo, whole, s, 0);
+	scores_of(p, see.query[v + 8].size, hi, whole, s, 1);
+	fade.x = softmax(s, 0, r);
+	fade.y = softmax(s, 1, r);
 	return fade;
+}
+
+/* They become halves that values are multiplied with, and these are added up; results fade. */
+template <int d>
+CQ_DEVICE void weights_take(const float s[8][4], float2 fade, struct tile<d> &r)
+{
+	int i, n;
+
+	r.l[0] *= fade.x;
+	r.l[1] *= fade.y;
+#pragma unroll
+	for (i = 0; i < 2; i++)
+#pragma unroll
+		for (n = 0; n < 8; n++) {
+			__half2 two = __floats2half2_rn(s[n][2 * i], s[n][2 * i + 1]);
+
+			r.l[i] += __low2float(two) + __high2float(two);
+			r.p[n / 2][n % 2 * 2 + i] = h2_bits(two);
+		}
+	/* seldom: only where there is a new maximum */
+	if (!__any_sync(0xffffffffu, fade.x < 1 || fade.y < 1))
+		return;
+#pragma unroll
+	for (n = 0; n < d / 8; n++)
+#pragma unroll
+		for (i = 0; i < 4; i++)
+			r.o[n][i] *= i < 2 ? fade.x : fade.y;
 }
 
 /* Probabilities of the 16 vectors from @first on, of their products @s with a stage's keys. */
@@ -288,25 +323,9 @@ template <int d, int n, int warps, int stages>
 CQ_DEVICE void probabilities(const struct cqkd_attn &p, const struct sights<n, warps, stages> &see,
 			     uint32_t at, uint32_t first, float s[8][4], struct tile<d> &r)
 {
-	uint32_t v = first + threadIdx.x % 32 / 4;
+	float2 fade = weights(p, see, at, first, s, r);
 
-	uint64_t lo = see.vis[at][v], hi = see.vis[at][v + 8];
-	bool whole = __all_sync(0xffffffffu, (lo & hi) == ~0ull);
-	float fade[2];
-	int x, i;
-
-	scores_of(p, see.query[v].size, lo, whole, s, 0);
-	scores_of(p, see.query[v + 8].size, hi, whole, s, 1);
-	fade[0] = softmax(s, 0, r);
-	fade[1] = softmax(s, 1, r);
-	/* seldom: only where there is a new maximum */
-	if (!__any_sync(0xffffffffu, fade[0] < 1 || fade[1] < 1))
-		return;
-#pragma unroll
-	for (x = 0; x < d / 8; x++)
-#pragma unroll
-		for (i = 0; i < 4; i++)
-			r.o[x][i] *= fade[i / 2];
+	weights_take(s, fade, r);
 }
 
 /* Probabilities times values of a tile of E, for the first @count tiles of a warp. */

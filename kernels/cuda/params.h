@@ -434,6 +434,18 @@ struct cqkd_attn {
 	 2 * (groups) * CQKD_TOKENS +				/* codes */ \
 	 (tiles) * CQKD_TILE_BYTES)
 
+/*
+ * attn_wgmma.cuh: warpgroups that multiply, 64 vectors each; threads with those that bring
+ * pages; shared memory of @stages pages, a multiple of 1024.
+ */
+#define CQKD_WGMMA_READERS	2
+#define CQKD_WGMMA_VECS		(CQKD_WGMMA_READERS * 64)
+#define CQKD_WGMMA_THREADS	((CQKD_WGMMA_READERS + 1) * 128)
+#define CQKD_WGMMA_RING(stages) \
+	(((stages) * (2 * CQKD_TILE_BYTES +			/* keys and values */ \
+		      CQKD_WGMMA_VECS * 8 + 32 + 16) +		/* live tokens; barriers */ \
+	  CQKD_WGMMA_VECS * 16 + 1023) / 1024 * 1024)		/* vectors */
+
 /* attn_ring.cuh: warps of a block, 16 tokens each, and how many of these are on their way. */
 #define CQKD_F16_WARPS		4
 #define CQKD_F16_STAGES		3

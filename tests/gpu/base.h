@@ -20,11 +20,16 @@ enum base_type {
 };
 
 #define BASE_MODULES	8
-#define BASE_WIDES	5	/* kernels of many vectors, of each type */
+#define BASE_WIDES	6	/* kernels of many vectors, of each type */
 
+/* @groups: by products of warpgroups, in fp16 alone. */
 static const struct {
 	uint32_t d, vecs;
-} base_wides[BASE_WIDES] = { { 64, 64 }, { 128, 32 }, { 128, 64 }, { 128, 128 }, { 128, 256 } };
+	bool groups;
+} base_wides[BASE_WIDES] = {
+	{ 64, 64, false }, { 128, 32, false }, { 128, 64, false }, { 128, 128, false },
+	{ 128, 256, false }, { 128, CQKD_WGMMA_VECS, true },
+};
 
 /**
  * struct base - the kernels, on one device
@@ -44,12 +49,14 @@ struct base {
  * struct base_call - one call
  * @type:   of what is stored
  * @vecs:   a kernel for items of so many vectors, 0: there are only items of few
+ * @groups: by products of warpgroups
  * @blocks: of threads, for a kv head: of items of few vectors, and of others
  * @p:      what kernels are told
  */
 struct base_call {
 	enum base_type type;
 	uint32_t vecs;
+	bool groups;
 	uint32_t blocks[2];
 	struct cqbd_attn p;
 };
@@ -84,6 +91,18 @@ static inline uint32_t base_bytes(enum base_type type)
 static inline uint32_t base_few_shared(enum base_type type, uint32_t d)
 {
 	return type == BASE_F16 ? CQKD_F16_SHARED(d) : CQKD_RING_SHARED(d, 1, CQBD_FP8_STAGES);
+}
+
+static inline uint32_t base_wide_shared(enum base_type type, uint32_t i)
+{
+	if (base_wides[i].groups)
+		return CQBD_WGMMA_SHARED;
+	return CQBD_WIDE_SHARED(base_wides[i].d, base_bytes(type), base_wides[i].vecs);
+}
+
+static inline uint32_t base_wide_threads(uint32_t i)
+{
+	return base_wides[i].groups ? CQKD_WGMMA_THREADS : CQBD_WARPS(base_wides[i].vecs) * 32;
 }
 
 /* A kernel by name, with the shared memory it wants; NULL if there is none, or too little. */
@@ -141,11 +160,10 @@ static inline void base_open(struct base *b, const struct gpu *g)
 			b->few[type][i] = base_find(b, base_few_shared(type, 64u << i), name);
 		}
 		for (i = 0; i < BASE_WIDES; i++) {
-			uint32_t d = base_wides[i].d, vecs = base_wides[i].vecs;
-			uint32_t bytes = base_bytes(type);
-
-			snprintf(name, sizeof(name), "cqb_wide_%s_d%u_v%u", wide[type], d, vecs);
-			b->wide[type][i] = base_find(b, CQBD_WIDE_SHARED(d, bytes, vecs), name);
+			snprintf(name, sizeof(name), "cqb_%s_%s_d%u_v%u",
+				 base_wides[i].groups ? "wgmma" : "wide", wide[type],
+				 base_wides[i].d, base_wides[i].vecs);
+			b->wide[type][i] = base_find(b, base_wide_shared(type, i), name);
 		}
 	}
 }
@@ -156,14 +174,14 @@ static inline void base_close(struct base *b)
 		CU(b->cu->cuModuleUnload(b->modules[--b->n_modules]));
 }
 
-/* Which kernel takes items of @most vectors; BASE_WIDES: none. */
-static inline uint32_t base_wide_of(const struct base *b, enum base_type type, uint32_t d,
-				    uint32_t most)
+/* Which kernel takes a call's items; BASE_WIDES: none. */
+static inline uint32_t base_wide_of(const struct base *b, const struct base_call *c, uint32_t d)
 {
 	uint32_t i;
 
 	for (i = 0; i < BASE_WIDES; i++)
-		if (base_wides[i].d == d && base_wides[i].vecs >= most && b->wide[type][i])
+		if (base_wides[i].d == d && base_wides[i].vecs >= c->vecs &&
+		    base_wides[i].groups == c->groups && b->wide[c->type][i])
 			break;
 	return i;
 }
@@ -212,16 +230,12 @@ static inline void base_launch(const struct base *b, const struct base_call *c,
 {
 	const struct cqkd_attn *a = &c->p.a;
 	void *list[] = { (void *)(uintptr_t)&c->p };
-	uint32_t d = a->d, i = c->vecs ? base_wide_of(b, c->type, d, c->vecs) : 0;
+	uint32_t d = a->d, i = c->vecs ? base_wide_of(b, c, d) : 0;
 
-	if (c->vecs) {
-		uint32_t vecs = base_wides[i].vecs;
-
+	if (c->vecs)
 		CU(b->cu->cuLaunchKernel(b->wide[c->type][i], c->blocks[1], a->n_heads, 1,
-					 CQBD_WARPS(vecs) * 32, 1, 1,
-					 CQBD_WIDE_SHARED(d, base_bytes(c->type), vecs), stream,
-					 list, NULL));
-	}
+					 base_wide_threads(i), 1, 1,
+					 base_wide_shared(c->type, i), stream, list, NULL));
 	CU(b->cu->cuLaunchKernel(b->few[c->type][d > 64], c->blocks[0], a->n_heads, 1,
 				 CQKD_F16_WARPS * 32, 1, 1, base_few_shared(c->type, d), stream,
 				 list, NULL));

@@ -28,6 +28,9 @@ struct cqbd_attn {
 	 CQBD_STAGES(bytes) * ((vecs) * 8 + CQBD_WARPS(vecs) * 8 + /* what they see */ \
 	 2 * CQKD_TOKENS * CQKD_RING_PITCH(d, bytes)))		/* keys and values */
 #define CQBD_STAGES(bytes)	((bytes) > 1 ? 2 : 3)		/* blocks of tokens */
+/* base_wgmma.cu: 128 vectors, and blocks of tokens. */
+#define CQBD_WGMMA_STAGES	4
+#define CQBD_WGMMA_SHARED	CQKD_WGMMA_RING(CQBD_WGMMA_STAGES)
 #define CQBD_FP8_STAGES		3	/* of base_fp8.cu, as CQKD_F16_STAGES */
 
 CQKD_FROZEN(sizeof(struct cqbd_attn) == 360);

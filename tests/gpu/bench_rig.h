@@ -26,11 +26,15 @@
 #define SEED_BYTES	((size_t)16 << 20)
 
 /* How a step is attended. A cascade attends to what sequences share once for all of them. */
-enum way { WAY_CODES, WAY_F16, WAY_F16_CASCADE, WAY_FP8, WAY_FP8_CASCADE, N_WAYS };
+enum way {
+	WAY_CODES, WAY_F16, WAY_F16_CASCADE,
+	WAY_F16_GROUPS,		/* a cascade by products of warpgroups, where a GPU has them */
+	WAY_FP8, WAY_FP8_CASCADE, N_WAYS
+};
 
 static inline bool way_cascade(enum way w)
 {
-	return w == WAY_F16_CASCADE || w == WAY_FP8_CASCADE;
+	return w == WAY_F16_CASCADE || w == WAY_F16_GROUPS || w == WAY_FP8_CASCADE;
 }
 
 static inline bool way_fp8(enum way w)
@@ -331,6 +335,7 @@ static inline void put_blocks(struct call *c, const struct step *s, cqcu_ptr bas
 struct crew {
 	uint32_t slots;		/* that the device has at once, for a kv head */
 	uint32_t vecs;		/* of a cascade's items; 0: no kernel of many is needed */
+	uint32_t most;		/* vectors of an item */
 };
 
 static inline struct crew crew_of(const struct rig *r, const struct call *c, const struct step *s)
@@ -338,16 +343,16 @@ static inline struct crew crew_of(const struct rig *r, const struct call *c, con
 	const struct cqk_geom *g = &c->m->m.geom;
 	uint32_t n = s->batch * (g->n_heads / g->n_kv_heads), at, shared;
 	uint32_t times = c->way == WAY_FP8 ? 3 : 2;
-	struct crew crew = { 0, 0 };
+	struct crew crew = { .most = c->base.groups ? CQKD_WGMMA_VECS :
+					CQKD_WIDE_VECS(g->head_dim) };
 
 	if (way_cascade(c->way) && n > CQKD_FEW_VECS) {
+		struct base_call of = c->base;
+
 		/* as cqk_cuda_plan() shares them out */
-		crew.vecs = n > CQKD_VECS(g->head_dim) ?
-			    MIN(n, (uint32_t)CQKD_WIDE_VECS(g->head_dim)) : n;
-		at = base_wide_of(&r->base, c->base.type, g->head_dim, crew.vecs);
-		shared = at < BASE_WIDES ?
-			 CQBD_WIDE_SHARED(g->head_dim, base_bytes(c->base.type),
-					  base_wides[at].vecs) : 1;
+		of.vecs = crew.vecs = n > CQKD_VECS(g->head_dim) ? MIN(n, crew.most) : n;
+		at = base_wide_of(&r->base, &of, g->head_dim);
+		shared = at < BASE_WIDES ? base_wide_shared(c->base.type, at) : 1;
 		times = MAX(MIN(r->base.shared / shared, 3u), 1u);
 	}
 	crew.slots = MAX(times * r->sms / g->n_kv_heads, 1u);
@@ -369,7 +374,7 @@ static inline uint32_t want_of(const struct call *c, const struct step *s, struc
 		uint32_t n = s->batch * (g->n_heads / g->n_kv_heads);
 
 		pages = each - 2;
-		groups = (n + CQKD_WIDE_VECS(g->head_dim) - 1) / CQKD_WIDE_VECS(g->head_dim);
+		groups = (n + crew.most - 1) / crew.most;
 		work += (uint64_t)pages * (groups - 1);
 	}
 	for (k = 1; k <= pages && k <= 2 * crew.slots; k++) {
@@ -393,6 +398,11 @@ static inline void call_limits(struct rig *r, struct call *c, const struct step 
 
 	cqk_cuda_limits_init(&c->limits, r->g.k, c->m->t, s->batch, s->batch + 1, 2 * s->batch,
 			     MAX(want, MAX(2 * r->sms / g->n_kv_heads, 1u)));
+	if (c->base.groups) {
+		/* of as many vectors at once as it takes */
+		c->limits.wide_vecs = CQKD_WGMMA_VECS;
+		c->limits.wide += s->batch * gqa / CQKD_WGMMA_VECS + want;
+	}
 	c->limits.few_only = gqa <= CQKD_FEW_VECS && (!s->prefix || c->way == WAY_F16);
 }
 
@@ -463,18 +473,18 @@ static inline bool call_new(struct rig *r, struct call *c, const struct model *m
 	uint32_t want;
 
 	*c = (struct call){ .m = m, .way = way,
-			    .base.type = way_fp8(way) ? BASE_FP8 : BASE_F16 };
+			    .base.type = way_fp8(way) ? BASE_FP8 : BASE_F16,
+			    .base.groups = way == WAY_F16_GROUPS };
 	crew = crew_of(r, c, s);
+	c->base.vecs = crew.vecs;
 	if (way != WAY_CODES && way != WAY_F16 &&
 	    (!r->base.few[c->base.type][g->head_dim > 64] ||
 	     g->n_heads / g->n_kv_heads > CQKD_FEW_VECS ||
-	     (crew.vecs && base_wide_of(&r->base, c->base.type, g->head_dim, crew.vecs) ==
-			   BASE_WIDES)))
+	     (crew.vecs && base_wide_of(&r->base, &c->base, g->head_dim) == BASE_WIDES)))
 		return false;
 	put_blocks(c, s, base);
 	want = want_of(c, s, crew);
 	call_limits(r, c, s, way == WAY_CODES ? 0 : want);
-	c->base.vecs = crew.vecs;
 	c->base.blocks[0] = c->base.blocks[1] = c->limits.items + c->limits.wide;
 	c->a = (struct cqk_cuda_attn){
 		.head_end = g->n_kv_heads, .limits = &c->limits, .q = view, .o = view,
@@ -501,7 +511,8 @@ static inline void call_layer(struct rig *r, struct call *c, uint32_t layer)
 static inline const char *call_name(const struct call *c)
 {
 	static const char *const names[N_WAYS] = {
-		[WAY_F16_CASCADE] = "f16-cascade", [WAY_FP8] = "fp8",
+		[WAY_F16_CASCADE] = "f16-cascade", [WAY_F16_GROUPS] = "f16-wgmma-cascade",
+		[WAY_FP8] = "fp8",
 		[WAY_FP8_CASCADE] = "fp8-cascade",
 	};
 

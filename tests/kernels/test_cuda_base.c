@@ -79,12 +79,15 @@ static double base_error(struct scene *s, enum base_type type)
 	return worst;
 }
 
-/* @most: vectors of an item, more than eight if a kernel of many is to be used. */
+/*
+ * @most: vectors of an item, more than eight if a kernel of many is to be used; @groups: one
+ * that multiplies by warpgroups.
+ */
 static void check_base(struct gpu *g, const struct base *b, struct scene_opts o,
-		       enum base_type type, uint32_t most)
+		       enum base_type type, uint32_t most, bool groups)
 {
 	struct base_call c = { .type = type, .vecs = most > CQKD_FEW_VECS ? most : 0,
-			       .blocks = { 3, 3 } };
+			       .groups = groups, .blocks = { 3, 3 } };
 	float scales[2 * HEADS];
 	struct scene *s;
 	struct run r;
@@ -93,7 +96,7 @@ static void check_base(struct gpu *g, const struct base *b, struct scene_opts o,
 	o.toy.keys = CQK_KEYS_ROTATED;
 	o.flags = CQ_ATTN_Q_ROTATED;
 	if (!b->few[type][o.toy.d > 64] ||
-	    (c.vecs && base_wide_of(b, type, o.toy.d, most) == BASE_WIDES)) {
+	    (c.vecs && base_wide_of(b, &c, o.toy.d) == BASE_WIDES)) {
 		ASSERT(getenv("CQ_TEST_GPU"));	/* not all GPUs have the shared memory */
 		return;
 	}
@@ -141,7 +144,7 @@ TEST_LIMIT(fp8_of_few_vectors, 60)
 		o.soft_cap = i == 7 ? 3 : 0;
 		o.dtype = i % 2 ? CQ_F16 : CQ_F32;
 		if (type != BASE_FP8_BITS || !getenv("CQ_TEST_GPU"))
-			check_base(&g, &b, o, type, CQKD_FEW_VECS);
+			check_base(&g, &b, o, type, CQKD_FEW_VECS, false);
 	}
 	base_close(&b);
 	gpu_close(&g);
@@ -172,7 +175,37 @@ TEST_LIMIT(cascades, 60)
 		o.holes = n % 3 == 1;
 		o.window = n == 4 ? 100 : 0;
 		o.dtype = CQ_F16;
-		check_base(&g, &b, o, i % 2 ? BASE_FP8 : BASE_F16, batch[n].most);
+		check_base(&g, &b, o, i % 2 ? BASE_FP8 : BASE_F16, batch[n].most, false);
+	}
+	base_close(&b);
+	gpu_close(&g);
+}
+
+/* The same by products of warpgroups, which head_dim 128 and fp16 alone have. */
+TEST_LIMIT(cascades_of_warpgroups, 120)
+{
+	static const struct { uint32_t gqa, seqs, shared; } batch[] = {
+		{ 3, 3, 1 }, { 4, 8, 2 }, { 1, 64, 4 }, { 8, 9, 3 }, { 4, 32, 5 }, { 4, 30, 7 },
+		{ 2, 64, 9 }, { 3, 5, 12 },
+	};
+	struct base b;
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	base_open(&b, &g);
+	for (i = 0; i < ARRAY_SIZE(batch); i++) {
+		struct scene_opts o = pages(128, batch[i].gqa, batch[i].seqs);
+
+		o.toy.n_heads *= HEADS;
+		o.own = i % 2;
+		o.shared = batch[i].shared;
+		o.want = i == 3 ? 1 : 0;
+		o.holes = i % 3 == 1;
+		o.window = i == 4 ? 100 : 0;
+		o.soft_cap = i == 6 ? 3 : 0;
+		o.dtype = CQ_F16;
+		check_base(&g, &b, o, BASE_F16, CQKD_WGMMA_VECS, true);
 	}
 	base_close(&b);
 	gpu_close(&g);
