@@ -318,7 +318,7 @@ static size_t avx512_scratch_bytes(const struct cqk_model *model, uint32_t n_row
 }
 
 #ifdef CQK_SIMDE
-static const struct cqk_ops cqk_avx512_simde = {
+const struct cqk_ops cqk_avx512_simde = {
 	.name = ISA_TEXT "-simde",
 	.usable = cqk_cpu_has_avx2,
 #else

@@ -1,4 +1,3 @@
 // SPDX-License-Identifier: MIT
-/* test_attention_simde.c for the row without VBMI and VNNI. */
-#define CQK_AVX512_BW 1
+/* test_attention_simde.c, linked with simde_avx512bw.c. */
 #include "tests/kernels/test_attention_simde.c"

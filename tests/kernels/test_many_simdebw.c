@@ -1,4 +1,3 @@
 // SPDX-License-Identifier: MIT
-/* test_many_simde.c for the row without VBMI and VNNI. */
-#define CQK_AVX512_BW 1
+/* test_many_simde.c, linked with simde_avx512bw.c. */
 #include "tests/kernels/test_many_simde.c"
