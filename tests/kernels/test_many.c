@@ -17,6 +17,7 @@ static const struct cqk_ops *candidate(unsigned int i)
 
 static void check_scene(struct scene *s)
 {
+	double *ref = scene_reference(s);
 	unsigned int i;
 
 	for (i = 0; candidate(i); i++) {
@@ -26,7 +27,7 @@ static void check_scene(struct scene *s)
 		if (!ops->usable())
 			continue;
 		scene_run(s, ops);
-		e = scene_error(s);
+		e = scene_error_from(s, ref);
 		if (getenv("SHOW"))
 			printf("# %-12s %.2e\n", ops->name, e);
 		if (!(e <= bound))
@@ -34,6 +35,7 @@ static void check_scene(struct scene *s)
 			     ops->name, s->o.toy.d, s->o.toy.ck, s->o.toy.cv,
 			     s->o.toy.n_heads, s->o.seqs, s->o.rows, e);
 	}
+	free(ref);
 }
 
 static void check(const struct scene_opts *o)
