@@ -3,9 +3,10 @@
 #
 #	run-tests.sh LABEL PROGRAM...
 #
-# Run test programs and scripts through prove(1), those of tests/system one by
-# one, the others side by side; then say what failed, what was skipped and why,
-# and last of all "LABEL: N passed, M failed, K skipped".
+# Run test programs and scripts through prove(1) side by side, the longest first,
+# but those of tests/system one after the other; then say what was slowest, what
+# failed, what was skipped and why, and last of all "LABEL: N passed, M failed,
+# K skipped".
 #
 # With CI=true a skip that scripts/skips.txt does not permit is a failure.
 set -u
@@ -24,24 +25,21 @@ export UBSAN_OPTIONS=print_stacktrace=1
 export TSAN_OPTIONS=suppressions=$top/scripts/tsan.supp:die_after_fork=0
 export LSAN_OPTIONS=suppressions=$top/scripts/lsan.supp:print_suppressions=0
 
-side=() alone=()
-for prog in "$@"; do
-	case $prog in
-	*/system/*) alone+=("$prog") ;;
-	*) side+=("$prog") ;;
-	esac
-done
-prove=(prove --exec "$top/scripts/tap-exec.sh")
 if ! command -v prove >/dev/null; then
 	echo "$label: no prove(1): install perl" >&2
 	exit 1
 fi
+# What would keep one processor busy when all else is done begins first.
+long='/gpu_check /gpu_bundle /race.sh /gpu_bench /test_attention system/python test_libcq_gpu'
+mapfile -t ordered < <(printf '%s\n' "$@" | awk -v long="$long" '
+	BEGIN { n = split(long, pattern, " ") }
+	{
+		for (i = 1; i <= n && !index($0, pattern[i]);)
+			i++
+		print i, NR, $0
+	}' | sort -n -k1,1 -k2,2 | cut -d' ' -f3-)
 rc=0
-if [ ${#side[@]} -gt 0 ]; then
-	"${prove[@]}" -j "${JOBS:-$(nproc)}" "${side[@]}" || rc=1
-fi
-if [ ${#alone[@]} -gt 0 ]; then
-	"${prove[@]}" "${alone[@]}" || rc=1
-fi
+prove --exec "$top/scripts/tap-exec.sh" -j "${JOBS:-$(nproc)}" --rules 'seq=**/system/*' \
+	--rules 'par=**' "${ordered[@]}" || rc=1
 "$top/scripts/tally.sh" "$label" "$@" || rc=1
 exit $rc

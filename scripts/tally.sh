@@ -65,6 +65,14 @@ read_tap() {	# file.tap name
 	[ "$bad" = 0 ]
 }
 
+slowest() {	# what a test took is the last line of its .sec
+	for prog; do
+		name=${prog#"$O"/}
+		tail -qn 1 "$TAP_DIR/$(echo "$name" | tr / _).sec" 2>/dev/null | sed "s|$| $name|"
+	done | awk '{ printf "%8.1f %8.1f  %s\n", $1, $2 + $3, $4; wall += $1; cpu += $2 + $3 }
+		END { printf "%8.1f %8.1f  all\n", wall, cpu }' | sort -rn | head -n 16
+}
+
 for prog in "$@"; do
 	name=${prog#"$O"/}
 	log=$TAP_DIR/$(echo "$name" | tr / _)
@@ -85,6 +93,10 @@ for prog in "$@"; do
 		tail -n 60 "$log.err" 2>/dev/null
 	fi
 done
+if [ $# -gt 1 ]; then
+	echo "seconds, those of processors, the slowest tests"
+	slowest "$@"
+fi
 [ ${#skips[@]} -eq 0 ] || printf '%s\n' "${skips[@]}"
 [ ${#failures[@]} -eq 0 ] || printf '%s\n' "${failures[@]}"
 echo "$label: $passed passed, $failed failed, $skipped skipped" | tee "$TAP_DIR/closing"

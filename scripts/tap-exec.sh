@@ -24,7 +24,9 @@ fi
 case $prog in
 */tests/emu/* | tests/emu/* | */test_cuda_*) export ASAN_OPTIONS=${ASAN_OPTIONS:-}:detect_leaks=0 ;;
 esac
-timeout -k 10 "$limit" "${cmd[@]}" </dev/null 2>"$log.err" | tee "$log.tap"
+# of the clock, then of processors
+TIMEFORMAT='%R %U %S'
+{ time timeout -k 10 "$limit" "${cmd[@]}" </dev/null 2>"$log.err"; } 2>"$log.sec" | tee "$log.tap"
 rc=${PIPESTATUS[0]}
 echo "$rc" >"$log.rc"
 [ "$rc" -ne 124 ] || echo "# stopped after $limit s" | tee -a "$log.tap"
