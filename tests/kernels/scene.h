@@ -238,13 +238,21 @@ static inline double half_step(double x, uint32_t dtype)
 /* What double precision has, [row][head]: o, and the natural lse behind it; to be freed. */
 static inline double *scene_reference(const struct scene *s)
 {
-	uint32_t heads = s->o.toy.n_heads, d = s->o.toy.d, row, h;
+	uint32_t heads = s->o.toy.n_heads, d = s->o.toy.d, group, kv, row, h;
 	double *ref = toy_alloc(((size_t)s->a.n_rows * heads * (d + 1) + 1) * sizeof(*ref));
-	double *at = ref;
+	struct toy_decoded y;
 
-	for (row = 0; row < s->a.n_rows; row++)
-		for (h = 0; h < heads; h++, at += d + 1)
-			at[d] = toy_reference(&s->a, row, h, at);
+	group = heads / s->o.toy.n_kv_heads;
+	for (kv = 0; kv < s->o.toy.n_kv_heads; kv++) {
+		toy_decoded_init(&y, &s->a, kv);
+		for (row = 0; row < s->a.n_rows; row++)
+			for (h = kv * group; h < (kv + 1) * group; h++) {
+				double *at = ref + ((size_t)row * heads + h) * (d + 1);
+
+				at[d] = toy_attend(&y, row, h, at);
+			}
+		toy_decoded_free(&y);
+	}
 	return ref;
 }
 

@@ -326,29 +326,92 @@ static inline bool toy_sees(const struct cqk_attn *a, const struct cqk_block *b,
 	       !(a->sliding_window && pos <= rp - (int64_t)a->sliding_window);
 }
 
-/* Scores of a block; -inf for tokens the row does not see. */
-static inline void toy_scores(const struct cqk_attn *a, const struct cqk_block *b,
-			      const struct cqk_span *s, uint32_t row,
-			      uint32_t kv_head, const double *q, double *out)
+/*
+ * K of each span, turned, and V of each block of one kv head, [token][channel]: what rows
+ * and heads of a group share. Filled when first asked for.
+ */
+struct toy_decoded {
+	const struct cqk_attn *a;
+	uint32_t kv_head, n_spans;
+	double **k, **v;
+};
+
+static inline void toy_decoded_init(struct toy_decoded *y, const struct cqk_attn *a,
+				    uint32_t kv_head)
 {
-	struct cqk_src src = cqk_block_src(a, b, kv_head, false, ~0ull);
-	const struct cqk_geom *g = &a->model->geom;
+	uint32_t i;
+
+	*y = (struct toy_decoded){ .a = a, .kv_head = kv_head };
+	for (i = 0; i < a->n_blocks; i++)
+		y->n_spans = MAX(y->n_spans, a->blocks[i].span_first + a->blocks[i].n_spans);
+	y->k = toy_alloc(y->n_spans * sizeof(*y->k));
+	y->v = toy_alloc(a->n_blocks * sizeof(*y->v));
+}
+
+static inline void toy_decoded_free(struct toy_decoded *y)
+{
+	uint32_t i;
+
+	for (i = 0; i < y->n_spans; i++)
+		free(y->k[i]);
+	for (i = 0; i < y->a->n_blocks; i++)
+		free(y->v[i]);
+	free(y->k);
+	free(y->v);
+}
+
+static inline const double *toy_keys(struct toy_decoded *y, const struct cqk_block *b,
+				     uint32_t span)
+{
+	const struct cqk_geom *g = &y->a->model->geom;
+	struct cqk_src src = cqk_block_src(y->a, b, y->kv_head, false, ~0ull);
 	bool turn = g->keys == CQK_KEYS_PRE_ROPE && g->rope_dim;
 	struct toy_turn r;
 	uint32_t ch, t;
+	double *k;
 
+	if (y->k[span])
+		return y->k[span];
+	k = y->k[span] = toy_alloc((size_t)b->tokens * g->head_dim * sizeof(*k));
 	if (turn)
-		toy_turn_init(&r, g, s->pos);
-	for (t = 0; t < b->tokens; t++) {
-		double k[256], dot = 0;
-
+		toy_turn_init(&r, g, y->a->spans[span].pos);
+	for (t = 0; t < b->tokens; t++, k += g->head_dim) {
 		for (ch = 0; ch < g->head_dim; ch++)
 			k[ch] = toy_value(&src, t, ref_stored(g, ch));
 		if (turn)
 			toy_turn_next(&r, g, k);
-		if (!toy_sees(a, b, s, row, t))
+	}
+	return y->k[span];
+}
+
+static inline const double *toy_values(struct toy_decoded *y, const struct cqk_block *b)
+{
+	struct cqk_src src = cqk_block_src(y->a, b, y->kv_head, true, 0);
+	uint32_t d = y->a->model->geom.head_dim, i;
+	double **v = &y->v[b - y->a->blocks];
+
+	if (*v)
+		return *v;
+	*v = toy_alloc((size_t)b->tokens * d * sizeof(**v));
+	for (i = 0; i < b->tokens * d; i++)
+		(*v)[i] = toy_value(&src, i / d, i % d);
+	return *v;
+}
+
+/* Scores of a block; -inf for tokens the row does not see. */
+static inline void toy_scores(struct toy_decoded *y, const struct cqk_block *b, uint32_t span,
+			      uint32_t row, const double *q, double *out)
+{
+	const struct cqk_attn *a = y->a;
+	uint32_t d = a->model->geom.head_dim, ch, t;
+	const double *k = toy_keys(y, b, span);
+
+	for (t = 0; t < b->tokens; t++, k += d) {
+		double dot = 0;
+
+		if (!toy_sees(a, b, &a->spans[span], row, t))
 			continue;
-		for (ch = 0; ch < g->head_dim; ch++)
+		for (ch = 0; ch < d; ch++)
 			dot += q[ch] * k[ch];
 		dot *= (double)a->scale;
 		if (a->soft_cap > 0)
@@ -363,33 +426,34 @@ struct toy_use {
 	double s[64];
 };
 
-static inline uint32_t toy_uses(const struct cqk_attn *a, uint32_t row,
-				uint32_t kv, const double *q, struct toy_use *u)
+static inline uint32_t toy_uses(struct toy_decoded *y, uint32_t row, const double *q,
+				struct toy_use *u)
 {
+	const struct cqk_attn *a = y->a;
 	uint32_t n = 0, i, j, t;
 
 	for (i = 0; i < a->n_blocks; i++)
 		for (j = 0; j < a->blocks[i].n_spans; j++) {
-			const struct cqk_span *sp =
-				&a->spans[a->blocks[i].span_first + j];
+			uint32_t span = a->blocks[i].span_first + j;
+			const struct cqk_span *sp = &a->spans[span];
 
 			if (row < sp->row_first || row >= sp->row_first + sp->n_rows)
 				continue;
 			u[n].b = &a->blocks[i];
 			for (t = 0; t < 64; t++)
 				u[n].s[t] = -INFINITY;
-			toy_scores(a, u[n].b, sp, row, kv, q, u[n].s);
+			toy_scores(y, u[n].b, span, row, q, u[n].s);
 			n++;
 		}
 	return n;
 }
 
-/* One (row, head) in double: o[d], returns the natural lse. */
-static inline double toy_reference(const struct cqk_attn *a, uint32_t row,
-				   uint32_t head, double *o)
+/* One (row, head) of the kv head of @y in double: o[d], returns the natural lse. */
+static inline double toy_attend(struct toy_decoded *y, uint32_t row, uint32_t head, double *o)
 {
+	const struct cqk_attn *a = y->a;
 	const struct cqk_geom *g = &a->model->geom;
-	uint32_t kv = head / (g->n_heads / g->n_kv_heads), i, t, ch, n;
+	uint32_t i, t, ch, n;
 	double q[256], top = -INFINITY, sum = 0;
 	struct toy_use *u = malloc((size_t)(2 * a->n_blocks + 1) * sizeof(*u));
 
@@ -398,25 +462,39 @@ static inline double toy_reference(const struct cqk_attn *a, uint32_t row,
 	if (g->keys != CQK_KEYS_NONE && !(a->flags & CQ_ATTN_Q_ROTATED))
 		ref_rope(q, g, a->row_pos[row]);
 	memset(o, 0, g->head_dim * sizeof(*o));
-	n = toy_uses(a, row, kv, q, u);
+	n = toy_uses(y, row, q, u);
 	for (i = 0; i < n; i++)
 		for (t = 0; t < 64; t++)
 			top = u[i].s[t] > top ? u[i].s[t] : top;
 	for (i = 0; top > (double)-INFINITY && i < n; i++) {
-		struct cqk_src v = cqk_block_src(a, u[i].b, kv, true, 0);
+		const double *v = toy_values(y, u[i].b);
 
-		for (t = 0; t < 64; t++) {
+		for (t = 0; t < u[i].b->tokens; t++, v += g->head_dim) {
 			double p = exp(u[i].s[t] - top);
 
 			sum += p;
 			for (ch = 0; p > 0 && ch < g->head_dim; ch++)
-				o[ch] += p * toy_value(&v, t, ch);
+				o[ch] += p * v[ch];
 		}
 	}
 	for (ch = 0; sum > 0 && ch < g->head_dim; ch++)
 		o[ch] /= sum;
 	free(u);
 	return sum > 0 ? top + log(sum) : (double)-INFINITY;
+}
+
+/* The same, of one alone. */
+static inline double toy_reference(const struct cqk_attn *a, uint32_t row,
+				   uint32_t head, double *o)
+{
+	const struct cqk_geom *g = &a->model->geom;
+	struct toy_decoded y;
+	double lse;
+
+	toy_decoded_init(&y, a, head / (g->n_heads / g->n_kv_heads));
+	lse = toy_attend(&y, row, head, o);
+	toy_decoded_free(&y);
+	return lse;
 }
 
 #endif /* TOY_H */
