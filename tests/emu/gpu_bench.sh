@@ -157,13 +157,6 @@ fails() {
 }
 
 echo "TAP version 13"
-case ${SANITIZE:-} in
-*thread*)	# which knows no fibers
-	echo "1..1"
-	echo "ok 1 - nothing of it under TSan"
-	exit
-	;;
-esac
 echo "1..12"
 ok "a call that fails is told" fails
 ok "all of it, emulated" bench --emulated
