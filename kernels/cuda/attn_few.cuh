@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Fragments of tensor cores from centroids in shared memory, for attn_few.cu. A warp has
- * 16 tokens and sets of four query vectors; lane = 4 n + l.
+ * Fragments of tensor cores from centroids in shared memory, for attn_few.cu and
+ * attn_slices.cu. A warp has 16 tokens and sets of four query vectors; lane = 4 n + l.
  *
  * The table of a head has a row per code, in which the centroids of all groups lie beside
  * each other. A lane takes units of channels, of one group each: one load has a unit. Lanes
@@ -11,7 +11,8 @@
  * - keys: o is that of a token, a row of Q.K. Each step is multiplied with the queries'
  *   units of all orders, and each row takes the sum that was made for its order. A vector
  *   has two columns; with 128 channels the second has the units that the highest bit of o
- *   exchanges, so that two orders are one product.
+ *   exchanges, so that two orders are one product. Where a lane has one unit of each side,
+ *   it is the sides that o exchanges.
  * - values: o is that of a lane's tokens, a part of the sum of V.P. Each step is multiplied
  *   once for each order, with the probabilities of other lanes' tokens replaced by zero.
  *   A register has two channels of a token, which count as two terms of the sum: columns
@@ -31,14 +32,23 @@
 
 /*
  * What a lane has of a token: of a key the units l + 4 s of each half, of a value units
- * that follow each other. @c: channels of a group; with 64 channels 8 are counted as 4.
+ * that follow each other. @c: channels of a group; attn_few.cu counts 8 of 64 channels as 4.
  */
 template <int d, int c>
 struct key {
-	static const int u = d == 128 ? c : c < 4 ? c : 4;	/* channels of a unit */
+	static const int u = d == 128 || c == 8 ? c : c < 4 ? c : 4;	/* channels of a unit */
 	static const int words = u / 2;				/* registers */
 	static const int sets = d / 8 / u;			/* units of one side */
+	static const bool flip = sets == 1;	/* of odd tokens the upper side is first */
+	static const int orders = flip ? 2 : sets;
 };
+
+/* The order of the keys that a lane has. */
+template <int d, int c>
+CQ_DEVICE uint32_t key_order()
+{
+	return threadIdx.x % 32 / 4 % key<d, c>::orders;
+}
 
 template <int d, int c>
 struct value {
@@ -60,7 +70,7 @@ struct places {
 template <int d, int c, int u>
 CQ_DEVICE uint32_t group_at(const struct cqkd_book &b, uint32_t x)
 {
-	bool two = d == 128 ? c > u : b.channels > u;
+	bool two = d == 128 || c == 8 ? c > u : b.channels > u;
 
 	return (x >> two) * CQKD_FEW_STRIDE;
 }
@@ -71,12 +81,16 @@ struct frame {
 	__half2 co[2][d / 16], si[2][d / 16];
 };
 
-template <int d, int c>
-CQ_DEVICE void frame_load(const struct cqkd_rope &rope, uint32_t tile, struct frame<d, c> &f)
+/* @first: pair that is the first here, of a head of @head channels. */
+template <int d, int c, int head = d>
+CQ_DEVICE void frame_load(const struct cqkd_rope &rope, uint32_t first, uint32_t tile,
+			  struct frame<d, c> &f)
 {
 	constexpr int words = key<d, c>::words;
-	uint32_t lane = threadIdx.x % 32, order = lane / 4 % key<d, c>::sets;
-	const float *table = cqkd_ptr<const float>(rope.in_page);
+	uint32_t lane = threadIdx.x % 32, order = key<d, c>::flip ? 0 : key_order<d, c>();
+	const float *table = cqkd_ptr<const float>(rope.in_page) + first;
+	/* a turn backwards, where sides are exchanged */
+	float unit = key<d, c>::flip && key_order<d, c>() ? -TURNED_SIZE : TURNED_SIZE;
 	int h, w;
 
 #pragma unroll
@@ -85,11 +99,12 @@ CQ_DEVICE void frame_load(const struct cqkd_rope &rope, uint32_t tile, struct fr
 		for (w = 0; w < d / 16; w++) {
 			uint32_t token = tile * 16 + lane / 4 * 2 + h;
 			uint32_t x = lane % 4 + 4 * (w / words ^ order);
-			const float *at = table + (size_t)token * d + (x * words + w % words) * 2;
+			const float *at = table + (size_t)token * head +
+					  (x * words + w % words) * 2;
 
 			f.co[h][w] = __floats2half2_rn(at[0] * TURNED_SIZE, at[1] * TURNED_SIZE);
-			f.si[h][w] = __floats2half2_rn(at[d / 2] * TURNED_SIZE,
-						      at[d / 2 + 1] * TURNED_SIZE);
+			f.si[h][w] = __floats2half2_rn(at[head / 2] * unit,
+						      at[head / 2 + 1] * unit);
 		}
 }
 
@@ -107,8 +122,9 @@ CQ_DEVICE void keys_of_codes(const struct cqkd_book &b, const __half *at, const 
 	constexpr int u = key<d, c>::u, words = u / 2;
 	uint32_t lane = threadIdx.x % 32, far = group_at<d, c, u>(b, d / 2 / u);
 	uint32_t first = lane % 4 | lane / 4 % key<d, c>::sets * 4;
+	uint32_t flip = key<d, c>::flip ? key_order<d, c>() : 0;
 	const uint8_t *book = reinterpret_cast<const uint8_t *>(at);
-	int s, h, side;
+	int s, h, i;
 
 #pragma unroll
 	for (s = 0; s < key<d, c>::sets; s++) {
@@ -116,24 +132,26 @@ CQ_DEVICE void keys_of_codes(const struct cqkd_book &b, const __half *at, const 
 		uint32_t ch = first * 2 * u ^ 8 * s * u;	/* in bytes */
 
 #pragma unroll
-		for (side = 0; side < 2; side++) {
+		for (i = 0; i < 2; i++) {
+			uint32_t side = i ^ flip;
 			uint32_t two = *(const uint16_t *)(group + side * far);
 
 #pragma unroll
 			for (h = 0; h < 2; h++)
-				unit_load<words>(&k.x[h][side][s * words],
+				unit_load<words>(&k.x[h][i][s * words],
 						 book + row_at<d>(two, h, ch) + side * d);
 		}
 	}
 }
 
-/* Rows of an fp16 block; tokens that nobody sees are zero. */
-template <int d, int c>
+/* Rows of an fp16 block, from the first channel here on; tokens that nobody sees are zero. */
+template <int d, int c, int head = d>
 CQ_DEVICE void keys_of_rows(const __half *rows, uint64_t live, uint32_t tile, struct keys<d> &k)
 {
 	constexpr int u = key<d, c>::u, words = u / 2;
-	uint32_t lane = cq_keep(threadIdx.x % 32), order = lane / 4 % key<d, c>::sets;
-	int h, side, s, w;
+	uint32_t lane = cq_keep(threadIdx.x % 32), order = lane / 4 % key<d, c>::sets, side;
+	uint32_t flip = key<d, c>::flip ? key_order<d, c>() : 0;
+	int h, s, w;
 
 #pragma unroll
 	for (h = 0; h < 2; h++) {
@@ -143,9 +161,9 @@ CQ_DEVICE void keys_of_rows(const __half *rows, uint64_t live, uint32_t tile, st
 		for (s = 0; s < 2 * key<d, c>::sets; s++) {
 			uint32_t *x = &k.x[h][s % 2][s / 2 * words];
 
-			side = s % 2;
+			side = s % 2 ^ flip;
 			if (live >> token & 1)
-				unit_load<words>(x, rows + (size_t)token * d + side * (d / 2) +
+				unit_load<words>(x, rows + (size_t)token * head + side * (head / 2) +
 						    (lane % 4 + 4 * (s / 2 ^ order)) * u);
 			else
 				for (w = 0; w < words; w++)
@@ -158,8 +176,8 @@ CQ_DEVICE void keys_of_rows(const __half *rows, uint64_t live, uint32_t tile, st
 template <int d, int c>
 struct orders {
 	/* a bit of them is the column's, if units of one side fill two pieces */
-	static const bool columns = key<d, c>::sets * key<d, c>::u > 8;
-	static const int sums = key<d, c>::sets / (columns ? 2 : 1);
+	static const bool columns = key<d, c>::flip || key<d, c>::sets * key<d, c>::u > 8;
+	static const int sums = key<d, c>::orders / (columns ? 2 : 1);
 };
 
 /*
@@ -261,7 +279,7 @@ CQ_DEVICE void products(const struct frame<d, c> &f, const struct keys<d> &k, co
 			const struct places &at, float out[SETS][2])
 {
 	constexpr int sums = orders<d, c>::sums, words = key<d, c>::words, n = d / 64;
-	uint32_t order = threadIdx.x % 32 / 4 % key<d, c>::sets;
+	uint32_t order = key_order<d, c>();
 	bool second = orders<d, c>::columns && order & sums;
 	float acc[sets][sums][4] = {};
 	int i, h, set;
@@ -371,7 +389,7 @@ CQ_DEVICE void values_of_codes(const struct cqkd_book &b, const __half *at, cons
 		uint32_t ch = first * 2 * u ^ 2 * s * u;
 
 		/* two units of a group follow each other */
-		if (d != 128 || c == u || s % 2 == 0)
+		if (c == u || s % 2 == 0)
 			four = *(const uint32_t *)(codes + group_at<d, c, u>(b, first ^ s));
 #pragma unroll
 		for (i = 0; i < 4; i++)
@@ -379,7 +397,7 @@ CQ_DEVICE void values_of_codes(const struct cqkd_book &b, const __half *at, cons
 	}
 }
 
-template <int d, int c>
+template <int d, int c, int head = d>
 CQ_DEVICE void values_of_rows(const __half *rows, uint64_t live, uint32_t tile,
 			      struct values<d> &v)
 {
@@ -396,7 +414,7 @@ CQ_DEVICE void values_of_rows(const __half *rows, uint64_t live, uint32_t tile,
 			uint32_t *x = &v.x[i][s * words];
 
 			if (live >> token & 1)
-				unit_load<words>(x, rows + (size_t)token * d +
+				unit_load<words>(x, rows + (size_t)token * head +
 						    (lane / 4 * sets + (s ^ order)) * u);
 			else
 				for (w = 0; w < words; w++)

@@ -87,26 +87,27 @@ CQ_DEVICE float2 total(const struct vectors<d, warps> &all, uint32_t vec)
 	return make_float2(m, l);
 }
 
-/* Results of the item to the workspace. */
-template <int d, int warps>
+/* Results of the item to the workspace: @n channels from @first on. */
+template <int d, int warps, int n>
 CQ_DEVICE void result_store(const struct cqkd_attn &p, const struct work &w,
-			    const struct vectors<d, warps> &all, const float (*from)[VECS][d])
+			    const struct vectors<d, warps> &all, const float (*from)[VECS][n],
+			    uint32_t first = 0)
 {
 	size_t slot = (size_t)(w.head - p.head_begin) * p.max_slots + w.item.slot;
 	float *ml = cqkd_ptr<float>(p.part_ml) + slot * 2;
-	float *o = cqkd_ptr<float>(p.part_o) + slot * d;
+	float *o = cqkd_ptr<float>(p.part_o) + slot * d + first;
 	uint32_t i = threadIdx.x;
 
-	if (i < w.item.n_vecs) {
+	if (i < w.item.n_vecs && !first) {
 		float2 sum = total(all, i);
 
 		ml[2 * i] = sum.x;
 		ml[2 * i + 1] = all.query[i].spoiled ? __int_as_float(0x7fc00000) :
 						       sum.y * P_UNIT;
 	}
-	for (; i < w.item.n_vecs * d; i += warps * 32)
-		o[i] = ((from[0][i / d][i % d] + from[1][i / d][i % d]) +
-			(from[2][i / d][i % d] + from[3][i / d][i % d])) * P_UNIT;
+	for (; i < w.item.n_vecs * n; i += warps * 32)
+		o[i / n * d + i % n] = ((from[0][i / n][i % n] + from[1][i / n][i % n]) +
+					(from[2][i / n][i % n] + from[3][i / n][i % n])) * P_UNIT;
 }
 
 #endif /* CQK_CUDA_ATTN_FRAG_CUH */

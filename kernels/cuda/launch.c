@@ -21,7 +21,7 @@
 enum kernel {
 	K_APPEND, K_ATTN_64, K_ATTN_128, K_ATTN_256, K_WIDE_64, K_WIDE_128, K_WIDE_256, K_MERGE,
 	K_CHECK, K_GATHER, K_MANY, K_F16_64 = K_MANY + 9, K_F16_128, K_FEW, K_BOOKS = K_FEW + 13,
-	N_KERNELS = K_BOOKS + 9
+	K_SLICES = K_BOOKS + 9, N_KERNELS = K_SLICES + 18
 };
 
 /* Of the kernels of attn_few.cu: head_dim, channels of a group; with 64 up to 4 of them. */
@@ -35,6 +35,11 @@ enum kernel {
 		"cqk_attn_books_k" #kc "v" #vc,					\
 		CQKD_BOOKS_SHARED(128 / kc + 128 / vc, 2), CQKD_WIDE_THREADS,	\
 	}
+/* Of those of attn_slices.cu: codes of 8 bits, of 10, and with 128 channels of both. */
+#define SLICES_AT(d, kc, kb, vc, vb)						\
+	(K_SLICES + ((kb) + (vb) <= 16 ? FEW_C(kc) * 3 + FEW_C(vc) :		\
+		     (kb) + (vb) >= 20 ? 9 + ((d) > 64) + ((d) > 128) :		\
+		     (kb) > 8 ? 12 + FEW_C(vc) : 15 + FEW_C(kc)))
 /* Of those of append_many.cu. */
 #define MANY_AT(kc, vc) (K_MANY + 3 * FEW_C(kc) + FEW_C(vc))
 #define MANY(kc, vc)								\
@@ -45,6 +50,11 @@ enum kernel {
 	[FEW_AT(d, kc, vc)] = {							\
 		"cqk_attn_few_d" #d "_k" #kc "v" #vc,				\
 		CQKD_FEW_SHARED(d, d / kc + d / vc), CQKD_FEW_WARPS * 32,	\
+	}
+#define SLICES(d, bits, kc, kb, vc, vb)						\
+	[SLICES_AT(d, kc, kb, vc, vb)] = {					\
+		"cqk_attn_slices_d" #d "_k" #kc "b" #kb "v" #vc "b" #vb,	\
+		CQKD_SLICES_SHARED(d, bits, kc, kb, vc, vb), CQKD_FEW_WARPS * 32, \
 	}
 
 static const struct {
@@ -74,6 +84,13 @@ static const struct {
 	BOOKS(2, 2), BOOKS(2, 4), BOOKS(2, 8),
 	BOOKS(4, 2), BOOKS(4, 4), BOOKS(4, 8),
 	BOOKS(8, 2), BOOKS(8, 4), BOOKS(8, 8),
+	SLICES(256, 8, 2, 8, 2, 8), SLICES(256, 8, 2, 8, 4, 8), SLICES(256, 8, 2, 8, 8, 8),
+	SLICES(256, 8, 4, 8, 2, 8), SLICES(256, 8, 4, 8, 4, 8), SLICES(256, 8, 4, 8, 8, 8),
+	SLICES(256, 8, 8, 8, 2, 8), SLICES(256, 8, 8, 8, 4, 8), SLICES(256, 8, 8, 8, 8, 8),
+	SLICES(64, 10, 8, 10, 8, 10), SLICES(128, 10, 8, 10, 8, 10),
+	SLICES(256, 10, 8, 10, 8, 10),
+	SLICES(128, 10, 8, 10, 2, 8), SLICES(128, 10, 8, 10, 4, 8), SLICES(128, 10, 8, 10, 8, 8),
+	SLICES(128, 10, 2, 8, 8, 10), SLICES(128, 10, 4, 8, 8, 10), SLICES(128, 10, 8, 8, 8, 10),
 };
 
 struct cqk_cuda_kernels {
@@ -349,7 +366,7 @@ static void shape_of(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tab
 	*s = (struct cqk_cuda_shape){
 		.head_dim = t->model->geom.head_dim,
 		.k_channels = at->k.channels, .v_channels = at->v.channels,
-		.bits = MAX(at->k.bits, at->v.bits),
+		.k_bits = at->k.bits, .v_bits = at->v.bits,
 		.turned = t->model->geom.keys == CQK_KEYS_PRE_ROPE ? 2 * t->turn.half : 0,
 		.arch = k->arch, .shared = k->shared,
 	};
@@ -522,6 +539,11 @@ static int launch_few(const struct cqk_cuda_kernels *k, const struct cqk_cuda_ta
 	if (v == CQK_CUDA_F16) {	/* two on a multiprocessor */
 		i = p->d > 64 ? K_F16_128 : K_F16_64;
 		size.x = MIN(2 * l->few, l->items);
+	} else if (v == CQK_CUDA_SLICES) {
+		uint32_t blocks = 2 * CQKD_SLICES(p->d, MAX(s.k_bits, s.v_bits));
+
+		i = SLICES_AT(p->d, s.k_channels, s.k_bits, s.v_channels, s.v_bits);
+		size.x = MAX(MIN(l->few / blocks, l->items), 1u) * blocks;
 	}
 	return launch(k, i, size, cqk_cuda_variant_shared(v, &s), p, stream, err);
 }

@@ -47,8 +47,10 @@ struct cqkd_view {
 /**
  * struct cqkd_book - codebook of K or V of one layer, all kv heads
  * @f16:      [kv_head][group][2^bits][channels] halves
- * @rows:     [kv_head][256][d] halves: of all groups the centroids of one code side by
- *            side; 0 where attn_few.cu has no use for it
+ * @rows:     [kv_head][slice][2^bits][channels of a slice] halves: of all groups of a slice
+ *            the centroids of one code side by side. Slices are of cqk_cuda_slice() channels
+ *            that follow each other; of keys, half of them of either half of the head.
+ *            attn_few.cu has one slice. 0: a head of which no kernel has use for it
  * @i8:       the shape of @f16, as stored; 0 where halves are what is stored
  * @scale:    [kv_head][d] f32 for @i8
  * @norm:     [kv_head][group][2^bits] f32, half the squared length
@@ -445,6 +447,46 @@ struct cqkd_attn {
 	(((stages) * (2 * CQKD_TILE_BYTES +			/* keys and values */ \
 		      CQKD_WGMMA_VECS * 8 + 32 + 16) +		/* live tokens; barriers */ \
 	  CQKD_WGMMA_VECS * 16 + 1023) / 1024 * 1024)		/* vectors */
+
+/*
+ * attn_slices.cu: channels of a block, of heads of @d whose codes have at most @bits; blocks
+ * of a cluster that have keys, and as many that have values; pages between two barriers of
+ * the cluster; stages of them.
+ */
+#define CQKD_SLICE(d, bits)		((bits) > 8 ? 64 : 128)
+#define CQKD_SLICES(d, bits)		((d) / CQKD_SLICE(d, bits))
+#define CQKD_SLICES_PAGES(slices)	((slices) > 2 ? CQKD_FEW_PAGES : 2 * CQKD_FEW_PAGES)
+#define CQKD_SLICES_STAGES		3
+#define CQKD_SLICES_SIGHTS		5	/* rounds of which it is known what is to be read */
+
+/*
+ * Bytes of shared memory but for codes and centroids: queries as halves for keys, scores for
+ * values and results share a place. Then those of a block whose codes have @bits.
+ */
+#define CQKD_SLICES_Q(w, pages)		(CQKD_SLICES_STAGES * (pages) * CQKD_FEW_VECS * (w) * 2)
+#define CQKD_SLICES_SCORES(slices, pages) \
+	(2 * (slices) * (pages) * CQKD_TOKENS * CQKD_FEW_VECS * 4)
+#define CQKD_SLICES_FIXED(d, w, slices, pages) \
+	((w) * 8 +						/* turns */ \
+	 CQKD_FEW_VECS * CQKD_Q_PITCH(d) * 4 +			/* queries */ \
+	 (CQKD_SLICES_SIGHTS * (pages) * (24 + CQKD_FEW_VECS * 12) + 15) / 16 * 16 + \
+	 128 + 32 +						/* orders of values; item */ \
+	 CQKD_FEW_VECS * 16 +					/* vectors */ \
+	 CQKD_FEW_WARPS * CQKD_FEW_VECS * 8 +			/* maxima and sums of warps */ \
+	 (CQKD_SLICES_SCORES(slices, pages) > CQKD_SLICES_Q(w, pages) ? \
+	  CQKD_SLICES_SCORES(slices, pages) : CQKD_SLICES_Q(w, pages)))
+#define CQKD_SLICES_BOOK(w, channels, bits, pages) \
+	(CQKD_SLICES_STAGES * (pages) * CQKD_FEW_CODES((w) / (channels)) + (2 * (w) << (bits)))
+
+/* Shared memory of cqk_attn_slices_d*: the largest codes and centroids of both. */
+#define CQKD_SLICES_LARGER(a, b)	((a) > (b) ? (a) : (b))
+#define CQKD_SLICES_SHARED_OF(d, w, slices, pages, kc, kb, vc, vb) \
+	(CQKD_SLICES_FIXED(d, w, slices, pages) + \
+	 CQKD_SLICES_LARGER(CQKD_SLICES_BOOK(w, kc, kb, pages), \
+			    CQKD_SLICES_BOOK(w, vc, vb, pages)))
+#define CQKD_SLICES_SHARED(d, bits, kc, kb, vc, vb) \
+	CQKD_SLICES_SHARED_OF(d, CQKD_SLICE(d, bits), CQKD_SLICES(d, bits), \
+			      CQKD_SLICES_PAGES(CQKD_SLICES(d, bits)), kc, kb, vc, vb)
 
 /* attn_ring.cuh: warps of a block, 16 tokens each, and how many of these are on their way. */
 #define CQKD_F16_WARPS		4

@@ -7,6 +7,7 @@
 #include "cq/util.h"
 #include "kernels/cuda/near.h"
 #include "kernels/cuda/tables.h"
+#include "kernels/cuda/variant.h"
 #include "kernels/f16.h"
 
 #define TABLE_ALIGN 256
@@ -100,8 +101,7 @@ static void lay_out_book(struct cqk_cuda_tables *t, const struct cqk_codebook *c
 	b->bits = cb->code.bits;
 	b->groups = cb->n_groups;
 	b->f16 = take(t, n * 2);
-	if (cb->head_dim <= CQKD_FEW_DIM && b->bits == 8)
-		b->rows = take(t, n * 2);
+	b->rows = take(t, n * 2);
 	b->norm = take(t, n / b->channels * sizeof(float));
 	if (cb->metric)
 		b->metric = take(t, numbers);
@@ -208,20 +208,35 @@ static void fill_halves(const struct cqk_codebook *cb, uint16_t *out)
 				*out++ = cqk_f32_to_f16(cb->f32[((size_t)g * c + j) * n + k]);
 }
 
-/* [kv_head][group][256][c] to [kv_head][256][group][c] */
-static void fill_rows(const struct cqk_codebook *cb, const uint16_t *from, uint16_t *out)
+/* The group of a head that is group @g of @n of a slice, see struct cqkd_book. */
+static uint32_t group_of(const struct cqk_codebook *cb, bool keys, uint32_t slice, uint32_t g,
+			 uint32_t n)
 {
-	uint32_t c = cb->code.channels, h, k, g;
-
-	for (h = 0; h < cb->n_kv_heads; h++)
-		for (k = 0; k < CQKD_CENTROIDS; k++)
-			for (g = 0; g < cb->n_groups; g++, out += c)
-				memcpy(out, from + (((size_t)h * cb->n_groups + g) *
-						    CQKD_CENTROIDS + k) * c, c * sizeof(*out));
+	if (!keys)
+		return slice * n + g;
+	return slice * (n / 2) + g % (n / 2) + (g < n / 2 ? 0 : cb->n_groups / 2);
 }
 
-static void fill_book(const struct cqk_codebook *cb, const struct cqkd_book *b,
-		      uint64_t base, uint8_t *image)
+/* [kv_head][group][centroid][c] to [kv_head][slice][centroid][group][c]; @w: of a slice */
+static void fill_rows(const struct cqk_codebook *cb, bool keys, uint32_t w,
+		      const uint16_t *from, uint16_t *out)
+{
+	uint32_t c = cb->code.channels, slices = cb->head_dim / w, h, s, k, g;
+	uint32_t n = cqk_code_centroids(cb->code);
+
+	for (h = 0; h < cb->n_kv_heads; h++)
+		for (s = 0; s < slices; s++)
+			for (k = 0; k < n; k++)
+				for (g = 0; g < w / c; g++, out += c) {
+					size_t at = (size_t)h * cb->n_groups +
+						    group_of(cb, keys, s, g, w / c);
+
+					memcpy(out, from + (at * n + k) * c, c * sizeof(*out));
+				}
+}
+
+static void fill_book(const struct cqk_codebook *cb, const struct cqkd_book *b, bool keys,
+		      uint32_t w, uint64_t base, uint8_t *image)
 {
 	size_t numbers = (size_t)cb->n_kv_heads * cb->head_dim * sizeof(float);
 	size_t n = book_values(cb);
@@ -233,7 +248,7 @@ static void fill_book(const struct cqk_codebook *cb, const struct cqkd_book *b,
 	else
 		fill_halves(cb, (uint16_t *)(void *)(image + (b->f16 - base)));
 	if (b->rows)
-		fill_rows(cb, (const uint16_t *)(const void *)(image + (b->f16 - base)),
+		fill_rows(cb, keys, w, (const uint16_t *)(const void *)(image + (b->f16 - base)),
 			  (uint16_t *)(void *)(image + (b->rows - base)));
 	memcpy(image + (b->norm - base), cb->half_norm, n / b->channels * sizeof(float));
 	if (b->metric)
@@ -271,8 +286,12 @@ void cqk_cuda_tables_fill(const struct cqk_cuda_tables *t, void *image)
 
 	memset(out, 0, t->bytes);
 	for (l = 0; l < t->model->geom.n_layers; l++) {
-		fill_book(&t->model->layers[l].k, &t->layers[l].k, t->base, out);
-		fill_book(&t->model->layers[l].v, &t->layers[l].v, t->base, out);
+		const struct cqk_layer *y = &t->model->layers[l];
+		const struct cqkd_layer *to = &t->layers[l];
+		uint32_t w = cqk_cuda_slice(t->model->geom.head_dim, MAX(to->k.bits, to->v.bits));
+
+		fill_book(&y->k, &to->k, true, w, t->base, out);
+		fill_book(&y->v, &to->v, false, w, t->base, out);
 		fill_near(&t->model->layers[l].k, &t->near[2 * l], t->base, out);
 		fill_near(&t->model->layers[l].v, &t->near[2 * l + 1], t->base, out);
 	}

@@ -14,6 +14,7 @@ static const char *const names[CQK_CUDA_VARIANTS] = {
 	[CQK_CUDA_FEW] = "few",
 	[CQK_CUDA_F16] = "f16",
 	[CQK_CUDA_BOOKS] = "books",
+	[CQK_CUDA_SLICES] = "slices",
 };
 
 /*
@@ -28,6 +29,7 @@ static const struct {
 } table[] = {
 	{ 80, 0, 0, CQK_CUDA_FEW },
 	{ 80, 0, 0, CQK_CUDA_F16 },
+	{ 90, 0, 0, CQK_CUDA_SLICES },
 };
 
 static const char *const encode_names[CQK_ENCODE_WAYS] = {
@@ -95,8 +97,8 @@ int cqk_cuda_variant_of(const char *name, enum cqk_cuda_variant *v, struct cq_er
 
 	if (i < 0)
 		return cq_err_set(err, -EINVAL,
-				  "%s=%s is no variant of kernels; there are auto, block, few, f16 "
-				  "and books", CQK_CUDA_VARIANT_ENV, name);
+				  "%s=%s is no variant of kernels; there are auto, block, few, f16, "
+				  "books and slices", CQK_CUDA_VARIANT_ENV, name);
 	*v = (enum cqk_cuda_variant)i;
 	return 0;
 }
@@ -124,26 +126,45 @@ bool cqk_cuda_encode_near(enum cqk_cuda_encode forced, uint32_t channels, uint32
 	return false;
 }
 
-/* Of both sides codebooks fit into shared memory, and keys turn in pairs of its halves. */
-static bool books_fit(const struct cqk_cuda_shape *s)
+/* Both sides are coded, and keys turn in pairs of the two halves. */
+static bool coded(const struct cqk_cuda_shape *s)
 {
-	/*
-	 * 1,024 centroids of 128 channels are 256 KiB of halves, of keys or values alone: more
-	 * than a block of threads has anywhere. Of 64 channels, 128 KiB, only one would fit.
-	 */
-	return s->k_channels && s->v_channels && s->bits <= 8 &&
-	       (!s->turned || s->turned == s->head_dim);
+	return s->k_channels && s->v_channels && (!s->turned || s->turned == s->head_dim);
+}
+
+uint32_t cqk_cuda_slice(uint32_t head_dim, uint32_t bits)
+{
+	return bits > 8 || head_dim > CQKD_FEW_DIM ? CQKD_SLICE(head_dim, bits) : head_dim;
+}
+
+/*
+ * What one block of threads has no room for: 1,024 centroids of 128 channels are 256 KiB of
+ * halves, of keys or values alone, as are 256 of 256 channels for both. Where codes of 10
+ * bits and of 8 are mixed there are kernels for 128 channels only.
+ */
+static uint32_t slices_shared(const struct cqk_cuda_shape *s)
+{
+	uint32_t d = s->head_dim, bits = MAX(s->k_bits, s->v_bits);
+
+	if (s->arch < 90 || (bits <= 8 && d <= CQKD_FEW_DIM) ||
+	    (s->k_bits != s->v_bits && d != 128))
+		return 0;
+	return CQKD_SLICES_SHARED(d, bits, s->k_channels, s->k_bits, s->v_channels, s->v_bits);
 }
 
 uint32_t cqk_cuda_variant_shared(enum cqk_cuda_variant v, const struct cqk_cuda_shape *s)
 {
-	uint32_t d = s->head_dim, groups, two;
+	uint32_t d = s->head_dim, bits = MAX(s->k_bits, s->v_bits), groups, two;
 
-	if (d != 64 && d != 128)
+	if (d != 64 && d != 128 && d != 256)
 		return 0;
 	if (v == CQK_CUDA_F16)
-		return s->bits || s->turned ? 0 : CQKD_F16_SHARED(d);
-	if (!books_fit(s))
+		return bits || s->turned || d > CQKD_FEW_DIM ? 0 : CQKD_F16_SHARED(d);
+	if (!coded(s))
+		return 0;
+	if (v == CQK_CUDA_SLICES)
+		return slices_shared(s);
+	if (bits > 8 || d > CQKD_FEW_DIM)
 		return 0;
 	groups = d / s->k_channels + d / s->v_channels;
 	if (v == CQK_CUDA_FEW)
@@ -156,7 +177,7 @@ bool cqk_cuda_variant_can(enum cqk_cuda_variant v, const struct cqk_cuda_shape *
 {
 	uint32_t shared;
 
-	if (v != CQK_CUDA_FEW && v != CQK_CUDA_F16 && v != CQK_CUDA_BOOKS)
+	if (v != CQK_CUDA_FEW && v != CQK_CUDA_F16 && v != CQK_CUDA_BOOKS && v != CQK_CUDA_SLICES)
 		return v == CQK_CUDA_BLOCK;
 	shared = cqk_cuda_variant_shared(v, s);
 	return shared && shared <= s->shared;

@@ -21,10 +21,12 @@
  * @CQK_CUDA_F16:   attn_f16.cu: halves are read as fast as memory delivers
  * @CQK_CUDA_BOOKS: attn_books.cu, for items of more vectors: centroids are in shared
  *                  memory, decoded into tiles
+ * @CQK_CUDA_SLICES: attn_slices.cu: the same as attn_few.cu by clusters of blocks, which have
+ *                  slices of the centroids
  * @CQK_CUDA_VARIANTS: number of them
  */
 enum cqk_cuda_variant {
-	CQK_CUDA_AUTO, CQK_CUDA_BLOCK, CQK_CUDA_FEW, CQK_CUDA_F16, CQK_CUDA_BOOKS,
+	CQK_CUDA_AUTO, CQK_CUDA_BLOCK, CQK_CUDA_FEW, CQK_CUDA_F16, CQK_CUDA_BOOKS, CQK_CUDA_SLICES,
 	CQK_CUDA_VARIANTS
 };
 
@@ -47,7 +49,8 @@ enum cqk_cuda_encode {
  * @head_dim:   channels of a head
  * @k_channels: channels of a group of keys, 0: not coded
  * @v_channels: of values
- * @bits:       of a code of either, the most; 0: nothing is coded
+ * @k_bits:     of a code of keys, 0: not coded
+ * @v_bits:     of values
  * @turned:     channels of a key that attention rotates, 0: none
  * @arch:       compute capability, 90 for 9.0
  * @shared:     bytes of shared memory that a block of threads can have
@@ -55,7 +58,7 @@ enum cqk_cuda_encode {
 struct cqk_cuda_shape {
 	uint32_t head_dim;
 	uint32_t k_channels, v_channels;
-	uint32_t bits;
+	uint32_t k_bits, v_bits;
 	uint32_t turned;
 	uint32_t arch;
 	uint32_t shared;
@@ -81,7 +84,7 @@ int cqk_cuda_variant_of(const char *name, enum cqk_cuda_variant *v, struct cq_er
 
 /**
  * cqk_cuda_variant_shared() - shared memory of a kernel that may have too little
- * @v: CQK_CUDA_FEW, CQK_CUDA_F16 or CQK_CUDA_BOOKS
+ * @v: CQK_CUDA_FEW, CQK_CUDA_F16, CQK_CUDA_BOOKS or CQK_CUDA_SLICES
  * @s: shape
  *
  * Return: bytes, of CQK_CUDA_BOOKS with two tiles if they fit; 0 if that kernel does not
@@ -108,6 +111,15 @@ bool cqk_cuda_variant_can(enum cqk_cuda_variant v, const struct cqk_cuda_shape *
  */
 enum cqk_cuda_variant cqk_cuda_variant_choose(enum cqk_cuda_variant forced,
 					      const struct cqk_cuda_shape *s);
+
+/**
+ * cqk_cuda_slice() - channels of keys, or of values, whose centroids a block of threads has
+ * @head_dim: channels of a head
+ * @bits:     of a code of keys or values, the most
+ *
+ * Return: channels; @head_dim if attn_few.cu, not attn_slices.cu, is for such a head.
+ */
+uint32_t cqk_cuda_slice(uint32_t head_dim, uint32_t bits);
 
 /**
  * cqk_cuda_encode_name() - a way to codes in words

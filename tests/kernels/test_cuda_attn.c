@@ -105,19 +105,23 @@ TEST_LIMIT(few_vectors_over_many_pages, 60)
 	uint32_t i;
 
 	gpu_open(&g);
-	cqk_cuda_force(g.k, CQK_CUDA_FEW);
-	for (i = 0; i < ARRAY_SIZE(shift); i++) {
-		struct scene_opts o = plain(i % 2 ? 128 : 64, 8);
+	for (i = 0; i < 2 * ARRAY_SIZE(shift); i++) {
+		bool sliced = i >= ARRAY_SIZE(shift);
+		enum cqk_cuda_variant v = sliced ? CQK_CUDA_SLICES : CQK_CUDA_FEW;
+		struct scene_opts o = plain(i % 2 ? 128 : sliced ? 256 : 64, 8);
 
+		o.toy.bk = o.toy.bv = sliced && i % 2 ? 10 : 0;
 		o.toy.keys = CQK_KEYS_PRE_ROPE;
 		o.toy.n_kv_heads = 1;
 		o.toy.n_heads = 1 + i;
 		o.seqs = 2;
-		o.shift = shift[i];
+		o.shift = shift[i % ARRAY_SIZE(shift)];
 		o.shared = 140;
 		o.tail = 0;
-		o.holes = i == 1;
-		check_variant(&g, &o, CQK_CUDA_FEW);
+		o.holes = i % 3 == 1;
+		o.want = i % 4 == 3;
+		cqk_cuda_force(g.k, v);
+		check_variant(&g, &o, v);
 	}
 	gpu_close(&g);
 }
@@ -232,7 +236,54 @@ TEST(variants_are_chosen_by_rule_or_force)
 	gpu_close(&g);
 }
 
-/* Codes of 10 bits, of keys, of values or both: their blocks are decoded, by rule or forced. */
+/* What attn_slices.cu computes, by each of its kernels. */
+TEST_LIMIT(few_vectors_of_sliced_heads, 240)
+{
+	static const struct {
+		uint32_t d, kc, kb, vc, vb;
+	} kernel[] = {
+		{ 128, 8, 10, 8, 10 }, { 256, 8, 0, 8, 0 }, { 128, 8, 10, 8, 0 },
+		{ 64, 8, 10, 8, 10 }, { 256, 4, 0, 2, 0 }, { 128, 4, 0, 8, 10 },
+		{ 256, 8, 10, 8, 10 }, { 256, 2, 0, 4, 0 }, { 128, 2, 0, 8, 10 },
+		{ 256, 2, 0, 2, 0 }, { 256, 2, 0, 8, 0 }, { 128, 8, 10, 2, 0 },
+		{ 256, 4, 0, 4, 0 }, { 256, 4, 0, 8, 0 }, { 128, 8, 10, 4, 0 },
+		{ 256, 8, 0, 2, 0 }, { 256, 8, 0, 4, 0 }, { 128, 8, 0, 8, 10 },
+	};
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	for (i = 0; i < 2 * ARRAY_SIZE(kernel); i++) {
+		uint32_t n = i % ARRAY_SIZE(kernel), again = i / ARRAY_SIZE(kernel);
+		struct scene_opts o = plain(kernel[n].d, kernel[n].kc);
+
+		o.toy.cv = kernel[n].vc;
+		o.toy.bk = kernel[n].kb;
+		o.toy.bv = kernel[n].vb;
+		o.toy.keys = i % 7 == 5 ? CQK_KEYS_NONE : i % 5 == 4 ? CQK_KEYS_ROTATED :
+								CQK_KEYS_PRE_ROPE;
+		o.toy.n_kv_heads = 1 + i % 4 / 3;
+		o.toy.n_heads = o.toy.n_kv_heads * (1 + (i + again) % 8);
+		o.toy.i8 = i % 4 == 1;
+		o.toy.pairs = i / 4 % 2;
+		o.seqs = 1 + i % 2;
+		o.shift = i % 9 == 4 ? 77 : 0;
+		o.shared = i % 3 * 7;
+		o.own = 1 + i % 4 * 3;
+		o.sinks = i % 5;
+		o.tail = i % 2 * 30;
+		o.holes = i % 6 == 5;
+		o.window = i % 11 == 6 ? 100 : 0;
+		o.soft_cap = i % 11 == 3 ? 3 : 0;
+		o.dtype = i % 3;
+		o.want = i % 4 ? 0 : 1;
+		cqk_cuda_force(g.k, i % 2 ? CQK_CUDA_AUTO : CQK_CUDA_SLICES);
+		check_variant(&g, &o, CQK_CUDA_SLICES);
+	}
+	gpu_close(&g);
+}
+
+/* Codes of 10 bits, of keys, of values or both: their blocks are decoded where that is forced. */
 TEST_LIMIT(few_vectors_of_wide_codes, 60)
 {
 	static const uint32_t other[] = { 2, 4, 8, 0 };
@@ -257,7 +308,7 @@ TEST_LIMIT(few_vectors_of_wide_codes, 60)
 		o.own = 1 + i % 4;
 		o.sinks = i % 5;
 		o.holes = i % 4 == 3;
-		cqk_cuda_force(g.k, i / 3 % 2 ? CQK_CUDA_FEW : CQK_CUDA_AUTO);
+		cqk_cuda_force(g.k, i / 3 % 2 ? CQK_CUDA_FEW : CQK_CUDA_BLOCK);
 		check_variant(&g, &o, CQK_CUDA_BLOCK);
 	}
 	gpu_close(&g);

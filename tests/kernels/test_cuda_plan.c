@@ -477,10 +477,56 @@ TEST(bad_steps)
 	free(r.mem);
 }
 
+/* Clusters of blocks have slices of what is too large for one. */
+TEST(rule_of_slices)
+{
+	static const struct {
+		uint32_t d, kc, kb, vc, vb;
+	} can[] = {
+		{ 64, 8, 10, 8, 10 }, { 128, 8, 10, 8, 10 }, { 256, 8, 10, 8, 10 },
+		{ 128, 8, 10, 2, 8 }, { 128, 4, 8, 8, 10 }, { 256, 2, 8, 8, 8 },
+		{ 256, 2, 8, 2, 8 },
+	}, cannot[] = {
+		{ 64, 8, 10, 8, 8 }, { 256, 4, 8, 8, 10 }, { 128, 8, 8, 8, 8 },
+		{ 256, 0, 0, 8, 8 }, { 256, 8, 8, 0, 0 },
+	};
+	struct cqk_cuda_shape s;
+	uint32_t i;
+
+	for (i = 0; i < ARRAY_SIZE(can) + ARRAY_SIZE(cannot); i++) {
+		bool yes = i < ARRAY_SIZE(can);
+		uint32_t n = yes ? i : i - (uint32_t)ARRAY_SIZE(can);
+
+		s = (struct cqk_cuda_shape){
+			.head_dim = yes ? can[n].d : cannot[n].d,
+			.k_channels = yes ? can[n].kc : cannot[n].kc,
+			.k_bits = yes ? can[n].kb : cannot[n].kb,
+			.v_channels = yes ? can[n].vc : cannot[n].vc,
+			.v_bits = yes ? can[n].vb : cannot[n].vb,
+			.arch = 90, .shared = 227 << 10,
+		};
+		s.turned = i % 2 ? s.head_dim : 0;
+		ASSERT_EQ(cqk_cuda_variant_can(CQK_CUDA_SLICES, &s), yes);
+		if (!yes)
+			continue;
+		ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_AUTO, &s), CQK_CUDA_SLICES);
+		ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_FEW, &s), CQK_CUDA_BLOCK);
+		ASSERT_EQ(cqk_cuda_variant_vecs(CQK_CUDA_AUTO, &s), 0);
+		s.turned = 32;
+		ASSERT(!cqk_cuda_variant_can(CQK_CUDA_SLICES, &s));
+		s.turned = 0;
+		s.arch = 89;
+		ASSERT(!cqk_cuda_variant_can(CQK_CUDA_SLICES, &s));
+		s.arch = 90;
+		s.shared = cqk_cuda_variant_shared(CQK_CUDA_SLICES, &s) - 1;
+		ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_AUTO, &s), CQK_CUDA_BLOCK);
+	}
+}
+
 TEST(rule_of_variants)
 {
 	struct cqk_cuda_shape s = { .head_dim = 128, .k_channels = 8, .v_channels = 4,
-				    .bits = 8, .turned = 128, .arch = 90,
+				    .k_bits = 8, .v_bits = 8, .turned = 128, .arch = 90,
 				    .shared = 227 << 10 };
 	enum cqk_cuda_variant v;
 	struct cq_err err;
@@ -494,10 +540,8 @@ TEST(rule_of_variants)
 	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_AUTO, &t), CQK_CUDA_BLOCK); \
 	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_FEW, &t), CQK_CUDA_BLOCK); \
 } while (0)
-	NEVER(head_dim, 256);
 	NEVER(k_channels, 0);
 	NEVER(v_channels, 0);
-	NEVER(bits, 10);
 	NEVER(turned, 64);
 	NEVER(shared, 99 << 10);
 	NEVER(shared, cqk_cuda_variant_shared(CQK_CUDA_FEW, &s) - 1);
@@ -526,7 +570,8 @@ TEST(rule_of_variants)
 } while (0)
 	NO_BOOKS(head_dim, 64);
 	NO_BOOKS(head_dim, 256);
-	NO_BOOKS(bits, 10);
+	NO_BOOKS(k_bits, 10);
+	NO_BOOKS(v_bits, 10);
 	NO_BOOKS(turned, 64);
 	NO_BOOKS(v_channels, 0);
 	NO_BOOKS(arch, 75);
@@ -541,7 +586,7 @@ TEST(rule_of_variants)
 	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_FEW, &s), CQK_CUDA_FEW);
 	s.arch = 80;
 	s.shared = 112 << 10;
-	s.k_channels = s.v_channels = s.bits = 0;
+	s.k_channels = s.v_channels = s.k_bits = s.v_bits = 0;
 	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_AUTO, &s), CQK_CUDA_F16);
 	s.turned = 128;
 	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_AUTO, &s), CQK_CUDA_BLOCK);
