@@ -28,19 +28,38 @@ GQA = 4                 # query heads of a kv head
 FEW = "HMMA={},half2=80,LDGSTS=1,STS={}"
 NEAR = "HMMA=34,SHFL=16,VOTE=2"
 HALVES, FEWS = "kernels/cuda/attn_f16", "kernels/cuda/attn_few"
+SLICES = "kernels/cuda/attn_slices"
 BLOCK, WIDE, BASE = "kernels/cuda/attn", "kernels/cuda/attn_wide", "tests/gpu/base_wide"
 CODES = "kernels/cuda/append_many"
 COUNTED = {
     # 16 tokens of a page that four vectors see whole, or eight; keys turned
     ("few", 8, 4): (FEWS, "cqk_attn_few_d128_k8v8", FEW.format(40, 2), 437, 133),
-    ("few", 4, 4): (FEWS, "cqk_attn_few_d128_k4v4", FEW.format(48, 2), 499, 154),
+    ("few", 4, 4): (FEWS, "cqk_attn_few_d128_k4v4", FEW.format(48, 2), 499, 152),
     ("few", 2, 4): (FEWS, "cqk_attn_few_d128_k2v2", FEW.format(64, 2), 669, 201),
-    ("few", 8, 8): (FEWS, "cqk_attn_few_d128_k8v8", FEW.format(80, 4), 521, 139),
-    ("few", 4, 8): (FEWS, "cqk_attn_few_d128_k4v4", FEW.format(96, 4), 588, 162),
-    ("few", 2, 8): (FEWS, "cqk_attn_few_d128_k2v2", FEW.format(128, 4), 817, 216),
+    ("few", 8, 8): (FEWS, "cqk_attn_few_d128_k8v8", FEW.format(80, 4), 523, 140),
+    ("few", 4, 8): (FEWS, "cqk_attn_few_d128_k4v4", FEW.format(96, 4), 590, 161),
+    ("few", 2, 8): (FEWS, "cqk_attn_few_d128_k2v2", FEW.format(128, 4), 819, 217),
     # the same, if the warp also looks at what is to come
     "look": (FEWS, "cqk_attn_few_d128_k8v8",
-             FEW.format(40, 6) + ",SHFL=6", 520, 173),
+             FEW.format(40, 6) + ",SHFL=6", 521, 172),
+    # attn_slices.cu: a round of two pages, 32 tokens of each warp, of a slice of keys and of
+    # one of values, with all that there is to get ready and the barrier; four vectors
+    ("keys", 8, 10): (SLICES, "cqk_attn_slices_d128_k8b10v8b10",
+                      "HMMA=8,half2=64,LDS.128=12,LDGSTS=2,STS=2,ST=4", 420, 126),
+    ("values", 8, 10): (SLICES, "cqk_attn_slices_d128_k8b10v8b10",
+                        "HMMA=16,MUFU=4,LDS.64=18,LDGSTS=2", 357, 115),
+    ("keys", 8, 8): (SLICES, "cqk_attn_slices_d256_k8b8v8b8",
+                     "HMMA=16,half2=128,LDS.U16=10,ST=4,STS=4,LDGSTS=2", 468, 103),
+    ("values", 8, 8): (SLICES, "cqk_attn_slices_d256_k8b8v8b8",
+                       "HMMA=64,MUFU=4,LDS=50,LDGSTS=2", 465, 129),
+    ("keys", 4, 8): (SLICES, "cqk_attn_slices_d256_k4b8v4b8",
+                     "HMMA=32,half2=128,LDS.U16=18,ST=4,STS=4,LDGSTS=2", 646, 189),
+    ("values", 4, 8): (SLICES, "cqk_attn_slices_d256_k4b8v4b8",
+                       "HMMA=64,MUFU=4,LDS=50,LDGSTS=2", 469, 128),
+    ("keys", 2, 8): (SLICES, "cqk_attn_slices_d256_k2b8v2b8",
+                     "HMMA=64,half2=128,LDS.U16=34,ST=4,STS=4,LDGSTS=4", 891, 234),
+    ("values", 2, 8): (SLICES, "cqk_attn_slices_d256_k2b8v2b8",
+                       "HMMA=64,MUFU=4,LDS=80,LDGSTS=4", 581, 180),
     # 16 tokens with half of the copies, and the other half
     "f16": (HALVES, "cqk_attn_f16_d128", "HMMA=16,LDGSTS=8,MUFU=4", 315, 117),
     "f16 copies": (HALVES, "cqk_attn_f16_d128", "LDGSTS=8", 74, 47),
@@ -155,6 +174,43 @@ def few(c, d=128, vectors=GQA):
     count, alu = (x / 16 for x in total((1, ("few", c, vectors)), (1 / 12, "look"),
                                         (-1 / 12, ("few", 8, 4))))
     return 2 * d / c, waves, count, alu, {8: 40, 4: 48, 2: 64}[c] * vectors / GQA / 16
+
+
+def wide_keys(lane, side):
+    """Bytes in a row of keys_of_wide(): the unit of a side, which odd tokens exchange."""
+    return (lane % 4 * 8 + (side ^ lane // 4 % 2) * 32) * 2
+
+
+def slice_gathers(c, bits):
+    """Passes of all gathers of 16 tokens of a slice, of keys and of values."""
+    if bits == 8:
+        return tuple(16 * 128 * 2 / 128 * x for x in gathers(128, c))
+    keys = sum(wavefronts([random.randrange(1024) * 128 + wide_keys(lane, side)
+                           for lane in range(32)], 16) for side in (0, 1) for _ in range(32)) / 16
+    return keys, 16 * 64 * 2 / 128 * gathers(64, 8)[1]
+
+
+@functools.lru_cache(maxsize=None)
+def slices(c, bits, d):
+    """The same of attn_slices.cu, four vectors: of all blocks of a cluster, which wait for the
+    slowest of them, so that each counts as that one."""
+    w = 64 if bits > 8 else 128
+    k, v = (8, 4) if bits > 8 else units(128, c)
+    blocks, sides = 2 * d // w, []
+    code = 2 if bits > 8 else 1     # loads of codes
+    for side, unit, gather_waves in zip(("keys", "values"), (k, v), slice_gathers(c, bits)):
+        waves = gather_waves + code * w // 8 // max(unit, c if side == "values" else unit)
+        if side == "keys":          # both sides' codes; queries, which come and go; sent
+            waves += code * w // 8 // unit + w / 32 * GQA + w / 32 * GQA / 4 + 2 * d // w
+            products = {8: w // 16, 4: w // 8, 2: w // 4}[c]
+        else:                       # scores come and are read; orders of values
+            waves += 2 * 2 * d // w + 4
+            products = w // 8 if bits > 8 else w // 4
+        waves += 4 + w / c * 80 / 128 / 4       # what is looked up; codes come
+        count, alu = (x / 32 for x in counted((side, c, bits)))
+        sides.append((waves / 16, count, alu, products / 16))
+    most = [blocks * max(x) for x in zip(*sides)]
+    return [2 * d / c * bits / 8] + most
 
 
 def f16(d=128):
@@ -331,6 +387,15 @@ def table():
             walls, wall = times(work, device)
             fp16 = 512 / HBM[device] * 1e12
             row += [f"{walls[wall]:.0f}", f"{fp16 / walls[wall]:.1f}"]
+        print("|", " | ".join(row), "|")
+    for c, bits, d in ((8, 10, 128), (2, 8, 256), (4, 8, 256), (8, 8, 256)):
+        work = slices(c, bits, d)
+        row = ["slices", f"{c}c{bits}b", str(d), f"{work[0]:.0f}"] + [f"{x:.1f}" for x in work[1:]]
+        walls, wall = times(work, "H100")
+        row += [f"{x:.0f}" for x in walls.values()] + [wall]
+        for device in HBM:
+            walls, wall = times(work, device)
+            row += [f"{walls[wall]:.0f}", f"{4 * d / HBM[device] * 1e12 / walls[wall]:.1f}"]
         print("|", " | ".join(row), "|")
     for c in (2, 4, 8):
         print(f"block {c}c8b: {block(c):.0f} ps of lookups in the L1, if one is a clock")

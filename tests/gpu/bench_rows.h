@@ -22,10 +22,13 @@ static const struct shape {
 /* Halves last: they are no coding. */
 static const struct coding {
 	const char *config;
-	uint32_t channels;
-} codings[] = { { "4c8b", 4 }, { "8c8b", 8 }, { "2c8b", 2 }, { "fp16", 0 } };
+	uint32_t channels, bits;	/* @bits 0: 8 */
+} codings[] = { { "4c8b", 4, 0 }, { "8c8b", 8, 0 }, { "2c8b", 2, 0 }, { "fp16", 0, 0 } };
 
 #define CODINGS (ARRAY_SIZE(codings) - 1)
+
+/* Measured in few rows: of 10 bits, which clusters of blocks compute. */
+static const struct coding wide = { "8c10b", 8, 10 };
 
 enum row_kind { ROW_APPEND, ROW_PREFILL, ROW_DECODE, ROW_STEP, ROW_KINDS };
 
@@ -113,7 +116,7 @@ static inline bool rows_have(const struct rows *rows, struct step step, uint32_t
 	uint32_t i;
 
 	for (i = 0; i < rows->n; i++)
-		if (rows->at[i].what == ROW_DECODE && rows->at[i].keys == keys &&
+		if (rows->at[i].what == ROW_DECODE && rows->at[i].c != &wide && rows->at[i].keys == keys &&
 		    rows->at[i].step.batch == step.batch &&
 		    rows->at[i].step.context == step.context &&
 		    rows->at[i].step.prefix == step.prefix)
@@ -131,6 +134,7 @@ static inline void rows_of(struct rows *rows, const struct shape *s, bool first,
 		{ 8, 32768, false }, { 64, 32768, true }, { 64, 32768, false },
 		{ 16, 32768, true }, { 8, 32768, true },
 	};
+	static const struct step wide_steps[] = { { 8, 32768, false }, { 64, 32768, false } };
 	static const uint32_t batches[] = { 8, 64, 1, 256 }, contexts[] = { 32768, 8192, 131072 };
 	static const uint32_t toy_batches[] = { 4 }, toy_contexts[] = { 256 };
 	const uint32_t *batch = toy ? toy_batches : batches;
@@ -153,6 +157,12 @@ static inline void rows_of(struct rows *rows, const struct shape *s, bool first,
 	}
 	for (k = 0; k < ARRAY_SIZE(telling) && !toy; k++)
 		rows_add_decode(rows, telling[k], CQK_KEYS_PRE_ROPE);
+	for (k = 0; k < ARRAY_SIZE(wide_steps) && !toy; k++)
+		row_add(rows, (struct row){ ROW_DECODE, &wide, CQK_KEYS_PRE_ROPE, wide_steps[k],
+					    0, 0 });
+	if (toy)
+		row_add(rows, (struct row){ ROW_DECODE, &wide, CQK_KEYS_PRE_ROPE,
+					    { toy_batches[0], toy_contexts[0], false }, 0, 0 });
 	if (first || toy)
 		rows_add_steps(rows, toy);
 	for (b = 0; b < n_batch; b++)

@@ -28,7 +28,7 @@
 #define GRACE 10		/* seconds until a process that is not done in time is ended */
 
 static const enum cqk_cuda_variant variants[] = {
-	CQK_CUDA_BOOKS, CQK_CUDA_FEW, CQK_CUDA_BLOCK
+	CQK_CUDA_BOOKS, CQK_CUDA_FEW, CQK_CUDA_SLICES, CQK_CUDA_BLOCK
 };
 
 /* Another program's attention, measured on this GPU in this run: of "fp16" or "fp8". */
@@ -99,11 +99,12 @@ static void line_end(void)
 	fflush(stdout);
 }
 
-static struct toy_opts toy_of(const struct shape *s, uint32_t channels, uint32_t keys)
+static struct toy_opts toy_of(const struct shape *s, const struct coding *c, uint32_t keys)
 {
 	return (struct toy_opts){
 		.n_heads = s->heads, .n_kv_heads = s->kv, .d = s->d, .rope_dim = s->d,
-		.ck = channels, .cv = channels, .keys = keys, .theta = 5e5,
+		.ck = c->channels, .cv = c->channels, .bk = c->bits, .bv = c->bits,
+		.keys = keys, .theta = 5e5,
 	};
 }
 
@@ -284,8 +285,8 @@ static void side_ready(struct rig *r, struct side *x, const struct step *step)
 /* Codes against fp16 and fp8 in one step, by each variant that can. False: no room. */
 static bool decode(struct rig *r, const struct shape *s, const struct row *row)
 {
-	struct toy_opts coded = toy_of(s, row->c->channels, row->keys);
-	struct toy_opts plain = toy_of(s, 0, CQK_KEYS_ROTATED);
+	struct toy_opts coded = toy_of(s, row->c, row->keys);
+	struct toy_opts plain = toy_of(s, &codings[CODINGS], CQK_KEYS_ROTATED);
 	const struct step *step = &row->step;
 	struct side sides[N_WAYS], *x = &sides[WAY_CODES];
 	uint32_t i, w;
@@ -361,7 +362,7 @@ static void append_layer(struct rig *r, struct appends *x, const struct model *m
 
 static void append(struct rig *r, const struct shape *s, const struct row *row)
 {
-	struct toy_opts o = toy_of(s, row->c->channels, CQK_KEYS_PRE_ROPE);
+	struct toy_opts o = toy_of(s, row->c, CQK_KEYS_PRE_ROPE);
 	uint32_t layers = opt.toy ? 2 : MODEL_LAYERS, rows = row->step.batch, i;
 	struct times t = { .n = opt.toy ? 2 : MAX_SAMPLES };
 	bool one = row->what == ROW_PREFILL;
@@ -393,17 +394,17 @@ static void append(struct rig *r, const struct shape *s, const struct row *row)
 }
 
 /* Appends and attention of all layers of a model, in one graph; 0: does not fit. */
-static double whole_step(struct rig *r, const struct shape *s, uint32_t channels,
+static double whole_step(struct rig *r, const struct shape *s, const struct coding *c,
 			 const struct step *step)
 {
-	struct toy_opts o = toy_of(s, channels, channels ? CQK_KEYS_PRE_ROPE : CQK_KEYS_ROTATED);
+	struct toy_opts o = toy_of(s, c, c->channels ? CQK_KEYS_PRE_ROPE : CQK_KEYS_ROTATED);
 	uint32_t layers = opt.toy ? 2 : MODEL_LAYERS, i;
 	struct times t = { .n = opt.toy ? 2 : 7 };
 	struct cqcu_exec *exec;
 	struct appends a;
 	struct side x;
 
-	if (!side_new(r, &x, s, &o, step, layers, channels ? WAY_CODES : WAY_F16))
+	if (!side_new(r, &x, s, &o, step, layers, c->channels ? WAY_CODES : WAY_F16))
 		return 0;
 	appends_new(r, &a, &x.m, step->batch, false);
 	graph_begin(r);
@@ -431,7 +432,7 @@ static void step(struct rig *r, const struct shape *s, const struct row *row)
 	struct step at = row->step;
 
 	at.batch = (uint32_t)fmin(held, at.batch);
-	us = whole_step(r, s, channels, &at);
+	us = whole_step(r, s, row->c, &at);
 	line_begin("step", s);
 	row_put(row);
 	printf(",\"batch\":%u", at.batch);
