@@ -12,8 +12,9 @@
 #
 # In the environment: GPU_MIB, size of what is shared; GPU_UUID, another GPU than the
 # first; GPU_SECONDS (450) for everything; GPU_PARTS="kernels sanitizer hardening demo", what
-# beside sharing; COMPUTE_SANITIZER, where that is; CQ_RUN, words before each program of
-# ours, and CQ_COMMIT, both of a bundle.
+# beside sharing; GPU_KINDS="append attn base check prefix", kernels to test;
+# COMPUTE_SANITIZER, where that is; CQ_RUN, words before each program of ours, and
+# CQ_COMMIT, both of a bundle.
 # shellcheck source=scripts/gpu-lib.sh
 . "$(dirname "$0")/gpu-lib.sh"
 budget=${GPU_SECONDS:-450}
@@ -98,7 +99,7 @@ tap() {
 	}'
 }
 
-for kind in append attn base check prefix; do
+for kind in ${GPU_KINDS:-append attn base check prefix}; do
 	part kernels || break
 	while IFS=$'\t' read -r test result value; do
 		put "$test" "$result" "$value"

@@ -39,7 +39,8 @@ mapfile -t ordered < <(printf '%s\n' "$@" | awk -v long="$long" '
 		print i, NR, $0
 	}' | sort -n -k1,1 -k2,2 | cut -d' ' -f3-)
 rc=0
-prove --exec "$top/scripts/tap-exec.sh" -j "${JOBS:-$(nproc)}" --rules 'seq=**/system/*' \
+# Of one more than there are processors, somebody waits.
+prove --exec "$top/scripts/tap-exec.sh" -j "${JOBS:-$(($(nproc) + 1))}" --rules 'seq=**/system/*' \
 	--rules 'par=**' "${ordered[@]}" || rc=1
 "$top/scripts/tally.sh" "$label" "$@" || rc=1
 exit $rc

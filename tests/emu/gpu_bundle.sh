@@ -61,7 +61,7 @@ machine() {
 # within COMMAND...: on that machine.
 within() {
 	env -i PATH=/bin TMPDIR=/tmp GPU_MIB=8 HOME=/ ${loader:+CQ_BUNDLE_LOADER=1} \
-		${parts+GPU_PARTS="$parts"} \
+		${parts+GPU_PARTS="$parts"} ${kinds+GPU_KINDS="$kinds"} \
 		unshare -m -- /bin/bash -c 'mount -t proc proc "$0/proc" &&
 			mount --bind /dev "$0/dev" && exec "$1" "$0" "${@:2}"' \
 		"$root" "$chroot" "$@"
@@ -121,7 +121,8 @@ ok "a machine with nothing of ours" machine
 ok "a program runs there" program_runs
 ok "but not without the bundle's libraries" needs_the_bundle
 ok "gpu-check, with the machine's loader" check_passes
-loader=1 parts='kernels hardening'
+# Five programs of the same libraries: one shows that the loader finds them.
+loader=1 parts='kernels hardening' kinds=check
 ok "gpu-check, with the bundle's loader" check_passes
 ok "without a driver that is said" no_driver
 ok "without a driver nothing is measured" benches_need_a_gpu
