@@ -163,7 +163,8 @@ CQ_DEVICE void keys_of_rows(const __half *rows, uint64_t live, uint32_t tile, st
 
 			side = s % 2 ^ flip;
 			if (live >> token & 1)
-				unit_load<words>(x, rows + (size_t)token * head + side * (head / 2) +
+				unit_load<words>(x, rows + (size_t)token * head +
+						    side * (head / 2) +
 						    (lane % 4 + 4 * (s / 2 ^ order)) * u);
 			else
 				for (w = 0; w < words; w++)

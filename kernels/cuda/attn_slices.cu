@@ -28,7 +28,7 @@ struct slices {
 	static const int n = d / w;
 	static const int pages = CQKD_SLICES_PAGES(n);	/* of a round */
 
-	float step[2][w / 4][4];	/* cos, sin of two pairs: of STEP positions and of twice that */
+	float step[2][w / 4][4];	/* cos, sin of two pairs: STEP on, twice that on */
 	struct vectors<d, WARPS> all;
 	struct sight sights[CQKD_SLICES_SIGHTS][pages];
 	__align__(16) uint32_t shares[8][4];	/* see shares_init() */
@@ -253,7 +253,7 @@ CQ_DEVICE void prepare(const struct turn &t, const struct part &part, struct sli
 {
 	constexpr uint32_t pages = slices<d, w>::pages;
 	const struct sight *at = &sh->sights[round % CQKD_SLICES_SIGHTS][t.slot];
-	uint32_t stage = round % CQKD_SLICES_STAGES, i;
+	uint32_t stage = round % CQKD_SLICES_STAGES, first = stage * pages + t.slot, i;
 
 #pragma unroll
 	for (i = 0; i < pages; i += PAGES) {
@@ -261,7 +261,7 @@ CQ_DEVICE void prepare(const struct turn &t, const struct part &part, struct sli
 			break;
 		if (!(at[i].how & HALVES))
 			codes_load<d, w, side>(part, at[i].base,
-					       codes_at<d, w, side>(sh, stage * pages + t.slot + i));
+					       codes_at<d, w, side>(sh, first + i));
 		/* what does not turn fills all stages, once */
 		if (!side::values && (t.p.turn_k || round < CQKD_SLICES_STAGES))
 			queries_ready<d, w, side>(t, part, sh, at[i], i / PAGES,

@@ -97,8 +97,8 @@ int cqk_cuda_variant_of(const char *name, enum cqk_cuda_variant *v, struct cq_er
 
 	if (i < 0)
 		return cq_err_set(err, -EINVAL,
-				  "%s=%s is no variant of kernels; there are auto, block, few, f16, "
-				  "books and slices", CQK_CUDA_VARIANT_ENV, name);
+				  "%s=%s is no variant of kernels; there are auto, block, few, "
+				  "f16, books and slices", CQK_CUDA_VARIANT_ENV, name);
 	*v = (enum cqk_cuda_variant)i;
 	return 0;
 }

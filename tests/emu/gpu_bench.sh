@@ -107,7 +107,8 @@ others_count() {
 table_and_plot() {
 	grep '^toy .* few ' "$dir/said" && grep '^toy .* 8c10b .* slices ' "$dir/said" &&
 		grep '^toy .* prefix .* books ' "$dir/said" &&
-		! grep '^toy .* private .* books ' "$dir/said" && grep '^prefill  toy .* near 128 rows' "$dir/said" &&
+		! grep '^toy .* private .* books ' "$dir/said" &&
+		grep '^prefill  toy .* near 128 rows' "$dir/said" &&
 		grep 'emulated: no GPU was measured' "$dir/said" &&
 		[ "$(grep -c '<rect' "${json%.json}.svg")" = 32 ] &&
 		tail -n 1 "${json%.json}.svg" | grep -x '</svg>'

@@ -48,7 +48,7 @@ struct reading {
 	const void *pc;
 	uint32_t time;			/* the last */
 	uint32_t lanes;
-	uint32_t arrives;		/* barriers of the cluster that readers had begun, at most */
+	uint32_t arrives;		/* barriers of the cluster its lanes had begun, the most */
 };
 
 struct race {

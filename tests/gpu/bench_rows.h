@@ -116,7 +116,8 @@ static inline bool rows_have(const struct rows *rows, struct step step, uint32_t
 	uint32_t i;
 
 	for (i = 0; i < rows->n; i++)
-		if (rows->at[i].what == ROW_DECODE && rows->at[i].c != &wide && rows->at[i].keys == keys &&
+		if (rows->at[i].what == ROW_DECODE && rows->at[i].c != &wide &&
+		    rows->at[i].keys == keys &&
 		    rows->at[i].step.batch == step.batch &&
 		    rows->at[i].step.context == step.context &&
 		    rows->at[i].step.prefix == step.prefix)
