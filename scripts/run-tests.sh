@@ -38,9 +38,14 @@ mapfile -t ordered < <(printf '%s\n' "$@" | awk -v long="$long" '
 			i++
 		print i, NR, $0
 	}' | sort -n -k1,1 -k2,2 | cut -d' ' -f3-)
+# A sequence each: prove prefers what is in none, and those of tests/system come first.
+rules=(--rules 'seq=**/system/*')
+for prog in "${ordered[@]}"; do
+	rules+=(--rules "seq=$prog")
+done
 rc=0
 # Of one more than there are processors, somebody waits.
-prove --exec "$top/scripts/tap-exec.sh" -j "${JOBS:-$(($(nproc) + 1))}" --rules 'seq=**/system/*' \
-	--rules 'par=**' "${ordered[@]}" || rc=1
+prove --exec "$top/scripts/tap-exec.sh" -j "${JOBS:-$(($(nproc) + 1))}" "${rules[@]}" \
+	"${ordered[@]}" || rc=1
 "$top/scripts/tally.sh" "$label" "$@" || rc=1
 exit $rc
