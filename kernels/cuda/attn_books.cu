@@ -112,22 +112,13 @@ template <int kc, int vc>
 CQ_DEVICE void codes_load(const struct shop &t, const struct cqkd_block &b, uint32_t i)
 {
 	constexpr int n = codes_bytes<kc, vc>() / 16;
-	const uint8_t *from = cqkd_ptr<const uint8_t>(b.base) + t.p.at.offset +
-			      t.w.head * (t.p.at.k_bytes + t.p.at.v_bytes);
+	const uint8_t *from = book_codes_at(t.p, b, t.w.head);
 	uint8_t *to = codes_of<kc, vc>(t, i);
 	int at;
 
 	for (at = threadIdx.x; b.base && !b.kind && at < n; at += THREADS)
 		cq_cp_async16(to + at * 16, from + at * 16);
 	cq_cp_commit();
-}
-
-/* Where an fp16 block has keys of the head; values follow. */
-CQ_DEVICE const __half *rows_of(const struct shop &t, const struct cqkd_block &b)
-{
-	size_t index = (size_t)t.p.layer * t.p.n_kv_heads + t.w.head;
-
-	return cqkd_ptr<const __half>(b.base) + index * 2 * b.tokens * DIM;
 }
 
 /* Keys of page @i, which is @b, to their tile. */
@@ -138,7 +129,8 @@ CQ_DEVICE void keys_make(const struct shop &t, const struct book_frame<kc, THREA
 	const struct book_base *base = &t.sh->base[i % 2];
 
 	if (b.kind)
-		book_key_rows(threadIdx.x, rows_of(t, b), live, t.p.turn_k, base, f, t.k);
+		book_key_rows(threadIdx.x, book_rows_at(t.p, b, t.w.head), live, t.p.turn_k,
+			      base, f, t.k);
 	else
 		book_keys(threadIdx.x, t.sh->book[0][0], codes_of<kc, vc>(t, i), t.p.turn_k, base,
 			  f, t.k);
@@ -148,7 +140,7 @@ template <int kc, int vc>
 CQ_DEVICE void values_make(const struct shop &t, const struct cqkd_block &b, uint64_t live,
 			   uint32_t i)
 {
-	const __half *rows = rows_of(t, b) + b.tokens * DIM;
+	const __half *rows = book_rows_at(t.p, b, t.w.head) + b.tokens * DIM;
 
 	if (b.kind)
 		book_value_rows<THREADS>(threadIdx.x, rows, live, t.v);

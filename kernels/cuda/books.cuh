@@ -290,4 +290,20 @@ CQ_DEVICE void book_value_rows(uint32_t thread, const __half *rows, uint64_t liv
 	book_units_store(thread, 0, u, tile);
 }
 
+/* Where a page of codes has keys of a kv head; values follow. */
+CQ_DEVICE const uint8_t *book_codes_at(const struct cqkd_attn &p, const struct cqkd_block &b,
+				       uint32_t head)
+{
+	return cqkd_ptr<const uint8_t>(b.base) + p.at.offset + head * (p.at.k_bytes + p.at.v_bytes);
+}
+
+/* The same of an fp16 block. */
+CQ_DEVICE const __half *book_rows_at(const struct cqkd_attn &p, const struct cqkd_block &b,
+				     uint32_t head)
+{
+	size_t index = (size_t)p.layer * p.n_kv_heads + head;
+
+	return cqkd_ptr<const __half>(b.base) + index * 2 * b.tokens * BOOK_DIM;
+}
+
 #endif /* CQK_CUDA_BOOKS_CUH */

@@ -21,7 +21,7 @@
 enum kernel {
 	K_APPEND, K_ATTN_64, K_ATTN_128, K_ATTN_256, K_WIDE_64, K_WIDE_128, K_WIDE_256, K_MERGE,
 	K_CHECK, K_GATHER, K_MANY, K_F16_64 = K_MANY + 9, K_F16_128, K_FEW, K_BOOKS = K_FEW + 13,
-	K_SLICES = K_BOOKS + 9, N_KERNELS = K_SLICES + 18
+	K_SLICES = K_BOOKS + 9, K_WGMMA = K_SLICES + 18, N_KERNELS = K_WGMMA + 9
 };
 
 /* Of the kernels of attn_few.cu: head_dim, channels of a group; with 64 up to 4 of them. */
@@ -40,6 +40,13 @@ enum kernel {
 	(K_SLICES + ((kb) + (vb) <= 16 ? FEW_C(kc) * 3 + FEW_C(vc) :		\
 		     (kb) + (vb) >= 20 ? 9 + ((d) > 64) + ((d) > 128) :		\
 		     (kb) > 8 ? 12 + FEW_C(vc) : 15 + FEW_C(kc)))
+/* Of those of attn_books_wgmma.cu, which are not on all devices. */
+#define WGMMA_AT(kc, vc) (K_WGMMA + 3 * FEW_C(kc) + FEW_C(vc))
+#define WGMMA(kc, vc)								\
+	[WGMMA_AT(kc, vc)] = {							\
+		"cqk_attn_books_wgmma_k" #kc "v" #vc,				\
+		CQKD_WGMMA_SHARED(128 / kc + 128 / vc), CQKD_WGMMA_THREADS,	\
+	}
 /* Of those of append_many.cu. */
 #define MANY_AT(kc, vc) (K_MANY + 3 * FEW_C(kc) + FEW_C(vc))
 #define MANY(kc, vc)								\
@@ -91,6 +98,9 @@ static const struct {
 	SLICES(256, 10, 8, 10, 8, 10),
 	SLICES(128, 10, 8, 10, 2, 8), SLICES(128, 10, 8, 10, 4, 8), SLICES(128, 10, 8, 10, 8, 8),
 	SLICES(128, 10, 2, 8, 8, 10), SLICES(128, 10, 4, 8, 8, 10), SLICES(128, 10, 8, 8, 8, 10),
+	WGMMA(2, 2), WGMMA(2, 4), WGMMA(2, 8),
+	WGMMA(4, 2), WGMMA(4, 4), WGMMA(4, 8),
+	WGMMA(8, 2), WGMMA(8, 4), WGMMA(8, 8),
 };
 
 struct cqk_cuda_kernels {
@@ -135,6 +145,10 @@ static int find_kernel(struct cqk_cuda_kernels *k, enum kernel i, struct cq_err 
 
 	for (m = 0; m < cqk_cuda_num_images && r == CQCU_ERROR_NOT_FOUND; m++)
 		r = k->cu->cuModuleGetFunction(&k->fn[i], k->modules[m], kernels[i].name);
+	if (r == CQCU_ERROR_NOT_FOUND && i >= K_WGMMA) {
+		k->fn[i] = NULL;
+		return 0;
+	}
 	/* those of which not every shape fits are launched only with one that does */
 	if (i >= K_F16_64)
 		shared = MIN(shared, k->shared);
@@ -548,12 +562,17 @@ static int launch_few(const struct cqk_cuda_kernels *k, const struct cqk_cuda_ta
 	return launch(k, i, size, cqk_cuda_variant_shared(v, &s), p, stream, err);
 }
 
-/* Wide items have been planned for attn_books.cu, which takes no more vectors, and it can. */
-static bool wide_by_books(const struct cqk_cuda_kernels *k, const struct cqk_cuda_limits *l,
-			  const struct cqk_cuda_shape *s)
+/* Whose wide items are: planned for attn_books.cu, they have no more vectors than it takes. */
+static enum cqk_cuda_variant wide_variant(const struct cqk_cuda_kernels *k,
+					  const struct cqk_cuda_limits *l,
+					  const struct cqk_cuda_shape *s)
 {
-	return l->wide_vecs && l->wide_vecs <= CQKD_BOOKS_VECS &&
-	       cqk_cuda_variant_books(k->forced, s);
+	if (!l->wide_vecs || l->wide_vecs > CQKD_BOOKS_VECS ||
+	    !cqk_cuda_variant_books(k->forced, s))
+		return CQK_CUDA_BLOCK;
+	if (cqk_cuda_variant_wgmma(k->forced, s) && k->fn[WGMMA_AT(s->k_channels, s->v_channels)])
+		return CQK_CUDA_WGMMA;
+	return CQK_CUDA_BOOKS;
 }
 
 enum cqk_cuda_variant cqk_cuda_variant_wide(const struct cqk_cuda_kernels *k,
@@ -563,7 +582,7 @@ enum cqk_cuda_variant cqk_cuda_variant_wide(const struct cqk_cuda_kernels *k,
 	struct cqk_cuda_shape s;
 
 	shape_of(k, t, a->layer, &s);
-	return wide_by_books(k, a->limits, &s) ? CQK_CUDA_BOOKS : CQK_CUDA_BLOCK;
+	return wide_variant(k, a->limits, &s);
 }
 
 static int launch_wide(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tables *t,
@@ -572,14 +591,17 @@ static int launch_wide(const struct cqk_cuda_kernels *k, const struct cqk_cuda_t
 {
 	enum kernel i = p->d == 64 ? K_WIDE_64 : p->d == 128 ? K_WIDE_128 : K_WIDE_256;
 	struct grid size = { l->wide, p->n_heads };
+	enum cqk_cuda_variant v;
 	struct cqk_cuda_shape s;
 	uint32_t shared;
 
 	shape_of(k, t, p->layer, &s);
-	if (!wide_by_books(k, l, &s))
+	v = wide_variant(k, l, &s);
+	if (v == CQK_CUDA_BLOCK)
 		return launch(k, i, size, kernels[i].shared, p, stream, err);
-	i = BOOKS_AT(s.k_channels, s.v_channels);
-	shared = cqk_cuda_variant_shared(CQK_CUDA_BOOKS, &s);
+	i = v == CQK_CUDA_WGMMA ? WGMMA_AT(s.k_channels, s.v_channels) :
+				  BOOKS_AT(s.k_channels, s.v_channels);
+	shared = cqk_cuda_variant_shared(v, &s);
 	p->tiles = shared == kernels[i].shared ? 2 : 1;
 	if (l->few)
 		size.x = MIN(l->few, l->wide);

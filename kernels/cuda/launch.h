@@ -189,7 +189,7 @@ enum cqk_cuda_variant cqk_cuda_variant(const struct cqk_cuda_kernels *k,
  * @t: tables
  * @a: valid
  *
- * Return: CQK_CUDA_BOOKS, or CQK_CUDA_BLOCK for attn_wide.cu.
+ * Return: CQK_CUDA_WGMMA, CQK_CUDA_BOOKS, or CQK_CUDA_BLOCK for attn_wide.cu.
  */
 enum cqk_cuda_variant cqk_cuda_variant_wide(const struct cqk_cuda_kernels *k,
 					    const struct cqk_cuda_tables *t,

@@ -488,6 +488,14 @@ struct cqkd_attn {
 	CQKD_SLICES_SHARED_OF(d, CQKD_SLICE(d, bits), CQKD_SLICES(d, bits), \
 			      CQKD_SLICES_PAGES(CQKD_SLICES(d, bits)), kc, kb, vc, vb)
 
+/* attn_books_wgmma.cu: pages in its ring; shared memory with @groups of K and V together. */
+#define CQKD_WGMMA_STAGES	2
+#define CQKD_WGMMA_SHARED(groups) \
+	((CQKD_WGMMA_RING(CQKD_WGMMA_STAGES) + \
+	  2 * CQKD_CENTROIDS * 128 * 2 +			/* centroids */ \
+	  2 * (groups) * CQKD_TOKENS +				/* codes */ \
+	  2 * 256 + 24 + 1023) / 1024 * 1024)			/* positions; barriers */
+
 /* attn_ring.cuh: warps of a block, 16 tokens each, and how many of these are on their way. */
 #define CQKD_F16_WARPS		4
 #define CQKD_F16_STAGES		3

@@ -15,6 +15,7 @@ static const char *const names[CQK_CUDA_VARIANTS] = {
 	[CQK_CUDA_F16] = "f16",
 	[CQK_CUDA_BOOKS] = "books",
 	[CQK_CUDA_SLICES] = "slices",
+	[CQK_CUDA_WGMMA] = "wgmma",
 };
 
 /*
@@ -98,7 +99,7 @@ int cqk_cuda_variant_of(const char *name, enum cqk_cuda_variant *v, struct cq_er
 	if (i < 0)
 		return cq_err_set(err, -EINVAL,
 				  "%s=%s is no variant of kernels; there are auto, block, few, "
-				  "f16, books and slices", CQK_CUDA_VARIANT_ENV, name);
+				  "f16, books, slices and wgmma", CQK_CUDA_VARIANT_ENV, name);
 	*v = (enum cqk_cuda_variant)i;
 	return 0;
 }
@@ -169,6 +170,8 @@ uint32_t cqk_cuda_variant_shared(enum cqk_cuda_variant v, const struct cqk_cuda_
 	groups = d / s->k_channels + d / s->v_channels;
 	if (v == CQK_CUDA_FEW)
 		return CQKD_FEW_SHARED(d, groups);
+	if (v == CQK_CUDA_WGMMA)
+		return d < 128 ? 0 : CQKD_WGMMA_SHARED(groups);
 	two = CQKD_BOOKS_SHARED(groups, 2);
 	return d < 128 ? 0 : two <= s->shared ? two : CQKD_BOOKS_SHARED(groups, 1);
 }
@@ -177,8 +180,10 @@ bool cqk_cuda_variant_can(enum cqk_cuda_variant v, const struct cqk_cuda_shape *
 {
 	uint32_t shared;
 
-	if (v != CQK_CUDA_FEW && v != CQK_CUDA_F16 && v != CQK_CUDA_BOOKS && v != CQK_CUDA_SLICES)
+	if (v < CQK_CUDA_FEW || v >= CQK_CUDA_VARIANTS)
 		return v == CQK_CUDA_BLOCK;
+	if (v == CQK_CUDA_WGMMA && s->arch != 90)	/* and of none after it */
+		return false;
 	shared = cqk_cuda_variant_shared(v, s);
 	return shared && shared <= s->shared;
 }
@@ -188,7 +193,7 @@ enum cqk_cuda_variant cqk_cuda_variant_choose(enum cqk_cuda_variant forced,
 {
 	uint32_t i;
 
-	if (forced != CQK_CUDA_AUTO && forced != CQK_CUDA_BOOKS)
+	if (forced != CQK_CUDA_AUTO && forced != CQK_CUDA_BOOKS && forced != CQK_CUDA_WGMMA)
 		return cqk_cuda_variant_can(forced, s) ? forced : CQK_CUDA_BLOCK;
 	for (i = 0; i < ARRAY_SIZE(table); i++) {
 		if (s->arch < table[i].arch ||
@@ -235,9 +240,15 @@ uint32_t cqk_cuda_variant_books(enum cqk_cuda_variant forced, const struct cqk_c
 	/* of what is older nothing was computed, nor is there a GPU */
 	if (!cqk_cuda_variant_can(CQK_CUDA_BOOKS, s) || s->arch < 80)
 		return 0;
-	if (forced == CQK_CUDA_BOOKS)
+	if (forced == CQK_CUDA_BOOKS || forced == CQK_CUDA_WGMMA)
 		return CQKD_FEW_VECS;
 	if (forced != CQK_CUDA_AUTO)
 		return 0;
 	return MAX(books_of(s->k_channels), books_of(s->v_channels));
+}
+
+bool cqk_cuda_variant_wgmma(enum cqk_cuda_variant forced, const struct cqk_cuda_shape *s)
+{
+	return (forced == CQK_CUDA_AUTO || forced == CQK_CUDA_WGMMA) &&
+	       cqk_cuda_variant_can(CQK_CUDA_WGMMA, s);
 }

@@ -23,11 +23,13 @@
  *                  memory, decoded into tiles
  * @CQK_CUDA_SLICES: attn_slices.cu: the same as attn_few.cu by clusters of blocks, which have
  *                  slices of the centroids
+ * @CQK_CUDA_WGMMA: attn_books_wgmma.cu, the same as attn_books.cu by the tensor cores of
+ *                  sm_90a
  * @CQK_CUDA_VARIANTS: number of them
  */
 enum cqk_cuda_variant {
 	CQK_CUDA_AUTO, CQK_CUDA_BLOCK, CQK_CUDA_FEW, CQK_CUDA_F16, CQK_CUDA_BOOKS, CQK_CUDA_SLICES,
-	CQK_CUDA_VARIANTS
+	CQK_CUDA_WGMMA, CQK_CUDA_VARIANTS
 };
 
 /* In the environment, too: how codes are found. */
@@ -84,7 +86,7 @@ int cqk_cuda_variant_of(const char *name, enum cqk_cuda_variant *v, struct cq_er
 
 /**
  * cqk_cuda_variant_shared() - shared memory of a kernel that may have too little
- * @v: CQK_CUDA_FEW, CQK_CUDA_F16, CQK_CUDA_BOOKS or CQK_CUDA_SLICES
+ * @v: any but CQK_CUDA_AUTO and CQK_CUDA_BLOCK
  * @s: shape
  *
  * Return: bytes, of CQK_CUDA_BOOKS with two tiles if they fit; 0 if that kernel does not
@@ -103,8 +105,8 @@ bool cqk_cuda_variant_can(enum cqk_cuda_variant v, const struct cqk_cuda_shape *
 
 /**
  * cqk_cuda_variant_choose() - the rule for items of at most CQKD_FEW_VECS query vectors
- * @forced: CQK_CUDA_AUTO, or a variant to take wherever it can; CQK_CUDA_BOOKS leaves these
- *          to the rule
+ * @forced: CQK_CUDA_AUTO, or a variant to take wherever it can; CQK_CUDA_BOOKS and
+ *          CQK_CUDA_WGMMA leave these to the rule
  * @s:      shape
  *
  * Return: a variant that can.
@@ -163,7 +165,8 @@ uint32_t cqk_cuda_variant_vecs(enum cqk_cuda_variant forced, const struct cqk_cu
 
 /**
  * cqk_cuda_variant_books() - from how many query vectors on attn_books.cu computes them
- * @forced: CQK_CUDA_AUTO: the rule; CQK_CUDA_BOOKS: more than CQKD_FEW_VECS; else none
+ * @forced: CQK_CUDA_AUTO: the rule; CQK_CUDA_BOOKS or CQK_CUDA_WGMMA: more than
+ *          CQKD_FEW_VECS; else none
  * @s:      shape
  *
  * It is for pages that all these vectors read at one position.
@@ -171,5 +174,14 @@ uint32_t cqk_cuda_variant_vecs(enum cqk_cuda_variant forced, const struct cqk_cu
  * Return: more vectors than these; 0: none.
  */
 uint32_t cqk_cuda_variant_books(enum cqk_cuda_variant forced, const struct cqk_cuda_shape *s);
+
+/**
+ * cqk_cuda_variant_wgmma() - are they attn_books_wgmma.cu's instead?
+ * @forced: CQK_CUDA_AUTO: wherever it can; CQK_CUDA_WGMMA: likewise; else no
+ * @s:      shape
+ *
+ * Return: true if they are.
+ */
+bool cqk_cuda_variant_wgmma(enum cqk_cuda_variant forced, const struct cqk_cuda_shape *s);
 
 #endif /* CQK_CUDA_VARIANT_H */

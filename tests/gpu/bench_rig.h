@@ -442,9 +442,12 @@ static inline void call_plan(struct rig *r, struct call *c, const struct step *s
 	if (((struct cqkd_plan *)plan)->vecs <= CQKD_FEW_VECS)
 		c->limits.few_only = 1;
 	/* a call has the name of what the many are computed by, if it is another one */
-	if (c->way == WAY_CODES && ((struct cqkd_plan *)plan)->n_wide &&
-	    cqk_cuda_variant_wide(r->g.k, c->m->t, &c->a) == CQK_CUDA_BOOKS)
-		c->variant = CQK_CUDA_BOOKS;
+	if (c->way == WAY_CODES && ((struct cqkd_plan *)plan)->n_wide) {
+		enum cqk_cuda_variant wide = cqk_cuda_variant_wide(r->g.k, c->m->t, &c->a);
+
+		if (wide != CQK_CUDA_BLOCK)
+			c->variant = wide;
+	}
 	CU(r->g.cu->cuMemAlloc(&c->mem, used + work + 2 * queries + 4096));
 	at = c->mem;
 	c->a.workspace = carve(&at, work);

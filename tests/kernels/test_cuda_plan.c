@@ -562,6 +562,20 @@ TEST(rule_of_variants)
 	s.shared = CQKD_BOOKS_SHARED(32, 2) - 1;
 	ASSERT_EQ(cqk_cuda_variant_shared(CQK_CUDA_BOOKS, &s), CQKD_BOOKS_SHARED(32, 1));
 	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_AUTO, &s), CQKD_FEW_VECS);
+	/* by warpgroups on sm_90 alone, unless another one is asked for */
+	s.shared = 227 << 10;
+	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_WGMMA, &s), CQKD_FEW_VECS);
+	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_WGMMA, &s), CQK_CUDA_FEW);
+	ASSERT_EQ(cqk_cuda_variant_shared(CQK_CUDA_WGMMA, &s), CQKD_WGMMA_SHARED(32));
+	ASSERT(cqk_cuda_variant_wgmma(CQK_CUDA_AUTO, &s));
+	ASSERT(cqk_cuda_variant_wgmma(CQK_CUDA_WGMMA, &s));
+	ASSERT(!cqk_cuda_variant_wgmma(CQK_CUDA_BOOKS, &s));
+	s.arch = 100;
+	ASSERT(!cqk_cuda_variant_wgmma(CQK_CUDA_WGMMA, &s));
+	s.arch = 90;
+	s.shared = CQKD_WGMMA_SHARED(32) - 1;
+	ASSERT(!cqk_cuda_variant_wgmma(CQK_CUDA_WGMMA, &s));
+	s.shared = CQKD_BOOKS_SHARED(32, 2) - 1;
 #define NO_BOOKS(field, value) do { \
 	struct cqk_cuda_shape t = s; \
 	t.field = value; \

@@ -164,7 +164,7 @@ static struct scene_opts books_opts(uint32_t i)
 }
 
 /* Both launches of a scene by books, as one block of threads may get several items. */
-static void check_books(struct gpu *g, uint32_t i, bool can)
+static void check_books(struct gpu *g, uint32_t i, enum cqk_cuda_variant want)
 {
 	struct scene_opts o = books_opts(i);
 	struct scene *s = scene_new(&o);
@@ -173,10 +173,9 @@ static void check_books(struct gpu *g, uint32_t i, bool can)
 
 	run_new(g, s, &r);
 	gpu_get(g, &plan, r.plan, sizeof(plan));
-	if (can || !getenv("CQ_TEST_GPU")) {
-		ASSERT_EQ(cqk_cuda_variant_wide(g->k, r.t, &r.a),
-			  can ? CQK_CUDA_BOOKS : CQK_CUDA_BLOCK);
-		ASSERT(!can || plan.n_wide);
+	if (want == CQK_CUDA_BOOKS || !getenv("CQ_TEST_GPU")) {
+		ASSERT_EQ(cqk_cuda_variant_wide(g->k, r.t, &r.a), want);
+		ASSERT(want == CQK_CUDA_BLOCK || plan.n_wide);
 	}
 	run_launch(g, &r);
 	run_get(g, s, &r);
@@ -197,7 +196,7 @@ TEST_LIMIT(books_in_shared_memory, 120)
 	gpu_open(&g);
 	cqk_cuda_force(g.k, CQK_CUDA_BOOKS);
 	for (i = 0; i < ARRAY_SIZE(books); i++)
-		check_books(&g, i, true);
+		check_books(&g, i, CQK_CUDA_BOOKS);
 	gpu_close(&g);
 }
 
@@ -211,9 +210,28 @@ TEST_LIMIT(books_with_one_tile, 120)
 	gpu_open(&g);
 	cqk_cuda_force(g.k, CQK_CUDA_BOOKS);
 	for (i = 0; i < ARRAY_SIZE(books); i++)
-		check_books(&g, i, books[i].ck + books[i].cv > 4);
+		check_books(&g, i, books[i].ck + books[i].cv > 4 ? CQK_CUDA_BOOKS :
+						 CQK_CUDA_BLOCK);
 	gpu_close(&g);
 }
+
+/* The same by products of warpgroups, in each order of threads. */
+static void check_wgmma(const char *order)
+{
+	struct gpu g;
+	uint32_t i;
+
+	setenv("CQ_EMU_ORDER", order, 1);
+	gpu_open(&g);
+	cqk_cuda_force(g.k, CQK_CUDA_WGMMA);
+	for (i = 0; i < ARRAY_SIZE(books); i++)
+		check_books(&g, i, CQK_CUDA_WGMMA);
+	gpu_close(&g);
+}
+
+TEST_LIMIT(books_by_warpgroups, 120) { check_wgmma("forward"); }
+TEST_LIMIT(books_by_warpgroups_reversed, 120) { check_wgmma("reverse"); }
+TEST_LIMIT(books_by_warpgroups_at_random, 120) { check_wgmma("random"); }
 
 /* The rule takes them where there is enough to do, and if all layers can. */
 TEST_LIMIT(books_by_rule, 60)
