@@ -217,10 +217,11 @@ CQ_DEVICE void products(const struct crowd<d, n, warps, stages> &all, uint32_t f
 }
 
 /* Products of one of a lane's two vectors, @h, to scores; all that is not seen to -inf. */
-CQ_DEVICE void scores_of(const struct cqkd_attn &p, float size, uint64_t see, bool whole,
+CQ_DEVICE void scores_of(const struct cqkd_attn &p, float size, const uint64_t *vis, bool whole,
 			 float s[8][4], int h)
 {
 	uint32_t at = threadIdx.x % 4 * 2;
+	uint64_t see;
 	int n, i;
 
 #pragma unroll
@@ -234,15 +235,17 @@ CQ_DEVICE void scores_of(const struct cqkd_attn &p, float size, uint64_t see, bo
 #pragma unroll
 			for (i = 2 * h; i < 2 * h + 2; i++)
 				s[n][i] = p.soft_cap * tanhf(s[n][i] / p.soft_cap);
-	if (!whole)
+	if (whole)
+		return;
+	see = *vis >> at;
 #pragma unroll
-		for (n = 0; n < 8; n++)
+	for (n = 0; n < 8; n++)
 #pragma unroll
-			for (i = 0; i < 2; i++) {
-				float *x = &s[n][2 * h + i];
+		for (i = 0; i < 2; i++) {
+			float *x = &s[n][2 * h + i];
 
-				*x = see >> (n * 8 + at + i) & 1 ? *x : -CQKD_INF;
-			}
+			*x = see >> (n * 8 + i) & 1 ? *x : -CQKD_INF;
+		}
 }
 
 /*
@@ -280,12 +283,12 @@ CQ_DEVICE float2 weights(const struct cqkd_attn &p, const struct sights<n, warps
 			 uint32_t at, uint32_t first, float s[8][4], struct tile<d> &r)
 {
 	uint32_t v = first + threadIdx.x % 32 / 4;
-	uint64_t lo = see.vis[at][v], hi = see.vis[at][v + 8];
-	bool whole = __all_sync(0xffffffffu, (lo & hi) == ~0ull);
+	const uint64_t *vis = &see.vis[at][v];
+	bool whole = __all_sync(0xffffffffu, (vis[0] & vis[8]) == ~0ull);
 	float2 fade;
 
-	scores_of(p, see.query[v].size, lo, whole, s, 0);
-	scores_of(p, see.query[v + 8].size, hi, whole, s, 1);
+	scores_of(p, see.query[v].size, vis, whole, s, 0);
+	scores_of(p, see.query[v + 8].size, vis + 8, whole, s, 1);
 	fade.x = softmax(s, 0, r);
 	fade.y = softmax(s, 1, r);
 	return fade;
