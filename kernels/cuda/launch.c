@@ -12,11 +12,6 @@
 #define MAX_IMAGES 16
 #define MAX_GRID_Y 65535
 #define STRIDE_MAX ((int64_t)1 << 40)
-/*
- * Blocks, times vectors beyond eight, of a block of threads that are worth the start of
- * attn_books.cu: computed by scripts/gpu-model.py, to be replaced by what is measured.
- */
-#define BOOKS_WORK 40
 
 enum kernel {
 	K_APPEND, K_ATTN_64, K_ATTN_128, K_ATTN_256, K_WIDE_64, K_WIDE_128, K_WIDE_256, K_MERGE,
@@ -401,19 +396,22 @@ static uint32_t few_vecs(const struct cqk_cuda_kernels *k, const struct cqk_cuda
 }
 
 /* Likewise: more vectors than these are attn_books.cu's; 0: of some layer none are. */
-static uint32_t books_from(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tables *t)
+static uint32_t books_from(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tables *t,
+			   uint32_t *most_work)
 {
 	uint32_t most = 0, i;
 
+	*most_work = 0;
 	for (i = 0; i < t->model->geom.n_layers; i++) {
 		struct cqk_cuda_shape s;
-		uint32_t from;
+		uint32_t from, work;
 
 		shape_of(k, t, i, &s);
-		from = cqk_cuda_variant_books(k->forced, &s);
+		from = cqk_cuda_variant_books(k->forced, &s, &work);
 		if (!from)
 			return 0;
 		most = MAX(most, from);
+		*most_work = MAX(*most_work, work);
 	}
 	return most;
 }
@@ -425,7 +423,7 @@ void cqk_cuda_limits_init(struct cqk_cuda_limits *l, const struct cqk_cuda_kerne
 	const struct cqk_geom *g = &t->model->geom;
 	uint64_t most = (uint64_t)reads * (g->n_heads / g->n_kv_heads);
 	uint64_t vecs = CQKD_VECS(g->head_dim), wide = CQKD_WIDE_VECS(g->head_dim), from = vecs;
-	uint32_t few = few_vecs(k, t), books = books_from(k, t);
+	uint32_t few = few_vecs(k, t), work, books = books_from(k, t, &work);
 
 	if (books) {
 		wide = CQKD_BOOKS_VECS;
@@ -441,8 +439,8 @@ void cqk_cuda_limits_init(struct cqk_cuda_limits *l, const struct cqk_cuda_kerne
 		.wide_vecs = books ? CQKD_BOOKS_VECS : 0,
 		.wide_from = books,
 	};
-	if (books && k->forced == CQK_CUDA_AUTO)
-		l->wide_work = BOOKS_WORK * l->few;
+	if (books)
+		l->wide_work = work * l->few;
 	if (most > from)
 		l->wide = (uint32_t)(most / wide + MIN(groups, most / from) + want);
 }
@@ -567,8 +565,10 @@ static enum cqk_cuda_variant wide_variant(const struct cqk_cuda_kernels *k,
 					  const struct cqk_cuda_limits *l,
 					  const struct cqk_cuda_shape *s)
 {
+	uint32_t work;
+
 	if (!l->wide_vecs || l->wide_vecs > CQKD_BOOKS_VECS ||
-	    !cqk_cuda_variant_books(k->forced, s))
+	    !cqk_cuda_variant_books(k->forced, s, &work))
 		return CQK_CUDA_BLOCK;
 	if (cqk_cuda_variant_wgmma(k->forced, s) && k->fn[WGMMA_AT(s->k_channels, s->v_channels)])
 		return CQK_CUDA_WGMMA;

@@ -61,12 +61,13 @@ static const struct {
 
 /*
  * More vectors than these are computed sooner from books in shared memory than eight by
- * eight. Computed by scripts/gpu-model.py, too.
+ * eight, if a block of threads has so many pages, times vectors beyond eight, that it is
+ * worth the start of a kernel. Computed by scripts/gpu-model.py, too.
  */
-static const struct {
-	uint32_t channels, vecs;
+static const struct books {
+	uint32_t channels, vecs, work;
 } books[] = {
-	{ 2, 8 }, { 4, 8 }, { 8, 8 },
+	{ 2, 8, 80 }, { 4, 8, 120 }, { 8, 8, 160 },
 };
 
 const char *cqk_cuda_variant_name(enum cqk_cuda_variant v)
@@ -225,18 +226,22 @@ uint32_t cqk_cuda_variant_vecs(enum cqk_cuda_variant forced, const struct cqk_cu
 	return MIN(eights_of(s->head_dim, s->k_channels), eights_of(s->head_dim, s->v_channels));
 }
 
-static uint32_t books_of(uint32_t channels)
+static const struct books *books_of(uint32_t channels)
 {
 	uint32_t i;
 
-	for (i = 0; i < ARRAY_SIZE(books); i++)
+	for (i = 0; i + 1 < ARRAY_SIZE(books); i++)
 		if (books[i].channels == channels)
-			return books[i].vecs;
-	return 0;
+			break;
+	return &books[i];
 }
 
-uint32_t cqk_cuda_variant_books(enum cqk_cuda_variant forced, const struct cqk_cuda_shape *s)
+uint32_t cqk_cuda_variant_books(enum cqk_cuda_variant forced, const struct cqk_cuda_shape *s,
+				uint32_t *work)
 {
+	const struct books *k, *v;
+
+	*work = 0;
 	/* of what is older nothing was computed, nor is there a GPU */
 	if (!cqk_cuda_variant_can(CQK_CUDA_BOOKS, s) || s->arch < 80)
 		return 0;
@@ -244,7 +249,10 @@ uint32_t cqk_cuda_variant_books(enum cqk_cuda_variant forced, const struct cqk_c
 		return CQKD_FEW_VECS;
 	if (forced != CQK_CUDA_AUTO)
 		return 0;
-	return MAX(books_of(s->k_channels), books_of(s->v_channels));
+	k = books_of(s->k_channels);
+	v = books_of(s->v_channels);
+	*work = MAX(k->work, v->work);
+	return MAX(k->vecs, v->vecs);
 }
 
 bool cqk_cuda_variant_wgmma(enum cqk_cuda_variant forced, const struct cqk_cuda_shape *s)

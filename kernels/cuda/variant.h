@@ -168,12 +168,14 @@ uint32_t cqk_cuda_variant_vecs(enum cqk_cuda_variant forced, const struct cqk_cu
  * @forced: CQK_CUDA_AUTO: the rule; CQK_CUDA_BOOKS or CQK_CUDA_WGMMA: more than
  *          CQKD_FEW_VECS; else none
  * @s:      shape
+ * @work:   set: pages, times vectors beyond eight, that a block of threads shall have
  *
  * It is for pages that all these vectors read at one position.
  *
  * Return: more vectors than these; 0: none.
  */
-uint32_t cqk_cuda_variant_books(enum cqk_cuda_variant forced, const struct cqk_cuda_shape *s);
+uint32_t cqk_cuda_variant_books(enum cqk_cuda_variant forced, const struct cqk_cuda_shape *s,
+				uint32_t *work);
 
 /**
  * cqk_cuda_variant_wgmma() - are they attn_books_wgmma.cu's instead?

@@ -530,7 +530,7 @@ TEST(rule_of_variants)
 				    .shared = 227 << 10 };
 	enum cqk_cuda_variant v;
 	struct cq_err err;
-	uint32_t i;
+	uint32_t i, work;
 
 	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_AUTO, &s), CQK_CUDA_FEW);
 	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_BLOCK, &s), CQK_CUDA_BLOCK);
@@ -553,18 +553,20 @@ TEST(rule_of_variants)
 	ASSERT_EQ(cqk_cuda_variant_vecs(CQK_CUDA_FEW, &s), CQKD_VECS(128));
 	ASSERT_EQ(cqk_cuda_variant_vecs(CQK_CUDA_BLOCK, &s), 0);
 	/* more than eight vectors, wherever books fit; a variant for few is none for these */
-	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_AUTO, &s), CQKD_FEW_VECS);
-	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_BOOKS, &s), CQKD_FEW_VECS);
-	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_FEW, &s), 0);
-	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_BLOCK, &s), 0);
+	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_AUTO, &s, &work), CQKD_FEW_VECS);
+	ASSERT_EQ(work, 160);
+	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_BOOKS, &s, &work), CQKD_FEW_VECS);
+	ASSERT_EQ(work, 0);
+	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_FEW, &s, &work), 0);
+	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_BLOCK, &s, &work), 0);
 	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_BOOKS, &s), CQK_CUDA_FEW);
 	ASSERT_EQ(cqk_cuda_variant_shared(CQK_CUDA_BOOKS, &s), CQKD_BOOKS_SHARED(32, 2));
 	s.shared = CQKD_BOOKS_SHARED(32, 2) - 1;
 	ASSERT_EQ(cqk_cuda_variant_shared(CQK_CUDA_BOOKS, &s), CQKD_BOOKS_SHARED(32, 1));
-	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_AUTO, &s), CQKD_FEW_VECS);
+	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_AUTO, &s, &work), CQKD_FEW_VECS);
 	/* by warpgroups on sm_90 alone, unless another one is asked for */
 	s.shared = 227 << 10;
-	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_WGMMA, &s), CQKD_FEW_VECS);
+	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_WGMMA, &s, &work), CQKD_FEW_VECS);
 	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_WGMMA, &s), CQK_CUDA_FEW);
 	ASSERT_EQ(cqk_cuda_variant_shared(CQK_CUDA_WGMMA, &s), CQKD_WGMMA_SHARED(32));
 	ASSERT(cqk_cuda_variant_wgmma(CQK_CUDA_AUTO, &s));
@@ -579,8 +581,8 @@ TEST(rule_of_variants)
 #define NO_BOOKS(field, value) do { \
 	struct cqk_cuda_shape t = s; \
 	t.field = value; \
-	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_BOOKS, &t), 0); \
-	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_AUTO, &t), 0); \
+	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_BOOKS, &t, &work), 0); \
+	ASSERT_EQ(cqk_cuda_variant_books(CQK_CUDA_AUTO, &t, &work), 0); \
 } while (0)
 	NO_BOOKS(head_dim, 64);
 	NO_BOOKS(head_dim, 256);

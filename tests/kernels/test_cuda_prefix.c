@@ -233,11 +233,46 @@ TEST_LIMIT(books_by_warpgroups, 120) { check_wgmma("forward"); }
 TEST_LIMIT(books_by_warpgroups_reversed, 120) { check_wgmma("reverse"); }
 TEST_LIMIT(books_by_warpgroups_at_random, 120) { check_wgmma("random"); }
 
+/* Pages and rows that see nothing, positions between pages, and a query that is no number. */
+TEST_LIMIT(books_that_few_see, 60)
+{
+	struct scene_opts o = plain(128, 4);
+	struct scene *s;
+	struct gpu g;
+	uint32_t i, h;
+
+	gpu_open(&g);
+	cqk_cuda_force(g.k, CQK_CUDA_BOOKS);
+	o.rows = 40;
+	o.shared = 5;
+	o.want = 1;
+	s = scene_new(&o);
+	s->row_pos[7] = 0;
+	for (i = 0; i < s->n_spans; i++)
+		s->spans[i].pos += 1;
+	s->spans[0].mask = s->spans[2].mask = 0;
+	s->spans[3].mask = 1ull << 63;
+	check_scene(&g, s);
+	((float *)s->a.q.data)[9 * s->a.q.stride_token + 3 * s->a.q.stride_head + 5] = NAN;
+	scene_gpu(&g, s);
+	for (i = 0; i < o.rows; i++)
+		for (h = 0; h < 4; h++)
+			ASSERT_EQ(isnan(toy_load(&s->a.o, i, h, 11)), i == 9 && h == 3);
+	((float *)s->a.q.data)[9 * s->a.q.stride_token + 3 * s->a.q.stride_head + 5] = 0;
+	for (i = 0; i < s->n_spans; i++)
+		s->spans[i].mask = 0;
+	check_scene(&g, s);
+	s->a.n_blocks = 0;
+	check_scene(&g, s);
+	scene_free(s);
+	gpu_close(&g);
+}
+
 /* The rule takes them where there is enough to do, and if all layers can. */
 TEST_LIMIT(books_by_rule, 60)
 {
 	static const struct { uint32_t seqs, shared, wide; } by[] = {
-		{ 3, 20, 1 }, { 3, 19, 0 }, { 8, 4, 1 }, { 8, 3, 0 }, { 2, 40, 0 },
+		{ 3, 80, 1 }, { 3, 79, 0 }, { 8, 14, 1 }, { 8, 13, 0 }, { 2, 100, 0 },
 	};
 	struct gpu g;
 	uint32_t i;
