@@ -26,7 +26,7 @@ static void begin(void)
 static void same_attention(const struct worker *w, struct cq_seq *seq, const struct worker *h,
 			   struct cq_seq *host, uint32_t rows)
 {
-	size_t n = (size_t)rows * small.heads * small.dim, i;
+	size_t n = (size_t)rows * w->m.heads * w->m.dim, i;
 	float *a = calloc(n, 4), *b = calloc(n, 4), *la = calloc(n, 4), *lb = calloc(n, 4);
 	struct cq_batch *bw, *bh;
 
@@ -38,7 +38,7 @@ static void same_attention(const struct worker *w, struct cq_seq *seq, const str
 	CQ_OK(attend(h, bh, host, ids, rows, false, b, lb));
 	for (i = 0; i < n; i++)
 		ASSERT_NEAR(a[i], b[i], 2e-3);
-	for (i = 0; i < (size_t)rows * small.heads; i++)
+	for (i = 0; i < (size_t)rows * w->m.heads; i++)
 		ASSERT_NEAR(la[i], lb[i], 2e-3);
 	cq_batch_free(bw);
 	cq_batch_free(bh);
@@ -90,6 +90,29 @@ TEST(scaling_and_interleaved_pairs)
 	worker_gpu_open(&w, &s, r.sock, 0, 32);
 	worker_open(&h, &s, r.sock, 0, 32);
 	both(&w, &h, 200, 3);
+	cq_close(w.ctx);
+	cq_close(h.ctx);
+	rig_stop(&r);
+}
+
+/* As many rows as attn_books.cu computes at once, and more: pages, sinks and what is not sealed. */
+TEST_LIMIT(many_rows_by_books, 60)
+{
+	static const uint32_t rows[] = { 5, 33, 64, 150 };
+	struct shape s = small;
+	struct worker w, h;
+	uint32_t i;
+
+	s.dim = 128;
+	s.heads = 4;
+	s.kv_heads = 2;
+	s.v = "8c8b";
+	ASSERT_SYS(setenv("CQ_CUDA_VARIANT", "books", 1));
+	begin_as(&s);
+	worker_gpu_open(&w, &s, r.sock, 0, 32);
+	worker_open(&h, &s, r.sock, 0, 32);
+	for (i = 0; i < ARRAY_SIZE(rows); i++)
+		both(&w, &h, 330 + 17 * i, rows[i]);
 	cq_close(w.ctx);
 	cq_close(h.ctx);
 	rig_stop(&r);
