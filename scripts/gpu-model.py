@@ -4,7 +4,8 @@
 
     gpu-model.py [--check | --count O]
 
-Shared memory is simulated: the addresses of attn_few.cu with random codes, by banks.
+Shared memory is simulated: the addresses of attn_few.cu and books.cuh with random codes, by
+banks.
 Instructions are those of rounds of loops, as cuda-sass.py counts them. Nothing here was
 measured. --check fails unless gathers are free of conflicts where Documentation/gpu.md says
 so. --count counts the rounds again in what nvcc made below the folder O, and fails where
@@ -19,6 +20,8 @@ import sys
 SMS, CLOCK = 132, 1.755e9
 HBM = {"H100": 3.35e12, "H200": 4.8e12}
 MMA_CLOCKS = 2.0        # of a multiprocessor, for mma.sync m16n8k16: 1024 FMA per clock
+L2 = 5.5e12             # bytes per second, from which codebooks come
+LAUNCH = 2e-6           # seconds that one more launch takes
 STRIDE = 80             # CQKD_FEW_STRIDE
 GQA = 4                 # query heads of a kv head
 
@@ -30,7 +33,8 @@ NEAR = "HMMA=34,SHFL=16,VOTE=2"
 HALVES, FEWS = "kernels/cuda/attn_f16", "kernels/cuda/attn_few"
 SLICES = "kernels/cuda/attn_slices"
 BLOCK, WIDE, BASE = "kernels/cuda/attn", "kernels/cuda/attn_wide", "tests/gpu/base_wide"
-CODES = "kernels/cuda/append_many"
+CODES, BOOKS = "kernels/cuda/append_many", "kernels/cuda/attn_books"
+TURN = "HFMA2=32,HMUL2=32,STS={}"
 COUNTED = {
     # 16 tokens of a page that four vectors see whole, or eight; keys turned
     ("few", 8, 4): (FEWS, "cqk_attn_few_d128_k8v8", FEW.format(40, 2), 437, 133),
@@ -73,14 +77,22 @@ COUNTED = {
     "block values": (BLOCK, "cqk_attn_d128", "HMMA=4,LDSM.16.MT88=2", 23, 7),
     "block more": (BLOCK, "cqk_attn_d128", "HMMA=16,LDSM.16.MT88=8", 49, 7),
     # attn_wide.cu: 128 lookups; 64 pairs of keys turned; a quarter of 16 vectors' products
-    "wide codes": (WIDE, "cqk_attn_wide_d128", "LDG.E.U8=4,LDG.E.128=4", 86, 53),
-    "wide keys": (WIDE, "cqk_attn_wide_d128", "LDG=8,F2FP=4", 125, 45),
+    "wide codes": (WIDE, "cqk_attn_wide_d128", "LDG.E.U8=4,LDG.E.128=4", 87, 53),
+    "wide keys": (WIDE, "cqk_attn_wide_d128", "LDG=8,F2FP=4", 125, 46),
+    # attn_books.cu: a page that all see, of a warp with 16 vectors and of one without; keys
+    # turned
+    ("books", 8, 16): (BOOKS, "cqk_attn_books_k8v8", "HMMA=128," + TURN.format(8), 864, 229),
+    ("books", 4, 16): (BOOKS, "cqk_attn_books_k4v4", "HMMA=128," + TURN.format(16), 953, 285),
+    ("books", 2, 16): (BOOKS, "cqk_attn_books_k2v2", "HMMA=128," + TURN.format(32), 1077, 318),
+    ("books", 8, 0): (BOOKS, "cqk_attn_books_k8v8", TURN.format(8), 266, 90),
+    ("books", 4, 0): (BOOKS, "cqk_attn_books_k4v4", TURN.format(16), 356, 150),
+    ("books", 2, 0): (BOOKS, "cqk_attn_books_k2v2", TURN.format(32), 479, 188),
     # base_wide.cu, whose products and softmax are attn_wide.cu's: 64 tokens with a quarter of
     # the products, of 16 vectors and of 32, and with one round of the loop of copies, of two
-    "products": (BASE, "cqb_wide_f16_d128_v128", "HMMA=16", 35, 4),
-    "tile": (BASE, "cqb_wide_f16_d128_v128", "HMMA=80,LDGSTS=2,MUFU=34", 1159, 492),
-    "tiles": (BASE, "cqb_wide_f16_d128_v256", "HMMA=160,LDGSTS=2,MUFU=68", 2181, 952),
-    "copies": (BASE, "cqb_wide_f16_d128_v128", "LDGSTS=2", 34, 21),
+    "products": (BASE, "cqb_wide_f16_d128_v128", "HMMA=16", 35, 3),
+    "tile": (BASE, "cqb_wide_f16_d128_v128", "HMMA=80,LDGSTS=2,MUFU=34", 583, 131),
+    "tiles": (BASE, "cqb_wide_f16_d128_v256", "HMMA=160,LDGSTS=2,MUFU=68", 1016, 226),
+    "copies": (BASE, "cqb_wide_f16_d128_v128", "LDGSTS=2", 34, 22),
     # append_many.cu: codes of a group of 16 tokens, with one round of looking
     ("codes", 8): (CODES, "cqk_append_k8v8", NEAR, 486, 210),
     ("codes", 4): (CODES, "cqk_append_k4v4", NEAR, 413, 206),
@@ -301,24 +313,96 @@ def upto(c, d=128):
     return vectors
 
 
-def decode(c):
-    """Instructions of a tile of 64 tokens that centroids from shared memory would become.
+def book_order(c, thread, step):
+    """The group of its unit that a thread takes at a step: books.cuh, book_order()."""
+    order = (thread // 8 ^ thread) & 1 | (thread // 8 & 2 if c == 2 else 0)
+    return 0 if c == 8 else order ^ step
 
-    An estimate: of what attn_few.cu does for 16 tokens, that for their keys (84, without
-    products and queries) and values (28), and 16 stores; with smaller groups what it does more.
+
+def book_waves(c, threads):
+    """Passes of what a page's keys take in books.cuh over the least there can be.
+
+    Codes, centroids, the tile and cos and sin, each (passes, least) of a warp's loads or stores.
     """
-    more = counted(("few", c, 4))[0] - counted(("few", 8, 4))[0] - {8: 0, 4: 8, 2: 24}[c]
-    return 4 * (84 + 28 + 16 + more)
+    tokens, size = 64 * 8 // threads, 2 * c
+    least = max(32 * size // 128, 1)
+    took = {"codes": [0, 0], "centroids": [0, 0], "tile": [0, 0], "turns": [0, 0]}
+
+    def add(what, addresses, bytes_, least_of):
+        took[what][0] += wavefronts(addresses, bytes_)
+        took[what][1] += least_of
+
+    for warp in range(threads // 32):
+        lanes = range(warp * 32, warp * 32 + 32)
+        first = [((t // 32 ^ t % 8 // 2) * 4 + t // 8 % 2 * 2 + t // 16 % 2) * tokens
+                 for t in lanes]
+        for step in range(8 // c):
+            groups = [t % 8 * (8 // c) + book_order(c, t, step) for t in lanes]
+            for side in range(2):
+                add("codes", [g * 64 + t for g, t in zip(groups, first)], tokens, 1)
+                add("turns", [g * size for g in groups], size, least)
+                for i in range(tokens):
+                    add("centroids", [random.randrange(256) * 256 + side * 128 + g * size
+                                      for g in groups], size, least)
+                    add("tile", [side * 8192 + (t + i) * 128 + g * size // 16 % 8 * 16
+                                 ^ (t + i) % 8 * 16 | g * size % 16
+                                 for g, t in zip(groups, first)], size, least)
+    return took
 
 
-def shared_books(c, vectors):
-    """Picoseconds by wall, estimated, of tiles that are made from centroids in shared memory."""
-    tiles = -(-vectors // 16)
-    issue = decode(c) + total(*tiles_work(tiles))[0]
-    # centroids come and go; a warp reads all keys and its queries, of values once for two tiles
-    waves = 2 * 256 / 128 * 2 + 2 * 128 / c / 128 + 2.5 * tiles + 2 * min(tiles, 8)
-    return {"issue": issue / 64 / 4 / SMS / CLOCK * 1e12, "shared": waves / SMS / CLOCK * 1e12,
-            "tensor": 128 * tiles / 64 * MMA_CLOCKS / SMS / CLOCK * 1e12}
+@functools.lru_cache(maxsize=None)
+def book_decode(c, threads):
+    """Wavefronts of a token, keys and values, in books.cuh; its codes are written, too."""
+    took = {what: passes for what, (passes, _) in book_waves(c, threads).items()}
+    return (2 * sum(took.values()) - took["turns"]) / 64 + 2 * 128 / c / 128
+
+
+def books(c, vectors):
+    """Picoseconds by wall of attn_books.cu, 128 vectors at once."""
+    walls = {"issue": 0, "alu": 0, "shared": 0, "tensor": 0}
+    for first in range(0, vectors, 128):
+        tiles = -(-min(vectors - first, 128) // 16)
+        count, alu = total((tiles, ("books", c, 16)), (8 - tiles, ("books", c, 0)))
+        # a warp reads all keys and values; what vectors see is written and read
+        waves = book_decode(c, 256) + 4 * tiles + (16 + 4 * tiles) / 64
+        walls["issue"] += count / 64 / 4 / SMS / CLOCK * 1e12
+        walls["alu"] += alu / 64 / 2 / SMS / CLOCK * 1e12
+        walls["shared"] += waves / SMS / CLOCK * 1e12
+        walls["tensor"] += 128 * tiles / 64 * MMA_CLOCKS / SMS / CLOCK * 1e12
+    return walls
+
+
+def warpgroups(c, vectors):
+    """The same, estimated, of a kernel for sm_90a: one warpgroup decodes, others use wgmma.
+
+    The first takes the instructions of book_keys() and book_values() with 128 threads, as
+    counted in a kernel of nothing else, and 60 to wait and to look. Each of the others, one or
+    two, has 64 vectors, reads keys and values once and does what a warp of attn_books.cu does
+    but for products and loads of their operands; its chain is that and its products, one after
+    the other.
+    """
+    decode = {8: 185, 4: 240, 2: 366}[c] + 60
+    walls = {"issue": 0, "shared": 0, "tensor": 0, "chain": 0}
+    for first in range(0, vectors, 128):
+        groups = -(-min(vectors - first, 128) // 64)
+        spare = counted(("books", c, 16))[0] - counted(("books", c, 0))[0] - 128 - 64
+        products = 4 * 128 * MMA_CLOCKS / 2             # of 64 vectors and 64 tokens: clocks
+        walls["issue"] += (4 * decode + 4 * groups * spare) / 64 / 4
+        walls["shared"] += book_decode(c, 128) + 4 * groups + 0.5
+        walls["tensor"] += groups * products / 64
+        walls["chain"] += (spare + products) / 64
+    return {key: clocks / SMS / CLOCK * 1e12 for key, clocks in walls.items()}
+
+
+def work(c, vectors, device):
+    """Pages of a block of threads, times vectors beyond eight, that pay for attn_books.cu.
+
+    It is one more launch, which reads codebooks once more; a page takes it less time than
+    attn_few.cu, eight by eight.
+    """
+    start = LAUNCH + SMS * 2 * 256 * 128 * 2 / L2
+    won = (eights(c, vectors, device) - wall(books(c, vectors))) * 1e-12 * 64 * SMS
+    return start / won * (vectors - 8)
 
 
 def join(values, form="{:.0f}"):
@@ -328,29 +412,28 @@ def join(values, form="{:.0f}"):
 
 def share_table(device):
     """Print the model of shared prefixes."""
-    print(f"| sequences ({device}) | chosen, ps at 4, 2, 1 bit | at once |"
-          " fp16: ours, mma.sync, wgmma | over mma.sync | over wgmma | books in shared memory |")
-    print("|---|---|---|---|---|---|---|")
-    for seqs in (2, 3, 4, 6, 8, 12, 16, 32, 64):
+    print(f"| sequences ({device}) | by books, ps at 4, 2, 1 bit | eight by eight | at once |"
+          " fp16: ours, mma.sync, wgmma | over mma.sync | over wgmma | with wgmma | over wgmma |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for seqs in (3, 4, 6, 8, 12, 16, 32, 64):
         vectors = seqs * GQA
         codes = (2, 4, 8)
-        ours = [crowd(c, vectors) for c in codes]
-        once = [wall(walls[device]) for _, walls in ours]
-        by_eights = [vectors <= upto(c) for c in codes]
-        took = [eights(c, vectors, device) if few else x
-                for c, few, x in zip(codes, by_eights, once)]
+        took, more = ([by(c, vectors) for c in codes] for by in (books, warpgroups))
+        once = [wall(crowd(c, vectors)[1][device]) for c in codes]
         fp16 = cascade(vectors)[device]
         bound = [max(fp16["memory"], fp16["tensor"] / by) for by in (1, 2)]
         print("|", " | ".join([
             str(seqs),
-            ", ".join(f"{x:.0f} ({'few' if few else name})"
-                      for x, few, (name, _) in zip(took, by_eights, ours)),
-            ", ".join(f"{x:.0f} ({max(w[device], key=w[device].get)})"
-                      for x, (_, w) in zip(once, ours)),
+            ", ".join(f"{wall(w):.0f} ({max(w, key=w.get)})" for w in took),
+            join(eights(c, vectors, device) for c in codes), join(once),
             join([wall(fp16)] + bound),
-            join((bound[0] / x for x in took), "{:.1f}"),
-            join((bound[1] / x for x in took), "{:.1f}"),
-            join(wall(shared_books(c, vectors)) for c in codes)]), "|")
+            join((bound[0] / wall(w) for w in took), "{:.1f}"),
+            join((bound[1] / wall(w) for w in took), "{:.1f}"),
+            join(wall(w) for w in more),
+            join((bound[1] / wall(w) for w in more), "{:.1f}")]), "|")
+    for c in (2, 4, 8):
+        print(f"{device} {c}c8b: books are worth their start from these pages of a block, times "
+              "vectors beyond eight: " + join(work(c, v, device) for v in (12, 16, 32, 64)))
 
 
 def count(folder):
@@ -411,10 +494,15 @@ def table():
 
 
 def check():
-    """No conflicts with head_dim 128."""
-    bad = [c for c in (2, 4, 8) if max(gathers(128, c)) > 1]
-    for c in bad:
-        print(f"gpu-model: {c}c8b: gathers have conflicts", file=sys.stderr)
+    """No conflicts with head_dim 128, but those of codes that books.cuh names."""
+    bad = [f"{c}c8b: gathers" for c in (2, 4, 8) if max(gathers(128, c)) > 1]
+    for c, threads in ((c, threads) for c in (2, 4, 8) for threads in (128, 256)):
+        for what, (passes, least) in book_waves(c, threads).items():
+            twice = 2 if (c, threads, what) == (2, 256, "codes") else 1
+            if passes > twice * least:
+                bad.append(f"{c}c8b, {threads} threads: {what} of books.cuh")
+    for text in bad:
+        print(f"gpu-model: {text} have conflicts", file=sys.stderr)
     return 1 if bad else 0
 
 
