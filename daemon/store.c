@@ -312,7 +312,7 @@ static uint64_t index_bytes(const struct cqd_index *ix)
 
 /**
  * cqd_store_unreadable() - pages in memory that cqd cannot read
- * @st: store
+ * @st: store, or NULL: a request may end after the store was closed
  *
  * Return: how many there are, which are neither verified nor saved.
  */
@@ -321,6 +321,8 @@ uint64_t cqd_store_unreadable(const struct cqd_store *st)
 	struct list_head *pos;
 	uint64_t n = 0;
 
+	if (!st)
+		return 0;
 	list_for_each(pos, &st->shards) {
 		const struct cqd_shard *sh = list_entry(pos, struct cqd_shard, node);
 
