@@ -67,3 +67,41 @@ TEST(no_limit)
 {
 	ASSERT_EQ(verification_ms(0), 0);
 }
+
+/* What a server still has of its store when a verification ends: nothing once that closes. */
+struct ended {
+	const struct cqd_store *store;
+	bool done;
+	uint64_t skipped;
+};
+
+static void on_ended(void *arg, uint64_t checked, uint64_t failed, uint64_t bytes)
+{
+	struct ended *e = arg;
+
+	ASSERT(!e->store);
+	e->skipped = cqd_store_unreadable(e->store);
+	e->done = true;
+}
+
+TEST(it_ends_after_its_store_closes)
+{
+	struct ended e = { .skipped = 1 };
+	struct cqp_key keys[PAGES];
+	struct cqp_page pages[PAGES];
+	struct rig r;
+
+	mgr_start();
+	rig_defaults(&r);
+	rig_start(&r);
+	rig_chain(&r, 1, PAGES, keys, pages);
+	e.store = r.st;
+	ASSERT_OK(cqd_verify(r.st, on_ended, &e));
+	ASSERT(!e.done);
+	e.store = NULL;
+	rig_close(&r);
+	ASSERT(e.done);
+	ASSERT_EQ(e.skipped, 0);
+	rig_stop(&r);
+	mgr_stop();
+}
