@@ -139,38 +139,45 @@ static double error_of_pages(struct gpu *g, struct scene *s, uint32_t first)
 
 /*
  * attn_few.cu turns queries from page to page by an angle of 192 positions, and by the tables
- * where a multiple of 8192 is passed. With good tables 42 such turns leave no error; with an
- * angle that is off by 0.01 they do, and none is left from the multiple on.
+ * where a multiple of 8192 is passed; so does attn_slices.cu, with four vectors and 64 channels
+ * by 384. With good tables 42 such turns leave no error; with an angle that is off by 0.01 they
+ * do, and none is left from the multiple on.
  */
-TEST_LIMIT(queries_turn_by_an_angle_and_by_tables, 60)
+TEST_LIMIT(queries_turn_by_an_angle_and_by_tables, 120)
 {
-	static const uint32_t dims[] = { 64, 128 };
+	static const struct {
+		uint32_t d, bits, heads, pages;
+	} by[] = { { 64, 0, 5, 3 }, { 128, 0, 5, 3 }, { 128, 10, 5, 3 }, { 128, 10, 4, 6 },
+		   { 256, 0, 4, 3 } };
 	struct gpu g;
 	uint32_t i, j;
 
 	gpu_open(&g);
-	cqk_cuda_force(g.k, CQK_CUDA_FEW);
-	for (i = 0; i < ARRAY_SIZE(dims); i++) {
-		struct scene_opts o = plain(dims[i], 8);
+	for (i = 0; i < ARRAY_SIZE(by); i++) {
+		struct scene_opts o = plain(by[i].d, 8);
 		struct scene *s;
 		float *step;
 
 		o.toy.keys = CQK_KEYS_PRE_ROPE;
 		o.toy.n_layers = o.toy.n_kv_heads = 1;
-		o.toy.n_heads = 5;
+		o.toy.n_heads = by[i].heads;
+		o.toy.bk = o.toy.bv = by[i].bits;
 		o.layer = 0;
 		o.shared = 2 * 128 + 3;
 		o.tail = 0;
 		o.want = 1;	/* all pages in one item */
 		s = scene_new(&o);
+		cqk_cuda_force(g.k, i < 2 ? CQK_CUDA_FEW : CQK_CUDA_SLICES);
 		ASSERT_LE(error_of_pages(&g, s, 125) * 1e6, 1000);
 		ASSERT_LE(error_of_pages(&g, s, 253) * 1e6, 1000);
-		step = (float *)(uintptr_t)&s->toy.rope.base[2 * (size_t)s->toy.rope.half * 3];
+		step = (float *)(uintptr_t)&s->toy.rope.base[2 * (size_t)s->toy.rope.half *
+							    by[i].pages];
 		for (j = 0; j < s->toy.rope.half; j++) {
 			double a = atan2((double)step[j + s->toy.rope.half], (double)step[j]);
 
-			step[j] = (float)cos(a + 0.01);
-			step[j + s->toy.rope.half] = (float)sin(a + 0.01);
+			a += 0.01 * by[i].pages / 3;
+			step[j] = (float)cos(a);
+			step[j + s->toy.rope.half] = (float)sin(a);
 		}
 		ASSERT(error_of_pages(&g, s, 125) > 0.1);
 		ASSERT_LE(error_of_pages(&g, s, 128) * 1e6, 1000);
