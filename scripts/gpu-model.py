@@ -35,6 +35,8 @@ SLICES = "kernels/cuda/attn_slices"
 BLOCK, WIDE, BASE = "kernels/cuda/attn", "kernels/cuda/attn_wide", "tests/gpu/base_wide"
 CODES, BOOKS = "kernels/cuda/append_many", "kernels/cuda/attn_books"
 TURN = "HFMA2=32,HMUL2=32,STS={}"
+LUTS = "kernels/cuda/attn_lut"
+LUT = "HMMA={},MUFU={},LDGSTS={},lds={}"
 COUNTED = {
     # 16 tokens of a page that four vectors see whole, or eight; keys turned
     ("few", 8, 4): (FEWS, "cqk_attn_few_d128_k8v8", FEW.format(40, 2), 437, 133),
@@ -43,6 +45,10 @@ COUNTED = {
     ("few", 8, 8): (FEWS, "cqk_attn_few_d128_k8v8", FEW.format(80, 4), 523, 140),
     ("few", 4, 8): (FEWS, "cqk_attn_few_d128_k4v4", FEW.format(96, 4), 590, 161),
     ("few", 2, 8): (FEWS, "cqk_attn_few_d128_k2v2", FEW.format(128, 4), 819, 217),
+    # keys that need no turning
+    ("as they are", 8): (FEWS, "cqk_attn_few_d128_k8v8", "HMMA=40,LDGSTS=1,STS=0", 353, 118),
+    ("as they are", 4): (FEWS, "cqk_attn_few_d128_k4v4", "HMMA=48,LDGSTS=1,STS=0", 446, 145),
+    ("as they are", 2): (FEWS, "cqk_attn_few_d128_k2v2", "HMMA=64,LDGSTS=1,STS=0", 553, 184),
     # the same, if the warp also looks at what is to come
     "look": (FEWS, "cqk_attn_few_d128_k8v8",
              FEW.format(40, 6) + ",SHFL=6", 521, 172),
@@ -64,6 +70,12 @@ COUNTED = {
                      "HMMA=64,half2=128,LDS.U16=34,ST=4,STS=4,LDGSTS=4", 891, 234),
     ("values", 2, 8): (SLICES, "cqk_attn_slices_d256_k2b8v2b8",
                        "HMMA=64,MUFU=4,LDS=80,LDGSTS=4", 581, 180),
+    # 32 tokens of a page that one vector sees whole, or two
+    ("lut", 8, 1): (LUTS, "cqk_attn_lut_d128_k8v8", LUT.format(40, 8, 2, 36), 304, 87),
+    ("lut", 4, 1): (LUTS, "cqk_attn_lut_d128_k4v4", LUT.format(32, 8, 4, 72), 436, 144),
+    ("lut", 2, 1): (LUTS, "cqk_attn_lut_d128_k2v2", LUT.format(48, 8, 8, 136), 802, 284),
+    ("lut", 8, 2): (LUTS, "cqk_attn_lut_d128_k8v8", LUT.format(72, 16, 2, 36), 407, 116),
+    ("lut", 4, 2): (LUTS, "cqk_attn_lut_d128_k4v4", LUT.format(48, 16, 4, 72), 524, 172),
     # 16 tokens with half of the copies, and the other half
     "f16": (HALVES, "cqk_attn_f16_d128", "HMMA=16,LDGSTS=8,MUFU=4", 315, 117),
     "f16 copies": (HALVES, "cqk_attn_f16_d128", "LDGSTS=8", 74, 47),
@@ -223,6 +235,55 @@ def slices(c, bits, d):
         sides.append((waves / 16, count, alu, products / 16))
     most = [blocks * max(x) for x in zip(*sides)]
     return [2 * d / c * bits / 8] + most
+
+
+def few_rotated(c):
+    """The same for up to four vectors, if neither keys nor queries need turning."""
+    size, waves, _, _, mma = few(c)
+    count, alu = (x / 16 for x in counted(("as they are", c)))
+    return size, waves - (4 + GQA * 128 / 32 * 2 / 4) / 16, count, alu, mma
+
+
+def lut_key(lane, c, two, words, step):
+    """The word of a row that a lane looks up: attn_lut.cuh, struct finding."""
+    own = 128 // c // (1 if two else 2)
+    blocks, n = own // 4, lane // 4
+    return (n % blocks ^ step) * 4 + lane % 4 + n // blocks % max(words // own, 1) * own
+
+
+def lut_unit(lane, c, step):
+    """The unit of values that a lane loads at a step: unit_of_lane()."""
+    near, n = 16 // c, lane // 4
+    z = n // near + 8 // near * step
+    return z // 4 * (64 // c) + (lane % 4 ^ z % 4) * near + n % near
+
+
+def lut_code(lane, group, first):
+    """Where a lane has the codes of its tokens: four pieces beside each other, by first byte."""
+    return group // 4 * 128 + first // 16 * 64 + group % 4 * 16 + first % 16
+
+
+@functools.lru_cache(maxsize=None)
+def lut(c, vectors=1, words=32):
+    """(bytes, wavefronts, instructions, of the ALU, mma) of a token and kv head in attn_lut.cu."""
+    two, groups, units_ = vectors > 1, 128 // c, 16 // c
+    blocks = groups // 4 if two else groups // 8
+    waves = groups * mean(lambda s: wavefronts(
+        [random.randrange(256) * words * 4 + lut_key(lane, c, two, words, s) * 4
+         for lane in range(32)], 4), blocks)
+    waves += groups // 4 * mean(lambda s: wavefronts(
+        [lut_code(lane, (lane // 4 % blocks ^ s) * 4 + lane % 4, lane // 4 * 4)
+         for lane in range(32)], 4), groups // 4 if two else blocks)
+    # tokens of a lane are those of l, each with a code of its own
+    waves += units_ * 8 * mean(lambda s: wavefronts(
+        [random.randrange(256) * 256 + lut_unit(lane, c, s) * 2 * c
+         for lane in range(32)], 2 * c), units_)
+    waves += units_ * mean(lambda s: wavefronts(
+        [lut_code(lane, lut_unit(lane, c, s), lane % 4 * 8) for lane in range(32)], 8), units_)
+    waves = waves / 32 + 2 * groups / 128 + vectors / 32    # codes come; what sums count
+    count, alu = (x / 32 for x in counted(("lut", c, vectors)))
+    # two products of 8 are one of 16
+    return 2 * groups, waves, count, alu, (groups / 2 + 16 * vectors) / 32
 
 
 def f16(d=128):
@@ -462,6 +523,9 @@ def table():
           " shared | issue | alu | tensor | wall | H100 ps | of fp16 | H200 ps | of fp16 |")
     print("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     cases = [("few", f"{c}c8b", few(c)) for c in (2, 4, 8)] + [("f16", "fp16", f16())]
+    cases += [("few, rotated", f"{c}c8b", few_rotated(c)) for c in (2, 4, 8)]
+    cases += [("lut", f"{c}c8b", lut(c)) for c in (2, 4, 8)]
+    cases += [("lut, two", f"{c}c8b", lut(c, 2)) for c in (4, 8)]
     for name, code, work in cases:
         row = [name, code, f"{work[0]:.0f}"] + [f"{x:.1f}" for x in work[1:]]
         walls, wall = times(work, "H100")

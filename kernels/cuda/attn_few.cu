@@ -239,7 +239,7 @@ CQ_DEVICE void attention(const struct cqkd_attn &p, struct few<d> *sh)
 		}
 		__syncthreads();
 		t.w.item = sh->item;
-		if (t.w.item.n_vecs > p.few)
+		if (t.w.item.n_vecs > p.few || t.w.item.n_vecs < p.least)
 			continue;
 		if (!ready) {
 			books_load(t, sh);

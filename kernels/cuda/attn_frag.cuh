@@ -26,17 +26,17 @@ struct query {
 };
 
 /* Queries, and what warps have found of them. */
-template <int d, int warps>
+template <int d, int warps, int vecs = VECS>
 struct vectors {
-	float q[VECS][CQKD_Q_PITCH(d)];
-	struct query query[VECS];
-	float ml[warps][VECS][2];	/* maximum and sum */
+	float q[vecs][CQKD_Q_PITCH(d)];
+	struct query query[vecs];
+	float ml[warps][vecs][2];	/* maximum and sum */
 };
 
 /* A warp loads a query, as query_read() says, and rotates it. */
-template <int d, int warps>
+template <int d, int warps, int vecs>
 CQ_DEVICE void query_load(const struct cqkd_attn &p, const struct work &w,
-			  struct vectors<d, warps> &all, uint32_t i)
+			  struct vectors<d, warps, vecs> &all, uint32_t i)
 {
 	uint32_t lane = threadIdx.x % 32, ch;
 	struct cqkd_entry e;
@@ -55,13 +55,13 @@ CQ_DEVICE void query_load(const struct cqkd_attn &p, const struct work &w,
 	}
 }
 
-template <int d, int warps>
+template <int d, int warps, int vecs>
 CQ_DEVICE void queries_load(const struct cqkd_attn &p, const struct work &w,
-			    struct vectors<d, warps> &all)
+			    struct vectors<d, warps, vecs> &all)
 {
 	uint32_t i, ch;
 
-	for (i = cq_keep(threadIdx.x / 32); i < VECS; i += warps) {
+	for (i = cq_keep(threadIdx.x / 32); i < vecs; i += warps) {
 		if (i < w.item.n_vecs) {
 			query_load(p, w, all, i);
 			continue;
@@ -74,8 +74,8 @@ CQ_DEVICE void queries_load(const struct cqkd_attn &p, const struct work &w,
 }
 
 /* Maximum over the warps, and the sum of what they have, of one vector. */
-template <int d, int warps>
-CQ_DEVICE float2 total(const struct vectors<d, warps> &all, uint32_t vec)
+template <int d, int warps, int vecs>
+CQ_DEVICE float2 total(const struct vectors<d, warps, vecs> &all, uint32_t vec)
 {
 	float m = -CQKD_INF, l = 0;
 	int i;

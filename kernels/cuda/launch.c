@@ -15,14 +15,22 @@
 
 enum kernel {
 	K_APPEND, K_ATTN_64, K_ATTN_128, K_ATTN_256, K_WIDE_64, K_WIDE_128, K_WIDE_256, K_MERGE,
-	K_CHECK, K_GATHER, K_MANY, K_F16_64 = K_MANY + 9, K_F16_128, K_FEW, K_BOOKS = K_FEW + 13,
-	K_SLICES = K_BOOKS + 9, K_WGMMA = K_SLICES + 18, N_KERNELS = K_WGMMA + 9
+	K_CHECK, K_GATHER, K_MANY, K_F16_64 = K_MANY + 9, K_F16_128, K_FEW, K_LUT = K_FEW + 13,
+	K_BOOKS = K_LUT + 18, K_SLICES = K_BOOKS + 9, K_WGMMA = K_SLICES + 18,
+	N_KERNELS = K_WGMMA + 9
 };
 
 /* Of the kernels of attn_few.cu: head_dim, channels of a group; with 64 up to 4 of them. */
 #define FEW_C(c) (((c) > 2) + ((c) > 4))
 #define FEW_AT(d, kc, vc)							\
 	(K_FEW + ((d) > 64 ? 4 + FEW_C(kc) * 3 + FEW_C(vc) : ((kc) > 2) * 2 + ((vc) > 2)))
+/* Of those of attn_lut.cu, with as many warps as there can be. */
+#define LUT_AT(d, kc, vc)	(K_LUT + ((d) > 64) * 9 + FEW_C(kc) * 3 + FEW_C(vc))
+#define LUT(d, kc, vc)								\
+	[LUT_AT(d, kc, vc)] = {							\
+		"cqk_attn_lut_d" #d "_k" #kc "v" #vc,				\
+		CQKD_LUT_SHARED(d, 32, CQKD_LUT_WARPS, d / kc + d / vc), CQKD_LUT_WARPS * 32, \
+	}
 /* Of those of attn_books.cu. */
 #define BOOKS_AT(kc, vc) (K_BOOKS + 3 * FEW_C(kc) + FEW_C(vc))
 #define BOOKS(kc, vc)								\
@@ -83,6 +91,12 @@ static const struct {
 	FEW(128, 2, 2), FEW(128, 2, 4), FEW(128, 2, 8),
 	FEW(128, 4, 2), FEW(128, 4, 4), FEW(128, 4, 8),
 	FEW(128, 8, 2), FEW(128, 8, 4), FEW(128, 8, 8),
+	LUT(64, 2, 2), LUT(64, 2, 4), LUT(64, 2, 8),
+	LUT(64, 4, 2), LUT(64, 4, 4), LUT(64, 4, 8),
+	LUT(64, 8, 2), LUT(64, 8, 4), LUT(64, 8, 8),
+	LUT(128, 2, 2), LUT(128, 2, 4), LUT(128, 2, 8),
+	LUT(128, 4, 2), LUT(128, 4, 4), LUT(128, 4, 8),
+	LUT(128, 8, 2), LUT(128, 8, 4), LUT(128, 8, 8),
 	BOOKS(2, 2), BOOKS(2, 4), BOOKS(2, 8),
 	BOOKS(4, 2), BOOKS(4, 4), BOOKS(4, 8),
 	BOOKS(8, 2), BOOKS(8, 4), BOOKS(8, 8),
@@ -108,8 +122,9 @@ struct cqk_cuda_kernels {
 	cqcu_device dev;
 };
 
+/* Blocks of threads; threads of one, 0: as many as the kernel is made for. */
 struct grid {
-	unsigned int x, y;
+	unsigned int x, y, threads;
 };
 
 static int load_images(struct cqk_cuda_kernels *k, struct cq_err *err)
@@ -231,8 +246,10 @@ static int launch(const struct cqk_cuda_kernels *k, enum kernel i, struct grid s
 	void *list[] = { (void *)(uintptr_t)params };
 	int r;
 
-	r = k->cu->cuLaunchKernel(k->fn[i], size.x, size.y, 1, kernels[i].threads, 1, 1, shared,
-				  stream, list, NULL);
+	if (!size.threads)
+		size.threads = kernels[i].threads;
+	r = k->cu->cuLaunchKernel(k->fn[i], size.x, size.y, 1, size.threads, 1, 1, shared, stream,
+				  list, NULL);
 	return r ? cqk_cuda_fail(err, r, kernels[i].name) : 0;
 }
 
@@ -348,7 +365,7 @@ int cqk_cuda_append(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tabl
 	if (kc && cqk_near_can(&p.at) &&
 	    cqk_cuda_encode_near(k->encode, MAX(kc, vc), a->tokens / a->max_dests))
 		which = MANY_AT(kc, vc);
-	return launch(k, which, (struct grid){ a->max_dests, 2 * p.n_kv_heads },
+	return launch(k, which, (struct grid){ a->max_dests, 2 * p.n_kv_heads, 0 },
 		      CQKD_APPEND_SHARED(p.d), &p, stream, err);
 }
 
@@ -377,6 +394,7 @@ static void shape_of(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tab
 		.k_channels = at->k.channels, .v_channels = at->v.channels,
 		.k_bits = at->k.bits, .v_bits = at->v.bits,
 		.turned = t->model->geom.keys == CQK_KEYS_PRE_ROPE ? 2 * t->turn.half : 0,
+		.gqa = t->model->geom.n_heads / t->model->geom.n_kv_heads,
 		.arch = k->arch, .shared = k->shared,
 	};
 }
@@ -532,6 +550,32 @@ enum cqk_cuda_variant cqk_cuda_variant(const struct cqk_cuda_kernels *k,
 	return cqk_cuda_variant_choose(k->forced, &s);
 }
 
+/* Items of few vectors by attn_lut.cu: of one or two, if attn_few.cu can have the others. */
+static int launch_lut(const struct cqk_cuda_kernels *k, const struct cqk_cuda_shape *s,
+		      const struct cqk_cuda_limits *l, struct cqkd_attn *p,
+		      struct cqcu_stream *stream, struct cq_err *err)
+{
+	bool others = k->forced != CQK_CUDA_LUT && cqk_cuda_variant_can(CQK_CUDA_FEW, s);
+	struct grid size = { MIN(l->few, l->items), p->n_heads, 0 };
+	struct cqk_cuda_lut lut;
+	int ret;
+
+	if (!cqk_cuda_variant_lut(s, &lut))
+		return cq_err_set(err, -EINVAL, "no room for a table of products");
+	p->lut = lut.words;
+	p->few = others ? lut.vecs : CQKD_FEW_VECS;
+	size.threads = lut.warps * 32;
+	ret = launch(k, LUT_AT(p->d, s->k_channels, s->v_channels), size,
+		     cqk_cuda_variant_shared(CQK_CUDA_LUT, s), p, stream, err);
+	if (ret || !others)
+		return ret;
+	p->least = lut.vecs + 1;
+	p->few = CQKD_FEW_VECS;
+	size.threads = 0;
+	return launch(k, FEW_AT(p->d, s->k_channels, s->v_channels), size,
+		      cqk_cuda_variant_shared(CQK_CUDA_FEW, s), p, stream, err);
+}
+
 /* Items of few vectors, if there is a kernel of their own for them. */
 static int launch_few(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tables *t,
 		      const struct cqk_cuda_limits *l, struct cqkd_attn *p,
@@ -539,13 +583,15 @@ static int launch_few(const struct cqk_cuda_kernels *k, const struct cqk_cuda_ta
 {
 	enum cqk_cuda_variant v;
 	struct cqk_cuda_shape s;
-	struct grid size = { MIN(l->few, l->items), p->n_heads };
+	struct grid size = { MIN(l->few, l->items), p->n_heads, 0 };
 	enum kernel i;
 
 	shape_of(k, t, p->layer, &s);
 	v = cqk_cuda_variant_choose(k->forced, &s);
 	if (!l->few || v == CQK_CUDA_BLOCK)
 		return 0;
+	if (v == CQK_CUDA_LUT)
+		return launch_lut(k, &s, l, p, stream, err);
 	p->few = CQKD_FEW_VECS;
 	i = FEW_AT(p->d, s.k_channels, s.v_channels);
 	if (v == CQK_CUDA_F16) {	/* two on a multiprocessor */
@@ -590,7 +636,7 @@ static int launch_wide(const struct cqk_cuda_kernels *k, const struct cqk_cuda_t
 		       struct cqcu_stream *stream, struct cq_err *err)
 {
 	enum kernel i = p->d == 64 ? K_WIDE_64 : p->d == 128 ? K_WIDE_128 : K_WIDE_256;
-	struct grid size = { l->wide, p->n_heads };
+	struct grid size = { l->wide, p->n_heads, 0 };
 	enum cqk_cuda_variant v;
 	struct cqk_cuda_shape s;
 	uint32_t shared;
@@ -630,11 +676,12 @@ int cqk_cuda_attention(const struct cqk_cuda_kernels *k, const struct cqk_cuda_t
 	if (!ret && p.max_items)
 		ret = launch_few(k, t, a->limits, &p, stream, err);
 	if (!ret && p.max_items && !(p.few && a->limits->few_only))
-		ret = launch(k, K_ATTN_64 + size, (struct grid){ p.max_items, p.n_heads },
+		ret = launch(k, K_ATTN_64 + size, (struct grid){ p.max_items, p.n_heads, 0 },
 			     kernels[K_ATTN_64 + size].shared, &p, stream, err);
 	if (!ret)
-		ret = launch(k, K_MERGE, (struct grid){ p.max_rows, (p.n_heads * p.gqa + 3) / 4 },
-			     0, &p, stream, err);
+		ret = launch(k, K_MERGE,
+			     (struct grid){ p.max_rows, (p.n_heads * p.gqa + 3) / 4, 0 }, 0, &p,
+			     stream, err);
 	return ret;
 }
 
@@ -654,7 +701,7 @@ int cqk_cuda_check(const struct cqk_cuda_kernels *k, uint64_t jobs, uint64_t n_j
 	if (max_jobs > MAX_GRID_Y || blocks > INT32_MAX)
 		return cq_err_set(err, -EINVAL, "checks of %u payloads of %llu bytes at once",
 				  max_jobs, (unsigned long long)max_bytes);
-	return launch(k, K_CHECK, (struct grid){ (unsigned int)blocks, max_jobs }, 0, &p, stream,
+	return launch(k, K_CHECK, (struct grid){ (unsigned int)blocks, max_jobs, 0 }, 0, &p, stream,
 		      err);
 }
 
@@ -669,6 +716,6 @@ int cqk_cuda_gather(const struct cqk_cuda_kernels *k, uint64_t from, uint64_t to
 		ret = check_address(k, to, 16, "headers", err);
 	if (ret || !n)
 		return ret;
-	return launch(k, K_GATHER, (struct grid){ n / each + (n % each != 0), 1 }, 0, &p, stream,
+	return launch(k, K_GATHER, (struct grid){ n / each + (n % each != 0), 1, 0 }, 0, &p, stream,
 		      err);
 }

@@ -327,8 +327,11 @@ struct cqkd_plan {
  * @soft_cap:  > 0: s -> cap * tanh(s / cap)
  * @window:    sliding window, 0: none
  * @base2:     the lse is a logarithm to base 2
- * @few:       items of at most so many vectors are attn_few.cu's or attn_f16.cu's; 0: none are
+ * @few:       items of at most so many vectors are attn_few.cu's, attn_f16.cu's or
+ *             attn_lut.cu's; 0: none are
  * @tiles:     attn_books.cu: tiles that it has room for
+ * @least:     and of so many at least, if another kernel has those of fewer
+ * @lut:       words of a row of attn_lut.cu's table
  * @pad:       0
  */
 struct cqkd_attn {
@@ -357,6 +360,8 @@ struct cqkd_attn {
 	uint32_t base2;
 	uint32_t few;
 	uint32_t tiles;
+	uint32_t least;
+	uint32_t lut;
 	uint32_t pad;
 };
 
@@ -422,6 +427,21 @@ struct cqkd_attn {
 	 CQKD_FEW_VECS * 16 +					/* vectors */ \
 	 CQKD_FEW_WARPS * CQKD_FEW_VECS * 8 +			/* maxima and sums of warps */ \
 	 CQKD_FEW_STAGES(d, groups))
+
+/*
+ * attn_lut.cu: most warps of a block, two of which take a page; query vectors at once;
+ * tokens of a warp. Shared memory of cqk_attn_lut_d*, with a table of @words in a row, and
+ * for each warp two tiles of codes, @groups: of K and V together.
+ */
+#define CQKD_LUT_WARPS		12
+#define CQKD_LUT_VECS		2
+#define CQKD_LUT_TOKENS		(CQKD_TOKENS / 2)
+#define CQKD_LUT_SHARED(d, words, warps, groups) \
+	(CQKD_CENTROIDS * (d) * 2 +				/* centroids of V */ \
+	 CQKD_LUT_VECS * (CQKD_Q_PITCH(d) * 4 + (d) * 2) +	/* queries */ \
+	 CQKD_LUT_VECS * 16 + 16 +				/* vectors; their factors */ \
+	 CQKD_LUT_WARPS * CQKD_LUT_VECS * 12 +			/* what warps have found */ \
+	 CQKD_CENTROIDS * (words) * 4 + (warps) * 2 * CQKD_LUT_TOKENS * (groups))
 
 /*
  * attn_books.cu: query vectors at once; shared memory with @groups of K and V together and
@@ -565,7 +585,7 @@ CQKD_FROZEN(offsetof(struct cqkd_span, pos) == 16);
 CQKD_FROZEN(sizeof(struct cqkd_entry) == 8);
 CQKD_FROZEN(sizeof(struct cqkd_item) == 24);
 CQKD_FROZEN(sizeof(struct cqkd_plan) == 64);
-CQKD_FROZEN(sizeof(struct cqkd_attn) == 344);
+CQKD_FROZEN(sizeof(struct cqkd_attn) == 352);
 CQKD_FROZEN(offsetof(struct cqkd_attn, plan) == 232);
 CQKD_FROZEN(offsetof(struct cqkd_attn, layer) == 272);
 CQKD_FROZEN(offsetof(struct cqkd_attn, base2) == 328);

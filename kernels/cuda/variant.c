@@ -13,6 +13,7 @@ static const char *const names[CQK_CUDA_VARIANTS] = {
 	[CQK_CUDA_BLOCK] = "block",
 	[CQK_CUDA_FEW] = "few",
 	[CQK_CUDA_F16] = "f16",
+	[CQK_CUDA_LUT] = "lut",
 	[CQK_CUDA_BOOKS] = "books",
 	[CQK_CUDA_SLICES] = "slices",
 	[CQK_CUDA_WGMMA] = "wgmma",
@@ -26,11 +27,16 @@ static const struct {
 	uint32_t arch;		/* from this compute capability on */
 	uint32_t head_dim;
 	uint32_t channels;	/* of a group of keys */
+	uint32_t gqa;		/* up to so many query heads of a kv head */
 	enum cqk_cuda_variant take;
 } table[] = {
-	{ 80, 0, 0, CQK_CUDA_FEW },
-	{ 80, 0, 0, CQK_CUDA_F16 },
-	{ 90, 0, 0, CQK_CUDA_SLICES },
+	{ 80, 0, 8, 2, CQK_CUDA_LUT },
+	{ 80, 0, 4, 2, CQK_CUDA_LUT },
+	{ 80, 0, 2, 1, CQK_CUDA_LUT },
+	{ 80, 0, 0, 0, CQK_CUDA_FEW },
+	{ 80, 0, 0, 0, CQK_CUDA_F16 },
+	{ 80, 0, 0, 0, CQK_CUDA_LUT },
+	{ 90, 0, 0, 0, CQK_CUDA_SLICES },
 };
 
 static const char *const encode_names[CQK_ENCODE_WAYS] = {
@@ -100,7 +106,7 @@ int cqk_cuda_variant_of(const char *name, enum cqk_cuda_variant *v, struct cq_er
 	if (i < 0)
 		return cq_err_set(err, -EINVAL,
 				  "%s=%s is no variant of kernels; there are auto, block, few, "
-				  "f16, books, slices and wgmma", CQK_CUDA_VARIANT_ENV, name);
+				  "f16, lut, books, slices and wgmma", CQK_CUDA_VARIANT_ENV, name);
 	*v = (enum cqk_cuda_variant)i;
 	return 0;
 }
@@ -154,12 +160,48 @@ static uint32_t slices_shared(const struct cqk_cuda_shape *s)
 	return CQKD_SLICES_SHARED(d, bits, s->k_channels, s->k_bits, s->v_channels, s->v_bits);
 }
 
+bool cqk_cuda_variant_lut(const struct cqk_cuda_shape *s, struct cqk_cuda_lut *l)
+{
+	static const uint32_t least = 4, enough = 8;	/* warps of a block of threads */
+	uint32_t d = s->head_dim, best = 0, keys, tiles, words;
+
+	if (!coded(s) || s->turned || MAX(s->k_bits, s->v_bits) > 8 || d > CQKD_FEW_DIM)
+		return false;
+	keys = d / s->k_channels;
+	tiles = CQKD_LUT_SHARED(d, 0, 1, keys + d / s->v_channels) - CQKD_LUT_SHARED(d, 0, 0, 0);
+	/* with rows more than once all lanes read at once; but warps come first */
+	for (words = 32; words >= keys / 2 && best < enough; words /= 2) {
+		uint32_t fixed = CQKD_LUT_SHARED(d, words, 0, 0), warps;
+
+		if (fixed > s->shared)
+			continue;
+		warps = MIN((s->shared - fixed) / tiles, CQKD_LUT_WARPS) & ~1u;
+		if (warps < least || warps <= best)
+			continue;
+		best = warps;
+		*l = (struct cqk_cuda_lut){ words, warps, words < keys ? 1 : CQKD_LUT_VECS };
+	}
+	return best;
+}
+
+static uint32_t lut_shared(const struct cqk_cuda_shape *s)
+{
+	struct cqk_cuda_lut l;
+
+	if (!cqk_cuda_variant_lut(s, &l))
+		return 0;
+	return CQKD_LUT_SHARED(s->head_dim, l.words, l.warps,
+			       s->head_dim / s->k_channels + s->head_dim / s->v_channels);
+}
+
 uint32_t cqk_cuda_variant_shared(enum cqk_cuda_variant v, const struct cqk_cuda_shape *s)
 {
 	uint32_t d = s->head_dim, bits = MAX(s->k_bits, s->v_bits), groups, two;
 
 	if (d != 64 && d != 128 && d != 256)
 		return 0;
+	if (v == CQK_CUDA_LUT)
+		return lut_shared(s);
 	if (v == CQK_CUDA_F16)
 		return bits || s->turned || d > CQKD_FEW_DIM ? 0 : CQKD_F16_SHARED(d);
 	if (!coded(s))
@@ -199,7 +241,8 @@ enum cqk_cuda_variant cqk_cuda_variant_choose(enum cqk_cuda_variant forced,
 	for (i = 0; i < ARRAY_SIZE(table); i++) {
 		if (s->arch < table[i].arch ||
 		    (table[i].head_dim && table[i].head_dim != s->head_dim) ||
-		    (table[i].channels && table[i].channels != s->k_channels))
+		    (table[i].channels && table[i].channels != s->k_channels) ||
+		    (table[i].gqa && table[i].gqa < s->gqa))
 			continue;
 		if (cqk_cuda_variant_can(table[i].take, s))
 			return table[i].take;
@@ -219,7 +262,12 @@ static uint32_t eights_of(uint32_t head_dim, uint32_t channels)
 
 uint32_t cqk_cuda_variant_vecs(enum cqk_cuda_variant forced, const struct cqk_cuda_shape *s)
 {
-	if (cqk_cuda_variant_choose(forced, s) != CQK_CUDA_FEW)
+	enum cqk_cuda_variant v = cqk_cuda_variant_choose(forced, s);
+
+	/* beside attn_lut.cu, for items of more vectors */
+	if (v == CQK_CUDA_LUT && forced != CQK_CUDA_LUT && cqk_cuda_variant_can(CQK_CUDA_FEW, s))
+		v = CQK_CUDA_FEW;
+	if (v != CQK_CUDA_FEW)
 		return 0;
 	if (forced == CQK_CUDA_FEW)	/* all that are not wide */
 		return CQKD_VECS(s->head_dim);

@@ -19,6 +19,7 @@
  * @CQK_CUDA_BLOCK: attn.cu: blocks are decoded into shared memory
  * @CQK_CUDA_FEW:   attn_few.cu: centroids are in shared memory, decoded into fragments
  * @CQK_CUDA_F16:   attn_f16.cu: halves are read as fast as memory delivers
+ * @CQK_CUDA_LUT:   attn_lut.cu: products of query and centroid are in shared memory
  * @CQK_CUDA_BOOKS: attn_books.cu, for items of more vectors: centroids are in shared
  *                  memory, decoded into tiles
  * @CQK_CUDA_SLICES: attn_slices.cu: the same as attn_few.cu by clusters of blocks, which have
@@ -28,8 +29,8 @@
  * @CQK_CUDA_VARIANTS: number of them
  */
 enum cqk_cuda_variant {
-	CQK_CUDA_AUTO, CQK_CUDA_BLOCK, CQK_CUDA_FEW, CQK_CUDA_F16, CQK_CUDA_BOOKS, CQK_CUDA_SLICES,
-	CQK_CUDA_WGMMA, CQK_CUDA_VARIANTS
+	CQK_CUDA_AUTO, CQK_CUDA_BLOCK, CQK_CUDA_FEW, CQK_CUDA_F16, CQK_CUDA_LUT, CQK_CUDA_BOOKS,
+	CQK_CUDA_SLICES, CQK_CUDA_WGMMA, CQK_CUDA_VARIANTS
 };
 
 /* In the environment, too: how codes are found. */
@@ -54,6 +55,7 @@ enum cqk_cuda_encode {
  * @k_bits:     of a code of keys, 0: not coded
  * @v_bits:     of values
  * @turned:     channels of a key that attention rotates, 0: none
+ * @gqa:        query heads of a kv head
  * @arch:       compute capability, 90 for 9.0
  * @shared:     bytes of shared memory that a block of threads can have
  */
@@ -62,6 +64,7 @@ struct cqk_cuda_shape {
 	uint32_t k_channels, v_channels;
 	uint32_t k_bits, v_bits;
 	uint32_t turned;
+	uint32_t gqa;
 	uint32_t arch;
 	uint32_t shared;
 };
@@ -93,6 +96,25 @@ int cqk_cuda_variant_of(const char *name, enum cqk_cuda_variant *v, struct cq_er
  * compute such a shape.
  */
 uint32_t cqk_cuda_variant_shared(enum cqk_cuda_variant v, const struct cqk_cuda_shape *s);
+
+/**
+ * struct cqk_cuda_lut - how attn_lut.cu is launched
+ * @words: of a row of its table
+ * @warps: of a block of threads
+ * @vecs:  query vectors that it computes at once
+ */
+struct cqk_cuda_lut {
+	uint32_t words, warps, vecs;
+};
+
+/**
+ * cqk_cuda_variant_lut() - what of attn_lut.cu fits into shared memory
+ * @s: shape
+ * @l: set on success
+ *
+ * Return: true; false if that kernel does not compute such a shape, or not there.
+ */
+bool cqk_cuda_variant_lut(const struct cqk_cuda_shape *s, struct cqk_cuda_lut *l);
 
 /**
  * cqk_cuda_variant_can() - does a variant compute a shape on that device?

@@ -39,15 +39,15 @@ of() {
 	done
 }
 
-# Three codings, two ways to codes, two kinds of keys, two of sharing, two variants and for
-# a prefix a third; one case of 10 bits by two; step: fp16, too. Of the toy there is time and
-# room for all.
+# Three codings, two ways to codes, two kinds of keys, two of sharing, two variants, of rotated
+# keys three, and for a prefix one more; one case of 10 bits by two; step: fp16, too. Of the toy
+# there is time and room for all.
 kinds() {
 	! grep '"bench":"skipped"' "$json" &&
 		of append 3 config encode rows ring_layers us ns_token &&
 		of prefill 6 config encode rows ring_layers us ns_token &&
 		of step 12 config gib context batch sequences_held us tokens_s &&
-		of decode 32 config keys sharing variant batch rows context ring_layers us p10_us \
+		of decode 38 config keys sharing variant batch rows context ring_layers us p10_us \
 			p90_us baseline baseline_us baseline_hbm_share baseline_ring_layers \
 			baseline_rel_err versus vs_fp16 fp8 fp8_us fp8_hbm_share fp8_ring_layers \
 			fp8_rel_err fp8_versus vs_fp8 hbm_share rel_err

@@ -28,7 +28,7 @@
 #define GRACE 10		/* seconds until a process that is not done in time is ended */
 
 static const enum cqk_cuda_variant variants[] = {
-	CQK_CUDA_WGMMA, CQK_CUDA_BOOKS, CQK_CUDA_FEW, CQK_CUDA_SLICES, CQK_CUDA_BLOCK
+	CQK_CUDA_WGMMA, CQK_CUDA_BOOKS, CQK_CUDA_FEW, CQK_CUDA_LUT, CQK_CUDA_SLICES, CQK_CUDA_BLOCK
 };
 
 /* Another program's attention, measured on this GPU in this run: of "fp16" or "fp8". */

@@ -97,6 +97,94 @@ TEST_LIMIT(few_vectors, 60)
 	gpu_close(&g);
 }
 
+/* What attn_lut.cu computes, by each of its kernels and by their blocks in turn. */
+static void by_tables(bool little_shared)
+{
+	static const uint32_t codes[] = { 2, 4, 8 };
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	cqk_cuda_force(g.k, CQK_CUDA_LUT);
+	for (i = 0; i < 36; i++) {
+		struct scene_opts o = plain(i % 2 ? 128 : 64, codes[i / 2 % 3]);
+
+		o.toy.cv = codes[i / 6 % 3];
+		/* of others even the narrowest table is too large */
+		if (little_shared && i % 2 && o.toy.ck < 8 && (o.toy.ck < 4 || o.toy.cv < 4))
+			continue;
+		o.toy.keys = i % 5 == 4 ? CQK_KEYS_NONE : CQK_KEYS_ROTATED;
+		o.toy.n_kv_heads = 1;
+		o.toy.n_heads = 1 + (i + i / 6) % 5;
+		o.toy.i8 = i % 4 == 1;
+		o.toy.pairs = i / 4 % 2;
+		o.seqs = 1 + i % 2;
+		o.shift = i % 9 == 1 ? 77 : 0;
+		o.shared = i % 3 * 5;
+		o.own = 1 + i % 4 * 3;
+		o.sinks = i % 5;
+		o.tail = i % 4 * 20;
+		o.holes = i % 6 == 5;
+		o.window = i % 12 == 7 ? 100 : 0;
+		o.soft_cap = i % 13 == 6 ? 3 : 0;
+		o.dtype = i % 3;
+		check_variant(&g, &o, CQK_CUDA_LUT);
+	}
+	gpu_close(&g);
+}
+
+TEST_LIMIT(few_vectors_by_tables, 60)
+{
+	by_tables(false);
+}
+
+/* With 99 KiB, as on sm_86, 89 and 120, rows are narrower, and vectors come one by one. */
+TEST_LIMIT(few_vectors_by_narrow_tables, 60)
+{
+	ASSERT_EQ(setenv("CQ_EMU_ARCH", "86", 1), 0);
+	by_tables(true);
+}
+
+/* Items of so many pages that a warp looks at them more than once. */
+TEST_LIMIT(few_vectors_by_tables_over_many_pages, 60)
+{
+	struct scene_opts o = plain(64, 8);
+	struct gpu g;
+
+	gpu_open(&g);
+	cqk_cuda_force(g.k, CQK_CUDA_LUT);
+	o.toy.keys = CQK_KEYS_NONE;
+	o.toy.n_layers = o.toy.n_kv_heads = o.toy.n_heads = 1;
+	o.layer = 0;
+	o.shared = 2 * 192 + 5;
+	o.want = 1;	/* all pages in one item */
+	check_variant(&g, &o, CQK_CUDA_LUT);
+	gpu_close(&g);
+}
+
+/*
+ * Without force items of one or two vectors are attn_lut.cu's and those of more
+ * attn_few.cu's, where both can: two sequences share pages, and have pages of their own.
+ */
+TEST(few_vectors_by_tables_and_by_centroids)
+{
+	uint32_t rows;
+	struct gpu g;
+
+	gpu_open(&g);
+	for (rows = 1; rows < 4; rows++) {
+		struct scene_opts o = plain(128, 8);
+
+		o.toy.keys = CQK_KEYS_ROTATED;
+		o.toy.n_heads = o.toy.n_kv_heads;
+		o.rows = rows;
+		o.seqs = 2;
+		o.own = 3;
+		check_variant(&g, &o, CQK_CUDA_LUT);
+	}
+	gpu_close(&g);
+}
+
 /* Items of so many pages that what is looked up ahead takes its places again and again. */
 TEST_LIMIT(few_vectors_over_many_pages, 60)
 {

@@ -600,6 +600,7 @@ TEST(rule_of_variants)
 	ASSERT_EQ(cqk_cuda_variant_vecs(CQK_CUDA_AUTO, &s), 0);
 	s.turned = 0;
 	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_FEW, &s), CQK_CUDA_FEW);
+	ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_LUT, &s), CQK_CUDA_LUT);
 	s.arch = 80;
 	s.shared = 112 << 10;
 	s.k_channels = s.v_channels = s.k_bits = s.v_bits = 0;
@@ -614,4 +615,46 @@ TEST(rule_of_variants)
 	ASSERT_EQ(v, CQK_CUDA_AUTO);
 	ASSERT_EQ(cqk_cuda_variant_of("?", &v, &err), -EINVAL);
 	ASSERT(!strcmp(cqk_cuda_variant_name(CQK_CUDA_VARIANTS), "?"));
+}
+
+/* Tables of products: for few query heads, and where centroids of keys do not fit. */
+TEST(rule_of_tables)
+{
+	static const struct {
+		uint32_t shared, kc, vc, gqa;	/* KiB */
+		uint32_t words, warps, vecs;	/* 0: not there */
+		enum cqk_cuda_variant take;
+	} cases[] = {
+		{ 227, 8, 8, 1, 32, 12, 2, CQK_CUDA_LUT },
+		{ 227, 4, 4, 2, 32, 12, 2, CQK_CUDA_LUT },
+		{ 227, 4, 4, 4, 32, 12, 2, CQK_CUDA_FEW },
+		{ 227, 2, 2, 1, 32, 12, 1, CQK_CUDA_LUT },
+		{ 227, 2, 2, 2, 32, 12, 1, CQK_CUDA_FEW },
+		{ 163, 2, 2, 8, 32, 8, 1, CQK_CUDA_LUT },
+		{ 99, 8, 8, 8, 16, 8, 2, CQK_CUDA_LUT },
+		{ 99, 8, 4, 1, 8, 8, 1, CQK_CUDA_LUT },
+		{ 99, 4, 4, 4, 16, 4, 1, CQK_CUDA_LUT },
+		{ 99, 2, 2, 1, 0, 0, 0, CQK_CUDA_BLOCK },
+	};
+	uint32_t i;
+
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		struct cqk_cuda_shape s = { .head_dim = 128, .k_channels = cases[i].kc,
+					    .v_channels = cases[i].vc, .k_bits = 8, .v_bits = 8,
+					    .gqa = cases[i].gqa, .arch = 80,
+					    .shared = cases[i].shared << 10 };
+		struct cqk_cuda_lut l;
+
+		ASSERT_EQ(cqk_cuda_variant_lut(&s, &l), cases[i].words != 0);
+		ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_AUTO, &s), cases[i].take);
+		ASSERT(cqk_cuda_variant_shared(CQK_CUDA_LUT, &s) <= s.shared);
+		if (!cases[i].words)
+			continue;
+		ASSERT_EQ(l.words, cases[i].words);
+		ASSERT_EQ(l.warps, cases[i].warps);
+		ASSERT_EQ(l.vecs, cases[i].vecs);
+		s.turned = 128;
+		ASSERT(!cqk_cuda_variant_lut(&s, &l));
+		ASSERT(!cqk_cuda_variant_can(CQK_CUDA_LUT, &s));
+	}
 }
