@@ -33,6 +33,6 @@ struct cqbd_attn {
 #define CQBD_WGMMA_SHARED	CQKD_WGMMA_RING(CQBD_WGMMA_STAGES)
 #define CQBD_FP8_STAGES		3	/* of base_fp8.cu, as CQKD_F16_STAGES */
 
-CQKD_FROZEN(sizeof(struct cqbd_attn) == 360);
+CQKD_FROZEN(sizeof(struct cqbd_attn) == 368);
 
 #endif /* GPU_BASE_PARAMS_H */
