@@ -34,7 +34,8 @@ HALVES, FEWS = "kernels/cuda/attn_f16", "kernels/cuda/attn_few"
 SLICES = "kernels/cuda/attn_slices"
 BLOCK, WIDE, BASE = "kernels/cuda/attn", "kernels/cuda/attn_wide", "tests/gpu/base_wide"
 CODES, BOOKS = "kernels/cuda/append_many", "kernels/cuda/attn_books"
-TURN = "HFMA2=32,HMUL2=32,STS={}"
+WGMMA = "kernels/cuda/attn_books_wgmma"
+TURN, TURN2 = "HFMA2=32,HMUL2=32,STS={}", "HFMA2=64,HMUL2=64,STS={}"
 LUTS = "kernels/cuda/attn_lut"
 LUT = "HMMA={},MUFU={},LDGSTS={},lds={}"
 COUNTED = {
@@ -99,6 +100,13 @@ COUNTED = {
     ("books", 8, 0): (BOOKS, "cqk_attn_books_k8v8", TURN.format(8), 266, 90),
     ("books", 4, 0): (BOOKS, "cqk_attn_books_k4v4", TURN.format(16), 356, 150),
     ("books", 2, 0): (BOOKS, "cqk_attn_books_k2v2", TURN.format(32), 479, 188),
+    # attn_books_wgmma.cu: the same page, of a warp that decodes and of one with 16 vectors
+    ("wgmma", 8, 0): (WGMMA, "cqk_attn_books_wgmma_k8v8", TURN2.format(16), 275, 58),
+    ("wgmma", 4, 0): (WGMMA, "cqk_attn_books_wgmma_k4v4", TURN2.format(32), 365, 108),
+    ("wgmma", 2, 0): (WGMMA, "cqk_attn_books_wgmma_k2v2", TURN2.format(64), 508, 163),
+    ("wgmma", 8, 16): (WGMMA, "cqk_attn_books_wgmma_k8v8", "HGMMA=12", 423, 131),
+    ("wgmma", 4, 16): (WGMMA, "cqk_attn_books_wgmma_k4v4", "HGMMA=12", 426, 135),
+    ("wgmma", 2, 16): (WGMMA, "cqk_attn_books_wgmma_k2v2", "HGMMA=12", 426, 131),
     # base_wide.cu, whose products and softmax are attn_wide.cu's: 64 tokens with a quarter of
     # the products, of 16 vectors and of 32, and with one round of the loop of copies, of two
     "products": (BASE, "cqb_wide_f16_d128_v128", "HMMA=16", 35, 3),
@@ -434,24 +442,21 @@ def books(c, vectors):
 
 
 def warpgroups(c, vectors):
-    """The same, estimated, of a kernel for sm_90a: one warpgroup decodes, others use wgmma.
+    """The same of attn_books_wgmma.cu: one warpgroup decodes, one or two multiply.
 
-    The first takes the instructions of book_keys() and book_values() with 128 threads, as
-    counted in a kernel of nothing else, and 60 to wait and to look. Each of the others, one or
-    two, has 64 vectors, reads keys and values once and does what a warp of attn_books.cu does
-    but for products and loads of their operands; its chain is that and its products, one after
-    the other.
+    Each of these has 64 vectors and reads keys and values once; its chain is its instructions
+    and its products, one after the other.
     """
-    decode = {8: 185, 4: 240, 2: 366}[c] + 60
-    walls = {"issue": 0, "shared": 0, "tensor": 0, "chain": 0}
+    walls = {"issue": 0, "alu": 0, "shared": 0, "tensor": 0, "chain": 0}
     for first in range(0, vectors, 128):
         groups = -(-min(vectors - first, 128) // 64)
-        spare = counted(("books", c, 16))[0] - counted(("books", c, 0))[0] - 128 - 64
+        count, alu = total((4, ("wgmma", c, 0)), (4 * groups, ("wgmma", c, 16)))
         products = 4 * 128 * MMA_CLOCKS / 2             # of 64 vectors and 64 tokens: clocks
-        walls["issue"] += (4 * decode + 4 * groups * spare) / 64 / 4
+        walls["issue"] += count / 64 / 4
+        walls["alu"] += alu / 64 / 2
         walls["shared"] += book_decode(c, 128) + 4 * groups + 0.5
         walls["tensor"] += groups * products / 64
-        walls["chain"] += (spare + products) / 64
+        walls["chain"] += (counted(("wgmma", c, 16))[0] + products) / 64
     return {key: clocks / SMS / CLOCK * 1e12 for key, clocks in walls.items()}
 
 
@@ -473,8 +478,8 @@ def join(values, form="{:.0f}"):
 
 def share_table(device):
     """Print the model of shared prefixes."""
-    print(f"| sequences ({device}) | by books, ps at 4, 2, 1 bit | eight by eight | at once |"
-          " fp16: ours, mma.sync, wgmma | over mma.sync | over wgmma | with wgmma | over wgmma |")
+    print(f"| sequences ({device}) | `books`, ps at 4, 2, 1 bit | eight by eight | at once |"
+          " fp16: ours, mma.sync, wgmma | over mma.sync | over wgmma | `wgmma` | over wgmma |")
     print("|---|---|---|---|---|---|---|---|---|")
     for seqs in (3, 4, 6, 8, 12, 16, 32, 64):
         vectors = seqs * GQA
@@ -490,7 +495,7 @@ def share_table(device):
             join([wall(fp16)] + bound),
             join((bound[0] / wall(w) for w in took), "{:.1f}"),
             join((bound[1] / wall(w) for w in took), "{:.1f}"),
-            join(wall(w) for w in more),
+            ", ".join(f"{wall(w):.0f} ({max(w, key=w.get)})" for w in more),
             join((bound[1] / wall(w) for w in more), "{:.1f}")]), "|")
     for c in (2, 4, 8):
         print(f"{device} {c}c8b: books are worth their start from these pages of a block, times "
