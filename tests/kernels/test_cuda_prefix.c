@@ -234,7 +234,7 @@ TEST_LIMIT(books_by_warpgroups_reversed, 120) { check_wgmma("reverse"); }
 TEST_LIMIT(books_by_warpgroups_at_random, 120) { check_wgmma("random"); }
 
 /* Pages and rows that see nothing, positions between pages, and a query that is no number. */
-TEST_LIMIT(books_that_few_see, 60)
+static void check_unseen(enum cqk_cuda_variant variant)
 {
 	struct scene_opts o = plain(128, 4);
 	struct scene *s;
@@ -242,7 +242,7 @@ TEST_LIMIT(books_that_few_see, 60)
 	uint32_t i, h;
 
 	gpu_open(&g);
-	cqk_cuda_force(g.k, CQK_CUDA_BOOKS);
+	cqk_cuda_force(g.k, variant);
 	o.rows = 40;
 	o.shared = 5;
 	o.want = 1;
@@ -267,6 +267,9 @@ TEST_LIMIT(books_that_few_see, 60)
 	scene_free(s);
 	gpu_close(&g);
 }
+
+TEST_LIMIT(books_that_few_see, 60) { check_unseen(CQK_CUDA_BOOKS); }
+TEST_LIMIT(books_by_warpgroups_that_few_see, 60) { check_unseen(CQK_CUDA_WGMMA); }
 
 /* The rule takes them where there is enough to do, and if all layers can. */
 TEST_LIMIT(books_by_rule, 60)
