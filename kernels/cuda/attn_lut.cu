@@ -240,10 +240,11 @@ CQ_DEVICE const __half *rows_of(const struct turn &t, uint64_t base, uint32_t to
 /* Probabilities of a tile times its values: of codes, or of rows. */
 template <int d, int kc, int vc, bool coded, bool two>
 CQ_DEVICE void values_add(const struct lut<d> *sh, const uint8_t *codes, const __half *rows,
-			  uint32_t live, const uint32_t prob[LUTS][4], struct column col,
-			  struct result<d> r[LUTS])
+			  uint32_t live, const uint32_t prob[LUTS][4], struct result<d> r[LUTS])
 {
+	/* registers are few where units are many: some are computed again for each tile */
 	uint32_t lane = vc > 2 ? threadIdx.x % 32 : cq_keep(threadIdx.x % 32);
+	struct column col = column_of_lane(lane);
 	int i;
 
 #pragma unroll
@@ -264,8 +265,7 @@ CQ_DEVICE void values_add(const struct lut<d> *sh, const uint8_t *codes, const _
 /* The tile of the @k-th page of the warp. */
 template <int d, int kc, int vc, bool two>
 CQ_DEVICE void tile_add(const struct turn &t, const struct lut<d> *sh, const struct sights &at,
-			uint32_t k, const struct finding &f, struct column col,
-			struct result<d> r[LUTS])
+			uint32_t k, const struct finding &f, struct result<d> r[LUTS])
 {
 	const uint8_t *codes = t.ring + k % STAGES * stage<d, kc, vc>::bytes;
 	uint32_t vis[LUTS] = { ~0u, ~0u }, prob[LUTS][4];
@@ -294,10 +294,10 @@ CQ_DEVICE void tile_add(const struct turn &t, const struct lut<d> *sh, const str
 		softmax(t.p, s, i, coded ? sh->size[i] : sh->all.query[i].size, whole,
 			vis[i] >> threadIdx.x % 4 * 8, r[i], prob[i]);
 	if (coded)
-		values_add<d, kc, vc, true, two>(sh, codes, NULL, 0, prob, col, r);
+		values_add<d, kc, vc, true, two>(sh, codes, NULL, 0, prob, r);
 	else
 		values_add<d, kc, vc, false, two>(sh, NULL, rows + tokens * d, vis[0] | vis[1],
-						  prob, col, r);
+						  prob, r);
 }
 
 /* Results of all warps, each in its ring, to the workspace. */
@@ -345,7 +345,6 @@ CQ_DEVICE void results_store(const struct turn &t, struct lut<d> *sh, const uint
 template <int d, int kc, int vc, bool two>
 CQ_DEVICE void pages_add(const struct turn &t, const struct lut<d> *sh, struct result<d> r[LUTS])
 {
-	struct column col = column_of_lane();
 	uint32_t k, batch, n = 0;
 	struct sights at;
 	struct finding f;
@@ -362,7 +361,7 @@ CQ_DEVICE void pages_add(const struct turn &t, const struct lut<d> *sh, struct r
 			fetch<d, kc, vc>(t, at, k + 1);
 			cq_cp_wait<1>();
 			__syncwarp();
-			tile_add<d, kc, vc, two>(t, sh, at, k, f, col, r);
+			tile_add<d, kc, vc, two>(t, sh, at, k, f, r);
 			__syncwarp();	/* its place in the ring is fetched next */
 		}
 	}
@@ -413,24 +412,25 @@ CQ_DEVICE void attention(const struct cqkd_attn &p, struct lut<d> *sh)
 		sh->all.ml[i / LUTS][i % LUTS][0] = -CQKD_INF;
 		sh->all.ml[i / LUTS][i % LUTS][1] = 0;
 	}
-	for (i = plan->n_wide + blockIdx.x; i < plan->n_items; i += gridDim.x) {
-		struct cqkd_item all = part_of<struct cqkd_item>(p, &cqkd_plan::items)[i];
-
-		if (all.n_vecs > p.few)
+	for (i = plan->n_wide + blockIdx.x, vec = 0; i < plan->n_items;) {
+		/* read again for each pass: it would take registers */
+		t.w.item = part_of<struct cqkd_item>(p, &cqkd_plan::items)[i];
+		if (t.w.item.n_vecs > p.few || vec >= t.w.item.n_vecs) {
+			i += gridDim.x;
+			vec = 0;
 			continue;
+		}
 		if (!ready)
 			book_load(t, sh);
 		ready = true;
-		for (vec = 0; vec < all.n_vecs; vec += most) {
-			t.w.item = all;
-			t.w.item.vec += vec;
-			t.w.item.slot += vec;
-			t.w.item.n_vecs = min(all.n_vecs - vec, most);
-			if (t.w.item.n_vecs > 1)
-				item<d, kc, vc, true>(t, sh, rings);
-			else
-				item<d, kc, vc, false>(t, sh, rings);
-		}
+		t.w.item.vec += vec;
+		t.w.item.slot += vec;
+		t.w.item.n_vecs = min(t.w.item.n_vecs - vec, most);
+		vec += most;
+		if (t.w.item.n_vecs > 1)
+			item<d, kc, vc, true>(t, sh, rings);
+		else
+			item<d, kc, vc, false>(t, sh, rings);
 	}
 }
 
