@@ -31,10 +31,16 @@ struct turn {
 	const struct cqkd_attn &p;
 	struct work w;
 	uint8_t *table, *ring;
-	uint32_t half;		/* of each page, the warp's */
-	uint32_t first, step;	/* pages of the item, the warp's */
 	uint32_t from, to;	/* of its first 16 bytes of codes: place in a page, in a stage */
 };
+
+/*
+ * The half of each page that is the warp's, the first of its pages in an item, and how far
+ * apart they are: computed where they are needed, as registers are few.
+ */
+CQ_DEVICE uint32_t half_of_warp() { return cq_keep(threadIdx.x) / 32 % 2; }
+CQ_DEVICE uint32_t first_of_warp() { return cq_keep(threadIdx.x) / 64; }
+CQ_DEVICE uint32_t pages_apart() { return blockDim.x / 64; }
 
 /* The page of a lane: its block, and what the vectors see of the warp's half of it. */
 struct sight {
@@ -53,7 +59,7 @@ struct sights {
 CQ_DEVICE void look(const struct turn &t, const struct query *query, uint32_t k,
 		    struct sights &to)
 {
-	uint32_t i = t.first + (k + threadIdx.x % 32) * t.step, v, all = ~0u;
+	uint32_t i = first_of_warp() + (k + threadIdx.x % 32) * pages_apart(), v, all = ~0u;
 	struct cqkd_block b = {};
 
 	if (i < t.w.item.n_blocks)
@@ -67,7 +73,7 @@ CQ_DEVICE void look(const struct turn &t, const struct query *query, uint32_t k,
 			part_of<struct cqkd_span>(t.p, &cqkd_plan::spans)
 				[b.span_first + query[v].span],
 			part_of<uint32_t>(t.p, &cqkd_plan::row_pos)[query[v].row]) >>
-			(t.half * TILE));
+			(half_of_warp() * TILE));
 		all &= to.mine.vis[v];
 	}
 	v = to.mine.vis[0] | to.mine.vis[1];
@@ -234,7 +240,7 @@ CQ_DEVICE const __half *rows_of(const struct turn &t, uint64_t base, uint32_t to
 {
 	size_t head = (size_t)t.p.layer * t.p.n_kv_heads + t.w.head;
 
-	return cqkd_ptr<const __half>(base) + (head * 2 * tokens + t.half * TILE) * d;
+	return cqkd_ptr<const __half>(base) + (head * 2 * tokens + half_of_warp() * TILE) * d;
 }
 
 /* Probabilities of a tile times its values: of codes, or of rows. */
@@ -350,8 +356,8 @@ CQ_DEVICE void pages_add(const struct turn &t, const struct lut<d> *sh, struct r
 	struct finding f;
 
 	finding_init<d, kc, two>(t.p.lut, f);
-	if (t.w.item.n_blocks > t.first)
-		n = (t.w.item.n_blocks - t.first + t.step - 1) / t.step;
+	if (t.w.item.n_blocks > first_of_warp())
+		n = (t.w.item.n_blocks - first_of_warp() + pages_apart() - 1) / pages_apart();
 #pragma unroll 1
 	for (batch = 0; batch < n; batch += BATCH) {
 		look(t, sh->all.query, batch, at);
@@ -392,7 +398,7 @@ CQ_DEVICE void turn_init(struct turn &t)
 
 	t.w.head = t.p.head_begin + blockIdx.y;
 	t.from = cq_keep((uint32_t)(t.p.at.offset + t.w.head * (t.p.at.k_bytes + t.p.at.v_bytes)) +
-			 group * CQKD_TOKENS + t.half * TILE + piece * 16);
+			 group * CQKD_TOKENS + half_of_warp() * TILE + piece * 16);
 	t.to = cq_keep(group / 4 * 128 + piece * 64 + group % 4 * 16);
 }
 
@@ -402,8 +408,7 @@ CQ_DEVICE void attention(const struct cqkd_attn &p, struct lut<d> *sh)
 	const struct cqkd_plan *plan = cqkd_ptr<const struct cqkd_plan>(p.plan);
 	uint32_t warp = threadIdx.x / 32, i, vec, most = p.lut < d / kc ? 1 : LUTS;
 	uint8_t *table = (uint8_t *)(sh + 1), *rings = table + CQKD_CENTROIDS * p.lut * 4;
-	struct turn t = { p, {}, table, rings + warp * STAGES * stage<d, kc, vc>::bytes, warp % 2,
-			  warp / 2, blockDim.x / 64, 0, 0 };
+	struct turn t = { p, {}, table, rings + warp * STAGES * stage<d, kc, vc>::bytes, 0, 0 };
 	bool ready = false;
 
 	turn_init(t);
