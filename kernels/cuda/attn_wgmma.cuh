@@ -150,17 +150,24 @@ CQ_DEVICE void scores_begin(const struct reader &h, uint32_t keys, float (&s)[8]
 }
 
 /*
- * Probabilities times values begin. 16 tokens are 16 rows; channels lie side by side: MN-major,
- * 64 of them a half of the tile apart, 8 tokens 1024 bytes.
+ * Probabilities times values begin. 16 tokens are 16 rows; channels lie side by side: MN-major.
+ * Each half of the tile has products of its own, of 64 channels, which one pattern of the
+ * swizzle has: so the only step there is is that from 8 tokens to the next, 1024 bytes, and
+ * both fields of the descriptor that could mean it say so.
  */
 CQ_DEVICE void values_begin(struct reader &h, uint32_t values)
 {
-	int k;
+	int k, side;
 
 #pragma unroll
 	for (k = 0; k < CQKD_TOKENS / 16; k++)
-		cq_wgmma_n128_trans(h.r.o, h.r.p[k], cq_wgmma_desc(values + k * 16 * TILE_ROW,
-								   TILE_SIDE, 8 * TILE_ROW), true);
+#pragma unroll
+		for (side = 0; side < 2; side++) {
+			uint32_t at = values + side * TILE_SIDE + k * 16 * TILE_ROW;
+
+			cq_wgmma_n64_trans(reinterpret_cast<float (&)[8][4]>(h.r.o[side * 8]), h.r.p[k],
+					   cq_wgmma_desc(at, 8 * TILE_ROW, 8 * TILE_ROW), true);
+		}
 	cq_wgmma_commit();
 }
 

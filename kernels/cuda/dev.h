@@ -62,11 +62,11 @@
  * of which is a multiple of four:
  *	cq_registers_more<n>()		wait until threads of the warpgroup can have n registers
  *	cq_registers_less<n>()		give back what is beyond n
- *	cq_wgmma_n64(d, a, desc, add), cq_wgmma_n128()
+ *	cq_wgmma_n64(d, a, desc, add)
  *					d = a * b, + d where add; f16, m64k16, b in shared
  *					memory as desc says (cq_wgmma_desc), with terms side by
  *					side; asynchronous
- *	cq_wgmma_n64_trans(), ...	the same with columns of b side by side
+ *	cq_wgmma_n64_trans()		the same with columns of b side by side
  *	cq_wgmma_fence()		before the first product, and where registers of one were
  *					touched
  *	cq_wgmma_commit()		closes the group of products begun

@@ -121,7 +121,6 @@ CQ_DEVICE void cq_wgmma_hold(float (&d)[n][4])
 /* A row of d, as operands. */
 #define CQ_D(i)		"+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define CQ_D4(i)	CQ_D(i), CQ_D(i + 1), CQ_D(i + 2), CQ_D(i + 3)
-#define CQ_D16(i)	CQ_D4(i), CQ_D4(i + 4), CQ_D4(i + 8), CQ_D4(i + 12)
 
 #define CQ_WGMMA_N64(name, trans) \
 CQ_DEVICE void name(float (&d)[8][4], const uint32_t (&a)[4], uint64_t desc, bool add) \
@@ -138,24 +137,6 @@ CQ_WGMMA_N64(cq_wgmma_n64, "0")
 CQ_WGMMA_N64(cq_wgmma_n64_trans, "1")
 #undef CQ_WGMMA_N64
 
-#define CQ_WGMMA_N128(name, trans) \
-CQ_DEVICE void name(float (&d)[16][4], const uint32_t (&a)[4], uint64_t desc, bool add) \
-{ \
-	asm volatile("{ .reg .pred add; setp.ne.b32 add, %69, 0; " \
-		     "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" \
-		     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
-		     "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31," \
-		     "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
-		     "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, " \
-		     "{%64,%65,%66,%67}, %68, add, 1, 1, " trans "; }" \
-		     : CQ_D16(0) \
-		     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(desc), "r"((int)add)); \
-}
-CQ_WGMMA_N128(cq_wgmma_n128, "0")
-CQ_WGMMA_N128(cq_wgmma_n128_trans, "1")
-#undef CQ_WGMMA_N128
-
-#undef CQ_D16
 #undef CQ_D4
 #undef CQ_D
 

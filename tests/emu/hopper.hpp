@@ -93,8 +93,6 @@ CUEMU_FN void name(float (&d)[n / 8][4], const uint32_t (&a)[4], uint64_t desc, 
 }
 CUEMU_WGMMA(cq_wgmma_n64, 64, false)
 CUEMU_WGMMA(cq_wgmma_n64_trans, 64, true)
-CUEMU_WGMMA(cq_wgmma_n128, 128, false)
-CUEMU_WGMMA(cq_wgmma_n128_trans, 128, true)
 #undef CUEMU_WGMMA
 /* Here it is known by whom a register is written. */
 template <int n> CUEMU_FN void cq_wgmma_hold(float (&)[n][4]) {}

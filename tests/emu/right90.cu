@@ -66,14 +66,14 @@ CQ_KERNEL(128, right_bulk, (uint32_t *out, const uint4 *in, uint32_t n))
 }
 
 /* The first @k terms, then the others: one group each, and a third of other results. */
-#define PRODUCT(name, n) \
+#define PRODUCT(name) \
 template <typename Desc> \
 CQ_DEVICE void product_##name(float *d, float *first, const uint32_t (&a)[4][4], Desc desc) \
 { \
 	uint32_t row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2; \
-	float x[n / 8][4], y[n / 8][4]; \
+	float x[8][4], y[8][4]; \
 \
-	for (uint32_t i = 0; i < n / 2; i++) \
+	for (uint32_t i = 0; i < 32; i++) \
 		x[i / 4][i % 4] = 1; \
 	cq_wgmma_fence(); \
 	cq_wgmma_##name(y, a[0], desc(0), false); \
@@ -86,35 +86,33 @@ CQ_DEVICE void product_##name(float *d, float *first, const uint32_t (&a)[4][4],
 	cq_wgmma_commit(); \
 	cq_wgmma_wait<2>(); \
 	cq_wgmma_hold(y); \
-	for (uint32_t i = 0; i < n / 2; i++) \
-		first[(row + i % 4 / 2 * 8) * n + i / 4 * 8 + col + i % 2] = y[i / 4][i % 4]; \
+	for (uint32_t i = 0; i < 32; i++) \
+		first[(row + i % 4 / 2 * 8) * 64 + i / 4 * 8 + col + i % 2] = y[i / 4][i % 4]; \
 	cq_wgmma_wait<0>(); \
 	cq_wgmma_hold(x); \
-	for (uint32_t i = 0; i < n / 2; i++) \
-		d[(row + i % 4 / 2 * 8) * n + i / 4 * 8 + col + i % 2] = x[i / 4][i % 4]; \
+	for (uint32_t i = 0; i < 32; i++) \
+		d[(row + i % 4 / 2 * 8) * 64 + i / 4 * 8 + col + i % 2] = x[i / 4][i % 4]; \
 }
 #if CQ_WARPGROUPS
-PRODUCT(n64, 64)
-PRODUCT(n128, 128)
-PRODUCT(n64_trans, 64)
-PRODUCT(n128_trans, 128)
+PRODUCT(n64)
+PRODUCT(n64_trans)
 
 /*
- * d (64 x n) = a (64 x 64) b + 1, and of the first 16 terms alone. @b: of a column its 64
+ * d (64 x 64) = a (64 x 64) b + 1, and of the first 16 terms alone. @b: of a column its 64
  * terms (@trans 0), or of a term its columns.
  */
 CQ_KERNEL(128, right_wgmma, (float *d, float *first, const uint16_t *a, const uint16_t *b,
-			     uint32_t n, uint32_t trans))
+			     uint32_t trans))
 {
 	CQ_DYN_SHARED_ALIGNED(1024, uint16_t, tile);
 	uint32_t lane = threadIdx.x % 32, at = cq_shared_addr(tile), i, fa[4][4];
 	const uint32_t *rows = reinterpret_cast<const uint32_t *>(a);
 	auto terms = [&](uint32_t k) { return cq_wgmma_desc(at + k * 32, 16, 1024); };
-	auto columns = [&](uint32_t k) { return cq_wgmma_desc(at + k * 2048, 8192, 1024); };
+	auto columns = [&](uint32_t k) { return cq_wgmma_desc(at + k * 2048, 1024, 1024); };
 
-	/* rows of 64 halves, 8 by 8 with the row's number; the second 64 columns behind */
-	for (i = threadIdx.x; i < 64 * n; i += 128) {
-		uint32_t row = trans ? i % n / 64 * 64 + i / n : i / 64, in_row = i % 64;
+	/* rows of 64 halves, 8 by 8 with the row's number */
+	for (i = threadIdx.x; i < 64 * 64; i += 128) {
+		uint32_t row = i / 64, in_row = i % 64;
 
 		tile[row * 64 + ((in_row / 8) ^ (row % 8)) * 8 + in_row % 8] = b[i];
 	}
@@ -123,14 +121,10 @@ CQ_KERNEL(128, right_wgmma, (float *d, float *first, const uint16_t *a, const ui
 					i / 4 * 8 + i % 4 / 2 * 4 + lane % 4];
 	cq_fence_async();
 	__syncthreads();
-	if (trans && n == 64)
+	if (trans)
 		product_n64_trans(d, first, fa, columns);
-	else if (trans)
-		product_n128_trans(d, first, fa, columns);
-	else if (n == 64)
-		product_n64(d, first, fa, terms);
 	else
-		product_n128(d, first, fa, terms);
+		product_n64(d, first, fa, terms);
 }
 #endif
 

@@ -15,7 +15,7 @@
 namespace cuemu {
 
 static const uint32_t TERMS = 16;	/* of a product */
-static const uint32_t MOST = 128;	/* columns */
+static const uint32_t MOST = 64;	/* columns */
 
 /* Results that are under way, by lanes: where they go, and what they are. */
 struct result {
