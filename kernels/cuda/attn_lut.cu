@@ -246,11 +246,10 @@ CQ_DEVICE const __half *rows_of(const struct turn &t, uint64_t base, uint32_t to
 /* Probabilities of a tile times its values: of codes, or of rows. */
 template <int d, int kc, int vc, bool coded, bool two>
 CQ_DEVICE void values_add(const struct lut<d> *sh, const uint8_t *codes, const __half *rows,
-			  uint32_t live, const uint32_t prob[LUTS][4], struct result<d> r[LUTS])
+			  uint32_t live, const uint32_t prob[LUTS][4], struct column col,
+			  struct result<d> r[LUTS])
 {
-	/* registers are few where units are many: some are computed again for each tile */
 	uint32_t lane = vc > 2 ? threadIdx.x % 32 : cq_keep(threadIdx.x % 32);
-	struct column col = column_of_lane(lane);
 	int i;
 
 #pragma unroll
@@ -271,7 +270,8 @@ CQ_DEVICE void values_add(const struct lut<d> *sh, const uint8_t *codes, const _
 /* The tile of the @k-th page of the warp. */
 template <int d, int kc, int vc, bool two>
 CQ_DEVICE void tile_add(const struct turn &t, const struct lut<d> *sh, const struct sights &at,
-			uint32_t k, const struct finding &f, struct result<d> r[LUTS])
+			uint32_t k, const struct finding &f, struct column col,
+			struct result<d> r[LUTS])
 {
 	const uint8_t *codes = t.ring + k % STAGES * stage<d, kc, vc>::bytes;
 	uint32_t vis[LUTS] = { ~0u, ~0u }, prob[LUTS][4];
@@ -300,10 +300,10 @@ CQ_DEVICE void tile_add(const struct turn &t, const struct lut<d> *sh, const str
 		softmax(t.p, s, i, coded ? sh->size[i] : sh->all.query[i].size, whole,
 			vis[i] >> threadIdx.x % 4 * 8, r[i], prob[i]);
 	if (coded)
-		values_add<d, kc, vc, true, two>(sh, codes, NULL, 0, prob, r);
+		values_add<d, kc, vc, true, two>(sh, codes, NULL, 0, prob, col, r);
 	else
 		values_add<d, kc, vc, false, two>(sh, NULL, rows + tokens * d, vis[0] | vis[1],
-						  prob, r);
+						  prob, col, r);
 }
 
 /* Results of all warps, each in its ring, to the workspace. */
@@ -351,6 +351,7 @@ CQ_DEVICE void results_store(const struct turn &t, struct lut<d> *sh, const uint
 template <int d, int kc, int vc, bool two>
 CQ_DEVICE void pages_add(const struct turn &t, const struct lut<d> *sh, struct result<d> r[LUTS])
 {
+	struct column col = column_of_lane();
 	uint32_t k, batch, n = 0;
 	struct sights at;
 	struct finding f;
@@ -367,7 +368,7 @@ CQ_DEVICE void pages_add(const struct turn &t, const struct lut<d> *sh, struct r
 			fetch<d, kc, vc>(t, at, k + 1);
 			cq_cp_wait<1>();
 			__syncwarp();
-			tile_add<d, kc, vc, two>(t, sh, at, k, f, r);
+			tile_add<d, kc, vc, two>(t, sh, at, k, f, col, r);
 			__syncwarp();	/* its place in the ring is fetched next */
 		}
 	}

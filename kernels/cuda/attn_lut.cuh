@@ -277,9 +277,9 @@ struct column {
 	uint32_t lo, hi;	/* selectors of bytes */
 };
 
-CQ_DEVICE struct column column_of_lane(uint32_t lane)
+CQ_DEVICE struct column column_of_lane()
 {
-	uint32_t n = lane / 4, l = lane % 4;
+	uint32_t lane = threadIdx.x % 32, n = lane / 4, l = lane % 4;
 
 	if (n / 2 != l)
 		return { 0x4444, 0x4444 };
