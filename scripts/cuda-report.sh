@@ -25,7 +25,7 @@ awk '
 		names[++num] = kernel
 	}
 }
-/wgmma.mma_async instructions are serialized/ {
+/wgmma.mma_async instructions are serialized/ || /.setmaxnreg. ignored/ {
 	print "cuda-report: " $0
 	serial++
 }

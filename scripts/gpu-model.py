@@ -104,9 +104,9 @@ COUNTED = {
     ("wgmma", 8, 0): (WGMMA, "cqk_attn_books_wgmma_k8v8", TURN2.format(16), 275, 58),
     ("wgmma", 4, 0): (WGMMA, "cqk_attn_books_wgmma_k4v4", TURN2.format(32), 365, 108),
     ("wgmma", 2, 0): (WGMMA, "cqk_attn_books_wgmma_k2v2", TURN2.format(64), 508, 163),
-    ("wgmma", 8, 16): (WGMMA, "cqk_attn_books_wgmma_k8v8", "HGMMA=12", 423, 131),
-    ("wgmma", 4, 16): (WGMMA, "cqk_attn_books_wgmma_k4v4", "HGMMA=12", 426, 135),
-    ("wgmma", 2, 16): (WGMMA, "cqk_attn_books_wgmma_k2v2", "HGMMA=12", 426, 131),
+    ("wgmma", 8, 16): (WGMMA, "cqk_attn_books_wgmma_k8v8", "HGMMA=16", 423, 131),
+    ("wgmma", 4, 16): (WGMMA, "cqk_attn_books_wgmma_k4v4", "HGMMA=16", 426, 135),
+    ("wgmma", 2, 16): (WGMMA, "cqk_attn_books_wgmma_k2v2", "HGMMA=16", 426, 131),
     # base_wide.cu, whose products and softmax are attn_wide.cu's: 64 tokens with a quarter of
     # the products, of 16 vectors and of 32, and with one round of the loop of copies, of two
     "products": (BASE, "cqb_wide_f16_d128_v128", "HMMA=16", 35, 3),

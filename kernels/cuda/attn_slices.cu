@@ -518,23 +518,16 @@ CQ_DEVICE void attention_slices(const struct cqkd_attn &p, struct slices<d, w> *
 	else
 		attention<d, w, struct side<vc, vb, true>>(p, rank, sh);
 }
-#endif /* CQ_CLUSTERS */
 
 /* Grid: clusters that share the items of a kv head, kv heads of the call. */
-#if CQ_CLUSTERS
-#define BODY(d, w, kc, kb, vc, vb) \
-	typedef struct slices<d, w> memory; \
-	CQ_DYN_SHARED(memory, sh); \
-\
-	attention_slices<d, w, kc, kb, vc, vb>(p, sh)
-#else
-#define BODY(d, w, kc, kb, vc, vb)
-#endif
 #define ATTN_SLICES(d, w, kc, kb, vc, vb) \
 CQ_KERNEL_CLUSTER(THREADS, 2 * (d / w), cqk_attn_slices_d##d##_k##kc##b##kb##v##vc##b##vb, \
 		  (struct cqkd_attn p)) \
 { \
-	BODY(d, w, kc, kb, vc, vb); \
+	typedef struct slices<d, w> memory; \
+	CQ_DYN_SHARED(memory, sh); \
+\
+	attention_slices<d, w, kc, kb, vc, vb>(p, sh); \
 }
 ATTN_SLICES(64, 64, 8, 10, 8, 10)
 ATTN_SLICES(128, 64, 8, 10, 8, 10)
@@ -554,3 +547,4 @@ ATTN_SLICES(256, 128, 4, 8, 8, 8)
 ATTN_SLICES(256, 128, 8, 8, 2, 8)
 ATTN_SLICES(256, 128, 8, 8, 4, 8)
 ATTN_SLICES(256, 128, 8, 8, 8, 8)
+#endif /* CQ_CLUSTERS */

@@ -5,9 +5,9 @@
  * brings keys and values to tiles (swizzle.cuh) that the two multiply from shared memory,
  * each warp with 16 vectors, whose queries, probabilities and results are in registers.
  *
- * Products of queries and the next page's keys are computed while those of probabilities and
- * this page's values are, and become probabilities meanwhile: with two warpgroups the tensor
- * cores have something to do most of the time.
+ * Products of queries and the next page's keys are begun with those of probabilities and this
+ * page's values, and what of the softmax needs no result of these may be done meanwhile (ptxas
+ * puts most of it behind them); the other warpgroup's products fill the rest.
  *
  * A stage of the ring has a page's keys and values. Two mbarriers say when it is full, for
  * which all threads that bring it come, and when it is empty: each warp that reads it comes.
@@ -164,8 +164,9 @@ CQ_DEVICE void values_begin(struct reader &h, uint32_t values)
 #pragma unroll
 		for (side = 0; side < 2; side++) {
 			uint32_t at = values + side * TILE_SIDE + k * 16 * TILE_ROW;
+			float (&o)[8][4] = reinterpret_cast<float (&)[8][4]>(h.r.o[side * 8]);
 
-			cq_wgmma_n64_trans(reinterpret_cast<float (&)[8][4]>(h.r.o[side * 8]), h.r.p[k],
+			cq_wgmma_n64_trans(o, h.r.p[k],
 					   cq_wgmma_desc(at, 8 * TILE_ROW, 8 * TILE_ROW), true);
 		}
 	cq_wgmma_commit();

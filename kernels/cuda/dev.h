@@ -24,8 +24,8 @@
  *   #endif, in a file named *_wgmma.cu, which is compiled for sm_90a in place of sm_90:
  *   elsewhere there is no such kernel, and who launches it asks for it by name.
  * - All threads of a block reach each __syncthreads(), none leaves before it.
- * - A kernel of clusters, CQ_KERNEL_CLUSTER(threads, blocks, ...), is for sm_90 and later
- *   (CQ_CLUSTERS says whether the code at hand is) and has dynamic shared memory only. All
+ * - A kernel of clusters, CQ_KERNEL_CLUSTER(threads, blocks, ...), is for sm_90 and later and
+ *   stands between #if CQ_CLUSTERS and #endif. It has dynamic shared memory only. All
  *   threads of a cluster arrive at each of its barriers and wait for it.
  * - What a lane hands to another goes through a collective or a barrier.
  *

@@ -151,22 +151,24 @@ static int load_images(struct cqk_cuda_kernels *k, struct cq_err *err)
 static int find_kernel(struct cqk_cuda_kernels *k, enum kernel i, struct cq_err *err)
 {
 	uint32_t shared = kernels[i].shared, m;
+	struct cqcu_func *fn = NULL;
 	int r = CQCU_ERROR_NOT_FOUND;
 
 	for (m = 0; m < cqk_cuda_num_images && r == CQCU_ERROR_NOT_FOUND; m++)
-		r = k->cu->cuModuleGetFunction(&k->fn[i], k->modules[m], kernels[i].name);
-	if (r == CQCU_ERROR_NOT_FOUND && i >= K_WGMMA) {
-		k->fn[i] = NULL;
+		r = k->cu->cuModuleGetFunction(&fn, k->modules[m], kernels[i].name);
+	/* those that not every architecture has are the last */
+	if (r == CQCU_ERROR_NOT_FOUND && i >= K_SLICES)
 		return 0;
-	}
 	/* those of which not every shape fits are launched only with one that does */
 	if (i >= K_F16_64)
 		shared = MIN(shared, k->shared);
 	if (!r && shared)
-		r = k->cu->cuFuncSetAttribute(k->fn[i],
-					      CQCU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+		r = k->cu->cuFuncSetAttribute(fn, CQCU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
 					      (int)shared);
-	return r ? cqk_cuda_fail(err, r, kernels[i].name) : 0;
+	if (r)
+		return cqk_cuda_fail(err, r, kernels[i].name);
+	k->fn[i] = fn;
+	return 0;
 }
 
 /* What the rule for variants wants to know of a device. */
@@ -209,6 +211,9 @@ int cqk_cuda_kernels_load(const struct cqk_cuda *cu, struct cqk_cuda_kernels **o
 		ret = load_images(k, err);
 	for (i = 0; i < N_KERNELS && !ret; i++)
 		ret = find_kernel(k, i, err);
+	/* built for older GPUs: this one runs the code for those */
+	if (!ret && !k->fn[K_SLICES])
+		k->arch = MIN(k->arch, 89);
 	if (ret) {
 		cqk_cuda_kernels_free(k);
 		return ret;

@@ -16,7 +16,7 @@
 #define CQ_WARPGROUPS 0
 #endif
 
-/* Clusters of blocks; where there are none such a kernel is to be empty. */
+/* Clusters of blocks; where there are none such a kernel is left out. */
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 #define CQ_CLUSTERS 1
 #define CQ_KERNEL_CLUSTER(threads, cluster, name, params) \
@@ -24,7 +24,6 @@
 	__launch_bounds__(threads, 1) name params
 #else
 #define CQ_CLUSTERS 0
-#define CQ_KERNEL_CLUSTER(threads, cluster, name, params) CQ_KERNEL(threads, name, params)
 #endif
 
 CQ_DEVICE void cq_bar_sync(uint32_t id, uint32_t threads)

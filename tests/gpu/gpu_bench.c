@@ -131,7 +131,8 @@ static bool side_new(struct rig *r, struct side *x, const struct shape *s,
 		     const struct toy_opts *o, const struct step *step, uint32_t layers,
 		     enum way way)
 {
-	double each = o->ck ? 2.0 / o->ck : way_fp8(way) ? 2 : 4;
+	double code = (o->bk ? o->bk : 8) / 8.0;	/* bytes; of values the same */
+	double each = o->ck ? 2 * code / o->ck : way_fp8(way) ? 2 : 4;
 	double bytes = 64.0 * s->kv * s->d * each * pages_of(step);
 	bool halves = !o->ck && !way_fp8(way);
 	size_t memory = halves ? r->halves_bytes : r->codes_bytes;

@@ -336,9 +336,9 @@ static void share_among(struct scene *s, struct run *r, uint32_t seqs)
  * One capture serves steps of other blocks, masks, positions and rows, and a prefix that no,
  * few or many vectors see: @seqs sequences of 4 vectors and less.
  */
-static void check_graph(enum cqk_cuda_variant variant, uint32_t seqs)
+static void check_graph(enum cqk_cuda_variant variant, uint32_t d, uint32_t seqs)
 {
-	struct scene_opts o = plain(64, 4);
+	struct scene_opts o = plain(d, 4);
 	struct cqcu_graph *graph;
 	struct cqcu_exec *exec;
 	struct scene *s;
@@ -381,8 +381,11 @@ static void check_graph(enum cqk_cuda_variant variant, uint32_t seqs)
 
 TEST_LIMIT(a_graph_serves_other_steps, 60)
 {
-	check_graph(CQK_CUDA_AUTO, 3);
-	check_graph(CQK_CUDA_FEW, 9);
-	check_graph(CQK_CUDA_AUTO, 20);
-	check_graph(CQK_CUDA_BLOCK, 9);
+	check_graph(CQK_CUDA_AUTO, 64, 3);
+	check_graph(CQK_CUDA_FEW, 64, 9);
+	check_graph(CQK_CUDA_AUTO, 64, 20);
+	check_graph(CQK_CUDA_AUTO, 128, 20);
+	check_graph(CQK_CUDA_BOOKS, 128, 9);
+	check_graph(CQK_CUDA_WGMMA, 128, 9);
+	check_graph(CQK_CUDA_BLOCK, 64, 9);
 }
