@@ -5,8 +5,8 @@
 #
 # O/gpu-bundle: programs and what they need, to be copied to a machine that has a driver
 # for GPUs and not much else (a shell with the usual tools), and run there by
-# gpu-bundle/run. The files are programs and libraries below O, and reports of the kernels'
-# registers.
+# gpu-bundle/run. The files are programs and libraries below O, the kernels that the
+# programs of tests/gpu share, and reports of the kernels' registers.
 #
 # Libraries are in two folders. Those of glibc are used only where the machine's are too
 # old, since a tool that looks into a program wants its own loader.
@@ -17,12 +17,13 @@ dir=$O/gpu-bundle
 limit=$((50 << 20))
 
 rm -rf "$dir"
-mkdir -p "$dir/lib" "$dir/glibc" "$dir/scripts" "$dir/systemd" "$dir/kernels"
+mkdir -p "$dir/lib" "$dir/glibc" "$dir/scripts" "$dir/systemd" "$dir/kernels/cuda"
 
 programs=()
 for file; do
 	case $file in
 	*.txt) cp "$file" "$dir/kernels/"; continue ;;
+	*.fatbin) cp "$file" "$dir/kernels/cuda/"; continue ;;
 	*.a) continue ;;
 	esac
 	[ "${file#/}" != "$file" ] || file=$top/$file
@@ -82,7 +83,7 @@ echo "$commit" >"$dir/commit"
 bytes=$(du -sb "$dir" | cut -f1)
 echo "gpu-bundle: $dir: $((bytes >> 20)) MiB, ${#programs[@]} programs," \
 	"$(find "$dir/lib" "$dir/glibc" -type f | wc -l) libraries"
-if [ -z "$(ls "$dir/kernels")" ]; then
+if [ -z "$(ls "$dir/kernels/cuda")" ]; then
 	echo "gpu-bundle: built without nvcc: no kernels for GPUs are in it" >&2
 fi
 if [ "$bytes" -gt "$limit" ]; then

@@ -89,6 +89,18 @@ check_passes() {
 		grep '"commit":"[0-9a-f]*+\?"' "$bundle/gpu-emulated.json"
 }
 
+# An image that cannot be mapped is no image, and which it was is said.
+bad_image() {
+	local bad=$bundle/kernels/cuda/bad.fatbin
+
+	: >"$bad"
+	within /opt/cq/run tests/gpu/kernels_check --list >"$dir/said" 2>&1
+	local rc=$?
+
+	rm "$bad"
+	[ $rc = 2 ] && grep "kernels/cuda/bad.fatbin: Invalid argument" "$dir/said"
+}
+
 no_driver() {
 	within /opt/cq/run check | tee "$dir/said"
 	grep "no GPU: nothing was checked" "$dir/said"
@@ -112,7 +124,7 @@ echo "TAP version 13"
 [ -z "${SANITIZE:-}" ] || skip_all "a sanitizer's libraries are not in a bundle"
 [ "$(uname -m)" = x86_64 ] || skip_all "a bundle is for x86-64"
 unshare -m true 2>/dev/null || skip_all "no mount namespace"
-echo "1..10"
+echo "1..11"
 parts='kernels hardening demo' loader=''
 ok "make gpu-bundle" make_it
 ok "at most 50 MiB" small_enough
@@ -124,5 +136,6 @@ ok "gpu-check, with the machine's loader" check_passes
 # Five programs of the same libraries: one shows that the loader finds them.
 loader=1 parts='kernels hardening' kinds=check
 ok "gpu-check, with the bundle's loader" check_passes
+ok "an image that cannot be mapped is told" bad_image
 ok "without a driver that is said" no_driver
 ok "without a driver nothing is measured" benches_need_a_gpu
