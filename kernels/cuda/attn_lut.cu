@@ -2,7 +2,9 @@
 /*
  * Attention of one or two query vectors over pages whose keys need no turning, by a table of
  * the products of query and centroid (attn_lut.cuh): of a token's keys it reads a word for
- * each group in place of all channels.
+ * each group in place of all channels. The table is of centroids less that of code 0, whose
+ * product is in no half: were it, all that keys have in common would be rounded anew with
+ * each code, and a channel with a large bias would blur the scores.
  *
  * A block of threads stays with one kv head. It copies the values' centroids of that head
  * once, and makes the table of each item anew. Two warps have a page, half of its tokens
@@ -22,8 +24,7 @@ struct lut {
 	struct vectors<d, WARPS, LUTS> all;
 	__half q[LUTS][d];
 	float top[WARPS][LUTS];			/* largest entries that warps have found */
-	float size[LUTS];			/* factor that makes scores of the table's sums */
-	uint32_t pad[2];
+	float2 line[LUTS];			/* scores of the table's sums: factor, then sum */
 };
 
 /* What a thread knows of its block: the table, the ring of its warp, which pages. */
@@ -132,8 +133,9 @@ CQ_DEVICE void book_load(const struct turn &t, struct lut<d> *sh)
 	cq_cp_wait<0>();
 }
 
+/* The product of a query and what a centroid differs by from that of code 0, @zero. */
 template <int c>
-CQ_DEVICE float entry_of(const __half *centroid, const float *q)
+CQ_DEVICE float entry_of(const __half *centroid, const float2 *zero, const float *q)
 {
 	uint32_t x[c / 2];
 	float sum = 0;
@@ -144,16 +146,24 @@ CQ_DEVICE float entry_of(const __half *centroid, const float *q)
 	for (i = 0; i < c / 2; i++) {
 		float2 two = __half22float2(h2_of(x[i]));
 
-		sum += two.x * q[2 * i];
-		sum += two.y * q[2 * i + 1];
+		sum += (two.x - zero[i].x) * q[2 * i];
+		sum += (two.y - zero[i].y) * q[2 * i + 1];
 	}
 	return sum;
+}
+
+/* The centroids of the head's keys. */
+template <int d>
+CQ_DEVICE const __half *keys_of(const struct turn &t)
+{
+	return cqkd_ptr<const __half>(t.p.at.k.rows) + (size_t)t.w.head * CQKD_CENTROIDS * d;
 }
 
 /* A thread's entries of the table: of one word of a row, each so many codes. */
 template <int d, int c>
 struct entries {
 	const __half *rows[2];	/* of keys, from the group of either half of the word on */
+	float2 zero[2][c / 2];	/* of code 0 */
 	float q[2][c];
 	uint32_t word, first, step;
 };
@@ -162,9 +172,8 @@ template <int d, int c, bool two>
 CQ_DEVICE void entries_init(const struct turn &t, const struct lut<d> *sh, struct entries<d, c> &e)
 {
 	constexpr uint32_t words = row<d, c, two>::words;
-	uint32_t h;
-	const __half *rows = cqkd_ptr<const __half>(t.p.at.k.rows) +
-			     (size_t)t.w.head * CQKD_CENTROIDS * d;
+	uint32_t x[c / 2], h;
+	const __half *rows = keys_of<d>(t);
 	int i;
 
 	e.word = threadIdx.x % words;
@@ -175,6 +184,10 @@ CQ_DEVICE void entries_init(const struct turn &t, const struct lut<d> *sh, struc
 		uint32_t ch = (e.word + (two ? 0 : h * words)) * c;
 
 		e.rows[h] = rows + ch;
+		unit_load<c / 2>(x, rows + ch);
+#pragma unroll
+		for (i = 0; i < c / 2; i++)
+			e.zero[h][i] = __half22float2(h2_of(x[i]));
 #pragma unroll
 		for (i = 0; i < c; i++)
 			e.q[h][i] = sh->all.q[two ? h : 0][ch + i];
@@ -186,12 +199,13 @@ template <int d, int c, bool two>
 CQ_DEVICE float2 entries_unit(const struct entries<d, c> &e, struct lut<d> *sh)
 {
 	uint32_t warp = threadIdx.x / 32, code, v;
-	float top[2] = {};
+	float top[2] = { 1e-30f, 1e-30f };	/* of less the factor would be infinite */
 
 	for (code = e.first; code < CQKD_CENTROIDS; code += e.step)
 #pragma unroll
 		for (v = 0; v < 2; v++)
-			top[v] = fmaxf(top[v], fabsf(entry_of<c>(e.rows[v] + code * d, e.q[v])));
+			top[v] = fmaxf(top[v], fabsf(entry_of<c>(e.rows[v] + code * d,
+								 e.zero[v], e.q[v])));
 #pragma unroll
 	for (v = 0; v < 2; v++) {
 		top[v] = warp_max(two ? top[v] : fmaxf(top[0], top[1]));
@@ -206,25 +220,40 @@ CQ_DEVICE float2 entries_unit(const struct entries<d, c> &e, struct lut<d> *sh)
 	return make_float2(unit_of(top[0]) * 16384.0f, unit_of(top[1]) * 16384.0f);
 }
 
-/* All threads: the table of the item; the factors of its sums. */
+/* A warp each: the product of vector @v with code 0 of all groups. */
+template <int d>
+CQ_DEVICE float product_of_zero(const struct turn &t, const struct lut<d> *sh, uint32_t v)
+{
+	float sum = 0;
+	uint32_t ch;
+
+	for (ch = threadIdx.x % 32; ch < d; ch += 32)
+		sum += __half2float(keys_of<d>(t)[ch]) * sh->all.q[v][ch];
+	return warp_sum(sum);
+}
+
+/* All threads: the table of the item; how its sums become scores. */
 template <int d, int c, bool two>
 CQ_DEVICE void table_make(const struct turn &t, struct lut<d> *sh)
 {
-	uint32_t code, at;
+	uint32_t code, at, v = threadIdx.x / 32;
 	struct entries<d, c> e;
 	float2 unit;
 
 	entries_init<d, c, two>(t, sh, e);
 	unit = entries_unit<d, c, two>(e, sh);
-	if (threadIdx.x < LUTS) {
-		struct query &query = sh->all.query[threadIdx.x];
+	if (v < LUTS) {
+		float zero = product_of_zero<d>(t, sh, v);
 
-		query.size *= LOG2E;
-		sh->size[threadIdx.x] = query.size / (threadIdx.x ? unit.y : unit.x);
+		if (threadIdx.x % 32 == 0) {
+			float size = sh->all.query[v].size *= LOG2E;
+
+			sh->line[v] = make_float2(size / (v ? unit.y : unit.x), zero * size);
+		}
 	}
 	for (code = e.first; code < CQKD_CENTROIDS; code += e.step) {
-		float x = entry_of<c>(e.rows[0] + code * d, e.q[0]) * unit.x;
-		float y = entry_of<c>(e.rows[1] + code * d, e.q[1]) * unit.y;
+		float x = entry_of<c>(e.rows[0] + code * d, e.zero[0], e.q[0]) * unit.x;
+		float y = entry_of<c>(e.rows[1] + code * d, e.zero[1], e.q[1]) * unit.y;
 		uint32_t both = h2_bits(__floats2half2_rn(x, y));
 
 		for (at = e.word; at < t.p.lut; at += row<d, c, two>::words)
@@ -297,7 +326,8 @@ CQ_DEVICE void tile_add(const struct turn &t, const struct lut<d> *sh, const str
 	}
 #pragma unroll
 	for (i = 0; i < 1 + two; i++)
-		softmax(t.p, s, i, coded ? sh->size[i] : sh->all.query[i].size, whole,
+		softmax(t.p, s, i,
+			coded ? sh->line[i] : make_float2(sh->all.query[i].size, 0), whole,
 			vis[i] >> threadIdx.x % 4 * 8, r[i], prob[i]);
 	if (coded)
 		values_add<d, kc, vc, true, two>(sh, codes, NULL, 0, prob, col, r);

@@ -4,11 +4,11 @@
  * cores, for attn_lut.cu. A warp has 32 tokens, half a page, and one or two query vectors;
  * lane = 4 n + l.
  *
- * Keys: a word of the table has products of one code as two halves: of both vectors, or of
- * the only one with group g and with group g + half of them. A lane looks up words for the
- * tokens of column n: 4 n + i at step i. A tensor core adds up what the lanes l of a column
- * have found; its other operand is ones where a half counts, zeros else. It says so in
- * every row, so that all lanes n have the scores of tokens 8 l to 8 l + 7.
+ * Keys: a word of the table has products of one code, less those of code 0, as two halves:
+ * of both vectors, or of the only one with group g and with group g + half of them. A lane
+ * looks up words for the tokens of column n: 4 n + i at step i. A tensor core adds up what
+ * the lanes l of a column have found; its other operand is ones where a half counts, zeros
+ * else. It says so in every row, so that all lanes n have the sums of tokens 8 l to 8 l + 7.
  *
  * Values: lane n has its share of the channels of the tokens of l. In a product k = 2 l + e
  * are the two channels of a register, and column 2 l + e has the probability of l's token
@@ -196,23 +196,24 @@ CQ_DEVICE float bits_of_half(float x)
 }
 
 /*
- * Scores of vector @v, to base 2, become probabilities, times 2^P_LIFT unless that would
+ * Sums of vector @v times @line.x and @line.y added are scores, to base 2 and yet without
+ * the soft cap. These become probabilities, times 2^P_LIFT unless that would
  * be lost: those of both e as two halves. @see: which of the lane's tokens it sees, unless
  * that is the @whole page.
  */
 template <int d>
-CQ_DEVICE void softmax(const struct cqkd_attn &p, const struct products &s, int v, float size,
+CQ_DEVICE void softmax(const struct cqkd_attn &p, const struct products &s, int v, float2 line,
 		       bool whole, uint32_t see, struct result<d> &r, uint32_t out[4])
 {
 	float x[4][2];
 	int i, e;
 
-	/* no product and sum in one: the largest is to be just what others are relative to */
+	/* a rounded number each, in no later sum: the largest is just what others are relative to */
 #pragma unroll
 	for (i = 0; i < 4; i++)
 #pragma unroll
 		for (e = 0; e < 2; e++)
-			x[i][e] = __fmul_rn(s.at[i][2 * v + e], size);
+			x[i][e] = __fmaf_rn(s.at[i][2 * v + e], line.x, line.y);
 	if (p.soft_cap > 0)
 		scores_cap(p.soft_cap, x);
 	if (!whole) {

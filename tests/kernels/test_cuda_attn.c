@@ -47,9 +47,8 @@ TEST_LIMIT(every_pair_of_settings_decoded_block_by_block, 60)
 }
 
 /* A check of what one variant computes; a GPU may have too little shared memory for it. */
-static void check_variant(struct gpu *g, const struct scene_opts *o, enum cqk_cuda_variant want)
+static void check_scene_variant(struct gpu *g, struct scene *s, enum cqk_cuda_variant want)
 {
-	struct scene *s = scene_new(o);
 	enum cqk_cuda_variant got;
 	struct run r;
 
@@ -60,6 +59,13 @@ static void check_variant(struct gpu *g, const struct scene_opts *o, enum cqk_cu
 	run_get(g, s, &r);
 	check_error(s);
 	run_free(g, &r);
+}
+
+static void check_variant(struct gpu *g, const struct scene_opts *o, enum cqk_cuda_variant want)
+{
+	struct scene *s = scene_new(o);
+
+	check_scene_variant(g, s, want);
 	scene_free(s);
 }
 
@@ -143,6 +149,87 @@ TEST_LIMIT(few_vectors_by_narrow_tables, 60)
 {
 	ASSERT_EQ(setenv("CQ_EMU_ARCH", "86", 1), 0);
 	by_tables(true);
+}
+
+/* Channel @ch of all centroids of keys, which are fp16: times @size, @bias added. */
+static void keys_change(struct scene *s, uint32_t ch, float size, float bias)
+{
+	struct cqk_codebook *k = &s->toy.m.layers[s->a.layer].k;
+	uint32_t c = k->code.channels, n = cqk_code_centroids(k->code), h, i;
+	uint16_t *f16 = (uint16_t *)(uintptr_t)k->stored;
+
+	for (h = 0; h < k->n_kv_heads; h++)
+		for (i = 0; i < n; i++) {
+			size_t at = ((h * k->head_dim + ch) / c * n + i) * c + ch % c;
+
+			f16[at] = cqk_f32_to_f16(cqk_f16_to_f32(f16[at]) * size + bias);
+		}
+}
+
+/* Channel @ch of all queries, which are f32. */
+static void queries_set(struct scene *s, uint32_t ch, float to)
+{
+	uint32_t row, h;
+
+	for (row = 0; row < s->a.n_rows; row++)
+		for (h = 0; h < s->o.toy.n_heads; h++)
+			((float *)s->a.q.data)[row * s->a.q.stride_token +
+					       h * s->a.q.stride_head + ch] = to;
+}
+
+/*
+ * A channel of all keys is far from zero, where queries are large, as where keys have a bias:
+ * scores of coded tokens are then some 100 above those of others. It is one that hardly turns.
+ */
+TEST_LIMIT(keys_with_a_bias_by_tables, 60)
+{
+	static const uint32_t codes[] = { 2, 4, 8 };
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	cqk_cuda_force(g.k, CQK_CUDA_LUT);
+	for (i = 0; i < 12; i++) {
+		struct scene_opts o = plain(i / 6 ? 128 : 64, codes[i % 3]);
+		struct scene *s;
+
+		o.toy.keys = i % 2 ? CQK_KEYS_NONE : CQK_KEYS_ROTATED;
+		o.toy.n_heads = o.toy.n_kv_heads * (1 + i / 3 % 2);
+		o.soft_cap = i % 5 == 3 ? 100 : 0;
+		s = scene_new(&o);
+		keys_change(s, o.toy.d - 1, 1, 100);
+		queries_set(s, o.toy.d - 1, 10);
+		check_scene_variant(&g, s, CQK_CUDA_LUT);
+		scene_free(s);
+	}
+	gpu_close(&g);
+}
+
+/* Keys are zero where queries are not, or everywhere, or queries are almost zero. */
+TEST_LIMIT(scores_of_almost_nothing_by_tables, 60)
+{
+	static const float q_size[] = { 1e-36f, 1, 1e-36f };
+	struct gpu g;
+	uint32_t i, ch;
+
+	gpu_open(&g);
+	cqk_cuda_force(g.k, CQK_CUDA_LUT);
+	for (i = 0; i < 6; i++) {
+		struct scene_opts o = plain(64, 8);
+		struct scene *s;
+
+		o.toy.keys = CQK_KEYS_NONE;
+		o.toy.n_heads = o.toy.n_kv_heads * (1 + i / 3);
+		o.q_size = q_size[i % 3];
+		s = scene_new(&o);
+		for (ch = 0; ch < (i % 3 ? 64 : 1) && i % 3 < 2; ch++)
+			keys_change(s, ch, 0, 0);
+		if (i % 3 == 0)
+			queries_set(s, 0, 1);
+		check_scene_variant(&g, s, CQK_CUDA_LUT);
+		scene_free(s);
+	}
+	gpu_close(&g);
 }
 
 /* Items of so many pages that a warp looks at them more than once. */
