@@ -12,7 +12,7 @@
 #
 # In the environment: GPU_MIB, size of what is shared; GPU_UUID, another GPU than the
 # first; GPU_SECONDS (450) for everything; GPU_PARTS="kernels sanitizer hardening demo", what
-# beside sharing; GPU_KINDS="append attn base check prefix", kernels to test;
+# beside sharing; GPU_KINDS="append attn base check few prefix", kernels to test;
 # COMPUTE_SANITIZER, where that is; CQ_RUN, words before each program of ours, and
 # CQ_COMMIT, both of a bundle.
 # shellcheck source=scripts/gpu-lib.sh
@@ -99,7 +99,7 @@ tap() {
 	}'
 }
 
-for kind in ${GPU_KINDS:-append attn base check prefix}; do
+for kind in ${GPU_KINDS:-append attn base check few prefix}; do
 	part kernels || break
 	while IFS=$'\t' read -r test result value; do
 		put "$test" "$result" "$value"
@@ -138,8 +138,10 @@ for kind in memcheck racecheck; do
 	sanitize $kind attn sinks_tails_masks
 	sanitize $kind attn batches_share_pages_at_other_positions
 	sanitize $kind prefix wide_batches
-	sanitize $kind attn few_vectors
-	sanitize $kind attn few_vectors_over_halves
+	sanitize $kind few few_vectors
+	sanitize $kind few few_vectors_by_tables
+	sanitize $kind few few_vectors_over_halves
+	sanitize $kind prefix books_by_warpgroups
 	sanitize $kind append ties_take_the_lowest_code
 	sanitize $kind check lengths_around_stripes_and_blocks
 done

@@ -172,12 +172,12 @@ template <int d, int c, bool two>
 CQ_DEVICE void entries_init(const struct turn &t, const struct lut<d> *sh, struct entries<d, c> &e)
 {
 	constexpr uint32_t words = row<d, c, two>::words;
-	uint32_t x[c / 2], h;
+	uint32_t x[c / 2], h, id = cq_keep(threadIdx.x);
 	const __half *rows = keys_of<d>(t);
 	int i;
 
-	e.word = threadIdx.x % words;
-	e.first = threadIdx.x / words;
+	e.word = id % words;
+	e.first = id / words;
 	e.step = blockDim.x / words;
 #pragma unroll
 	for (h = 0; h < 2; h++) {
@@ -470,9 +470,16 @@ CQ_DEVICE void attention(const struct cqkd_attn &p, struct lut<d> *sh)
 	}
 }
 
+/* With 99 KiB no more than eight warps fit beside 128 channels: see cqk_cuda_variant_lut(). */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 800 && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
+#define MOST_WARPS(d) ((d) > 64 ? CQKD_LUT_WARPS_99K : WARPS)
+#else
+#define MOST_WARPS(d) WARPS
+#endif
+
 /* Grid: blocks that share the items of a kv head, kv heads of the call. */
 #define ATTN_LUT(d, kc, vc) \
-CQ_KERNEL_BLOCKS(WARPS * 32, 1, cqk_attn_lut_d##d##_k##kc##v##vc, (struct cqkd_attn p)) \
+CQ_KERNEL_BLOCKS(MOST_WARPS(d) * 32, 1, cqk_attn_lut_d##d##_k##kc##v##vc, (struct cqkd_attn p)) \
 { \
 	static_assert(sizeof(struct lut<d>) <= CQKD_LUT_SHARED(d, 0, 0, 0), "params.h"); \
 	CQ_DYN_SHARED(struct lut<d>, sh); \

@@ -434,6 +434,7 @@ struct cqkd_attn {
  * for each warp two tiles of codes, @groups: of K and V together.
  */
 #define CQKD_LUT_WARPS		12
+#define CQKD_LUT_WARPS_99K	8	/* with 128 channels, where blocks have 99 KiB */
 #define CQKD_LUT_VECS		2
 #define CQKD_LUT_TOKENS		(CQKD_TOKENS / 2)
 #define CQKD_LUT_SHARED(d, words, warps, groups) \

@@ -163,10 +163,13 @@ static uint32_t slices_shared(const struct cqk_cuda_shape *s)
 bool cqk_cuda_variant_lut(const struct cqk_cuda_shape *s, struct cqk_cuda_lut *l)
 {
 	static const uint32_t least = 4, enough = 8;	/* warps of a block of threads */
-	uint32_t d = s->head_dim, best = 0, keys, tiles, words;
+	uint32_t d = s->head_dim, best = 0, keys, tiles, words, most = CQKD_LUT_WARPS;
 
 	if (!coded(s) || s->turned || MAX(s->k_bits, s->v_bits) > 8 || d > CQKD_FEW_DIM)
 		return false;
+	/* their code is made for so many */
+	if (d > 64 && s->arch != 80 && (s->arch < 90 || s->arch >= 120))
+		most = CQKD_LUT_WARPS_99K;
 	keys = d / s->k_channels;
 	tiles = CQKD_LUT_SHARED(d, 0, 1, keys + d / s->v_channels) - CQKD_LUT_SHARED(d, 0, 0, 0);
 	/* with rows more than once all lanes read at once; but warps come first */
@@ -175,7 +178,7 @@ bool cqk_cuda_variant_lut(const struct cqk_cuda_shape *s, struct cqk_cuda_lut *l
 
 		if (fixed > s->shared)
 			continue;
-		warps = MIN((s->shared - fixed) / tiles, CQKD_LUT_WARPS) & ~1u;
+		warps = MIN((s->shared - fixed) / tiles, most) & ~1u;
 		if (warps < least || warps <= best)
 			continue;
 		best = warps;

@@ -40,14 +40,14 @@ of() {
 }
 
 # Three codings, two ways to codes, two kinds of keys, two of sharing, two variants, of rotated
-# keys three, and for a prefix one more; one case of 10 bits by two; step: fp16, too. Of the toy
+# keys three, and for a prefix two more; one case of 10 bits by two; step: fp16, too. Of the toy
 # there is time and room for all.
 kinds() {
 	! grep '"bench":"skipped"' "$json" &&
 		of append 3 config encode rows ring_layers us ns_token &&
 		of prefill 6 config encode rows ring_layers us ns_token &&
 		of step 12 config gib context batch sequences_held us tokens_s &&
-		of decode 38 config keys sharing variant batch rows context ring_layers us p10_us \
+		of decode 44 config keys sharing variant batch rows context ring_layers us p10_us \
 			p90_us baseline baseline_us baseline_hbm_share baseline_ring_layers \
 			baseline_rel_err versus vs_fp16 fp8 fp8_us fp8_hbm_share fp8_ring_layers \
 			fp8_rel_err fp8_versus vs_fp8 hbm_share rel_err
@@ -97,9 +97,9 @@ others_count() {
 	LD_LIBRARY_PATH=$O/tests/emu "$O/tests/gpu/gpu_bench" --emulated --size 24 \
 		--baselines "$dir/others" >"$dir/json" || return 1
 	grep '"sharing":"private"' "$dir/json" | grep -c '"baseline":"magic","baseline_us":0.5,' |
-		grep -x 14 &&
+		grep -x 17 &&
 		grep '"sharing":"prefix"' "$dir/json" | grep -c '"fp8":"trick","fp8_us":0.25,' |
-		grep -x 18 &&
+		grep -x 27 &&
 		! grep '"sharing":"prefix"' "$dir/json" | grep -E 'magic|slow' &&
 		! grep '"sharing":"private"' "$dir/json" | grep trick
 }
@@ -110,7 +110,7 @@ table_and_plot() {
 		! grep '^toy .* private .* books ' "$dir/said" &&
 		grep '^prefill  toy .* near 128 rows' "$dir/said" &&
 		grep 'emulated: no GPU was measured' "$dir/said" &&
-		[ "$(grep -c '<rect' "${json%.json}.svg")" = 32 ] &&
+		[ "$(grep -c '<rect' "${json%.json}.svg")" = 44 ] &&
 		tail -n 1 "${json%.json}.svg" | grep -x '</svg>'
 }
 
