@@ -40,55 +40,55 @@ LUTS = "kernels/cuda/attn_lut"
 LUT = "HMMA={},MUFU={},LDGSTS={},lds={}"
 COUNTED = {
     # 16 tokens of a page that four vectors see whole, or eight; keys turned
-    ("few", 8, 4): (FEWS, "cqk_attn_few_d128_k8v8", FEW.format(40, 2), 437, 133),
-    ("few", 4, 4): (FEWS, "cqk_attn_few_d128_k4v4", FEW.format(48, 2), 499, 152),
+    ("few", 8, 4): (FEWS, "cqk_attn_few_d128_k8v8", FEW.format(40, 2), 437, 130),
+    ("few", 4, 4): (FEWS, "cqk_attn_few_d128_k4v4", FEW.format(48, 2), 499, 151),
     ("few", 2, 4): (FEWS, "cqk_attn_few_d128_k2v2", FEW.format(64, 2), 669, 201),
-    ("few", 8, 8): (FEWS, "cqk_attn_few_d128_k8v8", FEW.format(80, 4), 523, 140),
-    ("few", 4, 8): (FEWS, "cqk_attn_few_d128_k4v4", FEW.format(96, 4), 590, 161),
+    ("few", 8, 8): (FEWS, "cqk_attn_few_d128_k8v8", FEW.format(80, 4), 523, 137),
+    ("few", 4, 8): (FEWS, "cqk_attn_few_d128_k4v4", FEW.format(96, 4), 590, 160),
     ("few", 2, 8): (FEWS, "cqk_attn_few_d128_k2v2", FEW.format(128, 4), 819, 217),
     # keys that need no turning
-    ("as they are", 8): (FEWS, "cqk_attn_few_d128_k8v8", "HMMA=40,LDGSTS=1,STS=0", 353, 118),
-    ("as they are", 4): (FEWS, "cqk_attn_few_d128_k4v4", "HMMA=48,LDGSTS=1,STS=0", 446, 145),
+    ("as they are", 8): (FEWS, "cqk_attn_few_d128_k8v8", "HMMA=40,LDGSTS=1,STS=0", 353, 114),
+    ("as they are", 4): (FEWS, "cqk_attn_few_d128_k4v4", "HMMA=48,LDGSTS=1,STS=0", 446, 143),
     ("as they are", 2): (FEWS, "cqk_attn_few_d128_k2v2", "HMMA=64,LDGSTS=1,STS=0", 553, 184),
     # the same, if the warp also looks at what is to come
     "look": (FEWS, "cqk_attn_few_d128_k8v8",
-             FEW.format(40, 6) + ",SHFL=6", 521, 172),
+             FEW.format(40, 6) + ",SHFL=6", 521, 169),
     # attn_slices.cu: a round of two pages, 32 tokens of each warp, of a slice of keys and of
     # one of values, with all that there is to get ready and the barrier; four vectors
     ("keys", 8, 10): (SLICES, "cqk_attn_slices_d128_k8b10v8b10",
-                      "HMMA=8,half2=64,LDS.128=12,LDGSTS=2,STS=2,ST=4", 420, 126),
+                      "HMMA=8,half2=64,LDS.128=12,LDGSTS=2,STS=2,ST=4", 420, 124),
     ("values", 8, 10): (SLICES, "cqk_attn_slices_d128_k8b10v8b10",
                         "HMMA=16,MUFU=4,LDS.64=18,LDGSTS=2", 357, 115),
     ("keys", 8, 8): (SLICES, "cqk_attn_slices_d256_k8b8v8b8",
-                     "HMMA=16,half2=128,LDS.U16=10,ST=4,STS=4,LDGSTS=2", 468, 103),
+                     "HMMA=16,half2=128,LDS.U16=10,ST=4,STS=4,LDGSTS=2", 550, 147),
     ("values", 8, 8): (SLICES, "cqk_attn_slices_d256_k8b8v8b8",
-                       "HMMA=64,MUFU=4,LDS=50,LDGSTS=2", 465, 129),
+                       "HMMA=64,MUFU=4,LDS=50,LDGSTS=2", 461, 124),
     ("keys", 4, 8): (SLICES, "cqk_attn_slices_d256_k4b8v4b8",
-                     "HMMA=32,half2=128,LDS.U16=18,ST=4,STS=4,LDGSTS=2", 646, 189),
+                     "HMMA=32,half2=128,LDS.U16=18,ST=4,STS=4,LDGSTS=2", 641, 182),
     ("values", 4, 8): (SLICES, "cqk_attn_slices_d256_k4b8v4b8",
-                       "HMMA=64,MUFU=4,LDS=50,LDGSTS=2", 469, 128),
+                       "HMMA=64,MUFU=4,LDS=50,LDGSTS=2", 465, 125),
     ("keys", 2, 8): (SLICES, "cqk_attn_slices_d256_k2b8v2b8",
-                     "HMMA=64,half2=128,LDS.U16=34,ST=4,STS=4,LDGSTS=4", 891, 234),
+                     "HMMA=64,half2=128,LDS.U16=34,ST=4,STS=4,LDGSTS=4", 872, 225),
     ("values", 2, 8): (SLICES, "cqk_attn_slices_d256_k2b8v2b8",
-                       "HMMA=64,MUFU=4,LDS=80,LDGSTS=4", 581, 180),
+                       "HMMA=64,MUFU=4,LDS=80,LDGSTS=4", 577, 178),
     # 32 tokens of a page that one vector sees whole, or two
-    ("lut", 8, 1): (LUTS, "cqk_attn_lut_d128_k8v8", LUT.format(40, 8, 2, 36), 304, 87),
-    ("lut", 4, 1): (LUTS, "cqk_attn_lut_d128_k4v4", LUT.format(32, 8, 4, 72), 436, 144),
-    ("lut", 2, 1): (LUTS, "cqk_attn_lut_d128_k2v2", LUT.format(48, 8, 8, 136), 802, 284),
-    ("lut", 8, 2): (LUTS, "cqk_attn_lut_d128_k8v8", LUT.format(72, 16, 2, 36), 407, 116),
-    ("lut", 4, 2): (LUTS, "cqk_attn_lut_d128_k4v4", LUT.format(48, 16, 4, 72), 524, 172),
+    ("lut", 8, 1): (LUTS, "cqk_attn_lut_d128_k8v8", LUT.format(40, 8, 2, 36), 320, 98),
+    ("lut", 4, 1): (LUTS, "cqk_attn_lut_d128_k4v4", LUT.format(32, 8, 4, 72), 449, 146),
+    ("lut", 2, 1): (LUTS, "cqk_attn_lut_d128_k2v2", LUT.format(48, 8, 8, 136), 810, 282),
+    ("lut", 8, 2): (LUTS, "cqk_attn_lut_d128_k8v8", LUT.format(72, 16, 2, 36), 436, 126),
+    ("lut", 4, 2): (LUTS, "cqk_attn_lut_d128_k4v4", LUT.format(48, 16, 4, 72), 559, 183),
     # 16 tokens with half of the copies, and the other half
-    "f16": (HALVES, "cqk_attn_f16_d128", "HMMA=16,LDGSTS=8,MUFU=4", 315, 117),
+    "f16": (HALVES, "cqk_attn_f16_d128", "HMMA=16,LDGSTS=8,MUFU=4", 315, 114),
     "f16 copies": (HALVES, "cqk_attn_f16_d128", "LDGSTS=8", 74, 47),
     # attn.cu: 128 lookups; 64 pairs of keys turned, 128 of queries; 16 vectors' scores of 16
     # tokens; a vector's softmax; 16 vectors' results of 16 tokens, and of 64 vectors
-    "block codes": (BLOCK, "cqk_attn_d128", "LDG.E.U8=4,LDG.E.128=4", 86, 49),
-    "block keys": (BLOCK, "cqk_attn_d128", "LDG=4,F2FP=4", 82, 23),
-    "block queries": (BLOCK, "cqk_attn_d128", "LDG=8,F2FP=4", 143, 42),
-    "block scores": (BLOCK, "cqk_attn_d128", "HMMA=16,STS=4", 48, 4),
-    "block softmax": (BLOCK, "cqk_attn_d128", "SHFL=10", 110, 38),
-    "block values": (BLOCK, "cqk_attn_d128", "HMMA=4,LDSM.16.MT88=2", 23, 7),
-    "block more": (BLOCK, "cqk_attn_d128", "HMMA=16,LDSM.16.MT88=8", 49, 7),
+    "block codes": (BLOCK, "cqk_attn_d128", "LDG.E.U8=4,LDG.E.128=4", 87, 49),
+    "block keys": (BLOCK, "cqk_attn_d128", "LDG=4,F2FP=4", 82, 22),
+    "block queries": (BLOCK, "cqk_attn_d128", "LDG=8,F2FP=4", 144, 41),
+    "block scores": (BLOCK, "cqk_attn_d128", "HMMA=16,STS=4", 48, 3),
+    "block softmax": (BLOCK, "cqk_attn_d128", "SHFL=10", 109, 36),
+    "block values": (BLOCK, "cqk_attn_d128", "HMMA=4,LDSM.16.MT88=2", 23, 6),
+    "block more": (BLOCK, "cqk_attn_d128", "HMMA=16,LDSM.16.MT88=8", 49, 6),
     # attn_wide.cu: 128 lookups; 64 pairs of keys turned; a quarter of 16 vectors' products
     "wide codes": (WIDE, "cqk_attn_wide_d128", "LDG.E.U8=4,LDG.E.128=4", 87, 53),
     "wide keys": (WIDE, "cqk_attn_wide_d128", "LDG=8,F2FP=4", 125, 46),
@@ -103,10 +103,10 @@ COUNTED = {
     # attn_books_wgmma.cu: the same page, of a warp that decodes and of one with 16 vectors
     ("wgmma", 8, 0): (WGMMA, "cqk_attn_books_wgmma_k8v8", TURN2.format(16), 275, 58),
     ("wgmma", 4, 0): (WGMMA, "cqk_attn_books_wgmma_k4v4", TURN2.format(32), 365, 108),
-    ("wgmma", 2, 0): (WGMMA, "cqk_attn_books_wgmma_k2v2", TURN2.format(64), 508, 163),
-    ("wgmma", 8, 16): (WGMMA, "cqk_attn_books_wgmma_k8v8", "HGMMA=16", 423, 131),
-    ("wgmma", 4, 16): (WGMMA, "cqk_attn_books_wgmma_k4v4", "HGMMA=16", 426, 135),
-    ("wgmma", 2, 16): (WGMMA, "cqk_attn_books_wgmma_k2v2", "HGMMA=16", 426, 131),
+    ("wgmma", 2, 0): (WGMMA, "cqk_attn_books_wgmma_k2v2", TURN2.format(64), 508, 160),
+    ("wgmma", 8, 16): (WGMMA, "cqk_attn_books_wgmma_k8v8", "HGMMA=16", 455, 149),
+    ("wgmma", 4, 16): (WGMMA, "cqk_attn_books_wgmma_k4v4", "HGMMA=16", 458, 154),
+    ("wgmma", 2, 16): (WGMMA, "cqk_attn_books_wgmma_k2v2", "HGMMA=16", 458, 153),
     # base_wide.cu, whose products and softmax are attn_wide.cu's: 64 tokens with a quarter of
     # the products, of 16 vectors and of 32, and with one round of the loop of copies, of two
     "products": (BASE, "cqb_wide_f16_d128_v128", "HMMA=16", 35, 3),
@@ -114,9 +114,9 @@ COUNTED = {
     "tiles": (BASE, "cqb_wide_f16_d128_v256", "HMMA=160,LDGSTS=2,MUFU=68", 1016, 226),
     "copies": (BASE, "cqb_wide_f16_d128_v128", "LDGSTS=2", 34, 22),
     # append_many.cu: codes of a group of 16 tokens, with one round of looking
-    ("codes", 8): (CODES, "cqk_append_k8v8", NEAR, 486, 210),
-    ("codes", 4): (CODES, "cqk_append_k4v4", NEAR, 413, 206),
-    ("codes", 2): (CODES, "cqk_append_k2v2", NEAR, 381, 204),
+    ("codes", 8): (CODES, "cqk_append_k8v8", NEAR, 473, 202),
+    ("codes", 4): (CODES, "cqk_append_k4v4", NEAR, 400, 202),
+    ("codes", 2): (CODES, "cqk_append_k2v2", NEAR, 370, 202),
 }
 
 
