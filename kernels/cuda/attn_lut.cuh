@@ -208,7 +208,7 @@ CQ_DEVICE void softmax(const struct cqkd_attn &p, const struct products &s, int 
 	float x[4][2];
 	int i, e;
 
-	/* a rounded number each, in no later sum: the largest is just what others are relative to */
+	/* a rounded number each, in no later sum: the largest is what others are relative to */
 #pragma unroll
 	for (i = 0; i < 4; i++)
 #pragma unroll
