@@ -94,12 +94,12 @@ COUNTED = {
     "wide keys": (WIDE, "cqk_attn_wide_d128", "LDG=8,F2FP=4", 125, 46),
     # attn_books.cu: a page that all see, of a warp with 16 vectors and of one without; keys
     # turned
-    ("books", 8, 16): (BOOKS, "cqk_attn_books_k8v8", "HMMA=128," + TURN.format(8), 864, 229),
-    ("books", 4, 16): (BOOKS, "cqk_attn_books_k4v4", "HMMA=128," + TURN.format(16), 953, 285),
-    ("books", 2, 16): (BOOKS, "cqk_attn_books_k2v2", "HMMA=128," + TURN.format(32), 1077, 318),
+    ("books", 8, 16): (BOOKS, "cqk_attn_books_k8v8", "HMMA=128," + TURN.format(8), 862, 227),
+    ("books", 4, 16): (BOOKS, "cqk_attn_books_k4v4", "HMMA=128," + TURN.format(16), 953, 283),
+    ("books", 2, 16): (BOOKS, "cqk_attn_books_k2v2", "HMMA=128," + TURN.format(32), 1077, 316),
     ("books", 8, 0): (BOOKS, "cqk_attn_books_k8v8", TURN.format(8), 266, 90),
-    ("books", 4, 0): (BOOKS, "cqk_attn_books_k4v4", TURN.format(16), 356, 150),
-    ("books", 2, 0): (BOOKS, "cqk_attn_books_k2v2", TURN.format(32), 479, 188),
+    ("books", 4, 0): (BOOKS, "cqk_attn_books_k4v4", TURN.format(16), 358, 150),
+    ("books", 2, 0): (BOOKS, "cqk_attn_books_k2v2", TURN.format(32), 481, 188),
     # attn_books_wgmma.cu: the same page, of a warp that decodes and of one with 16 vectors
     ("wgmma", 8, 0): (WGMMA, "cqk_attn_books_wgmma_k8v8", TURN2.format(16), 275, 58),
     ("wgmma", 4, 0): (WGMMA, "cqk_attn_books_wgmma_k4v4", TURN2.format(32), 365, 108),

@@ -127,26 +127,27 @@ CQ_DEVICE void keys_make(const struct shop &t, const struct book_frame<kc, THREA
 			 const struct cqkd_block &b, uint64_t live, uint32_t i)
 {
 	const struct book_base *base = &t.sh->base[i % 2];
+	const struct book_rows rows = { book_rows_at(t.p, b, t.w.head), live };
+	const struct book_codes codes = { t.sh->book[0][0], codes_of<kc, vc>(t, i) };
 
 	if (b.kind)
-		book_key_rows(threadIdx.x, book_rows_at(t.p, b, t.w.head), live, t.p.turn_k,
-			      base, f, t.k);
+		book_keys(threadIdx.x, rows, t.p.turn_k, base, f, t.k);
 	else
-		book_keys(threadIdx.x, t.sh->book[0][0], codes_of<kc, vc>(t, i), t.p.turn_k, base,
-			  f, t.k);
+		book_keys(threadIdx.x, codes, t.p.turn_k, base, f, t.k);
 }
 
 template <int kc, int vc>
 CQ_DEVICE void values_make(const struct shop &t, const struct cqkd_block &b, uint64_t live,
 			   uint32_t i)
 {
-	const __half *rows = book_rows_at(t.p, b, t.w.head) + b.tokens * DIM;
+	const struct book_rows rows = { book_rows_at(t.p, b, t.w.head) + b.tokens * DIM, live };
+	const struct book_codes codes = { t.sh->book[1][0],
+					  codes_of<kc, vc>(t, i) + DIM / kc * CQKD_TOKENS };
 
 	if (b.kind)
-		book_value_rows<THREADS>(threadIdx.x, rows, live, t.v);
+		book_values<8, THREADS>(threadIdx.x, rows, t.v);
 	else
-		book_values<vc, THREADS>(threadIdx.x, t.sh->book[1][0],
-					 codes_of<kc, vc>(t, i) + DIM / kc * CQKD_TOKENS, t.v);
+		book_values<vc, THREADS>(threadIdx.x, codes, t.v);
 }
 
 /* Products of a warp's vectors with the tile's keys, and their probabilities. */
@@ -288,12 +289,4 @@ CQ_KERNEL_BLOCKS(THREADS, 1, cqk_attn_books_k##kc##v##vc, (struct cqkd_attn p)) 
 \
 	attention<kc, vc>(p, sh); \
 }
-ATTN_BOOKS(2, 2)
-ATTN_BOOKS(2, 4)
-ATTN_BOOKS(2, 8)
-ATTN_BOOKS(4, 2)
-ATTN_BOOKS(4, 4)
-ATTN_BOOKS(4, 8)
-ATTN_BOOKS(8, 2)
-ATTN_BOOKS(8, 4)
-ATTN_BOOKS(8, 8)
+BOOK_KERNELS(ATTN_BOOKS)

@@ -105,14 +105,17 @@ CQ_DEVICE void page_decode(const struct cqkd_attn &p, const struct work &w,
 	if (b.kind) {
 		uint64_t live = live_of(sh->ring.see, sh->ring.stage(page));
 		const __half *rows = book_rows_at(p, b, w.head);
+		const struct book_rows k = { rows, live }, v = { rows + b.tokens * BOOK_DIM, live };
 
-		book_key_rows(thread, rows, live, p.turn_k, base, f, tile[0]);
-		book_value_rows<GROUP>(cq_keep(thread), rows + b.tokens * BOOK_DIM, live, tile[1]);
-		return;
+		book_keys(thread, k, p.turn_k, base, f, tile[0]);
+		book_values<8, GROUP>(cq_keep(thread), v, tile[1]);
+	} else {
+		const struct book_codes k = { sh->book[0][0], codes };
+		const struct book_codes v = { sh->book[1][0], codes + BOOK_DIM / kc * CQKD_TOKENS };
+
+		book_keys(thread, k, p.turn_k, base, f, tile[0]);
+		book_values<vc, GROUP>(cq_keep(thread), v, tile[1]);
 	}
-	book_keys(thread, sh->book[0][0], codes, p.turn_k, base, f, tile[0]);
-	book_values<vc, GROUP>(cq_keep(thread), sh->book[1][0],
-			       codes + BOOK_DIM / kc * CQKD_TOKENS, tile[1]);
 }
 
 /*
@@ -212,13 +215,5 @@ CQ_KERNEL_BLOCKS(RING_THREADS, 1, cqk_attn_books_wgmma_k##kc##v##vc, (struct cqk
 \
 	attention<kc, vc>(p, sh); \
 }
-ATTN_BOOKS(2, 2)
-ATTN_BOOKS(2, 4)
-ATTN_BOOKS(2, 8)
-ATTN_BOOKS(4, 2)
-ATTN_BOOKS(4, 4)
-ATTN_BOOKS(4, 8)
-ATTN_BOOKS(8, 2)
-ATTN_BOOKS(8, 4)
-ATTN_BOOKS(8, 8)
+BOOK_KERNELS(ATTN_BOOKS)
 #endif

@@ -173,16 +173,11 @@ template <int d, int kc, int vc>
 CQ_DEVICE void item(const struct turn &t, struct few<d> *sh, const struct frame<d, kc> &f,
 		    struct pairs<d> &q)
 {
-	uint32_t i, n, buf = 0, sight = 0;
+	uint32_t i, buf = 0, sight = 0;
 	struct state<d> st;
 	struct work w;
 
-#pragma unroll
-	for (n = 0; n < pairs<d>::vecs; n++)
-		q.next[n] = ~0u;
-	queries_load(t.p, t.w, sh->all);
-	__syncthreads();
-	state_init(sh, st);
+	item_begin(t, sh, q, st);
 	look<AHEAD>(t, sh, sh->sights, 0);
 	/* once more than there are pages: what the first round would find is made in it */
 #pragma unroll 1

@@ -23,12 +23,11 @@
 #define CQK_CUDA_ATTN_FEW_CUH
 
 #include "kernels/cuda/attn_frag.cuh"
+#include "kernels/cuda/attn_result.cuh"
 
 #define SET 4			/* vectors of a product: two columns each */
 #define SETS (VECS / SET)
 #define SLACK 4.0f		/* how far scores may exceed what they are relative to */
-#define FLOOR -3e38f		/* below every score */
-#define EXACT 1e6f		/* larger numbers are not lowered by P_LIFT exactly */
 
 /*
  * What a lane has of a token: of a key the units l + 4 s of each half, of a value units
@@ -311,32 +310,6 @@ CQ_DEVICE void products(const struct frame<d, c> &f, const struct keys<d> &k, co
 	}
 }
 
-/* What a warp has found for a set so far: a lane has channels of vector l. */
-template <int d>
-struct result {
-	float o[d / 32][4];
-	/* what its probabilities are relative to, to base 2; their sum in this lane */
-	float low, l;
-};
-
-/* A vector's results fade where scores exceed what they are relative to. */
-template <int d>
-CQ_DEVICE void result_fade(float top, struct result<d> &r)
-{
-	float fade;
-	int i;
-
-	for (i = 4; i < 32; i *= 2)
-		top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, i));
-	top = fmaxf(r.low, fabsf(top) < EXACT ? top - P_LIFT : top);
-	fade = cq_exp2(r.low - top);
-	r.low = top;
-	r.l *= fade;
-#pragma unroll
-	for (i = 0; i < 4 * (d / 32); i++)
-		r.o[i / 4][i % 4] *= fade;
-}
-
 /*
  * Scores, to base 2, become probabilities, times 2^P_LIFT unless that would be lost: the
  * fragment of the lane's four tokens, 0 and 2 in @out[0], 1 and 3 in @out[1].
@@ -348,7 +321,7 @@ CQ_DEVICE void softmax(const float x[2], struct result<d> &r, uint32_t out[2])
 	int i;
 
 	if (__any_sync(0xffffffffu, top - r.low > P_LIFT + SLACK))
-		result_fade(top, r);
+		result_fade<4, 32>(top, r);	/* those of vector l */
 #pragma unroll
 	for (i = 0; i < 2; i++) {
 		float e = cq_exp2(x[i] - r.low);

@@ -20,12 +20,11 @@
 #define CQK_CUDA_ATTN_LUT_CUH
 
 #include "kernels/cuda/attn_frag.cuh"
+#include "kernels/cuda/attn_result.cuh"
 
 #define LUTS CQKD_LUT_VECS
 #define TILE CQKD_LUT_TOKENS
 #define MOST 32768.0f		/* probabilities are not larger */
-#define FLOOR -3e38f		/* below every score */
-#define EXACT 1e6f		/* larger numbers are not lowered by P_LIFT exactly */
 #define ONE 0x3c00u
 
 /* Where a lane finds what it looks up, and what that is multiplied with. */
@@ -141,32 +140,6 @@ CQ_DEVICE void products_of_rows(const __half *rows, uint32_t live, const __half 
 	}
 }
 
-/* What a warp has found for a vector so far: a lane has its channels, of the tokens of l. */
-template <int d>
-struct result {
-	float o[d / 32][4];
-	/* what probabilities are relative to, to base 2; their sum in this lane */
-	float low, l;
-};
-
-/* A vector's results fade where scores exceed what they are relative to. */
-template <int d>
-CQ_DEVICE void result_fade(float top, struct result<d> &r)
-{
-	float fade;
-	int i;
-
-	for (i = 1; i < 4; i *= 2)
-		top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, i));
-	top = fmaxf(r.low, fabsf(top) < EXACT ? top - P_LIFT : top);
-	fade = cq_exp2(r.low - top);
-	r.low = top;
-	r.l *= fade;
-#pragma unroll
-	for (i = 0; i < 4 * (d / 32); i++)
-		r.o[i / 4][i % 4] *= fade;
-}
-
 /* s -> cap * tanh(s / cap), to base 2. */
 CQ_DEVICE void scores_cap(float soft_cap, float x[4][2])
 {
@@ -242,7 +215,7 @@ CQ_DEVICE void softmax(const struct cqkd_attn &p, const struct products &s, int 
 #pragma unroll
 		for (i = 0; i < 4; i++)
 			top = fmaxf(top, fmaxf(x[i][0], x[i][1]));
-		result_fade(top, r);
+		result_fade<1, 4>(top, r);	/* those of its tokens */
 	}
 }
 

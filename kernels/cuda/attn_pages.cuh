@@ -275,6 +275,20 @@ CQ_DEVICE void state_init(S *sh, struct state<d> &st)
 		sh->all.query[threadIdx.x].size *= LOG2E;
 }
 
+/* An item begins: its queries are loaded, no step has turned any, nothing is found. */
+template <int d, typename S>
+CQ_DEVICE void item_begin(const struct turn &t, S *sh, struct pairs<d> &q, struct state<d> &st)
+{
+	uint32_t n;
+
+#pragma unroll
+	for (n = 0; n < pairs<d>::vecs; n++)
+		q.next[n] = ~0u;
+	queries_load(t.p, t.w, sh->all);
+	__syncthreads();
+	state_init(sh, st);
+}
+
 /*
  * What turns queries by so many positions, of the @d / 2 pairs from @first on; nothing where
  * keys do not turn.

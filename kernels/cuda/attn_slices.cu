@@ -428,15 +428,10 @@ CQ_DEVICE void item(const struct turn &t, const struct part &part, struct slices
 		    const struct frame<w, side::c> &f, struct pairs<w> &q)
 {
 	constexpr uint32_t pages = slices<d, w>::pages;
-	uint32_t turns = (t.w.item.n_blocks + pages - 1) / pages + 3, i, n;
+	uint32_t turns = (t.w.item.n_blocks + pages - 1) / pages + 3, i;
 	struct state<w> st;
 
-#pragma unroll
-	for (n = 0; n < pairs<w>::vecs; n++)
-		q.next[n] = ~0u;
-	queries_load(t.p, t.w, sh->all);
-	__syncthreads();
-	state_init(sh, st);
+	item_begin(t, sh, q, st);
 	for (i = 0; i < 2; i++)
 		look<pages>(t, sh, sh->sights[i], i * pages);
 	cq_cluster_arrive();

@@ -126,16 +126,36 @@ struct book_units {
 	uint32_t x[2][book_share<c, threads>::tokens][book_share<c, threads>::words];
 };
 
+/**
+ * struct book_codes - where a page of codes has keys, or values
+ * @book:  [256][128], shared memory
+ * @codes: as they are stored, shared memory, 4-byte aligned
+ */
+struct book_codes {
+	const __half *book;
+	const uint8_t *codes;
+};
+
+/**
+ * struct book_rows - where an fp16 block has them
+ * @rows: [64][128], global memory
+ * @live: tokens that somebody sees; others are zero
+ */
+struct book_rows {
+	const __half *rows;
+	uint64_t live;
+};
+
 template <int c, int threads>
-CQ_DEVICE void book_units_of_codes(uint32_t thread, int s, const __half *book,
-				   const uint8_t *codes, struct book_units<c, threads> &u)
+CQ_DEVICE void book_units_load(uint32_t thread, int s, const struct book_codes &from,
+			       struct book_units<c, threads> &u)
 {
 	using S = book_share<c, threads>;
 	uint32_t group = book_group<c>(thread, s), ch = group * c * 2;
-	const uint8_t *rows = reinterpret_cast<const uint8_t *>(book);
+	const uint8_t *rows = reinterpret_cast<const uint8_t *>(from.book);
+	const uint8_t *codes = from.codes + group * CQKD_TOKENS + book_token<threads>(thread);
 	int side, i;
 
-	codes += group * CQKD_TOKENS + book_token<threads>(thread);
 #pragma unroll
 	for (side = 0; side < 2; side++) {
 		const uint8_t *at = codes + side * (BOOK_PAIRS / c * CQKD_TOKENS);
@@ -148,10 +168,9 @@ CQ_DEVICE void book_units_of_codes(uint32_t thread, int s, const __half *book,
 	}
 }
 
-/* Of rows of an fp16 block; tokens that nobody sees are zero. */
 template <int c, int threads>
-CQ_DEVICE void book_units_of_rows(uint32_t thread, int s, const __half *rows, uint64_t live,
-				  struct book_units<c, threads> &u)
+CQ_DEVICE void book_units_load(uint32_t thread, int s, const struct book_rows &from,
+			       struct book_units<c, threads> &u)
 {
 	using S = book_share<c, threads>;
 	uint32_t token = book_token<threads>(thread), ch = book_group<c>(thread, s) * c;
@@ -161,8 +180,9 @@ CQ_DEVICE void book_units_of_rows(uint32_t thread, int s, const __half *rows, ui
 	for (i = 0; i < S::tokens; i++)
 #pragma unroll
 		for (side = 0; side < 2; side++) {
-			if (live >> (token + i) & 1) {
-				unit_load<S::words>(u.x[side][i], rows + (token + i) * BOOK_DIM +
+			if (from.live >> (token + i) & 1) {
+				unit_load<S::words>(u.x[side][i],
+						    from.rows + (token + i) * BOOK_DIM +
 						    side * BOOK_PAIRS + ch);
 				continue;
 			}
@@ -217,19 +237,18 @@ CQ_DEVICE void book_units_store(uint32_t thread, int s, const struct book_units<
 }
 
 /**
- * book_keys() - keys of a page of codes to a tile
+ * book_keys() - keys of a page to a tile
  * @thread: of @threads
- * @book:   [256][128], shared memory
- * @codes:  of the page's keys as they are stored, shared memory, 4-byte aligned
+ * @from:   struct book_codes or struct book_rows
  * @turned: to be turned
  * @base:   if so, of the page's position
  * @f:      and the thread's own
  * @tile:   shared memory
  *
- * Nobody may use @tile before a barrier after it, or write @codes.
+ * Nobody may use @tile before a barrier after it, or write what @from names.
  */
-template <int c, int threads>
-CQ_DEVICE void book_keys(uint32_t thread, const __half *book, const uint8_t *codes, bool turned,
+template <int c, int threads, typename From>
+CQ_DEVICE void book_keys(uint32_t thread, const From &from, bool turned,
 			 const struct book_base *base, const struct book_frame<c, threads> &f,
 			 uint8_t *tile)
 {
@@ -239,18 +258,16 @@ CQ_DEVICE void book_keys(uint32_t thread, const __half *book, const uint8_t *cod
 	for (s = 0; s < book_share<c, threads>::steps; s++) {
 		struct book_units<c, threads> u;
 
-		book_units_of_codes(thread, s, book, codes, u);
+		book_units_load(thread, s, from, u);
 		if (turned)
 			book_units_turn(thread, s, base, f, u);
 		book_units_store(thread, s, u, tile);
 	}
 }
 
-/* The same of rows of halves in global memory, [64][128]; tokens that are not @live are zero. */
-template <int c, int threads>
-CQ_DEVICE void book_key_rows(uint32_t thread, const __half *rows, uint64_t live, bool turned,
-			     const struct book_base *base, const struct book_frame<c, threads> &f,
-			     uint8_t *tile)
+/* Values, which nobody turns; rows may be of any @c. */
+template <int c, int threads, typename From>
+CQ_DEVICE void book_values(uint32_t thread, const From &from, uint8_t *tile)
 {
 	int s;
 
@@ -258,36 +275,9 @@ CQ_DEVICE void book_key_rows(uint32_t thread, const __half *rows, uint64_t live,
 	for (s = 0; s < book_share<c, threads>::steps; s++) {
 		struct book_units<c, threads> u;
 
-		book_units_of_rows(thread, s, rows, live, u);
-		if (turned)
-			book_units_turn(thread, s, base, f, u);
+		book_units_load(thread, s, from, u);
 		book_units_store(thread, s, u, tile);
 	}
-}
-
-/* Values, which nobody turns. */
-template <int c, int threads>
-CQ_DEVICE void book_values(uint32_t thread, const __half *book, const uint8_t *codes,
-			   uint8_t *tile)
-{
-	int s;
-
-#pragma unroll
-	for (s = 0; s < book_share<c, threads>::steps; s++) {
-		struct book_units<c, threads> u;
-
-		book_units_of_codes(thread, s, book, codes, u);
-		book_units_store(thread, s, u, tile);
-	}
-}
-
-template <int threads>
-CQ_DEVICE void book_value_rows(uint32_t thread, const __half *rows, uint64_t live, uint8_t *tile)
-{
-	struct book_units<8, threads> u;
-
-	book_units_of_rows(thread, 0, rows, live, u);
-	book_units_store(thread, 0, u, tile);
 }
 
 /* Where a page of codes has keys of a kv head; values follow. */
@@ -305,5 +295,11 @@ CQ_DEVICE const __half *book_rows_at(const struct cqkd_attn &p, const struct cqk
 
 	return cqkd_ptr<const __half>(b.base) + index * 2 * b.tokens * BOOK_DIM;
 }
+
+/* A kernel for each pair of groups, of keys and of values. */
+#define BOOK_KERNELS(kernel) \
+	kernel(2, 2) kernel(2, 4) kernel(2, 8) \
+	kernel(4, 2) kernel(4, 4) kernel(4, 8) \
+	kernel(8, 2) kernel(8, 4) kernel(8, 8)
 
 #endif /* CQK_CUDA_BOOKS_CUH */

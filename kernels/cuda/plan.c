@@ -147,6 +147,8 @@ static bool wide_pays(const struct cqk_cuda_step *s, const struct cqk_cuda_limit
 	uint32_t at = 0, n;
 	struct group g;
 
+	if (!limits->wide_work)
+		return true;
 	for (; group_at(s, at, &g); at += g.n_blocks) {
 		n = g.n_entries * s->gqa;
 		if (g.one_pos && n > limits->wide_from && n > CQKD_FEW_VECS)

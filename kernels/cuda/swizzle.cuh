@@ -30,24 +30,28 @@ struct swizzled : halves {
 	template <bool second>
 	CQ_DEVICE void keys(uint32_t a[2][4], const uint8_t *rows, uint32_t, int n)
 	{
-		uint32_t lane = threadIdx.x % 32, far = lane / 16, near = lane / 8 % 2;
-
 		static_assert(second, "tokens are columns");
-		rows += (far * 8 + lane % 8) * TILE_ROW + n / 4 * TILE_SIDE;
-		cq_ldmatrix_x4(a[0], rows + (near * 16 ^ lane % 8 * 16 ^ n % 4 * 32));
-		cq_ldmatrix_x4(a[1], rows + (near * 16 ^ lane % 8 * 16 ^ (n + 1) % 4 * 32));
+		cq_ldmatrix_x4(a[0], row_of_lane(false, rows, n));
+		cq_ldmatrix_x4(a[1], row_of_lane(false, rows, n + 1));
 	}
 
 	/* The same with tokens as terms and channels as columns. */
 	template <bool second>
 	CQ_DEVICE void values(uint32_t a[2][4], const uint8_t *rows, uint32_t, int n)
 	{
-		uint32_t lane = threadIdx.x % 32, far = lane / 16, near = lane / 8 % 2;
-
 		static_assert(second, "channels are columns");
-		rows += (near * 8 + lane % 8) * TILE_ROW + n / 4 * TILE_SIDE;
-		cq_ldmatrix_x4_trans(a[0], rows + (far * 16 ^ lane % 8 * 16 ^ n % 4 * 32));
-		cq_ldmatrix_x4_trans(a[1], rows + (far * 16 ^ lane % 8 * 16 ^ (n + 1) % 4 * 32));
+		cq_ldmatrix_x4_trans(a[0], row_of_lane(true, rows, n));
+		cq_ldmatrix_x4_trans(a[1], row_of_lane(true, rows, n + 1));
+	}
+
+	/* The row of matrices that a lane names, of 16 channels, by tokens first or by channels. */
+	CQ_DEVICE const uint8_t *row_of_lane(bool tokens, const uint8_t *rows, int n)
+	{
+		uint32_t lane = threadIdx.x % 32, far = lane / 16, near = lane / 8 % 2;
+		uint32_t t = tokens ? near : far, chunk = tokens ? far : near;
+
+		return rows + (t * 8 + lane % 8) * TILE_ROW + n / 4 * TILE_SIDE +
+		       (chunk * 16 ^ lane % 8 * 16 ^ n % 4 * 32);
 	}
 };
 

@@ -7,7 +7,6 @@
 #include <strings.h>
 #include <unistd.h>
 
-#include "tests/emu/cuemu_api.h"
 #include "tests/emu/fake.hpp"
 
 namespace fake {
