@@ -175,7 +175,7 @@ static inline int hold_open(struct hold_ans *out)
 	int fd = hold_connect();
 
 	ASSERT_LE(0, fd);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_HELLO, 0, 0, out));
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_HELLO, 0, 0, out), 0);
 	return fd;
 }
 

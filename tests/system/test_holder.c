@@ -16,7 +16,7 @@ static void still_has_one(void)
 {
 	int fd = hold_open(&got);
 
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_LIST_FROM, 0, 0, &got));
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_LIST_FROM, 0, 0, &got), 0);
 	ASSERT_EQ(got.a.n, 1);
 	close(fd);
 }
@@ -40,16 +40,16 @@ TEST(blocks)
 	ASSERT_NE(boot, 0);
 	ASSERT_STREQ(got.a.uuid, HOLDER_UUID);
 	ASSERT_EQ(got.a.bytes, 64 * MIB);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 7, BYTES, &got));
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 7, BYTES, &got), 0);
 	ASSERT_EQ(got.a.n, 1);
 	ASSERT_EQ(got.block[0].block, 7);
 	ASSERT_EQ(got.block[0].bytes, BYTES);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 3, 2 * MIB, &got));
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, UINT64_MAX, 2 * MIB, &got));
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 3, 2 * MIB, &got), 0);
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, UINT64_MAX, 2 * MIB, &got), 0);
 	other = hold_open(&got);
 	ASSERT_EQ(got.a.boot, boot);
 	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_LIST_FROM, 0, 0, &got), 1);
-	ASSERT_OK(hold_ask(other, CQP_HOLDER_LIST_FROM, 0, 0, &got));
+	ASSERT_EQ(hold_ask(other, CQP_HOLDER_LIST_FROM, 0, 0, &got), 0);
 	ASSERT_EQ(got.a.n, 3);
 	ASSERT_EQ(got.block[0].block, 3);
 	ASSERT_EQ(got.block[1].block, 7);
@@ -57,9 +57,9 @@ TEST(blocks)
 	hold_free(other, 7);
 	hold_free(other, 7);
 	hold_free(other, 99);
-	ASSERT_OK(hold_ask(other, CQP_HOLDER_LIST_FROM, 4, 0, &got));
+	ASSERT_EQ(hold_ask(other, CQP_HOLDER_LIST_FROM, 4, 0, &got), 0);
 	ASSERT_EQ(got.a.n, 1);
-	ASSERT_OK(hold_ask(other, CQP_HOLDER_ALLOC, 7, 32 * MIB, &got));
+	ASSERT_EQ(hold_ask(other, CQP_HOLDER_ALLOC, 7, 32 * MIB, &got), 0);
 	close(fd);
 	close(other);
 	hold_stop();
@@ -76,13 +76,13 @@ TEST(refused)
 	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES + 4096, &got), -EINVAL);
 	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, 66 * MIB, &got), -EINVAL);
 	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, UINT64_MAX & ~(2 * MIB - 1), &got), -EINVAL);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got));
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got), 0);
 	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got), -EEXIST);
 	/* It is there, and the rest is not enough. */
 	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 2, 62 * MIB, &got), -ENOMEM);
 	ASSERT_EQ(got.a.n, 0);
 	ASSERT_NE(strlen(got.a.text), 0);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_LIST_FROM, 0, 0, &got));
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_LIST_FROM, 0, 0, &got), 0);
 	ASSERT_EQ(got.a.n, 1);
 	close(fd);
 	hold_stop();
@@ -115,7 +115,7 @@ TEST(garbage)
 
 	begin();
 	fd = hold_open(&got);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got));
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got), 0);
 	memset(noise, 0x5a, sizeof(noise));
 	for (n = 1; n < sizeof(noise); n = n * 3 + 1)
 		ends(noise, n, -1, true);
@@ -164,7 +164,7 @@ TEST(crowd)
 	fd = hold_open(&got);
 	for (i = 0; i < 16; i++)
 		idle[i] = hold_connect();
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got));
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got), 0);
 	for (i = 0; i < 16; i++)
 		if (idle[i] >= 0)
 			close(idle[i]);
@@ -188,10 +188,10 @@ TEST(long_list)
 	sys_become(SYS_CQD_UID);
 	fd = hold_open(&got);
 	for (i = 1; i <= 600; i++)
-		ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, i, 2 * MIB, &got));
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_LIST_FROM, 0, 0, &got));
+		ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, i, 2 * MIB, &got), 0);
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_LIST_FROM, 0, 0, &got), 0);
 	ASSERT_EQ(got.a.n, CQP_HOLDER_LIST);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_LIST_FROM, CQP_HOLDER_LIST + 1, 0, &got));
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_LIST_FROM, CQP_HOLDER_LIST + 1, 0, &got), 0);
 	ASSERT_EQ(got.a.n, 600 - CQP_HOLDER_LIST);
 	ASSERT_EQ(got.block[got.a.n - 1].block, 600);
 	close(fd);
@@ -278,7 +278,7 @@ TEST(handles)
 	ASSERT_SYS(setenv("CQ_EMU_GARBAGE", "1", 1));
 	begin();
 	fd = hold_open(&got);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got));
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got), 0);
 	memcpy(handle, got.block[0].handle, sizeof(handle));
 	sys_spawn(&r, SYS_CQD_UID, reader, handle);
 	sys_hear(r.fd, 'o');
@@ -343,9 +343,9 @@ TEST(stopped_with_memory)
 	sys_become(SYS_CQD_UID);
 	told(notify, "READY=1");
 	fd = hold_open(&got);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got));
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got), 0);
 	memcpy(handle, got.block[0].handle, sizeof(handle));
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 2, BYTES, &got));
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 2, BYTES, &got), 0);
 	sys_spawn(&r, SYS_CQD_UID, reader, handle);
 	sys_hear(r.fd, 'o');
 	sys_spawn(&w, SYS_CQD_UID, writer, handle);
@@ -373,7 +373,7 @@ TEST(context_lost)
 	ASSERT_SYS(setenv("CQ_EMU_FAIL", "cuMemAlloc:2:719", 1));
 	begin();
 	fd = hold_open(&got);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got));
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, BYTES, &got), 0);
 	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 2, BYTES, &got), -EOWNERDEAD);
 	ASSERT_EQ(hold_wait(), 1);
 	close(fd);
@@ -388,7 +388,7 @@ TEST(half_made)
 	begin();
 	fd = hold_open(&got);
 	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, 60 * MIB, &got), -EOPNOTSUPP);
-	ASSERT_OK(hold_ask(fd, CQP_HOLDER_ALLOC, 1, 60 * MIB, &got));
+	ASSERT_EQ(hold_ask(fd, CQP_HOLDER_ALLOC, 1, 60 * MIB, &got), 0);
 	close(fd);
 	hold_stop();
 }
