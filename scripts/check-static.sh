@@ -15,7 +15,7 @@ jobs=$(nproc)
 
 checks='werror-gcc werror-clang headers abi isa arrows size banned spdx
 	kernel-doc checkpatch cppcheck clang-tidy sparse codespell shellcheck
-	man docs alone cuda-abi'
+	man docs alone cuda-abi gpu-model'
 
 files() {	# patterns
 	scripts/files.sh "$@"
@@ -179,6 +179,12 @@ check_cuda_abi() {
 	need g++ || return 77
 	g++ -std=c++17 -I. -I"$cuda" -Wall -Wextra -Werror -fsyntax-only \
 		tests/emu/abi_check.cpp >&2
+}
+
+# What gpu_bench compares times with is what the model says.
+check_gpu_model() {
+	need python3 || return 77
+	scripts/gpu-model.py --check >&2
 }
 
 # The repository speaks of the project alone: no path of somebody's machine.

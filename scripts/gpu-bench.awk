@@ -31,15 +31,17 @@ function num(key, format,	x) {
 	if (plot)
 		next
 	if (n == 1)
-		printf "%-17s %-4s %-8s %-7s %-5s %5s %6s %4s %9s %7s %6s %-18s %6s %6s  " \
-		       "%-18s %6s %6s  %7s\n",
+		printf "%-17s %-4s %-8s %-7s %-5s %5s %6s %4s %9s %9s %-6s %7s %6s %6s %-18s " \
+		       "%6s %6s  %-18s %6s %6s  %7s\n",
 		       "shape", "code", "keys", "sharing", "kind", "batch", "tokens", "ring", "us",
-		       "ps/t/h", "hbm", "baseline", "hbm", "x fp16", "fp8", "hbm", "x fp8", "error"
-	printf "%-17s %-4s %-8s %-7s %-5s %5s %6s %4s %9s %7s %6s %-18s %6s %6s%s %-18s %6s " \
-	       "%6s%s %7s\n",
+		       "model us", "wall", "ps/t/h", "hbm", "shared", "baseline",
+		       "hbm", "x fp16", "fp8", "hbm", "x fp8", "error"
+	printf "%-17s %-4s %-8s %-7s %-5s %5s %6s %4s %9s %9s %-6s %7s %6s %6s %-18s %6s " \
+	       "%6s%s %-18s %6s %6s%s %7s\n",
 	       text("shape"), text("config"), text("keys"), text("sharing"), text("variant"),
 	       text("batch"), text("context"), text("ring_layers"), num("us", "%.1f"),
-	       num("ps_token_head", "%.1f"), num("hbm_share", "%.2f"), text("baseline"),
+	       num("model_us", "%.1f"), text("model_wall"), num("ps_token_head", "%.1f"),
+	       num("hbm_share", "%.2f"), num("shared_share", "%.2f"), text("baseline"),
 	       num("baseline_hbm_share", "%.2f"), num("vs_fp16", "%.2f"),
 	       text("versus") == "baseline" ? " " : "*", text("fp8"),
 	       num("fp8_hbm_share", "%.2f"), num("vs_fp8", "%.2f"),

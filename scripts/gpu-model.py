@@ -2,14 +2,13 @@
 # SPDX-License-Identifier: MIT
 """Expected times of the attention kernels, from what they do for a token and kv head.
 
-    gpu-model.py [--check | --count O]
+    gpu-model.py [--check | --count O | --header]
 
 Shared memory is simulated: the addresses of attn_few.cu and books.cuh with random codes, by
-banks.
-Instructions are those of rounds of loops, as cuda-sass.py counts them. Nothing here was
+banks. Instructions are those of rounds of loops, as cuda-sass.py counts them. Nothing here was
 measured. --check fails unless gathers are free of conflicts where Documentation/gpu.md says
-so. --count counts the rounds again in what nvcc made below the folder O, and fails where
-there are other numbers here.
+so, and tests/gpu/bench_clocks.h is what --header prints. --count counts the rounds again in
+what nvcc made below the folder O, and fails where there are other numbers here.
 """
 import functools
 import importlib.util
@@ -47,9 +46,12 @@ COUNTED = {
     ("few", 4, 8): (FEWS, "cqk_attn_few_d128_k4v4", FEW.format(96, 4), 590, 160),
     ("few", 2, 8): (FEWS, "cqk_attn_few_d128_k2v2", FEW.format(128, 4), 819, 217),
     # keys that need no turning
-    ("as they are", 8): (FEWS, "cqk_attn_few_d128_k8v8", "HMMA=40,LDGSTS=1,STS=0", 353, 114),
-    ("as they are", 4): (FEWS, "cqk_attn_few_d128_k4v4", "HMMA=48,LDGSTS=1,STS=0", 446, 143),
-    ("as they are", 2): (FEWS, "cqk_attn_few_d128_k2v2", "HMMA=64,LDGSTS=1,STS=0", 553, 184),
+    ("as they are", 8, 4): (FEWS, "cqk_attn_few_d128_k8v8", "HMMA=40,LDGSTS=1,STS=0", 353, 114),
+    ("as they are", 4, 4): (FEWS, "cqk_attn_few_d128_k4v4", "HMMA=48,LDGSTS=1,STS=0", 446, 143),
+    ("as they are", 2, 4): (FEWS, "cqk_attn_few_d128_k2v2", "HMMA=64,LDGSTS=1,STS=0", 553, 184),
+    ("as they are", 8, 8): (FEWS, "cqk_attn_few_d128_k8v8", "HMMA=80,LDGSTS=1,STS=0", 446, 121),
+    ("as they are", 4, 8): (FEWS, "cqk_attn_few_d128_k4v4", "HMMA=96,LDGSTS=1,STS=0", 517, 134),
+    ("as they are", 2, 8): (FEWS, "cqk_attn_few_d128_k2v2", "HMMA=128,LDGSTS=1,STS=0", 679, 195),
     # the same, if the warp also looks at what is to come
     "look": (FEWS, "cqk_attn_few_d128_k8v8",
              FEW.format(40, 6) + ",SHFL=6", 521, 169),
@@ -245,11 +247,12 @@ def slices(c, bits, d):
     return [2 * d / c * bits / 8] + most
 
 
-def few_rotated(c):
-    """The same for up to four vectors, if neither keys nor queries need turning."""
-    size, waves, _, _, mma = few(c)
-    count, alu = (x / 16 for x in counted(("as they are", c)))
-    return size, waves - (4 + GQA * 128 / 32 * 2 / 4) / 16, count, alu, mma
+@functools.lru_cache(maxsize=None)
+def few_rotated(c, vectors=GQA):
+    """The same if neither keys nor queries need turning."""
+    size, waves, _, _, mma = few(c, vectors=vectors)
+    count, alu = (x / 16 for x in counted(("as they are", c, vectors)))
+    return size, waves - (4 + vectors * 128 / 32 * 2 / 4) / 16, count, alu, mma
 
 
 def lut_key(lane, c, two, words, step):
@@ -426,38 +429,47 @@ def book_decode(c, threads):
     return (2 * sum(took.values()) - took["turns"]) / 64 + 2 * 128 / c / 128
 
 
-def books(c, vectors):
-    """Picoseconds by wall of attn_books.cu, 128 vectors at once."""
-    walls = {"issue": 0, "alu": 0, "shared": 0, "tensor": 0}
-    for first in range(0, vectors, 128):
-        tiles = -(-min(vectors - first, 128) // 16)
-        count, alu = total((tiles, ("books", c, 16)), (8 - tiles, ("books", c, 0)))
-        # a warp reads all keys and values; what vectors see is written and read
-        waves = book_decode(c, 256) + 4 * tiles + (16 + 4 * tiles) / 64
-        walls["issue"] += count / 64 / 4 / SMS / CLOCK * 1e12
-        walls["alu"] += alu / 64 / 2 / SMS / CLOCK * 1e12
-        walls["shared"] += waves / SMS / CLOCK * 1e12
-        walls["tensor"] += 128 * tiles / 64 * MMA_CLOCKS / SMS / CLOCK * 1e12
-    return walls
+def book_clocks(c, vectors):
+    """Clocks by wall of attn_books.cu for a token, up to 128 vectors."""
+    tiles = -(-vectors // 16)
+    count, alu = total((tiles, ("books", c, 16)), (8 - tiles, ("books", c, 0)))
+    # a warp reads all keys and values; what vectors see is written and read
+    return {"issue": count / 64 / 4, "alu": alu / 64 / 2,
+            "shared": book_decode(c, 256) + 4 * tiles + (16 + 4 * tiles) / 64,
+            "tensor": 128 * tiles / 64 * MMA_CLOCKS}
 
 
-def warpgroups(c, vectors):
+def warpgroup_clocks(c, vectors):
     """The same of attn_books_wgmma.cu: one warpgroup decodes, one or two multiply.
 
     Each of these has 64 vectors and reads keys and values once; its chain is its instructions
     and its products, one after the other.
     """
-    walls = {"issue": 0, "alu": 0, "shared": 0, "tensor": 0, "chain": 0}
+    groups = -(-vectors // 64)
+    count, alu = total((4, ("wgmma", c, 0)), (4 * groups, ("wgmma", c, 16)))
+    products = 4 * 128 * MMA_CLOCKS / 2             # of 64 vectors and 64 tokens
+    return {"issue": count / 64 / 4, "alu": alu / 64 / 2,
+            "shared": book_decode(c, 128) + 4 * groups + 0.5, "tensor": groups * products / 64,
+            "chain": (counted(("wgmma", c, 16))[0] + products) / 64}
+
+
+def by_items(clocks, c, vectors):
+    """Picoseconds by wall of so many vectors, each 128 of which are an item."""
+    walls = {}
     for first in range(0, vectors, 128):
-        groups = -(-min(vectors - first, 128) // 64)
-        count, alu = total((4, ("wgmma", c, 0)), (4 * groups, ("wgmma", c, 16)))
-        products = 4 * 128 * MMA_CLOCKS / 2             # of 64 vectors and 64 tokens: clocks
-        walls["issue"] += count / 64 / 4
-        walls["alu"] += alu / 64 / 2
-        walls["shared"] += book_decode(c, 128) + 4 * groups + 0.5
-        walls["tensor"] += groups * products / 64
-        walls["chain"] += (counted(("wgmma", c, 16))[0] + products) / 64
-    return {key: clocks / SMS / CLOCK * 1e12 for key, clocks in walls.items()}
+        for key, n in clocks(c, min(vectors - first, 128)).items():
+            walls[key] = walls.get(key, 0) + n / SMS / CLOCK * 1e12
+    return walls
+
+
+def books(c, vectors):
+    """Picoseconds by wall of attn_books.cu."""
+    return by_items(book_clocks, c, vectors)
+
+
+def warpgroups(c, vectors):
+    """The same of attn_books_wgmma.cu."""
+    return by_items(warpgroup_clocks, c, vectors)
 
 
 def work(c, vectors, device):
@@ -562,16 +574,53 @@ def table():
                   .format(d, c, *gathers(d, c)))
 
 
+def header():
+    """The text of tests/gpu/bench_clocks.h: what items take, as a sum that grows by units."""
+    walls = ("shared", "issue", "alu", "tensor", "chain")
+    lines = []
+
+    def row(variant, code, turned, unit, most, by_units):
+        one, two = (by_units(n) for n in (1, 2 if most > 1 else 1))
+        each = [two.get(w, 0) - one.get(w, 0) if most > 1 else 0 for w in walls]
+        first = [one.get(w, 0) - x for w, x in zip(walls, each)]
+        lines.append(f"\t{{ CQK_CUDA_{variant}, \"{code}\", {turned}, {unit}, {most},\n"
+                     f"\t  {{ {join(first, '{:.3f}')} }}, {{ {join(each, '{:.3f}')} }} }},\n")
+
+    def clocks_of(job):
+        _, waves, count, alu, mma = job
+        return {"shared": waves, "issue": count / 4, "alu": alu / 2, "tensor": mma * MMA_CLOCKS}
+
+    for c in (2, 4, 8):
+        code = f"{c}c8b"
+        for unit in (4, 8):
+            for turned, of in (("true", few), ("false", few_rotated)):
+                row("FEW", code, turned, unit, 1,
+                    lambda _, of=of, n=unit: clocks_of(of(c, vectors=n)))
+        for unit in (1, 2)[:1 if c == 2 else 2]:
+            row("LUT", code, "false", unit, 1, lambda _, n=unit: clocks_of(lut(c, n)))
+        row("BOOKS", code, "true", 16, 8, lambda n: book_clocks(c, 16 * n))
+        row("WGMMA", code, "true", 64, 2, lambda n: warpgroup_clocks(c, 64 * n))
+        for turned in ("true", "false"):
+            row("BLOCK", code, turned, 256, 1, lambda _: {"chain": 2 * 128 / c})
+    row("SLICES", "8c10b", "true", 4, 1, lambda _: clocks_of(slices(8, 10, 128)))
+    return ("/* SPDX-License-Identifier: MIT */\n"
+            "/* Made by scripts/gpu-model.py --header: rows of struct clocks, head_dim 128. */\n"
+            + "".join(lines))
+
+
 def check():
     """No conflicts with head_dim 128, but those of codes that books.cuh names."""
-    bad = [f"{c}c8b: gathers" for c in (2, 4, 8) if max(gathers(128, c)) > 1]
+    bad = [f"{c}c8b: gathers have conflicts" for c in (2, 4, 8) if max(gathers(128, c)) > 1]
     for c, threads in ((c, threads) for c in (2, 4, 8) for threads in (128, 256)):
         for what, (passes, least) in book_waves(c, threads).items():
             twice = 2 if (c, threads, what) == (2, 256, "codes") else 1
             if passes > twice * least:
-                bad.append(f"{c}c8b, {threads} threads: {what} of books.cuh")
+                bad.append(f"{c}c8b, {threads} threads: {what} of books.cuh have conflicts")
+    random.seed(1)
+    if pathlib.Path("tests/gpu/bench_clocks.h").read_text(encoding="utf-8") != header():
+        bad.append("tests/gpu/bench_clocks.h is not what --header prints")
     for text in bad:
-        print(f"gpu-model: {text} have conflicts", file=sys.stderr)
+        print(f"gpu-model: {text}", file=sys.stderr)
     return 1 if bad else 0
 
 
@@ -579,6 +628,9 @@ if __name__ == "__main__":
     random.seed(1)
     if sys.argv[1:] == ["--check"]:
         sys.exit(check())
+    if sys.argv[1:] == ["--header"]:
+        sys.stdout.write(header())
+        sys.exit()
     if sys.argv[1:2] == ["--count"] and len(sys.argv) == 3:
         sys.exit(count(sys.argv[2]))
     table()

@@ -50,7 +50,8 @@ kinds() {
 		of decode 44 config keys sharing variant batch rows context ring_layers us p10_us \
 			p90_us baseline baseline_us baseline_hbm_share baseline_ring_layers \
 			baseline_rel_err versus vs_fp16 fp8 fp8_us fp8_hbm_share fp8_ring_layers \
-			fp8_rel_err fp8_versus vs_fp8 hbm_share rel_err
+			fp8_rel_err fp8_versus vs_fp8 hbm_share shared_share issue_share \
+			model_us model_wall clock_ghz sms rel_err
 }
 
 # What the kernels computed was right, and both sides of each ratio were measured.
@@ -88,6 +89,29 @@ sums_are_right() {
 			exit bad = 1
 	}
 	END { exit bad || !n }' "$json"
+}
+
+# By hand: what a token and kv head of a row of the model takes, of four sequences of 256 tokens.
+model_is_applied() {
+	local clocks
+
+	clocks=$(sed -n '/FEW, "4c8b", true, 4,/{ n; s/^[^0-9]*\([0-9.]*\).*/\1/p; }' \
+		"$top/tests/gpu/bench_clocks.h")
+	awk -v clocks="$clocks" '
+	function num(key,	at, x) {
+		at = index($0, "\"" key "\":")
+		x = substr($0, at + length(key) + 3)
+		return x + 0
+	}
+	/"4c8b","keys":"pre-rope","sharing":"private".*"variant":"few"/ {
+		n++
+		ratio = num("model_us") * num("sms") * num("clock_ghz") * 1e3 / (1024 * clocks)
+		bad = bad || !/"model_wall":"shared"/ || ratio < 0.999 || ratio > 1.001
+		ratio = num("shared_share") * num("us") / num("model_us")
+		bad = bad || ratio < 0.999 || ratio > 1.001
+	}
+	/"config":"8c10b".*"model_wall":"issue"/ || /"prefix".*"wgmma".*"model_us":[0-9]/ { more++ }
+	END { exit bad || n != 1 || more < 4 }' "$json"
 }
 
 # A kernel of others counts if it is faster than ours, where it computes the same.
@@ -160,13 +184,14 @@ fails() {
 }
 
 echo "TAP version 13"
-echo "1..12"
+echo "1..13"
 ok "a call that fails is told" fails
 ok "all of it, emulated" bench --emulated
 ok "each line is whole" lines_are_whole
 ok "there are all kinds, with their fields" kinds
 ok "results are right" results_are_right
 ok "so are quantiles and ratios" sums_are_right
+ok "times are compared with the model" model_is_applied
 ok "a table and a plot" table_and_plot
 ok "others' kernels count" others_count
 ok "it ends in time, and names what is missing" in_time

@@ -49,6 +49,7 @@ struct rig {
 	char name[128];
 	bool emulated;
 	uint32_t sms, l2;
+	double clock_hz;		/* at most */
 	double copy_bytes_s;		/* read and written, measured */
 	cqcu_ptr codes, halves;		/* random; each code is a number of e4m3, too */
 	cqcu_ptr scales;		/* of these */
@@ -207,6 +208,8 @@ static inline void rig_open(struct rig *r, int device, size_t mib)
 	r->sms = (uint32_t)value;
 	CU(r->g.cu->cuDeviceGetAttribute(&value, CQCU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE, r->g.dev));
 	r->l2 = (uint32_t)value;
+	CU(r->g.cu->cuDeviceGetAttribute(&value, CQCU_DEVICE_ATTRIBUTE_CLOCK_RATE, r->g.dev));
+	r->clock_hz = value * 1e3;
 	CU(r->g.cu->cuMemGetInfo(&have, &all));
 	have = mib ? MIN(mib << 20, have) : have;
 	/* a tenth for plans, tables and workspaces */

@@ -18,6 +18,7 @@
 #include <time.h>
 #include "tests/gpu/bench_rig.h"
 #include "tests/gpu/bench_rows.h"
+#include "tests/gpu/bench_model.h"
 
 #define GIB ((double)(1ull << 30))
 #define MODEL_LAYERS 32
@@ -249,6 +250,22 @@ static void put_baseline(struct rig *r, const struct shape *s, const struct step
 	}
 }
 
+/* What was expected, and how much of what a multiprocessor can was used. */
+static void put_forecast(const struct rig *r, const struct shape *s, const struct row *row,
+			 const struct call *c, double us)
+{
+	struct forecast f = forecast(r, s, row, c);
+	double per_us = r->sms * r->clock_hz * 1e-6;
+	bool lookups = c->variant == CQK_CUDA_BLOCK;	/* all that is counted of it */
+
+	put("model_us", f.wall ? f.us : NAN);
+	printf(",\"model_wall\":\"%s\"", f.wall ? f.wall : "none");
+	put("shared_share", f.wall && !lookups ? f.clocks[WALL_SHARED] / per_us / us : NAN);
+	put("issue_share", f.wall && !lookups ? f.clocks[WALL_ISSUE] / per_us / us : NAN);
+	put("clock_ghz", r->clock_hz / 1e9);
+	put("sms", r->sms);
+}
+
 static void decode_line(struct rig *r, const struct shape *s, const struct row *row,
 			struct side *sides)
 {
@@ -265,6 +282,7 @@ static void decode_line(struct rig *r, const struct shape *s, const struct row *
 	put_baseline(r, s, &row->step, sides, true, us);
 	put("hbm_share", x->c.bytes / r->copy_bytes_s * 1e6 / us);
 	put("copy_gb_s", r->copy_bytes_s / 1e9);
+	put_forecast(r, s, row, &x->c, us);
 	put("rel_err", x->err);
 	line_end();
 }
