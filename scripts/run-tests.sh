@@ -22,7 +22,8 @@ mkdir -p "$TAP_DIR"
 ASAN_OPTIONS=detect_stack_use_after_return=1:allocator_may_return_null=1
 export ASAN_OPTIONS=$ASAN_OPTIONS:suppressions=$top/scripts/asan.supp
 export UBSAN_OPTIONS=print_stacktrace=1
-export TSAN_OPTIONS=suppressions=$top/scripts/tsan.supp:die_after_fork=0
+# Of its own accord it waits a second at the end of each process, of which tests have many.
+export TSAN_OPTIONS=suppressions=$top/scripts/tsan.supp:die_after_fork=0:atexit_sleep_ms=20
 export LSAN_OPTIONS=suppressions=$top/scripts/lsan.supp:print_suppressions=0
 
 if ! command -v prove >/dev/null; then
