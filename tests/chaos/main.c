@@ -461,7 +461,7 @@ static void usage(void)
 	      "Kill cqd and its workers at random and compare every result.\n\n"
 	      "  --seed N      of the random numbers (1)\n"
 	      "  --minutes N   at least so long, and 1,000 kills of workers, 200 of cqd (10)\n"
-	      "  --short       150 s, 100 and 20 kills\n"
+	      "  --short       90 s, 100 and 20 kills\n"
 	      "  --workers N   at the same time (8)\n", stderr);
 	exit(2);
 }
@@ -498,7 +498,7 @@ static void parse(struct driver *d, int argc, char **argv)
 		} else if (c == 'w') {
 			d->workers = number(optarg, 1, MAX_WORKERS);
 		} else if (c == 'q') {
-			d->seconds = 150;
+			d->seconds = 90;
 			d->min_worker_kills = 100;
 			d->min_daemon_kills = 20;
 		} else {
