@@ -139,6 +139,7 @@ for kind in memcheck racecheck; do
 	sanitize $kind attn batches_share_pages_at_other_positions
 	sanitize $kind prefix wide_batches
 	sanitize $kind few few_vectors
+	sanitize $kind few few_vectors_by_bytes
 	sanitize $kind few few_vectors_by_tables
 	sanitize $kind few few_vectors_over_halves
 	sanitize $kind prefix books_by_warpgroups

@@ -4,11 +4,12 @@
 
     gpu-model.py [--check | --count O | --header]
 
-Shared memory is simulated: the addresses of attn_few.cu and books.cuh with random codes, by
-banks. Instructions are those of rounds of loops, as cuda-sass.py counts them. Nothing here was
-measured. --check fails unless gathers are free of conflicts where Documentation/gpu.md says
-so, and tests/gpu/bench_clocks.h is what --header prints. --count counts the rounds again in
-what nvcc made below the folder O, and fails where there are other numbers here.
+Shared memory is simulated: the addresses of attn_few.cu, attn_bytes.cu and books.cuh with
+random codes, by banks. Instructions are those of rounds of loops, as cuda-sass.py counts
+them. Nothing here was measured. --check fails unless gathers are free of conflicts where
+Documentation/gpu.md says so, and tests/gpu/bench_clocks.h is what --header prints. --count
+counts the rounds again in what nvcc made below the folder O, and fails where there are other
+numbers here.
 """
 import functools
 import importlib.util
@@ -23,6 +24,9 @@ L2 = 5.5e12             # bytes per second, from which codebooks come
 LAUNCH = 2e-6           # seconds that one more launch takes
 STRIDE = 80             # CQKD_FEW_STRIDE
 GQA = 4                 # query heads of a kv head
+# Others, for what is made for them: multiprocessors, Hz, bytes a second, clocks of a product
+OTHERS = {"A100": (108, 1.41e9, 2.04e12, 2.0), "L40S": (142, 2.52e9, 0.864e12, 4.0),
+          "RTX 4090": (128, 2.52e9, 1.008e12, 8.0)}
 
 # Rounds of loops: fatbin, kernel, what cuda-sass.py --round is told; then instructions of a
 # warp, and those of them that the unit of half the width (selects, permutes, logic,
@@ -35,7 +39,8 @@ BLOCK, WIDE, BASE = "kernels/cuda/attn", "kernels/cuda/attn_wide", "tests/gpu/ba
 CODES, BOOKS = "kernels/cuda/append_many", "kernels/cuda/attn_books"
 WGMMA = "kernels/cuda/attn_books_wgmma"
 TURN, TURN2 = "HFMA2=32,HMUL2=32,STS={}", "HFMA2=64,HMUL2=64,STS={}"
-LUTS = "kernels/cuda/attn_lut"
+LUTS, BYTES = "kernels/cuda/attn_lut", "kernels/cuda/attn_bytes"
+ROUND = "HMMA={},half2=180,LDGSTS=1,STS={}"
 LUT = "HMMA={},MUFU={},LDGSTS={},lds={}"
 COUNTED = {
     # 16 tokens of a page that four vectors see whole, or eight; keys turned
@@ -52,7 +57,14 @@ COUNTED = {
     ("as they are", 8, 8): (FEWS, "cqk_attn_few_d128_k8v8", "HMMA=80,LDGSTS=1,STS=0", 446, 121),
     ("as they are", 4, 8): (FEWS, "cqk_attn_few_d128_k4v4", "HMMA=96,LDGSTS=1,STS=0", 517, 134),
     ("as they are", 2, 8): (FEWS, "cqk_attn_few_d128_k2v2", "HMMA=128,LDGSTS=1,STS=0", 679, 195),
-    # the same, if the warp also looks at what is to come
+    # attn_bytes.cu; keys turned
+    ("bytes", 8, 4): (BYTES, "cqk_attn_bytes_k8v8", ROUND.format(40, 2), 656, 220),
+    ("bytes", 4, 4): (BYTES, "cqk_attn_bytes_k4v4", ROUND.format(48, 2), 741, 260),
+    ("bytes", 2, 4): (BYTES, "cqk_attn_bytes_k2v2", ROUND.format(64, 2), 994, 354),
+    ("bytes", 8, 8): (BYTES, "cqk_attn_bytes_k8v8", ROUND.format(80, 4), 740, 226),
+    ("bytes", 4, 8): (BYTES, "cqk_attn_bytes_k4v4", ROUND.format(96, 4), 832, 268),
+    ("bytes", 2, 8): (BYTES, "cqk_attn_bytes_k2v2", ROUND.format(128, 4), 1145, 371),
+    # the same as attn_few.cu, if the warp also looks at what is to come
     "look": (FEWS, "cqk_attn_few_d128_k8v8",
              FEW.format(40, 6) + ",SHFL=6", 521, 169),
     # attn_slices.cu: a round of two pages, 32 tokens of each warp, of a slice of keys and of
@@ -162,10 +174,10 @@ def value_unit(lane, d, unit, step):
     return (lane // 4 * count | order) ^ step
 
 
-def gather(of, d, unit, step):
-    """Passes of one load of centroids with random codes."""
-    return wavefronts([random.randrange(256) * 2 * d + of(lane, d, unit, step) * 2 * unit
-                       for lane in range(32)], 2 * unit)
+def gather(of, d, unit, step, size=2):
+    """Passes of one load of centroids with random codes, of so many bytes a channel."""
+    return wavefronts([random.randrange(256) * size * d + of(lane, d, unit, step) * size * unit
+                       for lane in range(32)], size * unit)
 
 
 def key_codes(d, unit, c, step):
@@ -245,6 +257,21 @@ def slices(c, bits, d):
         sides.append((waves / 16, count, alu, products / 16))
     most = [blocks * max(x) for x in zip(*sides)]
     return [2 * d / c * bits / 8] + most
+
+
+@functools.lru_cache(maxsize=None)
+def few_bytes(c, vectors=GQA):
+    """The same of attn_bytes.cu, whose rows of centroids are half as long; keys turn."""
+    size, waves, _, _, mma = few(c, vectors=vectors)
+    k, v = units(128, c)
+    # a lane has two tokens' keys of both sides, and four tokens' values
+    waves += sum(4 * 16 // unit * mean(lambda s, of=of, unit=unit: gather(of, 128, unit, s, 1),
+                                       16 // unit)
+                 for of, unit in ((key_unit, k), (value_unit, v))) / 16
+    waves -= 2 * sum(gathers(128, c))
+    count, alu = (x / 16 for x in total((1, ("bytes", c, vectors)), (1 / 12, "look"),
+                                        (-1 / 12, ("few", 8, 4))))
+    return size, waves, count, alu, mma
 
 
 @functools.lru_cache(maxsize=None)
@@ -534,6 +561,26 @@ def count(folder):
     return 1 if bad else 0
 
 
+def bytes_table():
+    """Print the model of attn_bytes.cu on GPUs that have less shared memory."""
+    print("| GPU | code | memory | shared | issue | alu | tensor | wall | ps | of fp16 | `block` |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for gpu, (sms, clock, bandwidth, mma_clocks) in OTHERS.items():
+        for c in (2, 4, 8):
+            if c == 2 and gpu != "A100":
+                continue
+            size, waves, count, alu, mma = few_bytes(c)
+            ps = {"memory": size / bandwidth * 1e12}
+            clocks = {"shared": waves, "issue": count / 4, "alu": alu / 2,
+                      "tensor": mma * mma_clocks}
+            ps.update((w, n / sms / clock * 1e12) for w, n in clocks.items())
+            most = max(ps, key=ps.get)
+            lookups = max(2 * 128 / c / sms / clock * 1e12, ps["memory"])
+            print("|", " | ".join([gpu, f"{c}c8b"] + [f"{x:.0f}" for x in ps.values()] + [
+                most, f"{ps[most]:.0f}", f"{512 / bandwidth * 1e12 / ps[most]:.1f}",
+                f"{lookups:.0f}"]), "|")
+
+
 def table():
     """Print the model."""
     print("| variant | code | bytes | wavefronts | instructions | of the ALU | mma | memory |"
@@ -561,6 +608,7 @@ def table():
             walls, wall = times(work, device)
             row += [f"{walls[wall]:.0f}", f"{4 * d / HBM[device] * 1e12 / walls[wall]:.1f}"]
         print("|", " | ".join(row), "|")
+    bytes_table()
     for c in (2, 4, 8):
         print(f"block {c}c8b: {block(c):.0f} ps of lookups in the L1, if one is a clock")
     for d in (64, 128):
@@ -602,6 +650,10 @@ def header():
         row("WGMMA", code, "true", 64, 2, lambda n: warpgroup_clocks(c, 64 * n))
         for turned in ("true", "false"):
             row("BLOCK", code, turned, 256, 1, lambda _: {"chain": 2 * 128 / c})
+    for c in (4, 8):
+        for unit in (4, 8):
+            row("BYTES", f"{c}c8b-i8", "true", unit, 1,
+                lambda _, c=c, n=unit: clocks_of(few_bytes(c, n)))
     row("SLICES", "8c10b", "true", 4, 1, lambda _: clocks_of(slices(8, 10, 128)))
     return ("/* SPDX-License-Identifier: MIT */\n"
             "/* Made by scripts/gpu-model.py --header: rows of struct clocks, head_dim 128. */\n"

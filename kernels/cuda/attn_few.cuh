@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Fragments of tensor cores from centroids in shared memory, for attn_few.cu and
- * attn_slices.cu. A warp has 16 tokens and sets of four query vectors; lane = 4 n + l.
+ * Fragments of tensor cores from centroids in shared memory, for attn_few.cu, attn_bytes.cu
+ * and attn_slices.cu. A warp has 16 tokens and sets of four query vectors; lane = 4 n + l.
  *
  * The table of a head has a row per code, in which the centroids of all groups lie beside
  * each other. A lane takes units of channels, of one group each: one load has a unit. Lanes
@@ -113,16 +113,41 @@ struct keys {
 	uint32_t x[2][2][d / 16];
 };
 
-/* Keys of a tile; @at: centroids, @codes: of the lane's tokens in the first group. */
-template <int d, int c>
-CQ_DEVICE void keys_of_codes(const struct cqkd_book &b, const __half *at, const uint8_t *codes,
-			     struct keys<d> &k)
+/*
+ * Where units of centroids come from: a table of a head that has them as halves, @rows by
+ * code. A unit is that of byte @i of some codes; where it is in a row, @at, is in bytes. What a
+ * lane keeps for that, nothing here, is by @word, the register of a token that is the first
+ * to be loaded; of keys those of its second side follow those of the first.
+ */
+template <int d>
+struct half_book {
+	struct lane {};
+
+	/* Of keys; the unit is in the row's half that @side says. */
+	template <int words>
+	CQ_DEVICE void key(const struct lane &, const uint8_t *rows, uint32_t *x, uint32_t codes,
+			   int i, uint32_t at, uint32_t side, int word)
+	{
+		unit_load<words>(x, rows + row_at<d>(codes, i, at) + side * d);
+	}
+
+	template <int words>
+	CQ_DEVICE void value(const struct lane &, const uint8_t *rows, uint32_t *x, uint32_t codes,
+			     int i, uint32_t at, int word)
+	{
+		unit_load<words>(x, rows + row_at<d>(codes, i, at));
+	}
+};
+
+/* Keys of a tile from @rows of a book B; @codes: of the lane's tokens in the first group. */
+template <int d, int c, typename B>
+CQ_DEVICE void keys_of_codes(const struct cqkd_book &b, const typename B::lane &lanes,
+			     const void *rows, const uint8_t *codes, struct keys<d> &k)
 {
 	constexpr int u = key<d, c>::u, words = u / 2;
 	uint32_t lane = threadIdx.x % 32, far = group_at<d, c, u>(b, d / 2 / u);
 	uint32_t first = lane % 4 | lane / 4 % key<d, c>::sets * 4;
 	uint32_t flip = key<d, c>::flip ? key_order<d, c>() : 0;
-	const uint8_t *book = reinterpret_cast<const uint8_t *>(at);
 	int s, h, i;
 
 #pragma unroll
@@ -137,8 +162,9 @@ CQ_DEVICE void keys_of_codes(const struct cqkd_book &b, const __half *at, const 
 
 #pragma unroll
 			for (h = 0; h < 2; h++)
-				unit_load<words>(&k.x[h][i][s * words],
-						 book + row_at<d>(two, h, ch) + side * d);
+				B::template key<words>(lanes, (const uint8_t *)rows,
+						       &k.x[h][i][s * words], two, h, ch, side,
+						       i * (d / 16) + s * words);
 		}
 	}
 }
@@ -347,14 +373,13 @@ CQ_DEVICE uint32_t value_order()
 	return (lane % 4 | lane / 16 * 4) & (value<d, c>::sets - 1);
 }
 
-/* Values of a tile; @at: centroids, @codes: of the lane's tokens in the first group. */
-template <int d, int c>
-CQ_DEVICE void values_of_codes(const struct cqkd_book &b, const __half *at, const uint8_t *codes,
-			       struct values<d> &v)
+/* Values of a tile from @rows of a book B; @codes: of the lane's tokens in the first group. */
+template <int d, int c, typename B>
+CQ_DEVICE void values_of_codes(const struct cqkd_book &b, const typename B::lane &lanes,
+			       const void *rows, const uint8_t *codes, struct values<d> &v)
 {
 	constexpr int u = value<d, c>::u, words = u / 2;
 	uint32_t first = threadIdx.x % 32 / 4 * value<d, c>::sets | value_order<d, c>();
-	const uint8_t *book = reinterpret_cast<const uint8_t *>(at);
 	uint32_t four = 0;
 	int s, i;
 
@@ -367,7 +392,8 @@ CQ_DEVICE void values_of_codes(const struct cqkd_book &b, const __half *at, cons
 			four = *(const uint32_t *)(codes + group_at<d, c, u>(b, first ^ s));
 #pragma unroll
 		for (i = 0; i < 4; i++)
-			unit_load<words>(&v.x[i][s * words], book + row_at<d>(four, i, ch));
+			B::template value<words>(lanes, (const uint8_t *)rows,
+						 &v.x[i][s * words], four, i, ch, s * words);
 	}
 }
 

@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What attn_few.cu and attn_slices.cu have in common: blocks of twelve warps that walk the
- * pages of an item, three at a time; what there is to know of a page is looked up before;
- * queries turn from page to page.
+ * What attn_few.cu, attn_bytes.cu and attn_slices.cu have in common: blocks of WARPS that walk
+ * the pages of an item, three at a time by twelve, two by eight; what there is to know of a
+ * page is looked up before; queries turn from page to page.
  */
 #ifndef CQK_CUDA_ATTN_PAGES_CUH
 #define CQK_CUDA_ATTN_PAGES_CUH
 
 #include "kernels/cuda/attn_few.cuh"
 
+#ifndef WARPS
 #define WARPS CQKD_FEW_WARPS
-#define PAGES CQKD_FEW_PAGES
+#endif
+#define PAGES (WARPS / 4)
 #define THREADS (WARPS * 32)
 #define PAGE_THREADS 128	/* four warps */
 #define AHEAD (CQKD_FEW_SIGHTS / 2)

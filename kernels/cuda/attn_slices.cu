@@ -291,7 +291,7 @@ template <int w, int c>
 CQ_DEVICE void keys_load(const struct part &part, const __half *book, const uint8_t *codes,
 			 struct keys<w> &k, struct side<c, 8, false>)
 {
-	keys_of_codes<w, c>(part.book, book, codes, k);
+	keys_of_codes<w, c, half_book<w>>(part.book, {}, book, codes, k);
 }
 
 template <int w>
@@ -305,7 +305,7 @@ template <int w, int c>
 CQ_DEVICE void values_load(const struct part &part, const __half *book, const uint8_t *codes,
 			   struct values<w> &v, struct side<c, 8, true>)
 {
-	values_of_codes<w, c>(part.book, book, codes, v);
+	values_of_codes<w, c, half_book<w>>(part.book, {}, book, codes, v);
 }
 
 template <int w>

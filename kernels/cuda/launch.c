@@ -17,7 +17,7 @@ enum kernel {
 	K_APPEND, K_ATTN_64, K_ATTN_128, K_ATTN_256, K_WIDE_64, K_WIDE_128, K_WIDE_256, K_MERGE,
 	K_CHECK, K_GATHER, K_MANY, K_F16_64 = K_MANY + 9, K_F16_128, K_FEW, K_LUT = K_FEW + 13,
 	K_BOOKS = K_LUT + 18, K_SLICES = K_BOOKS + 9, K_WGMMA = K_SLICES + 18,
-	N_KERNELS = K_WGMMA + 9
+	K_BYTES = K_WGMMA + 9, N_KERNELS = K_BYTES + 9
 };
 
 /* Of the kernels of attn_few.cu: head_dim, channels of a group; with 64 up to 4 of them. */
@@ -60,6 +60,13 @@ enum kernel {
 	[FEW_AT(d, kc, vc)] = {							\
 		"cqk_attn_few_d" #d "_k" #kc "v" #vc,				\
 		CQKD_FEW_SHARED(d, d / kc + d / vc), CQKD_FEW_WARPS * 32,	\
+	}
+/* Of those of attn_bytes.cu. */
+#define BYTES_AT(kc, vc) (K_BYTES + 3 * FEW_C(kc) + FEW_C(vc))
+#define BYTES(kc, vc)								\
+	[BYTES_AT(kc, vc)] = {							\
+		"cqk_attn_bytes_k" #kc "v" #vc,					\
+		CQKD_BYTES_SHARED(128, 128 / kc + 128 / vc), CQKD_BYTES_WARPS * 32, \
 	}
 #define SLICES(d, bits, kc, kb, vc, vb)						\
 	[SLICES_AT(d, kc, kb, vc, vb)] = {					\
@@ -110,6 +117,9 @@ static const struct {
 	WGMMA(2, 2), WGMMA(2, 4), WGMMA(2, 8),
 	WGMMA(4, 2), WGMMA(4, 4), WGMMA(4, 8),
 	WGMMA(8, 2), WGMMA(8, 4), WGMMA(8, 8),
+	BYTES(2, 2), BYTES(2, 4), BYTES(2, 8),
+	BYTES(4, 2), BYTES(4, 4), BYTES(4, 8),
+	BYTES(8, 2), BYTES(8, 4), BYTES(8, 8),
 };
 
 struct cqk_cuda_kernels {
@@ -397,7 +407,7 @@ static void shape_of(const struct cqk_cuda_kernels *k, const struct cqk_cuda_tab
 	*s = (struct cqk_cuda_shape){
 		.head_dim = t->model->geom.head_dim,
 		.k_channels = at->k.channels, .v_channels = at->v.channels,
-		.k_bits = at->k.bits, .v_bits = at->v.bits,
+		.k_bits = at->k.bits, .v_bits = at->v.bits, .bytes = at->k.i8 && at->v.i8,
 		.turned = t->model->geom.keys == CQK_KEYS_PRE_ROPE ? 2 * t->turn.half : 0,
 		.gqa = t->model->geom.n_heads / t->model->geom.n_kv_heads,
 		.arch = k->arch, .shared = k->shared,
@@ -602,6 +612,8 @@ static int launch_few(const struct cqk_cuda_kernels *k, const struct cqk_cuda_ta
 	if (v == CQK_CUDA_F16) {	/* two on a multiprocessor */
 		i = p->d > 64 ? K_F16_128 : K_F16_64;
 		size.x = MIN(2 * l->few, l->items);
+	} else if (v == CQK_CUDA_BYTES) {
+		i = BYTES_AT(s.k_channels, s.v_channels);
 	} else if (v == CQK_CUDA_SLICES) {
 		uint32_t blocks = 2 * CQKD_SLICES(p->d, MAX(s.k_bits, s.v_bits));
 

@@ -413,20 +413,25 @@ struct cqkd_attn {
 #define CQKD_FEW_CODES(groups)	((groups) * CQKD_FEW_STRIDE)
 #define CQKD_FEW_PAGE(d, groups) \
 	(CQKD_FEW_VECS * (d) * 2 + CQKD_FEW_CODES(groups))
-#define CQKD_FEW_STAGES(d, groups) \
-	(2 * CQKD_FEW_PAGES * CQKD_FEW_PAGE(d, groups) > 4 * CQKD_FEW_VECS * (d) * 4 ? \
-	 2 * CQKD_FEW_PAGES * CQKD_FEW_PAGE(d, groups) : 4 * CQKD_FEW_VECS * (d) * 4)
+#define CQKD_FEW_STAGES(d, groups, pages) \
+	(2 * (pages) * CQKD_FEW_PAGE(d, groups) > 4 * CQKD_FEW_VECS * (d) * 4 ? \
+	 2 * (pages) * CQKD_FEW_PAGE(d, groups) : 4 * CQKD_FEW_VECS * (d) * 4)
 
-/* Shared memory of cqk_attn_few_d*, @groups: of K and V together. */
-#define CQKD_FEW_SHARED(d, groups) \
-	(2 * CQKD_CENTROIDS * (d) * 2 +				/* centroids */ \
+/* Shared memory by @warps, with centroids of so many bytes a channel; @groups: K's and V's. */
+#define CQKD_FEW_SHARED_BY(d, groups, warps, bytes) \
+	(2 * CQKD_CENTROIDS * (d) * (bytes) +			/* centroids */ \
 	 (d) * 4 +						/* turns */ \
 	 CQKD_FEW_VECS * CQKD_Q_PITCH(d) * 4 +			/* queries */ \
 	 CQKD_FEW_SIGHTS * (24 + CQKD_FEW_VECS * 12) +		/* what they see */ \
 	 128 + 32 +						/* orders of values; item */ \
 	 CQKD_FEW_VECS * 16 +					/* vectors */ \
-	 CQKD_FEW_WARPS * CQKD_FEW_VECS * 8 +			/* maxima and sums of warps */ \
-	 CQKD_FEW_STAGES(d, groups))
+	 (warps) * CQKD_FEW_VECS * 8 +				/* maxima and sums of warps */ \
+	 CQKD_FEW_STAGES(d, groups, (warps) / 4))
+#define CQKD_FEW_SHARED(d, groups) CQKD_FEW_SHARED_BY(d, groups, CQKD_FEW_WARPS, 2)
+
+/* attn_bytes.cu: the same with centroids of a byte a channel, by fewer warps. */
+#define CQKD_BYTES_WARPS	8
+#define CQKD_BYTES_SHARED(d, groups) CQKD_FEW_SHARED_BY(d, groups, CQKD_BYTES_WARPS, 1)
 
 /*
  * attn_lut.cu: most warps of a block, two of which take a page; query vectors at once;

@@ -17,6 +17,7 @@ static const char *const names[CQK_CUDA_VARIANTS] = {
 	[CQK_CUDA_BOOKS] = "books",
 	[CQK_CUDA_SLICES] = "slices",
 	[CQK_CUDA_WGMMA] = "wgmma",
+	[CQK_CUDA_BYTES] = "bytes",
 };
 
 /*
@@ -35,6 +36,7 @@ static const struct {
 	{ 80, 0, 2, 1, CQK_CUDA_LUT },
 	{ 80, 0, 0, 0, CQK_CUDA_FEW },
 	{ 80, 0, 0, 0, CQK_CUDA_F16 },
+	{ 80, 0, 0, 0, CQK_CUDA_BYTES },
 	{ 80, 0, 0, 0, CQK_CUDA_LUT },
 	{ 90, 0, 0, 0, CQK_CUDA_SLICES },
 };
@@ -106,7 +108,8 @@ int cqk_cuda_variant_of(const char *name, enum cqk_cuda_variant *v, struct cq_er
 	if (i < 0)
 		return cq_err_set(err, -EINVAL,
 				  "%s=%s is no variant of kernels; there are auto, block, few, "
-				  "f16, lut, books, slices and wgmma", CQK_CUDA_VARIANT_ENV, name);
+				  "f16, lut, books, slices, wgmma and bytes",
+				  CQK_CUDA_VARIANT_ENV, name);
 	*v = (enum cqk_cuda_variant)i;
 	return 0;
 }
@@ -216,6 +219,8 @@ uint32_t cqk_cuda_variant_shared(enum cqk_cuda_variant v, const struct cqk_cuda_
 	groups = d / s->k_channels + d / s->v_channels;
 	if (v == CQK_CUDA_FEW)
 		return CQKD_FEW_SHARED(d, groups);
+	if (v == CQK_CUDA_BYTES)
+		return s->bytes && d == 128 ? CQKD_BYTES_SHARED(d, groups) : 0;
 	if (v == CQK_CUDA_WGMMA)
 		return d < 128 ? 0 : CQKD_WGMMA_SHARED(groups);
 	two = CQKD_BOOKS_SHARED(groups, 2);

@@ -26,11 +26,12 @@
  *                  slices of the centroids
  * @CQK_CUDA_WGMMA: attn_books_wgmma.cu, the same as attn_books.cu by the tensor cores of
  *                  sm_90a
+ * @CQK_CUDA_BYTES: attn_bytes.cu: the same as attn_few.cu, of centroids that stay bytes there
  * @CQK_CUDA_VARIANTS: number of them
  */
 enum cqk_cuda_variant {
 	CQK_CUDA_AUTO, CQK_CUDA_BLOCK, CQK_CUDA_FEW, CQK_CUDA_F16, CQK_CUDA_LUT, CQK_CUDA_BOOKS,
-	CQK_CUDA_SLICES, CQK_CUDA_WGMMA, CQK_CUDA_VARIANTS
+	CQK_CUDA_SLICES, CQK_CUDA_WGMMA, CQK_CUDA_BYTES, CQK_CUDA_VARIANTS
 };
 
 /* In the environment, too: how codes are found. */
@@ -54,6 +55,7 @@ enum cqk_cuda_encode {
  * @v_channels: of values
  * @k_bits:     of a code of keys, 0: not coded
  * @v_bits:     of values
+ * @bytes:      centroids of both are of a byte a channel, times a scale
  * @turned:     channels of a key that attention rotates, 0: none
  * @gqa:        query heads of a kv head
  * @arch:       compute capability, 90 for 9.0
@@ -63,6 +65,7 @@ struct cqk_cuda_shape {
 	uint32_t head_dim;
 	uint32_t k_channels, v_channels;
 	uint32_t k_bits, v_bits;
+	bool bytes;
 	uint32_t turned;
 	uint32_t gqa;
 	uint32_t arch;

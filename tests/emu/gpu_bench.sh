@@ -40,14 +40,14 @@ of() {
 }
 
 # Three codings, two ways to codes, two kinds of keys, two of sharing, two variants, of rotated
-# keys three, and for a prefix two more; one case of 10 bits by two; step: fp16, too. Of the toy
-# there is time and room for all.
+# keys three, and for a prefix two more; one case of 10 bits by two, two of bytes by three;
+# step: fp16, too. Of the toy there is time and room for all.
 kinds() {
 	! grep '"bench":"skipped"' "$json" &&
 		of append 3 config encode rows ring_layers us ns_token &&
 		of prefill 6 config encode rows ring_layers us ns_token &&
 		of step 12 config gib context batch sequences_held us tokens_s &&
-		of decode 44 config keys sharing variant batch rows context ring_layers us p10_us \
+		of decode 50 config keys sharing variant batch rows context ring_layers us p10_us \
 			p90_us baseline baseline_us baseline_hbm_share baseline_ring_layers \
 			baseline_rel_err versus vs_fp16 fp8 fp8_us fp8_hbm_share fp8_ring_layers \
 			fp8_rel_err fp8_versus vs_fp8 hbm_share shared_share issue_share \
@@ -121,7 +121,7 @@ others_count() {
 	LD_LIBRARY_PATH=$O/tests/emu "$O/tests/gpu/gpu_bench" --emulated --size 24 \
 		--baselines "$dir/others" >"$dir/json" || return 1
 	grep '"sharing":"private"' "$dir/json" | grep -c '"baseline":"magic","baseline_us":0.5,' |
-		grep -x 17 &&
+		grep -x 23 &&
 		grep '"sharing":"prefix"' "$dir/json" | grep -c '"fp8":"trick","fp8_us":0.25,' |
 		grep -x 27 &&
 		! grep '"sharing":"prefix"' "$dir/json" | grep -E 'magic|slow' &&
@@ -134,20 +134,20 @@ table_and_plot() {
 		! grep '^toy .* private .* books ' "$dir/said" &&
 		grep '^prefill  toy .* near 128 rows' "$dir/said" &&
 		grep 'emulated: no GPU was measured' "$dir/said" &&
-		[ "$(grep -c '<rect' "${json%.json}.svg")" = 44 ] &&
+		[ "$(grep -c '<rect' "${json%.json}.svg")" = 50 ] &&
 		tail -n 1 "${json%.json}.svg" | grep -x '</svg>'
 }
 
-# What there is no time for is named: 9 appends, 12 steps, 13 cases of decode.
+# What there is no time for is named: 9 appends, 12 steps, 15 cases of decode.
 in_time() {
 	LD_LIBRARY_PATH=$O/tests/emu timeout 20 "$O/tests/gpu/gpu_bench" --emulated --size 24 \
 		--seconds 1 >"$dir/json" || return 1
-	grep -c '"bench":"skipped"' "$dir/json" | grep -x 34 &&
+	grep -c '"bench":"skipped"' "$dir/json" | grep -x 36 &&
 		! grep -v '"why":"time"}$' "$dir/json" &&
-		[ "$(grep -c '"what":"decode","config":"[248]c[0-9]*b","keys":"[a-z-]*","sharing"' \
-			"$dir/json")" = 13 ] &&
+		[ "$(grep -c '"what":"decode","config":"[248]c[0-9]*b[-i8]*","keys":"[a-z-]*",' \
+			"$dir/json")" = 15 ] &&
 		awk -f "$top/scripts/gpu-bench.awk" "$dir/json" >"$dir/table" &&
-		grep '^skipped  toy, time: 34 rows' "$dir/table"
+		grep '^skipped  toy, time: 36 rows' "$dir/table"
 }
 
 # A call that does not return ends its process, and what was measured before it stays.
@@ -180,7 +180,7 @@ fails() {
 		grep cuGraphInstantiateWithFlags "$dir/why" || return 1
 	# before it is known what device there is, too
 	! CQ_EMU_FAIL=cuMemAlloc:1 bench --emulated 2>"$dir/why" && grep cuMemAlloc "$dir/why" &&
-		[ "$(grep -c '"emulated":true.*"why":"not reached"}$' "$json")" = 34 ]
+		[ "$(grep -c '"emulated":true.*"why":"not reached"}$' "$json")" = 36 ]
 }
 
 # Once is enough for a sanitizer.

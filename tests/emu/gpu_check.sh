@@ -61,14 +61,14 @@ tool() {
 sanitizer_clean() {
 	tool 0
 	COMPUTE_SANITIZER=$dir/tool GPU_PARTS=sanitizer check --emulated &&
-		[ "$(grep -c '^{"test":"memcheck:.*"pass"' "$json")" = 9 ] &&
-		[ "$(grep -c '^{"test":"racecheck:.*"pass","value":"=* ERROR' "$json")" = 9 ]
+		[ "$(grep -c '^{"test":"memcheck:.*"pass"' "$json")" = 10 ] &&
+		[ "$(grep -c '^{"test":"racecheck:.*"pass","value":"=* ERROR' "$json")" = 10 ]
 }
 
 sanitizer_finds() {
 	tool 9
 	! COMPUTE_SANITIZER=$dir/tool GPU_PARTS=sanitizer check --emulated &&
-		[ "$(grep -c '^{"test":"memcheck:.*"fail"' "$json")" = 9 ]
+		[ "$(grep -c '^{"test":"memcheck:.*"fail"' "$json")" = 10 ]
 }
 
 no_sanitizer() {

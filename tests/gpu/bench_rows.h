@@ -23,12 +23,21 @@ static const struct shape {
 static const struct coding {
 	const char *config;
 	uint32_t channels, bits;	/* @bits 0: 8 */
-} codings[] = { { "4c8b", 4, 0 }, { "8c8b", 8, 0 }, { "2c8b", 2, 0 }, { "fp16", 0, 0 } };
+	bool i8;			/* centroids are bytes, with scales */
+} codings[] = {
+	{ "4c8b", 4, 0, false }, { "8c8b", 8, 0, false }, { "2c8b", 2, 0, false },
+	{ "fp16", 0, 0, false },
+};
 
 #define CODINGS (ARRAY_SIZE(codings) - 1)
 
-/* Measured in few rows: of 10 bits, which clusters of blocks compute. */
-static const struct coding wide = { "8c10b", 8, 10 };
+/*
+ * Measured in few rows: of 10 bits, which clusters of blocks compute, and with centroids that
+ * may stay bytes.
+ */
+static const struct coding others[] = {
+	{ "8c10b", 8, 10, false }, { "8c8b-i8", 8, 0, true }, { "4c8b-i8", 4, 0, true },
+};
 
 enum row_kind { ROW_APPEND, ROW_PREFILL, ROW_DECODE, ROW_STEP, ROW_KINDS };
 
@@ -116,7 +125,8 @@ static inline bool rows_have(const struct rows *rows, struct step step, uint32_t
 	uint32_t i;
 
 	for (i = 0; i < rows->n; i++)
-		if (rows->at[i].what == ROW_DECODE && rows->at[i].c != &wide &&
+		if (rows->at[i].what == ROW_DECODE && !rows->at[i].c->bits &&
+		    !rows->at[i].c->i8 &&
 		    rows->at[i].keys == keys &&
 		    rows->at[i].step.batch == step.batch &&
 		    rows->at[i].step.context == step.context &&
@@ -135,7 +145,8 @@ static inline void rows_of(struct rows *rows, const struct shape *s, bool first,
 		{ 8, 32768, false }, { 64, 32768, true }, { 64, 32768, false },
 		{ 16, 32768, true }, { 8, 32768, true },
 	};
-	static const struct step wide_steps[] = { { 8, 32768, false }, { 64, 32768, false } };
+	static const struct step other_steps[] = { { 8, 32768, false }, { 64, 32768, false } };
+	static const struct step toy_step = { 4, 256, false };
 	static const uint32_t batches[] = { 8, 64, 1, 256 }, contexts[] = { 32768, 8192, 131072 };
 	static const uint32_t toy_batches[] = { 4 }, toy_contexts[] = { 256 };
 	const uint32_t *batch = toy ? toy_batches : batches;
@@ -158,12 +169,11 @@ static inline void rows_of(struct rows *rows, const struct shape *s, bool first,
 	}
 	for (k = 0; k < ARRAY_SIZE(telling) && !toy; k++)
 		rows_add_decode(rows, telling[k], CQK_KEYS_PRE_ROPE);
-	for (k = 0; k < ARRAY_SIZE(wide_steps) && !toy; k++)
-		row_add(rows, (struct row){ ROW_DECODE, &wide, CQK_KEYS_PRE_ROPE, wide_steps[k],
-					    0, 0 });
-	if (toy)
-		row_add(rows, (struct row){ ROW_DECODE, &wide, CQK_KEYS_PRE_ROPE,
-					    { toy_batches[0], toy_contexts[0], false }, 0, 0 });
+	/* of 10 bits all steps, of bytes the first */
+	for (k = 0; k < (toy ? 1 : ARRAY_SIZE(other_steps)); k++)
+		for (n = 0; n < (k ? 1 : ARRAY_SIZE(others)); n++)
+			row_add(rows, (struct row){ ROW_DECODE, &others[n], CQK_KEYS_PRE_ROPE,
+						    toy ? toy_step : other_steps[k], 0, 0 });
 	if (first || toy)
 		rows_add_steps(rows, toy);
 	for (b = 0; b < n_batch; b++)

@@ -29,7 +29,8 @@
 #define GRACE 10		/* seconds until a process that is not done in time is ended */
 
 static const enum cqk_cuda_variant variants[] = {
-	CQK_CUDA_WGMMA, CQK_CUDA_BOOKS, CQK_CUDA_FEW, CQK_CUDA_LUT, CQK_CUDA_SLICES, CQK_CUDA_BLOCK
+	CQK_CUDA_WGMMA, CQK_CUDA_BOOKS, CQK_CUDA_FEW, CQK_CUDA_LUT, CQK_CUDA_SLICES,
+	CQK_CUDA_BYTES, CQK_CUDA_BLOCK
 };
 
 /* Another program's attention, measured on this GPU in this run: of "fp16" or "fp8". */
@@ -105,7 +106,7 @@ static struct toy_opts toy_of(const struct shape *s, const struct coding *c, uin
 	return (struct toy_opts){
 		.n_heads = s->heads, .n_kv_heads = s->kv, .d = s->d, .rope_dim = s->d,
 		.ck = c->channels, .cv = c->channels, .bk = c->bits, .bv = c->bits,
-		.keys = keys, .theta = 5e5,
+		.i8 = c->i8, .keys = keys, .theta = 5e5,
 	};
 }
 

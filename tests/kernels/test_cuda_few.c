@@ -63,6 +63,98 @@ TEST_LIMIT(few_vectors, 60)
 	gpu_close(&g);
 }
 
+/* What attn_bytes.cu computes, by each of its kernels. */
+static void by_bytes(bool little_shared)
+{
+	static const uint32_t codes[] = { 2, 4, 8 };
+	bool rule = little_shared && !getenv("CQ_TEST_GPU");
+	struct gpu g;
+	uint32_t i;
+
+	gpu_open(&g);
+	for (i = 0; i < 18; i++) {
+		struct scene_opts o = plain(128, codes[i % 3]);
+
+		o.toy.cv = codes[i / 3 % 3];
+		if (little_shared && (o.toy.ck < 4 || o.toy.cv < 4))
+			continue;
+		o.toy.keys = i == 7 ? CQK_KEYS_NONE : i % 5 == 4 ? CQK_KEYS_ROTATED :
+								CQK_KEYS_PRE_ROPE;
+		o.toy.n_kv_heads = 1 + i % 2;
+		o.toy.n_heads = o.toy.n_kv_heads * (1 + i % 8);
+		o.toy.i8 = true;
+		o.toy.pairs = i / 4 % 2;
+		o.seqs = 1 + i / 2 % 2;
+		o.shift = i == 9 ? 77 : 0;
+		o.shared = i % 4 * 5;
+		o.own = 1 + i % 4 * 3;
+		o.sinks = i % 5;
+		o.tail = i / 2 % 2 * 30;
+		o.holes = i % 6 == 5;
+		o.window = i == 12 ? 100 : 0;
+		o.soft_cap = i == 13 ? 3 : 0;
+		o.dtype = i % 3;
+		/* by the rule, where there is no room for halves; tables come first of few heads */
+		cqk_cuda_force(g.k, rule && o.toy.keys == CQK_KEYS_PRE_ROPE ? CQK_CUDA_AUTO :
+										CQK_CUDA_BYTES);
+		check_variant(&g, &o, CQK_CUDA_BYTES);
+	}
+	gpu_close(&g);
+}
+
+TEST_LIMIT(few_vectors_by_bytes, 60)
+{
+	by_bytes(false);
+}
+
+/* With 99 KiB, as on sm_86, 89 and 120, for codes of groups of four channels and of eight. */
+TEST_LIMIT(few_vectors_by_bytes_in_little_memory, 60)
+{
+	ASSERT_EQ(setenv("CQ_EMU_ARCH", "86", 1), 0);
+	by_bytes(true);
+}
+
+/* Channel @ch of all centroids, which are bytes with a scale: times @by. */
+static void scale_change(struct cqk_codebook *cb, uint32_t ch, float by)
+{
+	uint32_t n = cqk_code_centroids(cb->code), h, i;
+
+	for (h = 0; h < cb->n_kv_heads; h++) {
+		size_t at = (size_t)h * cb->head_dim + ch;
+
+		((float *)(uintptr_t)cb->scale)[at] *= by;
+		for (i = 0; i < n; i++)
+			cb->f32[at * n + i] *= by;
+	}
+}
+
+/* Scales that differ from channel to channel, small ones too, and integers at their limits. */
+TEST_LIMIT(bytes_of_many_sizes, 60)
+{
+	struct gpu g;
+	uint32_t i, ch;
+
+	gpu_open(&g);
+	cqk_cuda_force(g.k, CQK_CUDA_BYTES);
+	for (i = 0; i < 6; i++) {
+		struct scene_opts o = plain(128, 2u << i % 3);
+		struct scene *s;
+
+		o.toy.keys = i % 2 ? CQK_KEYS_PRE_ROPE : CQK_KEYS_NONE;
+		o.toy.i8 = true;
+		s = scene_new(&o);
+		for (ch = 0; ch < 128; ch++) {
+			scale_change(&s->toy.m.layers[s->a.layer].k, ch,
+				     ldexpf(1, (int)(ch % 5) - 4));
+			scale_change(&s->toy.m.layers[s->a.layer].v, ch,
+				     ldexpf(1, (int)(ch % 12) - 11));
+		}
+		check_scene_variant(&g, s, CQK_CUDA_BYTES);
+		scene_free(s);
+	}
+	gpu_close(&g);
+}
+
 /* What attn_lut.cu computes, by each of its kernels and by their blocks in turn. */
 static void by_tables(bool little_shared)
 {
