@@ -31,12 +31,12 @@ function num(key, format,	x) {
 	if (plot)
 		next
 	if (n == 1)
-		printf "%-17s %-4s %-8s %-7s %-5s %5s %6s %4s %9s %9s %-6s %7s %6s %6s %-18s " \
+		printf "%-17s %-7s %-8s %-7s %-6s %5s %6s %4s %9s %9s %-6s %7s %6s %6s %-18s " \
 		       "%6s %6s  %-18s %6s %6s  %7s\n",
 		       "shape", "code", "keys", "sharing", "kind", "batch", "tokens", "ring", "us",
 		       "model us", "wall", "ps/t/h", "hbm", "shared", "baseline",
 		       "hbm", "x fp16", "fp8", "hbm", "x fp8", "error"
-	printf "%-17s %-4s %-8s %-7s %-5s %5s %6s %4s %9s %9s %-6s %7s %6s %6s %-18s %6s " \
+	printf "%-17s %-7s %-8s %-7s %-6s %5s %6s %4s %9s %9s %-6s %7s %6s %6s %-18s %6s " \
 	       "%6s%s %-18s %6s %6s%s %7s\n",
 	       text("shape"), text("config"), text("keys"), text("sharing"), text("variant"),
 	       text("batch"), text("context"), text("ring_layers"), num("us", "%.1f"),

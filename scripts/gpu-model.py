@@ -41,6 +41,7 @@ WGMMA = "kernels/cuda/attn_books_wgmma"
 TURN, TURN2 = "HFMA2=32,HMUL2=32,STS={}", "HFMA2=64,HMUL2=64,STS={}"
 LUTS, BYTES = "kernels/cuda/attn_lut", "kernels/cuda/attn_bytes"
 ROUND = "HMMA={},half2=180,LDGSTS=1,STS={}"
+PLAIN = "HMMA={},half2=110,prmt=60,LDGSTS=1"
 LUT = "HMMA={},MUFU={},LDGSTS={},lds={}"
 COUNTED = {
     # 16 tokens of a page that four vectors see whole, or eight; keys turned
@@ -58,12 +59,16 @@ COUNTED = {
     ("as they are", 4, 8): (FEWS, "cqk_attn_few_d128_k4v4", "HMMA=96,LDGSTS=1,STS=0", 517, 134),
     ("as they are", 2, 8): (FEWS, "cqk_attn_few_d128_k2v2", "HMMA=128,LDGSTS=1,STS=0", 679, 195),
     # attn_bytes.cu; keys turned
-    ("bytes", 8, 4): (BYTES, "cqk_attn_bytes_k8v8", ROUND.format(40, 2), 656, 220),
-    ("bytes", 4, 4): (BYTES, "cqk_attn_bytes_k4v4", ROUND.format(48, 2), 741, 260),
-    ("bytes", 2, 4): (BYTES, "cqk_attn_bytes_k2v2", ROUND.format(64, 2), 994, 354),
-    ("bytes", 8, 8): (BYTES, "cqk_attn_bytes_k8v8", ROUND.format(80, 4), 740, 226),
-    ("bytes", 4, 8): (BYTES, "cqk_attn_bytes_k4v4", ROUND.format(96, 4), 832, 268),
-    ("bytes", 2, 8): (BYTES, "cqk_attn_bytes_k2v2", ROUND.format(128, 4), 1145, 371),
+    ("bytes", 8, 4): (BYTES, "cqk_attn_bytes_k8v8", ROUND.format(40, 2), 656, 207),
+    ("bytes", 4, 4): (BYTES, "cqk_attn_bytes_k4v4", ROUND.format(48, 2), 741, 245),
+    ("bytes", 2, 4): (BYTES, "cqk_attn_bytes_k2v2", ROUND.format(64, 2), 994, 346),
+    ("bytes", 8, 8): (BYTES, "cqk_attn_bytes_k8v8", ROUND.format(80, 4), 740, 213),
+    ("bytes", 4, 8): (BYTES, "cqk_attn_bytes_k4v4", ROUND.format(96, 4), 832, 253),
+    ("bytes", 2, 8): (BYTES, "cqk_attn_bytes_k2v2", ROUND.format(128, 4), 1145, 361),
+    ("bytes as they are", 8, 4): (BYTES, "cqk_attn_bytes_k8v8", PLAIN.format(40), 572, 191),
+    ("bytes as they are", 4, 4): (BYTES, "cqk_attn_bytes_k4v4", PLAIN.format(48), 691, 230),
+    ("bytes as they are", 8, 8): (BYTES, "cqk_attn_bytes_k8v8", PLAIN.format(80), 665, 195),
+    ("bytes as they are", 4, 8): (BYTES, "cqk_attn_bytes_k4v4", PLAIN.format(96), 761, 230),
     # the same as attn_few.cu, if the warp also looks at what is to come
     "look": (FEWS, "cqk_attn_few_d128_k8v8",
              FEW.format(40, 6) + ",SHFL=6", 521, 169),
@@ -275,10 +280,10 @@ def few_bytes(c, vectors=GQA):
 
 
 @functools.lru_cache(maxsize=None)
-def few_rotated(c, vectors=GQA):
-    """The same if neither keys nor queries need turning."""
-    size, waves, _, _, mma = few(c, vectors=vectors)
-    count, alu = (x / 16 for x in counted(("as they are", c, vectors)))
+def few_rotated(c, vectors=GQA, of=few, name="as they are"):
+    """The same, or of attn_bytes.cu, if neither keys nor queries need turning."""
+    size, waves, _, _, mma = of(c, vectors=vectors)
+    count, alu = (x / 16 for x in counted((name, c, vectors)))
     return size, waves - (4 + vectors * 128 / 32 * 2 / 4) / 16, count, alu, mma
 
 
@@ -561,24 +566,35 @@ def count(folder):
     return 1 if bad else 0
 
 
+def bytes_walls(c, gpu, vectors=GQA):
+    """Picoseconds by wall of attn_bytes.cu, and of attn.cu's lookups, on a GPU of OTHERS."""
+    sms, clock, bandwidth, mma_clocks = OTHERS[gpu]
+    size, waves, count, alu, mma = few_bytes(c, vectors)
+    clocks = {"shared": waves, "issue": count / 4, "alu": alu / 2, "tensor": mma * mma_clocks}
+    walls = {"memory": size / bandwidth * 1e12}
+    walls.update((w, n / sms / clock * 1e12) for w, n in clocks.items())
+    return walls, max(walls["memory"], 2 * 128 / c / sms / clock * 1e12)
+
+
+def bytes_upto(c, gpu):
+    """How many vectors attn_bytes.cu computes sooner eight by eight than attn.cu at once."""
+    walls, lookups = bytes_walls(c, gpu, 8)
+    return min(int(lookups / wall(walls)) * 8, 64)
+
+
 def bytes_table():
     """Print the model of attn_bytes.cu on GPUs that have less shared memory."""
-    print("| GPU | code | memory | shared | issue | alu | tensor | wall | ps | of fp16 | `block` |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for gpu, (sms, clock, bandwidth, mma_clocks) in OTHERS.items():
-        for c in (2, 4, 8):
-            if c == 2 and gpu != "A100":
-                continue
-            size, waves, count, alu, mma = few_bytes(c)
-            ps = {"memory": size / bandwidth * 1e12}
-            clocks = {"shared": waves, "issue": count / 4, "alu": alu / 2,
-                      "tensor": mma * mma_clocks}
-            ps.update((w, n / sms / clock * 1e12) for w, n in clocks.items())
-            most = max(ps, key=ps.get)
-            lookups = max(2 * 128 / c / sms / clock * 1e12, ps["memory"])
-            print("|", " | ".join([gpu, f"{c}c8b"] + [f"{x:.0f}" for x in ps.values()] + [
-                most, f"{ps[most]:.0f}", f"{512 / bandwidth * 1e12 / ps[most]:.1f}",
-                f"{lookups:.0f}"]), "|")
+    print("| GPU | code | memory | shared | issue | alu | tensor | wall | ps | of fp16 | `block` |"
+          " eight by eight up to |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    # what there is no room for halves of, and is for bytes
+    for gpu, codes in (("A100", (2, 4)), ("L40S", (4, 8)), ("RTX 4090", (4, 8))):
+        for c in codes:
+            walls, lookups = bytes_walls(c, gpu)
+            print("|", " | ".join([gpu, f"{c}c8b"] + [f"{x:.0f}" for x in walls.values()] + [
+                max(walls, key=walls.get), f"{wall(walls):.0f}",
+                f"{512 / OTHERS[gpu][2] * 1e12 / wall(walls):.1f}", f"{lookups:.0f}",
+                str(bytes_upto(c, gpu))]), "|")
 
 
 def table():
@@ -652,8 +668,10 @@ def header():
             row("BLOCK", code, turned, 256, 1, lambda _: {"chain": 2 * 128 / c})
     for c in (4, 8):
         for unit in (4, 8):
-            row("BYTES", f"{c}c8b-i8", "true", unit, 1,
+            row("BYTES", f"{c}c8b", "true", unit, 1,
                 lambda _, c=c, n=unit: clocks_of(few_bytes(c, n)))
+            row("BYTES", f"{c}c8b", "false", unit, 1, lambda _, c=c, n=unit: clocks_of(
+                few_rotated(c, n, few_bytes, "bytes as they are")))
     row("SLICES", "8c10b", "true", 4, 1, lambda _: clocks_of(slices(8, 10, 128)))
     return ("/* SPDX-License-Identifier: MIT */\n"
             "/* Made by scripts/gpu-model.py --header: rows of struct clocks, head_dim 128. */\n"

@@ -12,8 +12,9 @@
 
 #define EIGHTS	0x48484848u	/* above each byte: 8.0 and more */
 #define NINES	0x48804880u	/* two halves, 9.0 */
+#define SIGNS	0x80808080u	/* integers plus 128 */
 
-/* 2 n bytes of a unit on their way to n words of halves, in the first of these or two. */
+/* 2 n bytes of a unit that n words of halves will be of, in x[0]; of eight also in x[2]. */
 template <int words>
 CQ_DEVICE void bytes_load(uint32_t *x, const uint8_t *from)
 {
@@ -50,7 +51,7 @@ CQ_DEVICE void bytes_widen(uint32_t *x, const uint32_t *scale)
 	}
 }
 
-/* 128 of the scales of two channels. */
+/* 128 of the scales of two channels; what is no half then, above 511, would make 0 a NaN. */
 CQ_DEVICE uint32_t scales_of(const float *scale)
 {
 	return h2_bits(__floats2half2_rn(fminf(scale[0] * 128, 65504),
@@ -83,23 +84,33 @@ struct few_bytes {
 		bytes_widen<words>(x, scale.v + word);
 	}
 
-	/* 16 bytes of a group at a time, which are whole centroids. */
+	/*
+	 * 16 bytes of a group at a time, which are whole centroids: threads that follow each
+	 * other have groups that do, and so store to one row, or two.
+	 */
+	template <int c>
 	CQ_DEVICE void side_load(const struct cqkd_book &b, uint32_t head, uint8_t *to)
 	{
+		constexpr int groups = d / c, n = 16 / c;
 		const uint8_t *from = cqkd_ptr<const uint8_t>(b.i8) +
 				      (size_t)head * CQKD_CENTROIDS * d;
-		uint32_t c = b.channels, group = CQKD_CENTROIDS * c, at, x;
-		int i;
+		int i, x;
 
 		for (i = cq_keep(threadIdx.x); i < CQKD_CENTROIDS * d / 16; i += THREADS) {
-			uint4 four = *(const uint4 *)(from + (size_t)i * 16);
-			uint32_t word[4] = { four.x, four.y, four.z, four.w };
+			int g = i % groups, piece = i / groups;
+			uint4 four = *(const uint4 *)(from + (size_t)g * CQKD_CENTROIDS * c +
+						      piece * 16);
+			uint32_t word[4] = { four.x ^ SIGNS, four.y ^ SIGNS, four.z ^ SIGNS,
+					     four.w ^ SIGNS };
 
 #pragma unroll
-			for (x = 0; x < 16; x += 2) {
-				at = i * 16 + x;
-				*(uint16_t *)(to + at % group / c * d + at / group * c + x % c) =
-					(uint16_t)((word[x / 4] ^ 0x80808080u) >> x % 4 * 8);
+			for (x = 0; x < n; x++) {
+				uint8_t *at = to + (piece * n + x) * d + g * c;
+
+				if (c == 2)
+					*(uint16_t *)at = (uint16_t)(word[x / 2] >> x % 2 * 16);
+				else
+					unit_store<c == 2 ? 1 : c / 4>(at, word + x * c / 4);
 			}
 		}
 	}
@@ -107,8 +118,8 @@ struct few_bytes {
 	CQ_DEVICE void load(const struct cqkd_layer &at, uint32_t head,
 			    uint8_t (*to)[CQKD_CENTROIDS][d])
 	{
-		side_load(at.k, head, to[0][0]);
-		side_load(at.v, head, to[1][0]);
+		side_load<kc>(at.k, head, to[0][0]);
+		side_load<vc>(at.v, head, to[1][0]);
 	}
 
 	CQ_DEVICE void init(const struct cqkd_layer &at, uint32_t head, struct lane &to)

@@ -565,12 +565,14 @@ enum cqk_cuda_variant cqk_cuda_variant(const struct cqk_cuda_kernels *k,
 	return cqk_cuda_variant_choose(k->forced, &s);
 }
 
-/* Items of few vectors by attn_lut.cu: of one or two, if attn_few.cu can have the others. */
+/* Items of few vectors by attn_lut.cu: of one or two, if another kernel can have the others. */
 static int launch_lut(const struct cqk_cuda_kernels *k, const struct cqk_cuda_shape *s,
 		      const struct cqk_cuda_limits *l, struct cqkd_attn *p,
 		      struct cqcu_stream *stream, struct cq_err *err)
 {
-	bool others = k->forced != CQK_CUDA_LUT && cqk_cuda_variant_can(CQK_CUDA_FEW, s);
+	enum cqk_cuda_variant more = cqk_cuda_variant_can(CQK_CUDA_FEW, s) ? CQK_CUDA_FEW :
+									      CQK_CUDA_BYTES;
+	bool others = k->forced != CQK_CUDA_LUT && cqk_cuda_variant_can(more, s);
 	struct grid size = { MIN(l->few, l->items), p->n_heads, 0 };
 	struct cqk_cuda_lut lut;
 	int ret;
@@ -587,8 +589,9 @@ static int launch_lut(const struct cqk_cuda_kernels *k, const struct cqk_cuda_sh
 	p->least = lut.vecs + 1;
 	p->few = CQKD_FEW_VECS;
 	size.threads = 0;
-	return launch(k, FEW_AT(p->d, s->k_channels, s->v_channels), size,
-		      cqk_cuda_variant_shared(CQK_CUDA_FEW, s), p, stream, err);
+	return launch(k, more == CQK_CUDA_FEW ? FEW_AT(p->d, s->k_channels, s->v_channels) :
+						BYTES_AT(s->k_channels, s->v_channels), size,
+		      cqk_cuda_variant_shared(more, s), p, stream, err);
 }
 
 /* Items of few vectors, if there is a kernel of their own for them. */

@@ -327,8 +327,8 @@ struct cqkd_plan {
  * @soft_cap:  > 0: s -> cap * tanh(s / cap)
  * @window:    sliding window, 0: none
  * @base2:     the lse is a logarithm to base 2
- * @few:       items of at most so many vectors are attn_few.cu's, attn_f16.cu's or
- *             attn_lut.cu's; 0: none are
+ * @few:       items of at most so many vectors are attn_few.cu's or those of another kernel
+ *             for few; 0: none are
  * @tiles:     attn_books.cu: tiles that it has room for
  * @least:     and of so many at least, if another kernel has those of fewer
  * @lut:       words of a row of attn_lut.cu's table

@@ -59,12 +59,14 @@ static const struct {
  * scripts/gpu-model.py, not measured: likewise to be replaced.
  */
 static const struct {
+	enum cqk_cuda_variant variant;
 	uint32_t head_dim;
 	uint32_t channels;	/* of a group */
 	uint32_t vecs;
 } eights[] = {
-	{ 64, 2, 60 }, { 64, 4, 32 }, { 64, 8, 24 },
-	{ 128, 2, 60 }, { 128, 4, 40 }, { 128, 8, 56 },
+	{ CQK_CUDA_FEW, 64, 2, 60 }, { CQK_CUDA_FEW, 64, 4, 32 }, { CQK_CUDA_FEW, 64, 8, 24 },
+	{ CQK_CUDA_FEW, 128, 2, 60 }, { CQK_CUDA_FEW, 128, 4, 40 }, { CQK_CUDA_FEW, 128, 8, 56 },
+	{ CQK_CUDA_BYTES, 128, 2, 56 }, { CQK_CUDA_BYTES, 128, 4, 16 },
 };
 
 /*
@@ -258,12 +260,13 @@ enum cqk_cuda_variant cqk_cuda_variant_choose(enum cqk_cuda_variant forced,
 	return CQK_CUDA_BLOCK;
 }
 
-static uint32_t eights_of(uint32_t head_dim, uint32_t channels)
+static uint32_t eights_of(enum cqk_cuda_variant v, uint32_t head_dim, uint32_t channels)
 {
 	uint32_t i;
 
 	for (i = 0; i < ARRAY_SIZE(eights); i++)
-		if (eights[i].head_dim == head_dim && eights[i].channels == channels)
+		if (eights[i].variant == v && eights[i].head_dim == head_dim &&
+		    eights[i].channels == channels)
 			return eights[i].vecs;
 	return 0;
 }
@@ -273,13 +276,15 @@ uint32_t cqk_cuda_variant_vecs(enum cqk_cuda_variant forced, const struct cqk_cu
 	enum cqk_cuda_variant v = cqk_cuda_variant_choose(forced, s);
 
 	/* beside attn_lut.cu, for items of more vectors */
-	if (v == CQK_CUDA_LUT && forced != CQK_CUDA_LUT && cqk_cuda_variant_can(CQK_CUDA_FEW, s))
-		v = CQK_CUDA_FEW;
-	if (v != CQK_CUDA_FEW)
+	if (v == CQK_CUDA_LUT && forced != CQK_CUDA_LUT)
+		v = cqk_cuda_variant_can(CQK_CUDA_FEW, s) ? CQK_CUDA_FEW :
+		    cqk_cuda_variant_can(CQK_CUDA_BYTES, s) ? CQK_CUDA_BYTES : v;
+	if (v != CQK_CUDA_FEW && v != CQK_CUDA_BYTES)
 		return 0;
-	if (forced == CQK_CUDA_FEW)	/* all that are not wide */
+	if (forced == v)	/* all that are not wide */
 		return CQKD_VECS(s->head_dim);
-	return MIN(eights_of(s->head_dim, s->k_channels), eights_of(s->head_dim, s->v_channels));
+	return MIN(eights_of(v, s->head_dim, s->k_channels),
+		   eights_of(v, s->head_dim, s->v_channels));
 }
 
 static const struct books *books_of(uint32_t channels)

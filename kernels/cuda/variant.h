@@ -182,9 +182,9 @@ bool cqk_cuda_encode_near(enum cqk_cuda_encode forced, uint32_t channels, uint32
  * @s:      shape
  *
  * Pages that so many vectors see, and no more, are best read again for each eight of
- * them by attn_few.cu; for more they are decoded into shared memory once.
+ * them by attn_few.cu or attn_bytes.cu; for more they are decoded into shared memory once.
  *
- * Return: vectors; 0 if that kernel is not the one that is chosen.
+ * Return: vectors; 0: no more than eight, or neither kernel is the one that is chosen.
  */
 uint32_t cqk_cuda_variant_vecs(enum cqk_cuda_variant forced, const struct cqk_cuda_shape *s);
 

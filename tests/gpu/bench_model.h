@@ -8,7 +8,9 @@
 #define BENCH_MODEL_H
 
 enum wall {
-	WALL_SHARED, WALL_ISSUE, WALL_ALU, WALL_TENSOR, WALL_CHAIN, WALLS, WALL_MEMORY = WALLS
+	WALL_SHARED, WALL_ISSUE, WALL_ALU, WALL_TENSOR,
+	WALL_CHAIN,	/* what one warp does after the other, or lookups in the L1 */
+	WALLS, WALL_MEMORY = WALLS
 };
 
 static const char *const wall_names[] = {
@@ -19,7 +21,7 @@ static const char *const wall_names[] = {
 /**
  * struct clocks - of a token and kv head, for items of a variant
  * @variant: whose
- * @config:  coding
+ * @config:  coding, whatever centroids are
  * @turned:  keys and queries are
  * @unit:    query vectors that are computed together
  * @most:    units of an item
@@ -43,7 +45,8 @@ static inline const struct clocks *clocks_of(enum cqk_cuda_variant variant, cons
 	const struct clocks *c, *best = NULL;
 
 	for (c = clocks; c < clocks + ARRAY_SIZE(clocks); c++) {
-		if (c->variant != variant || c->turned != turned || strcmp(c->config, config))
+		if (c->variant != variant || c->turned != turned ||
+		    strncmp(c->config, config, strlen(c->config)))
 			continue;
 		if (!best || (best->unit * best->most < vecs ? c->unit > best->unit :
 			      c->unit < best->unit && c->unit * c->most >= vecs))
@@ -52,30 +55,38 @@ static inline const struct clocks *clocks_of(enum cqk_cuda_variant variant, cons
 	return best;
 }
 
-/* Clocks of @tokens that @vecs see; false: the model has none. */
-static inline bool clocks_add(double sum[WALLS], enum cqk_cuda_variant variant,
-			      const struct row *row, uint32_t vecs, double tokens)
+/*
+ * Clocks of @tokens that @vecs see; false: the model has none. It has none of what a variant
+ * leaves to another one, and of tables that are narrow, as there is little shared memory.
+ */
+static inline bool clocks_add(double sum[WALLS], const struct rig *r, const struct row *row,
+			      enum cqk_cuda_variant variant, uint32_t vecs, double tokens)
 {
+	bool small = r->arch != 80 && r->arch != 90 && r->arch != 100;
+	/* products that are added up in f32: on some cards they take twice as long again */
+	double slower = small ? 2 : 1;
 	const struct clocks *c;
 	uint32_t w, n, units;
 
+	if (small && variant == CQK_CUDA_LUT)
+		return false;
 	for (; vecs; vecs -= n) {
 		c = clocks_of(variant, row->c->config, row->keys == CQK_KEYS_PRE_ROPE, vecs);
-		/* what these leave to others was not counted */
 		if (!c || (vecs > c->unit && (variant == CQK_CUDA_LUT ||
 					      variant == CQK_CUDA_SLICES)))
 			return false;
 		n = MIN(vecs, c->unit * c->most);
 		units = (n + c->unit - 1) / c->unit;
 		for (w = 0; w < WALLS; w++)
-			sum[w] += tokens * (double)(c->first[w] + (float)units * c->each[w]);
+			sum[w] += (w == WALL_TENSOR ? slower : 1) * tokens *
+				  (double)(c->first[w] + (float)units * c->each[w]);
 	}
 	return true;
 }
 
 /**
  * struct forecast - of a call
- * @us:     at least
+ * @us:     at least; of a call that the model does not know, by memory alone
  * @clocks: of one multiprocessor after the other, by wall
  * @wall:   what takes @us, a name; NULL: the model does not know such a call
  */
@@ -85,25 +96,32 @@ struct forecast {
 };
 
 /*
- * A prefix is seen by all vectors of a batch, what sequences have of their own by those of one,
- * for which a variant of many leaves it to attn_few.cu.
+ * What computes a prefix, which all vectors of a batch see: the call's variant if these are
+ * wide items, else that of few vectors, again and again; and attn.cu where that is none.
  */
+static inline bool prefix_add(struct forecast *f, const struct rig *r, const struct shape *s,
+			      const struct row *row, const struct call *c, double tokens)
+{
+	uint32_t vecs = s->heads / s->kv * row->step.batch;
+	bool many = c->variant == CQK_CUDA_BOOKS || c->variant == CQK_CUDA_WGMMA;
+	bool eights = c->few == CQK_CUDA_FEW || c->few == CQK_CUDA_BYTES;
+
+	if (c->wide ? !many && c->few != CQK_CUDA_BLOCK : !eights && c->few != CQK_CUDA_BLOCK)
+		return false;
+	return clocks_add(f->clocks, r, row, c->wide ? c->variant : c->few, vecs, tokens);
+}
+
 static inline struct forecast forecast(const struct rig *r, const struct shape *s,
 				       const struct row *row, const struct call *c)
 {
 	const struct step *step = &row->step;
-	bool many = c->variant == CQK_CUDA_BOOKS || c->variant == CQK_CUDA_WGMMA;
 	double own = step->prefix ? 128 : step->context, per_us = r->sms * r->clock_hz * 1e-6;
 	struct forecast f = { .us = c->bytes / r->copy_bytes_s * 1e6 };
-	uint32_t gqa = s->heads / s->kv, w, wall = WALL_MEMORY;
+	uint32_t w, wall = WALL_MEMORY;
 
 	if (s->d != 128 || per_us <= 0 ||
-	    !clocks_add(f.clocks, many ? CQK_CUDA_FEW : c->variant, row, gqa,
-			own * step->batch * s->kv))
-		return f;
-	if (step->prefix && ((!many && c->variant != CQK_CUDA_FEW) ||
-			     !clocks_add(f.clocks, c->variant, row, gqa * step->batch,
-					 (step->context - own) * s->kv)))
+	    !clocks_add(f.clocks, r, row, c->few, s->heads / s->kv, own * step->batch * s->kv) ||
+	    (step->prefix && !prefix_add(&f, r, s, row, c, (step->context - own) * s->kv)))
 		return f;
 	for (w = 0; w < WALLS; w++)
 		if (f.clocks[w] / per_us > f.us) {

@@ -50,6 +50,7 @@ struct rig {
 	bool emulated;
 	uint32_t sms, l2;
 	double clock_hz;		/* at most */
+	uint32_t arch;			/* compute capability, 90 for 9.0 */
 	double copy_bytes_s;		/* read and written, measured */
 	cqcu_ptr codes, halves;		/* random; each code is a number of e4m3, too */
 	cqcu_ptr scales;		/* of these */
@@ -84,7 +85,8 @@ struct call {
 	uint32_t n_blocks, n_spans, calls;
 	struct cqk_cuda_limits limits;
 	struct cqk_cuda_attn a;
-	enum cqk_cuda_variant variant;
+	enum cqk_cuda_variant variant, few;	/* the latter is of items of few vectors */
+	bool wide;				/* there are wide items */
 	enum way way;
 	struct base_call base;
 	struct cqcu_exec *exec;
@@ -210,6 +212,12 @@ static inline void rig_open(struct rig *r, int device, size_t mib)
 	r->l2 = (uint32_t)value;
 	CU(r->g.cu->cuDeviceGetAttribute(&value, CQCU_DEVICE_ATTRIBUTE_CLOCK_RATE, r->g.dev));
 	r->clock_hz = value * 1e3;
+	CU(r->g.cu->cuDeviceGetAttribute(&value, CQCU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+					 r->g.dev));
+	r->arch = (uint32_t)value * 10;
+	CU(r->g.cu->cuDeviceGetAttribute(&value, CQCU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+					 r->g.dev));
+	r->arch += (uint32_t)value;
 	CU(r->g.cu->cuMemGetInfo(&have, &all));
 	have = mib ? MIN(mib << 20, have) : have;
 	/* a tenth for plans, tables and workspaces */
@@ -436,7 +444,7 @@ static inline void call_plan(struct rig *r, struct call *c, const struct step *s
 	cqcu_ptr at;
 
 	/* the variant that shares centroids wants whole multiprocessors, the other one halves */
-	c->variant = cqk_cuda_variant(r->g.k, c->m->t, &c->a);
+	c->variant = c->few = cqk_cuda_variant(r->g.k, c->m->t, &c->a);
 	if (c->way == WAY_CODES)
 		step.want = MAX((c->variant == CQK_CUDA_BLOCK ? 2 : 1) * r->sms / g->n_kv_heads,
 				1u);
@@ -445,7 +453,8 @@ static inline void call_plan(struct rig *r, struct call *c, const struct step *s
 	if (((struct cqkd_plan *)plan)->vecs <= CQKD_FEW_VECS)
 		c->limits.few_only = 1;
 	/* a call has the name of what the many are computed by, if it is another one */
-	if (c->way == WAY_CODES && ((struct cqkd_plan *)plan)->n_wide) {
+	c->wide = ((struct cqkd_plan *)plan)->n_wide;
+	if (c->way == WAY_CODES && c->wide) {
 		enum cqk_cuda_variant wide = cqk_cuda_variant_wide(r->g.k, c->m->t, &c->a);
 
 		if (wide != CQK_CUDA_BLOCK)

@@ -128,7 +128,7 @@ static void scale_change(struct cqk_codebook *cb, uint32_t ch, float by)
 	}
 }
 
-/* Scales that differ from channel to channel, small ones too, and integers at their limits. */
+/* Scales that differ from channel to channel, up to what is a half still. */
 TEST_LIMIT(bytes_of_many_sizes, 60)
 {
 	struct gpu g;
@@ -147,7 +147,7 @@ TEST_LIMIT(bytes_of_many_sizes, 60)
 			scale_change(&s->toy.m.layers[s->a.layer].k, ch,
 				     ldexpf(1, (int)(ch % 5) - 4));
 			scale_change(&s->toy.m.layers[s->a.layer].v, ch,
-				     ldexpf(1, (int)(ch % 12) - 11));
+				     ldexpf(1, (int)(ch % 12) + (i < 3 ? -11 : 2)));
 		}
 		check_scene_variant(&g, s, CQK_CUDA_BYTES);
 		scene_free(s);
@@ -314,6 +314,28 @@ TEST(few_vectors_by_tables_and_by_centroids)
 	for (rows = 1; rows < 4; rows++) {
 		struct scene_opts o = plain(128, 8);
 
+		o.toy.keys = CQK_KEYS_ROTATED;
+		o.toy.n_heads = o.toy.n_kv_heads;
+		o.rows = rows;
+		o.seqs = 2;
+		o.own = 3;
+		check_variant(&g, &o, CQK_CUDA_LUT);
+	}
+	gpu_close(&g);
+}
+
+/* The same of centroids that stay bytes, as halves have no room. */
+TEST(few_vectors_by_tables_and_by_bytes)
+{
+	uint32_t rows;
+	struct gpu g;
+
+	ASSERT_EQ(setenv("CQ_EMU_ARCH", "86", 1), 0);
+	gpu_open(&g);
+	for (rows = 1; rows < 5; rows++) {
+		struct scene_opts o = plain(128, rows % 2 ? 8 : 4);
+
+		o.toy.i8 = true;
 		o.toy.keys = CQK_KEYS_ROTATED;
 		o.toy.n_heads = o.toy.n_kv_heads;
 		o.rows = rows;

@@ -622,31 +622,38 @@ TEST(rule_of_bytes)
 {
 	static const struct {
 		uint32_t shared, kc, vc;	/* KiB */
+		uint32_t turned, gqa, eights;
 		enum cqk_cuda_variant take;
 	} cases[] = {
-		{ 227, 8, 8, CQK_CUDA_FEW }, { 227, 2, 2, CQK_CUDA_FEW },
-		{ 163, 8, 8, CQK_CUDA_FEW }, { 163, 4, 4, CQK_CUDA_BYTES },
-		{ 163, 2, 2, CQK_CUDA_BYTES }, { 99, 8, 8, CQK_CUDA_BYTES },
-		{ 99, 4, 8, CQK_CUDA_BYTES }, { 99, 4, 4, CQK_CUDA_BYTES },
-		{ 99, 8, 2, CQK_CUDA_BLOCK }, { 99, 2, 2, CQK_CUDA_BLOCK },
-		{ 88, 8, 8, CQK_CUDA_BLOCK },
+		{ 227, 8, 8, 128, 4, 56, CQK_CUDA_FEW }, { 227, 2, 2, 128, 4, 60, CQK_CUDA_FEW },
+		{ 163, 8, 8, 128, 4, 56, CQK_CUDA_FEW },
+		{ 163, 4, 4, 128, 4, 16, CQK_CUDA_BYTES },
+		{ 163, 2, 2, 128, 1, 56, CQK_CUDA_BYTES },
+		{ 163, 2, 4, 128, 4, 16, CQK_CUDA_BYTES },
+		{ 99, 8, 8, 128, 4, 0, CQK_CUDA_BYTES }, { 99, 4, 8, 128, 4, 0, CQK_CUDA_BYTES },
+		{ 99, 4, 4, 128, 8, 16, CQK_CUDA_BYTES },
+		{ 99, 8, 2, 128, 4, 0, CQK_CUDA_BLOCK }, { 99, 2, 2, 128, 4, 0, CQK_CUDA_BLOCK },
+		{ 88, 8, 8, 128, 4, 0, CQK_CUDA_BLOCK },
+		/* tables of products only for few query heads, beside bytes or where these fail */
+		{ 99, 4, 4, 0, 4, 16, CQK_CUDA_BYTES }, { 99, 4, 4, 0, 2, 16, CQK_CUDA_LUT },
+		{ 99, 8, 2, 0, 4, 0, CQK_CUDA_LUT },
 	};
 	uint32_t i;
 
 	for (i = 0; i < ARRAY_SIZE(cases); i++) {
 		struct cqk_cuda_shape s = { .head_dim = 128, .k_channels = cases[i].kc,
 					    .v_channels = cases[i].vc, .k_bits = 8, .v_bits = 8,
-					    .bytes = true, .turned = 128, .gqa = 4, .arch = 80,
+					    .bytes = true, .turned = cases[i].turned,
+					    .gqa = cases[i].gqa, .arch = 80,
 					    .shared = cases[i].shared << 10 };
 
 		ASSERT_EQ(cqk_cuda_variant_choose(CQK_CUDA_AUTO, &s), cases[i].take);
-		/* pages of more vectors than eight are decoded once for all of them */
-		if (cases[i].take == CQK_CUDA_BYTES)
-			ASSERT_EQ(cqk_cuda_variant_vecs(CQK_CUDA_AUTO, &s), 0);
+		ASSERT_EQ(cqk_cuda_variant_vecs(CQK_CUDA_AUTO, &s), cases[i].eights);
 		s.bytes = false;
 		ASSERT(!cqk_cuda_variant_can(CQK_CUDA_BYTES, &s));
 		s.bytes = true;
-		s.head_dim = s.turned = 64;
+		s.head_dim = 64;
+		s.turned = 0;
 		ASSERT(!cqk_cuda_variant_can(CQK_CUDA_BYTES, &s));
 	}
 }

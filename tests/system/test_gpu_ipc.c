@@ -365,7 +365,7 @@ TEST_LIMIT(manager_first, 60)
 	end();
 }
 
-/* Whoever takes its holder from it then is not cut off himself before it goes on. */
+/* A cqd that stands still does not take its holder back before the test has asked it. */
 static void freeze_cqd(void)
 {
 	char path[40], state = '?';
