@@ -423,19 +423,20 @@ static int headers_read(struct cqc_gpu *g, uint32_t n)
 	struct cqc_hashing *h = &g->hashing;
 	cqcu_ptr list = h->dev + h->list_at, to = list + HDRS_AT;
 	uint8_t *host = h->host + h->list_at;
-	int ret, r;
+	int ret, r, sync;
 
 	r = g->cu->cuMemcpyHtoDAsync(list, host, n * 8, h->stream);
 	if (r)
 		return cqc_gpu_fail(g, r, "copying addresses of headers");
 	ret = cqk_cuda_gather(g->kernels, list, to, n, h->stream, cqc_err());
+	if (!ret)
+		r = g->cu->cuMemcpyDtoHAsync(host + HDRS_AT, to, n * sizeof(struct cq_page_hdr),
+					     h->stream);
+	/* Waited for also after a failure: until then the list is read. */
+	sync = g->cu->cuStreamSynchronize(h->stream);
 	if (ret)
 		return ret;
-	r = g->cu->cuMemcpyDtoHAsync(host + HDRS_AT, to, n * sizeof(struct cq_page_hdr),
-				     h->stream);
-	if (!r)
-		r = g->cu->cuStreamSynchronize(h->stream);
-	return r ? cqc_gpu_fail(g, r, "reading headers of pages") : 0;
+	return r || sync ? cqc_gpu_fail(g, r ? r : sync, "reading headers of pages") : 0;
 }
 
 /**

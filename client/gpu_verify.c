@@ -77,7 +77,7 @@ static int compute(struct look *k)
 	struct cqc_gpu *g = k->model->gpu;
 	struct cqcu_stream *stream = g->hashing.stream;
 	uint32_t i, n = k->n + (k->sink != NULL);
-	int ret, r;
+	int ret, r, sync;
 
 	for (i = 0; i < k->n; i++)
 		job(k, i, k->at[i], m->payload);
@@ -89,12 +89,14 @@ static int compute(struct look *k)
 		return cqc_gpu_fail(g, r, "copying checks");
 	ret = cqk_cuda_check(g->kernels, k->dev + 16, k->dev, n,
 			     MAX(m->payload, m->sink_payload), stream, cqc_err());
+	if (!ret)
+		r = g->cu->cuMemcpyDtoHAsync(k->host + k->out, k->dev + k->out, n * k->each,
+					     stream);
+	/* Waited for also after a failure: until then what is asked is read. */
+	sync = g->cu->cuStreamSynchronize(stream);
 	if (ret)
 		return ret;
-	r = g->cu->cuMemcpyDtoHAsync(k->host + k->out, k->dev + k->out, n * k->each, stream);
-	if (!r)
-		r = g->cu->cuStreamSynchronize(stream);
-	return r ? cqc_gpu_fail(g, r, "reading checks") : 0;
+	return r || sync ? cqc_gpu_fail(g, r ? r : sync, "reading checks") : 0;
 }
 
 /* Sinks have their checksum in their header alone; wrong ones spoil page 0. */
