@@ -209,6 +209,8 @@ int cqc_gpu_eng_in(const struct cqc_gpu *g, int *mode);
 void cqc_gpu_eng_out(const struct cqc_gpu *g, int *mode);
 /* Text of a driver call's failure; notes a lost context. */
 int cqc_gpu_fail(struct cqc_gpu *g, int result, const char *what);
+/* Until @stream has done what was begun, also after a failure, @ret. 0 or -errno with text. */
+int cqc_gpu_finish(struct cqc_gpu *g, struct cqcu_stream *stream, int ret, const char *what);
 int cqc_gpu_memory(struct cq_model *model, uint64_t bytes);
 void cqc_gpu_fini(struct cq_model *model);
 int cqc_gpu_call(const struct cq_model *model, int32_t device, void *stream,

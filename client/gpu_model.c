@@ -38,6 +38,26 @@ int cqc_gpu_fail(struct cqc_gpu *g, int result, const char *what)
 }
 
 /**
+ * cqc_gpu_finish() - wait for what was begun
+ * @g:      device
+ * @stream: where it was
+ * @ret:    0, or a failure on the way, with text
+ * @what:   is waited for
+ *
+ * Waits also after a failure: what was begun uses memory of the host's.
+ *
+ * Return: @ret; else 0 or -errno with text.
+ */
+int cqc_gpu_finish(struct cqc_gpu *g, struct cqcu_stream *stream, int ret, const char *what)
+{
+	int r = g->cu->cuStreamSynchronize(stream);
+
+	if (ret || !r)
+		return ret;
+	return cqc_gpu_fail(g, r, what);
+}
+
+/**
  * cqc_gpu_in() - use the device's context
  * @g: device
  *

@@ -423,7 +423,7 @@ static int headers_read(struct cqc_gpu *g, uint32_t n)
 	struct cqc_hashing *h = &g->hashing;
 	cqcu_ptr list = h->dev + h->list_at, to = list + HDRS_AT;
 	uint8_t *host = h->host + h->list_at;
-	int ret, r, sync;
+	int ret, r;
 
 	r = g->cu->cuMemcpyHtoDAsync(list, host, n * 8, h->stream);
 	if (r)
@@ -432,11 +432,9 @@ static int headers_read(struct cqc_gpu *g, uint32_t n)
 	if (!ret)
 		r = g->cu->cuMemcpyDtoHAsync(host + HDRS_AT, to, n * sizeof(struct cq_page_hdr),
 					     h->stream);
-	/* Waited for also after a failure: until then the list is read. */
-	sync = g->cu->cuStreamSynchronize(h->stream);
-	if (ret)
-		return ret;
-	return r || sync ? cqc_gpu_fail(g, r ? r : sync, "reading headers of pages") : 0;
+	if (r)
+		ret = cqc_gpu_fail(g, r, "reading headers of pages");
+	return cqc_gpu_finish(g, h->stream, ret, "reading headers of pages");
 }
 
 /**

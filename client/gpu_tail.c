@@ -26,14 +26,9 @@ static int bring(struct cqc_gpu *g, cqcu_ptr to, const void *from, uint64_t byte
 	return r ? cqc_gpu_fail(g, r, "copying to the device") : 0;
 }
 
-/* Waited for also after a failure: what was begun uses the caller's memory. */
 static int done(struct cqc_gpu *g, int ret)
 {
-	int r = g->cu->cuStreamSynchronize(g->stream);
-
-	if (ret || !r)
-		return ret;
-	return cqc_gpu_fail(g, r, "waiting for copies");
+	return cqc_gpu_finish(g, g->stream, ret, "waiting for copies");
 }
 
 /* --- reading --- */

@@ -77,7 +77,7 @@ static int compute(struct look *k)
 	struct cqc_gpu *g = k->model->gpu;
 	struct cqcu_stream *stream = g->hashing.stream;
 	uint32_t i, n = k->n + (k->sink != NULL);
-	int ret, r, sync;
+	int ret, r;
 
 	for (i = 0; i < k->n; i++)
 		job(k, i, k->at[i], m->payload);
@@ -92,11 +92,9 @@ static int compute(struct look *k)
 	if (!ret)
 		r = g->cu->cuMemcpyDtoHAsync(k->host + k->out, k->dev + k->out, n * k->each,
 					     stream);
-	/* Waited for also after a failure: until then what is asked is read. */
-	sync = g->cu->cuStreamSynchronize(stream);
-	if (ret)
-		return ret;
-	return r || sync ? cqc_gpu_fail(g, r ? r : sync, "reading checks") : 0;
+	if (r)
+		ret = cqc_gpu_fail(g, r, "reading checks");
+	return cqc_gpu_finish(g, stream, ret, "reading checks");
 }
 
 /* Sinks have their checksum in their header alone; wrong ones spoil page 0. */

@@ -146,11 +146,11 @@ static inline void rows_of(struct rows *rows, const struct shape *s, bool first,
 		{ 16, 32768, true }, { 8, 32768, true },
 	};
 	static const struct step other_steps[] = { { 8, 32768, false }, { 64, 32768, false } };
-	static const struct step toy_step = { 4, 256, false };
 	static const uint32_t batches[] = { 8, 64, 1, 256 }, contexts[] = { 32768, 8192, 131072 };
 	static const uint32_t toy_batches[] = { 4 }, toy_contexts[] = { 256 };
 	const uint32_t *batch = toy ? toy_batches : batches;
 	const uint32_t *context = toy ? toy_contexts : contexts;
+	const struct step toy_step = { toy_batches[0], toy_contexts[0], false };
 	uint32_t n_batch = toy ? 1 : 4, n_context = toy ? 1 : 3, b, n, k;
 
 	rows->n = 0;
